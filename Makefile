@@ -1,0 +1,33 @@
+# `make demo` and `make test` put everything they need into .venv; constraints.txt holds the tested versions.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --constraint constraints.txt
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
+
+.PHONY: demo test lint typecheck clean
+
+demo: .venv/.installed
+	$(BIN)/zweave demo
+
+test: .venv/.tested
+	$(BIN)/zweave pull smollm2
+	$(BIN)/pytest
+
+lint: .venv/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+# torch comes first and the build is not isolated: the extension is compiled against the torch it runs with.
+.venv/.installed: $(SOURCES)
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PIP) torch setuptools wheel ninja pybind11 numpy
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+.venv/.tested: .venv/.installed
+	$(PIP) --no-build-isolation --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info kernels/*.so

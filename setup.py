@@ -1,0 +1,53 @@
+"""Builds zweave: `runtime/` is the package `zweave`, `kernels/` its sub-package `zweave.kernels`."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).resolve().parent
+
+
+def sub_packages(package: str, folder: str) -> dict[str, str]:
+    """Maps a package and all its sub-packages to their folders."""
+    found = find_packages(str(ROOT / folder))
+    return {package: folder} | {f"{package}.{name}": f"{folder}/{name.replace('.', '/')}" for name in found}
+
+
+def extension() -> CppExtension:
+    """The C++ ops; the CUDA ones too where nvcc and a CUDA build of torch are present."""
+    import torch
+
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp"))
+    sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+    cuda_sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    with_cuda = bool(cuda_sources and CUDA_HOME and shutil.which("nvcc") and torch.version.cuda)
+    # No -march: every instruction set has a file of its own and is chosen at run time.
+    # Contraction would let the compiler round a sum once in one tile and twice in another.
+    cxx = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+    if with_cuda:
+        return CUDAExtension(
+            "zweave.kernels._C",
+            sources + cuda_sources,
+            include_dirs=[str(ROOT / "csrc")],
+            extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]},
+            extra_link_args=["-fopenmp"],
+        )
+    return CppExtension(
+        "zweave.kernels._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=cxx,
+        extra_link_args=["-fopenmp"],
+    )
+
+
+packages = sub_packages("zweave", "runtime") | sub_packages("zweave.kernels", "kernels")
+setup(
+    packages=list(packages),
+    package_dir=packages,
+    package_data={"zweave": ["py.typed", "experts/*.safetensors"], "zweave.kernels": ["_C.pyi"]},
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
+)
