@@ -1,0 +1,56 @@
+"""The tensors of one step: all tokens of all chunks in one row list."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zweave.sequence import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """tokens: [T] int64. position, slot, sequence: [T] int32. kv_index: [T] int64, the flat place of each
+    token's keys and values in the cache. block_table: [B, blocks] int32, a row a sequence; unused entries
+    are 0 and never read. sampled: [rows] int64, the tokens whose logits are wanted."""
+
+    tokens: Tensor
+    position: Tensor
+    slot: Tensor
+    sequence: Tensor
+    kv_index: Tensor
+    block_table: Tensor
+    sampled: Tensor
+
+    @classmethod
+    def of(cls, chunks: Seq[Chunk], block_size: int, device: torch.device) -> "Batch":
+        counts = np.array([chunk.count for chunk in chunks])
+        row = np.repeat(np.arange(len(chunks)), counts)
+        position = np.concatenate(
+            [np.arange(c.sequence.computed, c.sequence.computed + c.count) for c in chunks]
+        )
+        tokens = np.concatenate(
+            [c.sequence.tokens[c.sequence.computed : c.sequence.computed + c.count] for c in chunks]
+        )
+        slot = np.array([chunk.sequence.slot for chunk in chunks])[row]
+        adapted_from = np.array([chunk.sequence.adapted_from for chunk in chunks])[row]
+        table = np.zeros((len(chunks), max(len(c.sequence.blocks) for c in chunks)), dtype=np.int32)
+        for blocks, chunk in zip(table, chunks, strict=True):
+            blocks[: len(chunk.sequence.blocks)] = chunk.sequence.blocks
+        kv_index = table[row, position // block_size].astype(np.int64) * block_size + position % block_size
+        last = np.cumsum(counts) - 1
+
+        def tensor(values: np.ndarray, dtype: type) -> Tensor:
+            return torch.from_numpy(values.astype(dtype, copy=False)).to(device)
+
+        return cls(
+            tokens=tensor(tokens, np.int64),
+            position=tensor(position, np.int32),
+            slot=tensor(np.where(position >= adapted_from, slot, 0), np.int32),
+            sequence=tensor(row, np.int32),
+            kv_index=tensor(kv_index, np.int64),
+            block_table=tensor(table, np.int32),
+            sampled=tensor(last[[chunk.complete for chunk in chunks]], np.int64),
+        )

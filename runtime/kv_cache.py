@@ -1,0 +1,50 @@
+"""The paged key-value cache: fixed blocks of token positions, handed out and taken back."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zweave.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Keys and values of one layer, [blocks, kv_heads, block_size, head_dim] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+class KVCache:
+    """Storage of all layers and the list of free blocks; a block has the same index in every layer."""
+
+    def __init__(
+        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.layers = [
+            LayerCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+            for _ in range(config.num_layers)
+        ]
+        self._free = list(range(num_blocks - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def blocks_for(self, tokens: int) -> int:
+        """How many blocks hold so many tokens."""
+        return -(-tokens // self.block_size)
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes `count` free blocks; the caller has made sure that there are as many."""
+        if count > len(self._free):
+            raise RuntimeError(f"{count} blocks asked for, {len(self._free)} free")
+        return [self._free.pop() for _ in range(count)]
+
+    def release(self, blocks: list[int]) -> None:
+        """Gives blocks back; their content is void."""
+        self._free.extend(reversed(blocks))

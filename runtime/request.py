@@ -1,0 +1,146 @@
+"""What a caller asks for and what comes back."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, TypeAlias
+
+from zweave.errors import ZweaveError
+
+Message: TypeAlias = Mapping[str, str]
+ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
+
+MAX_LOGPROBS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; the default is greedy.
+
+    temperature: 0 takes the most likely token, 1 samples the model's own distribution.
+    top_k: keep the k most likely tokens, 0 keeps all.
+    top_p: keep the most likely tokens whose probabilities reach top_p together, 1 keeps all.
+    min_p: keep tokens at least min_p times as likely as the most likely one, 0 keeps all.
+    seed: the draws of a request depend on its seed and on nothing else; None takes a random one.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.temperature) and 0 <= self.temperature <= 100):
+            raise ZweaveError(f"temperature must be from 0 to 100, not {self.temperature!r}")
+        if not (_is_integer(self.top_k) and self.top_k >= 0):
+            raise ZweaveError(f"top_k must be an integer of at least 0 (0 keeps all), not {self.top_k!r}")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ZweaveError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+        if not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise ZweaveError(f"min_p must be from 0 to 1, not {self.min_p!r}")
+        if self.seed is not None and not (_is_integer(self.seed) and 0 <= self.seed < 2**64):
+            raise ZweaveError(f"seed must be an integer from 0 to 2**64 - 1, not {self.seed!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and how to answer it.
+
+    prompt: text, taken as it is, or token ids.
+    messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
+        a final assistant message is continued.
+    expert: a loaded expert's name, a mixture {name: weight or one weight a layer}, or None for the base.
+    max_tokens: at most so many tokens are generated.
+    stop: the answer ends before the first of these strings.
+    ignore_eos: go on after the model's end token.
+    logprobs: give each token's log-probability and those of the so many most likely ones.
+    """
+
+    prompt: str | Sequence[int] | None = None
+    _: KW_ONLY
+    messages: Sequence[Message] | None = None
+    expert: ExpertChoice = None
+    max_tokens: int = 256
+    stop: str | Sequence[str] = ()
+    ignore_eos: bool = False
+    sampling: Sampling = Sampling()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise ZweaveError("a request takes a prompt or messages: give one of the two")
+        if self.prompt is not None:
+            _check_sequence("prompt", self.prompt, "text or a list of token ids")
+        if self.messages is not None:
+            if isinstance(self.messages, str):
+                raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
+            _check_sequence("messages", self.messages, "a list of {role, content}")
+        if not (_is_integer(self.max_tokens) and self.max_tokens >= 1):
+            raise ZweaveError(f"max_tokens must be an integer of at least 1, not {self.max_tokens!r}")
+        if not all(isinstance(text, str) and text for text in self.stop_strings):
+            raise ZweaveError("stop must be a non-empty string or a list of such")
+        if not isinstance(self.ignore_eos, bool):
+            raise ZweaveError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        if not isinstance(self.sampling, Sampling):
+            raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
+        if self.logprobs is not None and not (_is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS):
+            raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings as a tuple, however they were given."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token's natural log-probability under the model, before temperature and filters."""
+
+    token_id: int
+    logprob: float
+    top: Mapping[int, float]  # the most likely token ids and their log-probabilities, likeliest first
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished request.
+
+    token_ids holds what was generated, the end token included; text leaves out special tokens and ends
+    before the stop string. finish_reason: "stop" (end token or stop string), "length" (max_tokens or the
+    model's context is used up), "cancelled", or "error" with the reason in `error`.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    expert: ExpertChoice
+    finish_reason: FinishReason
+    prompt_tokens: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a step added to one request; `result` is set on its last one."""
+
+    request_id: int
+    text: str
+    token_ids: list[int]
+    result: Result | None = None
+
+
+def _check_sequence(name: str, value: object, wanted: str) -> None:
+    if not isinstance(value, Sequence):
+        raise ZweaveError(f"{name} must be {wanted}, not {type(value).__name__}")
+    if len(value) == 0:
+        raise ZweaveError(f"the {name} is empty: give {wanted}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,76 @@
+"""A request on its way through the engine: its tokens, what of them is computed, and what it holds."""
+
+import os
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from zweave.bank import BoundMixture
+from zweave.request import FinishReason, Request, Result, TokenLogprob
+from zweave.stop import StopText
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one request.
+
+    tokens: prompt and generated ids. computed: how many of them have their keys and values in `blocks`.
+    adapted_from: position from which on the tokens carry the expert's slot, the base's before.
+    """
+
+    request_id: int
+    request: Request
+    mixture: BoundMixture
+    tokens: list[int]
+    adapted_from: int
+    max_length: int
+    text: StopText
+    prompt_tokens: int = field(init=False)
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    slot: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    seed: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.tokens)
+        seed = self.request.sampling.seed
+        self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.prompt_tokens :]
+
+    def append(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
+        """Adds a generated token; returns the text that may be shown now, and why it ends, if it does."""
+        self.tokens.append(token_id)
+        if token_id in eos_ids and not self.request.ignore_eos:
+            return self.text.finish(), "stop"
+        new_text, stopped = self.text.add(token_id)
+        if stopped:
+            return new_text, "stop"
+        if len(self.tokens) >= self.max_length:
+            return new_text + self.text.finish(), "length"
+        return new_text, None
+
+    def result(self, reason: FinishReason, error: str | None = None) -> Result:
+        return Result(
+            text=self.text.shown,
+            token_ids=self.generated,
+            logprobs=self.logprobs if self.request.logprobs is not None else None,
+            expert=self.request.expert,
+            finish_reason=reason,
+            prompt_tokens=self.prompt_tokens,
+            error=error,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `count` uncomputed tokens of a sequence; the step samples if they reach its end."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def complete(self) -> bool:
+        return self.sequence.computed + self.count == len(self.sequence.tokens)

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from zweave import Sampling
+from zweave.sampling import draw, greedy, logprobs
+
+DRAWS = 4000
+
+
+def frequencies(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    drawn = torch.tensor([draw(logits, sampling, seed=3, index=i) for i in range(DRAWS)])
+    return torch.bincount(drawn, minlength=logits.numel()) / DRAWS
+
+
+def test_greedy_takes_the_lowest_id_on_a_tie() -> None:
+    logits = torch.tensor([[0.0, 5.0, 5.0, 1.0], [7.0, 7.0, 7.0, 7.0]])
+    assert greedy(logits) == [1, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_follow_the_tempered_distribution(temperature: float) -> None:
+    logits = torch.randn(9, generator=torch.Generator().manual_seed(0)) * 2
+    wanted = torch.softmax(logits / temperature, dim=-1)
+    # Three and a half standard errors of the most uncertain frequency.
+    assert (frequencies(logits, Sampling(temperature=temperature)) - wanted).abs().max() < 3.5 * 0.5 / DRAWS**0.5
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(temperature=1, top_k=2), {1, 3}),
+        (Sampling(temperature=1, top_k=1), {3}),
+        (Sampling(temperature=1, top_p=0.75), {1, 3}),
+        (Sampling(temperature=1, top_p=1e-9), {3}),
+        (Sampling(temperature=1, min_p=0.5), {1, 3}),
+        (Sampling(temperature=1, min_p=1.0), {3}),
+        (Sampling(temperature=1, top_k=3, top_p=0.99, min_p=0.1), {1, 3, 0}),
+    ],
+    ids=str,
+)
+def test_filters_keep_exactly_the_right_tokens(sampling: Sampling, kept: set[int]) -> None:
+    probabilities = torch.tensor([0.15, 0.3, 0.05, 0.5])
+    drawn = frequencies(probabilities.log(), sampling)
+    assert set(drawn.nonzero().flatten().tolist()) == kept
+    ratio = drawn[list(kept)] / probabilities[list(kept)]
+    assert (ratio / ratio.mean() - 1).abs().max() < 0.15
+
+
+def test_a_draw_depends_on_seed_and_index_alone() -> None:
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    sampling = Sampling(temperature=1)
+    draws = [draw(logits, sampling, 5, i) for i in range(20)]
+    assert draws == [draw(logits, sampling, 5, i) for i in range(20)]
+    assert draws != [draw(logits, sampling, 6, i) for i in range(20)]
+    assert len(set(draws)) > 10
+
+
+def test_logprobs_are_those_of_the_untempered_model() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0])
+    entry = logprobs(logits, 0, 2)
+    total = math.log(sum(math.exp(x) for x in (1, 3, 2)))
+    assert entry.token_id == 0
+    assert entry.logprob == pytest.approx(1 - total)
+    assert list(entry.top) == [1, 2]
+    assert entry.top[1] == pytest.approx(3 - total)
+
+
+def test_no_logprobs_but_the_chosen_one() -> None:
+    assert logprobs(torch.tensor([1.0, 3.0]), 1, 0).top == {}
