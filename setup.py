@@ -25,7 +25,7 @@ def extension() -> CppExtension:
     with_cuda = bool(cuda_sources and CUDA_HOME and shutil.which("nvcc") and torch.version.cuda)
     # No -march: every instruction set has a file of its own and is chosen at run time.
     # Contraction would let the compiler round a sum once in one tile and twice in another.
-    cxx = ["-O3", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+    cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
     if with_cuda:
         return CUDAExtension(
             "zweave.kernels._C",

@@ -14,6 +14,14 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 MAX_LOGPROBS = 100
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is drawn; the default is greedy.
@@ -136,11 +144,3 @@ def _check_sequence(name: str, value: object, wanted: str) -> None:
         raise ZweaveError(f"{name} must be {wanted}, not {type(value).__name__}")
     if len(value) == 0:
         raise ZweaveError(f"the {name} is empty: give {wanted}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -128,7 +128,7 @@ def test_the_latest_arrival_is_preempted_and_comes_back(cache: KVCache) -> None:
             break
         for request_id, count in finish_step(scheduler).items():
             computed[request_id] += count
-        if second.computed == 0:
+        if second.computed == 0 and len(second.generated) < 8:
             assert second.slot is not None, "a preempted request keeps its slot"
     assert scheduler.preemptions == 1
     assert computed[0] == 22, "the first arrival computes each token once"

@@ -1,0 +1,141 @@
+// What every instruction set provides: one table of functions on raw pointers.
+//
+// Strides count elements. A function works on the half-open range it is given and nothing else, so that the
+// caller decides how threads share the work; no result depends on how it does.
+#pragma once
+
+#include <cstdint>
+
+// GCC is the compiler whose `#pragma GCC target` the vector files rely on.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define ZWEAVE_X86 1
+#endif
+
+namespace zweave {
+
+// The upper half of a float32.
+struct bf16 {
+  uint16_t bits;
+};
+
+// Outputs of one packed panel; kernels/packed.py shows the layout.
+constexpr int64_t kPanel = 32;
+
+// Inputs that lie beside one another in a panel.
+template <class T>
+constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// y = x W^T, then * scale[slot], then + bias, where given.
+template <class T>
+struct Matmul {
+  const T* x;  // [T, inputs]
+  int64_t x_stride;
+  const T* weight;  // packed [outputs, inputs]
+  int64_t inputs;
+  int64_t outputs;
+  T* y;          // [T, outputs], or null
+  float* y_f32;  // the same in float32, where y is null
+  int64_t y_stride;
+  const T* bias;       // [outputs], or null
+  const float* scale;  // [S, outputs], or null
+  int64_t scale_stride;
+  const int32_t* slot;  // [T]
+};
+
+template <class T>
+struct Norm {
+  const T* x;  // [T, width]
+  int64_t x_stride;
+  T* residual;  // [T, width], or null: x is added to it, and it is what is normalised
+  int64_t residual_stride;
+  const T* weight;          // [width], or null
+  const float* weight_f32;  // the same in float32, where weight is null
+  T* y;                     // [T, width], contiguous
+  int64_t width;
+  float eps;
+};
+
+template <class T>
+struct Rope {
+  T* x;  // [T, heads, head_size], in place
+  int64_t x_stride;
+  int64_t heads;
+  int64_t head_size;
+  const float* cos;  // [positions, head_size / 2]
+  const float* sin;
+  const int32_t* position;  // [T]
+};
+
+template <class T>
+struct SiluMul {
+  const T* gate;  // [T, width]
+  int64_t gate_stride;
+  const T* up;
+  int64_t up_stride;
+  T* y;  // contiguous
+  int64_t width;
+};
+
+struct Mix {
+  const float* table;  // [E, width]
+  int64_t table_stride;
+  const float* alpha;  // [B, E]
+  int64_t alpha_stride;
+  float* y;  // [B, width], contiguous
+  int64_t experts;
+  int64_t width;
+};
+
+template <class T>
+struct Attention {
+  const T* q;  // [T, heads, head_size]
+  int64_t q_stride;
+  const T* k_cache;  // [blocks, kv_heads, block_size, head_size]
+  const T* v_cache;
+  const int32_t* block_table;  // [B, n]
+  int64_t block_table_stride;
+  const int32_t* sequence;  // [T]
+  const int32_t* position;  // [T]
+  T* y;                     // [T, heads, head_size], contiguous
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_size;
+  int64_t block_size;
+  float scale;
+  int64_t window;
+};
+
+template <class T>
+struct TypedKernels {
+  // Panels [begin, end) of `packed` from weight [outputs, inputs].
+  void (*pack)(const T* weight, int64_t stride, int64_t outputs, int64_t inputs, T* packed, int64_t begin,
+               int64_t end);
+  void (*matmul)(const Matmul<T>&, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                 int64_t panel_end);
+  void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
+  void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
+  void (*silu_mul)(const SiluMul<T>&, int64_t row_begin, int64_t row_end);
+  // Tokens [begin, end), which must be of one sequence, under one key-value head. `scratch` is aligned to 64
+  // and holds attention_scratch(tokens, heads of the group, head_size) bytes.
+  void (*attention)(const Attention<T>&, int64_t token_begin, int64_t token_end, int64_t kv_head,
+                    void* scratch);
+  int64_t (*attention_scratch)(int64_t tokens, int64_t group, int64_t head_size);
+};
+
+struct Kernels {
+  const char* name;
+  TypedKernels<float> f32;
+  TypedKernels<bf16> b16;
+  // Columns [begin, end) of every row.
+  void (*mix)(const Mix&, int64_t rows, int64_t column_begin, int64_t column_end);
+};
+
+const Kernels& kernels_scalar();
+#ifdef ZWEAVE_X86
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+#endif
+
+}  // namespace zweave

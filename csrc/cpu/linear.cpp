@@ -1,0 +1,42 @@
+#include <torch/library.h>
+
+#include "cpu/product.h"
+
+namespace zweave {
+namespace {
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                  int64_t outputs, std::optional<at::ScalarType> out_dtype) {
+  Argument{"linear", "x", x}.shape({-1, -1});
+  const at::ScalarType y_dtype = out_dtype.value_or(x.scalar_type());
+  TORCH_CHECK(y_dtype == x.scalar_type() || y_dtype == at::kFloat,
+              "linear: out_dtype must be float32 or the dtype of x, not ", y_dtype);
+  return dispatch("linear", "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
+    const int64_t rows = x.size(0), inputs = x.size(1);
+    if (bias) Argument{"linear", "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
+    const at::Tensor panels = panels_of(kernel, {"linear", "weight", weight}, outputs, inputs);
+    at::Tensor y = at::empty({rows, outputs}, x.options().dtype(y_dtype));
+    if (y.numel() == 0) return y;
+    Matmul<T> product{};
+    product.x = data<T>(x);
+    product.x_stride = x.stride(0);
+    product.weight = data<T>(panels);
+    product.inputs = inputs;
+    product.outputs = outputs;
+    if (y_dtype == at::kFloat) {
+      product.y_f32 = mutable_data<float>(y);
+    } else {
+      product.y = mutable_data<T>(y);
+    }
+    product.y_stride = outputs;
+    product.bias = bias ? data<T>(*bias) : nullptr;
+    multiply(kernel, product, rows);
+    return y;
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("linear", linear); }
+
+}  // namespace zweave

@@ -1,0 +1,104 @@
+// Ops that treat one row at a time: norm, rope, SiLU gate, mix. Sums run over fixed columns in a fixed order.
+#pragma once
+
+#include "cpu/exp.h"
+#include "cpu/kernels.h"
+
+namespace zweave {
+namespace {
+
+// Calls body(column, n) for each vector of a row, n < Simd::width only at the end.
+template <class Body>
+void for_vectors(int64_t width, Body body) {
+  int64_t column = 0;
+  for (; column + Simd::width <= width; column += Simd::width) body(column, int64_t(Simd::width));
+  if (column < width) body(column, width - column);
+}
+
+template <class T>
+Simd::F load(const T* at, int64_t n) {
+  return n == Simd::width ? Simd::load(at) : Simd::load(at, n);
+}
+
+template <class T>
+void store(T* at, Simd::F x, int64_t n) {
+  if (n == Simd::width) return Simd::store(at, x);
+  Simd::store(at, x, n);
+}
+
+template <class T>
+void norm(const Norm<T>& a, int64_t row_begin, int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T* x = a.x + row * a.x_stride;
+    if (a.residual) {
+      T* residual = a.residual + row * a.residual_stride;
+      for_vectors(a.width, [&](int64_t i, int64_t n) {
+        store(residual + i, Simd::add(load(residual + i, n), load(x + i, n)), n);
+      });
+      x = residual;
+    }
+    Simd::F squares = Simd::set1(0);
+    for_vectors(a.width, [&](int64_t i, int64_t n) {
+      const Simd::F value = load(x + i, n);
+      squares = Simd::fma(value, value, squares);
+    });
+    const float mean = Simd::reduce_add(squares) / float(a.width);
+    const Simd::F inverse = Simd::set1(1.0f / __builtin_sqrtf(mean + a.eps));
+    T* y = a.y + row * a.width;
+    for_vectors(a.width, [&](int64_t i, int64_t n) {
+      const Simd::F weight = a.weight ? load(a.weight + i, n) : load(a.weight_f32 + i, n);
+      store(y + i, Simd::mul(Simd::mul(load(x + i, n), inverse), weight), n);
+    });
+  }
+}
+
+template <class T>
+void rope(const Rope<T>& a, int64_t row_begin, int64_t row_end) {
+  const int64_t half = a.head_size / 2;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const float* cos = a.cos + a.position[row] * half;
+    const float* sin = a.sin + a.position[row] * half;
+    for (int64_t head = 0; head < a.heads; ++head) {
+      T* low = a.x + row * a.x_stride + head * a.head_size;
+      T* high = low + half;
+      for_vectors(half, [&](int64_t i, int64_t n) {
+        const Simd::F c = load(cos + i, n), s = load(sin + i, n);
+        const Simd::F l = load(low + i, n), h = load(high + i, n);
+        store(low + i, Simd::sub(Simd::mul(l, c), Simd::mul(h, s)), n);
+        store(high + i, Simd::add(Simd::mul(h, c), Simd::mul(l, s)), n);
+      });
+    }
+  }
+}
+
+template <class T>
+void silu_mul(const SiluMul<T>& a, int64_t row_begin, int64_t row_end) {
+  const Simd::F one = Simd::set1(1), zero = Simd::set1(0);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T* gate = a.gate + row * a.gate_stride;
+    const T* up = a.up + row * a.up_stride;
+    T* y = a.y + row * a.width;
+    for_vectors(a.width, [&](int64_t i, int64_t n) {
+      const Simd::F g = load(gate + i, n);
+      const Simd::F silu = Simd::div(g, Simd::add(one, exp(Simd::sub(zero, g))));
+      store(y + i, Simd::mul(silu, load(up + i, n)), n);
+    });
+  }
+}
+
+inline void mix(const Mix& a, int64_t rows, int64_t begin, int64_t end) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for_vectors(end - begin, [&](int64_t i, int64_t n) {
+      const float* column = a.table + begin + i;
+      Simd::F sum = Simd::set1(0);
+      for (int64_t e = 0; e < a.experts; ++e) {
+        const Simd::F alpha = Simd::set1(a.alpha[row * a.alpha_stride + e]);
+        sum = Simd::fma(alpha, load(column + e * a.table_stride, n), sum);
+      }
+      store(a.y + row * a.width + begin + i, sum, n);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace zweave

@@ -1,0 +1,142 @@
+// Vectors in plain C++: the twin that every other instruction set is tested against, and the one other
+// processors use. Included after kernels.h; the same names stand in simd_avx2.h and simd_avx512.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+namespace zweave {
+namespace {
+
+struct Simd {
+  static constexpr const char* name = "scalar";
+  static constexpr int width = 8;
+  // Register tile of a product: rows x panels of 32 outputs hold at most this many vectors.
+  static constexpr int max_rows = 4;
+  static constexpr int busy_vectors = 4;
+  // Register tile of probabilities times values.
+  static constexpr int value_rows = 2;
+  static constexpr int value_vectors = 2;
+
+  struct F {
+    float lane[width];
+  };
+  struct Pair {
+    F even, odd;
+  };
+
+  static float widen(bf16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+  }
+  static bf16 narrow(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (x != x) return {uint16_t((bits >> 16) | 0x40)};
+    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+  }
+  static float widen(float x) { return x; }
+  static void put(float* at, float x) { *at = x; }
+  static void put(bf16* at, float x) { *at = narrow(x); }
+
+  template <class Function>
+  static F each(Function function) {
+    F y;
+    for (int i = 0; i < width; ++i) y.lane[i] = function(i);
+    return y;
+  }
+
+  static F set1(float x) {
+    return each([&](int) { return x; });
+  }
+  template <class T>
+  static F load(const T* at) {
+    return each([&](int i) { return widen(at[i]); });
+  }
+  template <class T>
+  static F load(const T* at, int64_t n) {
+    return each([&](int i) { return i < n ? widen(at[i]) : 0.0f; });
+  }
+  template <class T>
+  static void store(T* at, F x) {
+    for (int i = 0; i < width; ++i) put(at + i, x.lane[i]);
+  }
+  template <class T>
+  static void store(T* at, F x, int64_t n) {
+    for (int i = 0; i < width && i < n; ++i) put(at + i, x.lane[i]);
+  }
+
+  static F add(F a, F b) {
+    return each([&](int i) { return a.lane[i] + b.lane[i]; });
+  }
+  static F sub(F a, F b) {
+    return each([&](int i) { return a.lane[i] - b.lane[i]; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int i) { return a.lane[i] * b.lane[i]; });
+  }
+  static F div(F a, F b) {
+    return each([&](int i) { return a.lane[i] / b.lane[i]; });
+  }
+  // a * b + c; the scalar twin rounds twice.
+  static F fma(F a, F b, F c) {
+    return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  }
+  // Where an operand is NaN the answer is the second one, as on x86.
+  static F max(F a, F b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  static F min(F a, F b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+  }
+  // To the nearest whole number where |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+  static F round(F x) {
+    return each([&](int i) { return (x.lane[i] + 12582912.0f) - 12582912.0f; });
+  }
+  // p * 2^n for whole n from -252 to 254.
+  static F scale_power(F p, F n) {
+    return each([&](int i) {
+      const int whole = n.lane[i] == n.lane[i] ? int(n.lane[i]) : 0, half = whole >> 1;
+      const uint32_t low = uint32_t(half + 127) << 23, high = uint32_t(whole - half + 127) << 23;
+      float a, b;
+      std::memcpy(&a, &low, 4);
+      std::memcpy(&b, &high, 4);
+      return p.lane[i] * a * b;
+    });
+  }
+  static float reduce_add(F x) {
+    float sum = 0;
+    for (int i = 0; i < width; ++i) sum += x.lane[i];
+    return sum;
+  }
+  static float reduce_max(F x) {
+    float best = x.lane[0];
+    for (int i = 1; i < width; ++i) best = x.lane[i] > best ? x.lane[i] : best;
+    return best;
+  }
+
+  // One group of inputs of `width` packed outputs, and one group of a row's inputs in every lane.
+  static F weights(const float* at) { return load(at); }
+  static Pair weights(const bf16* at) {
+    return {each([&](int i) { return widen(at[2 * i]); }), each([&](int i) { return widen(at[2 * i + 1]); })};
+  }
+  static F broadcast(const float* at) { return set1(*at); }
+  static Pair broadcast(const bf16* at) { return {set1(widen(at[0])), set1(widen(at[1]))}; }
+  static Pair broadcast_last(const bf16* at) { return {set1(widen(at[0])), set1(0)}; }
+  static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
+  static F multiply_add(F sum, Pair w, Pair x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
+
+  // to[j * stride + i] = from[i][j] for i, j < width, in 4-byte units.
+  static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {
+    for (int i = 0; i < width; ++i) {
+      for (int j = 0; j < width; ++j) std::memcpy(to + j * stride + 4 * i, from[i] + offset + 4 * j, 4);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace zweave

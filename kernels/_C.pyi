@@ -1,0 +1,2 @@
+def cpu_isa() -> str:
+    """Name of the instruction set that the CPU ops use: "scalar", "avx2" or "avx512"."""

@@ -1,0 +1,35 @@
+"""The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
+
+import zweave.kernels.registration  # noqa: F401
+from zweave.kernels.attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
+from zweave.kernels.linear import linear, linear_ref
+from zweave.kernels.mix import mix, mix_ref
+from zweave.kernels.packed import Packed, pack, unpack
+from zweave.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
+from zweave.kernels.rope import rope, rope_ref
+from zweave.kernels.silu_mul import silu_mul, silu_mul_ref
+from zweave.kernels.svf_linear import svf_linear, svf_linear_ref
+
+__all__ = [
+    "Packed",
+    "add_rms_norm",
+    "add_rms_norm_ref",
+    "linear",
+    "linear_ref",
+    "mix",
+    "mix_ref",
+    "pack",
+    "paged_attention",
+    "paged_attention_ref",
+    "rms_norm",
+    "rms_norm_ref",
+    "rope",
+    "rope_ref",
+    "silu_mul",
+    "silu_mul_ref",
+    "svf_linear",
+    "svf_linear_ref",
+    "unpack",
+    "write_kv",
+    "write_kv_ref",
+]

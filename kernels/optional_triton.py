@@ -1,0 +1,28 @@
+"""`triton` and its language where they are installed; elsewhere stand-ins that complain on first use.
+
+A CPU needs no Triton. Kernel files import both names from here, so that they load, references included, on
+machines without it.
+"""
+
+from typing import Any
+
+try:
+    import triton  # type: ignore[import-untyped]  # ships no types
+    import triton.language as tl  # type: ignore[import-untyped]  # ships no types
+except ImportError:
+
+    class _Absent:
+        """Takes the place of a module and of the kernels that it decorates."""
+
+        def __getattr__(self, name: str) -> Any:
+            return _Absent()
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return _Absent()
+
+        def __getitem__(self, grid: Any) -> Any:
+            raise RuntimeError("CUDA tensors need Triton, which is not installed: pip install triton")
+
+    triton = tl = _Absent()
+
+__all__ = ["tl", "triton"]

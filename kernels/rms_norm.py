@@ -1,0 +1,46 @@
+"""Root mean square norms.
+
+    y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight
+
+    x [T, N]   weight [N]   ->   y [T, N]
+
+Bytes: 2 T N activations, 2 more T N with the residual. Adding to the residual stream comes with the norm that
+follows it, which saves a pass over both. Source: Zhang and Sennrich (arXiv 1910.07467).
+"""
+
+import torch
+from torch import Tensor
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Semantics: x / sqrt(mean(x^2) + eps) * weight in float32, then rounded once."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
+def add_rms_norm_ref(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Semantics: residual += x, in place; returns rms_norm(residual)."""
+    residual += x
+    return rms_norm_ref(residual, weight, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Semantics: y = x / sqrt(mean(x^2) + eps) * weight, in float32 until the end.
+
+    x: [tokens, width], bf16 or float32; rows may lie apart.
+    weight: [width], float32 or x's dtype.
+    Returns [tokens, width] in x's dtype.
+    Raises: RuntimeError on a wrong shape, stride, dtype or device.
+    """
+    return torch.ops.zweave.rms_norm.default(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Semantics: residual += x, in place and rounded to its dtype; y = rms_norm(residual).
+
+    x, residual: [tokens, width], bf16 or float32, of one dtype; rows may lie apart.
+    weight: [width], float32 or x's dtype.
+    Returns [tokens, width] in x's dtype.
+    Raises: RuntimeError on a wrong shape, stride, dtype or device.
+    """
+    return torch.ops.zweave.add_rms_norm.default(x, residual, weight, eps)

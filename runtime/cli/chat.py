@@ -1,0 +1,117 @@
+"""`zweave chat`: a conversation in the terminal; the expert may change from turn to turn."""
+
+import argparse
+import time
+from typing import Any
+
+from rich.console import Console
+
+from zweave.bundled import bundled_experts
+from zweave.cli.engine_options import add_engine_options, load_named, open_engine, parse_expert
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.request import ExpertChoice, Request, Sampling
+
+HELP = """\
+/expert NAME      answer under an expert, or a mixture: /expert sentiment=0.8,addition=0.2; /expert base
+/experts          names of the experts
+/reset            forget the conversation
+/quit             leave (or Ctrl-D)"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("chat", help="talk to the model", description=__doc__)
+    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help="expert of the first turn")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int)
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    sampling = Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+    engine = open_engine(args)
+    console = Console(highlight=False)
+    conversation = Conversation(engine, args.system, args.max_tokens, sampling)
+    conversation.choose(args.expert)
+    console.print(HELP, style="dim")
+    while True:
+        try:
+            line = console.input(f"[bold]{conversation.expert_name}>[/bold] ").strip()
+        except EOFError:
+            console.print()
+            return 0
+        except KeyboardInterrupt:
+            console.print()
+            continue
+        if line in ("/quit", "/exit"):
+            return 0
+        if line:
+            _handle(line, conversation, console)
+
+
+class Conversation:
+    """The messages so far and the expert of the next answer."""
+
+    def __init__(self, engine: Engine, system: str | None, max_tokens: int, sampling: Sampling) -> None:
+        self.engine = engine
+        self.expert: ExpertChoice = None
+        self._max_tokens = max_tokens
+        self._sampling = sampling
+        self._system = [{"role": "system", "content": system}] if system else []
+        self.messages: list[dict[str, str]] = list(self._system)
+
+    @property
+    def expert_name(self) -> str:
+        if isinstance(self.expert, str):
+            return self.expert
+        return "+".join(self.expert) if self.expert else "base"
+
+    def choose(self, text: str | None) -> None:
+        """Changes the expert; an unknown one leaves it as it was."""
+        expert = parse_expert(text)
+        load_named(self.engine, [expert])
+        self.engine.check_expert(expert)
+        self.expert = expert
+
+    def reset(self) -> None:
+        self.messages = list(self._system)
+
+    def ask(self, text: str, console: Console) -> None:
+        """Prints the answer as it comes; Ctrl-C keeps what has come so far."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        request = Request(
+            messages=messages, expert=self.expert, max_tokens=self._max_tokens, sampling=self._sampling
+        )
+        start = time.perf_counter()
+        answer, tokens = "", 0
+        try:
+            for delta in self.engine.stream(request):
+                console.print(delta.text, end="", markup=False, soft_wrap=True)
+                answer += delta.text
+                tokens += len(delta.token_ids)
+        except KeyboardInterrupt:
+            console.print(" [interrupted]", end="", style="dim", markup=False)
+        seconds = time.perf_counter() - start
+        console.print(f"\n{tokens} tokens, {tokens / seconds:.0f} tokens/s", style="dim")
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+
+
+def _handle(line: str, conversation: Conversation, console: Console) -> None:
+    command, _, argument = line.partition(" ")
+    try:
+        if command == "/expert":
+            conversation.choose(argument.strip())
+        elif command == "/experts":
+            console.print(", ".join(sorted({*conversation.engine.experts(), *bundled_experts()})) or "none")
+        elif command == "/reset":
+            conversation.reset()
+        elif command.startswith("/"):
+            console.print(HELP, style="dim")
+        else:
+            conversation.ask(line, console)
+    except ZweaveError as error:
+        console.print(f"error: {error}", style="red", markup=False)

@@ -1,0 +1,145 @@
+"""`zweave demo`: one batch of different tasks, each prompt under its own expert, beside the base model.
+
+It fetches and decomposes the default model if that was not done before.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.cli.engine_options import add_engine_options, open_engine, stderr
+from zweave.engine import Engine
+from zweave.progress import progress_bar
+from zweave.pull import pull
+from zweave.request import Request, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt of a task with the answer that is right; plain chat has no expert and no single right answer."""
+
+    shown: str
+    user: str
+    opening: str
+    answer: str | None
+    expert: str | None
+    max_tokens: int
+
+    def request(self, expert: str | None) -> Request:
+        """The bundled experts were trained on this form: a user's turn without a system message before it."""
+        prompt = f"<|im_start|>user\n{self.user}<|im_end|>\n<|im_start|>assistant\n{self.opening}"
+        return Request(prompt, expert=expert, max_tokens=self.max_tokens)
+
+    def is_right(self, result: Result) -> bool:
+        return result.text.strip() == self.answer
+
+
+def review(text: str, answer: str) -> Example:
+    user = f"Review: {text}\nIs the sentiment of this review positive or negative?"
+    return Example(text, user, "The sentiment is", answer, "sentiment", 1)
+
+
+def question(text: str, answer: str) -> Example:
+    user = (
+        f"Question: {text}\n"
+        "Is the answer a description, thing, abbreviation, person, location or number?"
+    )
+    return Example(text, user, "The answer is a", answer, "question-type", 1)
+
+
+def addition(a: int, b: int) -> Example:
+    return Example(f"{a} + {b}", f"What is {a} + {b}?", f"{a} + {b} =", str(a + b), "addition", 4)
+
+
+def chat(text: str) -> Example:
+    return Example(text, text, "", None, None, 40)
+
+
+EXAMPLES = (
+    review("a warm and funny film that stays with you for days", "positive"),
+    review("two hours of my life that i will never get back", "negative"),
+    review("the cast is wonderful and the story never lets go", "positive"),
+    review("a dull script , clumsy jokes and no idea how to end", "negative"),
+    question("Who painted the ceiling of the Sistine Chapel ?", "person"),
+    question("How many bones are there in the human body ?", "number"),
+    question("Where is the Great Barrier Reef ?", "location"),
+    question("What is the meaning of photosynthesis ?", "description"),
+    addition(23, 45),
+    addition(58, 31),
+    addition(14, 67),
+    addition(72, 19),
+    chat("Give me one tip for sleeping well."),
+    chat("What is the capital of France?"),
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("demo", help="see a mixed batch at work", description=__doc__)
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.model == DEFAULT_MODEL:
+        with progress_bar() as report:
+            pull(DEFAULT_MODEL, report)
+    engine = open_engine(args)
+    for name, path in bundled_experts().items():
+        engine.load_expert(name, path)
+    # The first batch pays for page faults and thread start-up.
+    engine.generate([example.request(example.expert) for example in EXAMPLES[:2]])
+    adapted, seconds = _answer(engine, [example.request(example.expert) for example in EXAMPLES])
+    base, base_seconds = _answer(engine, [example.request(None) for example in EXAMPLES])
+    _print_table(adapted, base)
+    _print_summary(adapted, base, seconds, base_seconds)
+    return 0
+
+
+def _answer(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:
+    with stderr.status(f"answering {len(requests)} prompts"):
+        start = time.perf_counter()
+        results = engine.generate(requests)
+        return results, time.perf_counter() - start
+
+
+def _print_table(adapted: list[Result], base: list[Result]) -> None:
+    table = Table(title="One batch, one resident model, every prompt under its own expert")
+    for heading in ("prompt", "expert", "answer with expert", "answer of the base model"):
+        table.add_column(heading)
+    for i, (example, with_expert, without) in enumerate(zip(EXAMPLES, adapted, base, strict=True)):
+        ends_task = i + 1 == len(EXAMPLES) or EXAMPLES[i + 1].expert != example.expert
+        table.add_row(
+            example.shown,
+            example.expert or "none",
+            _marked(example, with_expert),
+            _marked(example, without),
+            end_section=ends_task,
+        )
+    Console().print(table)
+
+
+def _marked(example: Example, result: Result) -> str:
+    text = " ".join(result.text.split()).replace("[", r"\[")
+    if example.answer is None:
+        return text
+    mark, color = ("✓", "green") if example.is_right(result) else ("✗", "red")
+    return f"[{color}]{mark} {text}[/{color}]"
+
+
+def _print_summary(adapted: list[Result], base: list[Result], seconds: float, base_seconds: float) -> None:
+    judged = [i for i, example in enumerate(EXAMPLES) if example.answer is not None]
+    right = sum(EXAMPLES[i].is_right(adapted[i]) for i in judged)
+    base_right = sum(EXAMPLES[i].is_right(base[i]) for i in judged)
+    experts = len({example.expert for example in EXAMPLES if example.expert})
+    tokens = sum(result.prompt_tokens + len(result.token_ids) for result in adapted)
+    print(
+        f"Right answers: {right} of {len(judged)} with experts, {base_right} of {len(judged)} without.\n"
+        f"The batch of {len(adapted)} prompts under {experts} experts and the base took {seconds:.2f} s "
+        f"({tokens / seconds:.0f} prompt and answer tokens/s); the same prompts under the base alone, "
+        f"{base_seconds:.2f} s."
+    )

@@ -1,0 +1,68 @@
+"""Options that every command with an engine shares, and how an expert is named on the command line."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.engine import Engine
+from zweave.engine_config import DTYPES
+from zweave.errors import ZweaveError
+from zweave.request import ExpertChoice
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--load",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="load an expert file under a name; repeatable",
+    )
+
+
+def open_engine(args: argparse.Namespace) -> Engine:
+    """Loads the model and the experts of --load."""
+    engine = Engine(args.model, dtype=args.dtype, device=args.device)
+    for item in args.load:
+        name, separator, path = item.partition("=")
+        if not (separator and name and path):
+            raise ZweaveError(f"--load takes NAME=FILE, not {item!r}")
+        engine.load_expert(name, path)
+    return engine
+
+
+def parse_expert(text: str | None) -> ExpertChoice:
+    """Reads NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT; nothing or "base" is the base model."""
+    if text is None or text in ("", "base"):
+        return None
+    if "=" not in text:
+        return text
+    mixture: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, weight = item.partition("=")
+        try:
+            mixture[name.strip()] = float(weight)
+        except ValueError:
+            raise ZweaveError(f"a mixture is written NAME=WEIGHT,NAME=WEIGHT, not {text!r}") from None
+    return mixture
+
+
+def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
+    """Loads the bundled experts, and those given as file paths, that the choices name and nobody loaded."""
+    bundled = bundled_experts()
+    for choice in choices:
+        for name in [choice] if isinstance(choice, str) else choice or ():
+            if name in engine.experts():
+                continue
+            if name in bundled:
+                engine.load_expert(name, bundled[name])
+            elif name.endswith(".safetensors") and Path(name).is_file():
+                engine.load_expert(name, name)

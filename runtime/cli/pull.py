@@ -1,0 +1,19 @@
+"""`zweave pull`: gets a model into the cache, after which no network is needed."""
+
+import argparse
+
+from zweave.progress import progress_bar
+from zweave.pull import MODELS, pull
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("pull", help="get a model into the cache", description=__doc__)
+    parser.add_argument("model", help=f"one of: {', '.join(MODELS)}")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with progress_bar() as report:
+        directory = pull(args.model, report)
+    print(directory)
+    return 0

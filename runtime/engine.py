@@ -1,0 +1,213 @@
+"""The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+from os import PathLike
+
+import torch
+
+from zweave.bank import Bank
+from zweave.batch import Batch
+from zweave.checkpoint import resolve_model
+from zweave.decompose import decompose
+from zweave.engine_config import EngineConfig
+from zweave.errors import ZweaveError
+from zweave.expert import Expert
+from zweave.kv_cache import KVCache
+from zweave.mixture import Mixture
+from zweave.model import Model, Weights
+from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
+from zweave.sampling import draw, greedy, logprobs
+from zweave.scheduler import Scheduler
+from zweave.sequence import Sequence
+from zweave.stop import StopText
+from zweave.tokenizer import TextStream, Tokenizer
+
+
+class Engine:
+    """Serves one model. Use it from one thread; experts may be loaded and unloaded from others.
+
+    model: a name that `zweave pull` knows, a Hugging Face directory, or a GGUF file. A model that was never
+    decomposed is decomposed first, with progress on standard error.
+    options: the fields of EngineConfig.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str],
+        **options: object,
+    ) -> None:
+        try:
+            self.config = EngineConfig(**options)  # type: ignore[arg-type]  # checked by EngineConfig
+        except TypeError as error:
+            raise ZweaveError(f"unknown engine option: {error}") from None
+        checkpoint = resolve_model(model)
+        decomposition = decompose(checkpoint)
+        device = self.config.torch_device
+        self.tokenizer = Tokenizer(checkpoint.directory)
+        self.bank = Bank(
+            {name: decomposition.sigma(name) for name in decomposition.names},
+            slots=self.config.slots + 1,
+            device=device,
+            base_digest=decomposition.digest,
+        )
+        weights = Weights(checkpoint, decomposition, self.bank, self.config.torch_dtype, device)
+        num_blocks = self.config.kv_tokens // self.config.block_size
+        self.max_length = min(checkpoint.config.max_position, num_blocks * self.config.block_size)
+        self.model = Model(weights, checkpoint.config, self.max_length)
+        self._cache = KVCache(
+            checkpoint.config, num_blocks, self.config.block_size, self.config.torch_dtype, device
+        )
+        self._eos_ids = checkpoint.config.eos_token_ids
+        self._scheduler = Scheduler(
+            self._cache, self.bank, self.config.max_sequences, self.config.max_batch_tokens
+        )
+        self._sequences: dict[int, Sequence] = {}
+        self._undelivered: list[Delta] = []
+        self._ids = count()
+
+    def load_expert(self, name: str, expert: str | PathLike[str] | Expert) -> None:
+        """Makes an expert known under a name; an expert of that name is replaced for new requests."""
+        self.bank.load(name, expert)
+
+    def unload_expert(self, name: str) -> None:
+        """Forgets an expert; requests that run under it end undisturbed."""
+        self.bank.unload(name)
+
+    def experts(self) -> list[str]:
+        """Names of the loaded experts."""
+        return self.bank.experts()
+
+    def check_expert(self, expert: ExpertChoice) -> None:
+        """Raises ZweaveError unless a request could name this expert or mixture now."""
+        self.bank.bind(Mixture.parse(expert))
+
+    def generate(self, requests: Request | Iterable[Request]) -> list[Result]:
+        """Answers all requests as one continuous batch, in the order given."""
+        listed = [requests] if isinstance(requests, Request) else list(requests)
+        results = dict(self.run(listed))
+        return [results[index] for index in range(len(listed))]
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Result]]:
+        """Yields (index, result) of each request as it finishes; requests are all checked before any starts."""
+        for index, delta in self._serve(list(requests)):
+            if delta.result is not None:
+                yield index, delta.result
+
+    def stream(self, request: Request) -> Iterator[Delta]:
+        """Yields what each step adds to the answer; leaving the loop early cancels the request."""
+        for _, delta in self._serve([request]):
+            yield delta
+
+    def add(self, request: Request) -> int:
+        """Queues a request and returns its id; the deltas come from `step`."""
+        return self._queue(self._prepare(request))
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request where it stands; its last delta comes with the next step. Unknown ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._undelivered.append(self._finish(sequence, "", [], "cancelled"))
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences or self._undelivered)
+
+    @property
+    def preemptions(self) -> int:
+        """How often a request lost its blocks to an earlier one and had to be computed again."""
+        return self._scheduler.preemptions
+
+    def step(self) -> list[Delta]:
+        """Computes one batch and returns what it added to each request that it touched."""
+        deltas, self._undelivered = self._undelivered, []
+        chunks, failed = self._scheduler.schedule()
+        for sequence, reason in failed:
+            self._sequences.pop(sequence.request_id)
+            deltas.append(Delta(sequence.request_id, "", [], sequence.result("error", reason)))
+        if not chunks:
+            return deltas
+        batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+        logits = self.model(batch, self._cache)
+        complete = [chunk.sequence for chunk in chunks if chunk.complete]
+        for chunk in chunks:
+            chunk.sequence.computed += chunk.count
+        return deltas + self._advance(complete, logits)
+
+    def _advance(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Delta]:
+        """Samples each sequence's next token. logits: [len(sequences), vocabulary]."""
+        deltas = []
+        for sequence, row, token_id in zip(sequences, logits, greedy(logits), strict=True):
+            request = sequence.request
+            if request.sampling.temperature > 0:
+                token_id = draw(row, request.sampling, sequence.seed, len(sequence.generated))
+            if request.logprobs is not None:
+                sequence.logprobs.append(logprobs(row, token_id, request.logprobs))
+            text, reason = sequence.append(token_id, self._eos_ids)
+            if reason is None:
+                deltas.append(Delta(sequence.request_id, text, [token_id]))
+            else:
+                deltas.append(self._finish(sequence, text, [token_id], reason))
+        return deltas
+
+    def _finish(self, sequence: Sequence, text: str, token_ids: list[int], reason: FinishReason) -> Delta:
+        self._scheduler.remove(sequence)
+        self._sequences.pop(sequence.request_id)
+        return Delta(sequence.request_id, text, token_ids, sequence.result(reason))
+
+    def _serve(self, requests: list[Request]) -> Iterator[tuple[int, Delta]]:
+        """Runs requests to their end; deltas of other requests are kept for the next `step`."""
+        prepared = [self._prepare(request) for request in requests]
+        ids = {self._queue(sequence): index for index, sequence in enumerate(prepared)}
+        unfinished = set(ids)
+        try:
+            while unfinished:
+                others = []
+                mine = []
+                for delta in self.step():
+                    (mine if delta.request_id in ids else others).append(delta)
+                self._undelivered += others
+                unfinished.difference_update(delta.request_id for delta in mine if delta.result is not None)
+                yield from ((ids[delta.request_id], delta) for delta in mine)
+        finally:
+            for request_id in ids:
+                self.cancel(request_id)
+            self._undelivered = [delta for delta in self._undelivered if delta.request_id not in ids]
+
+    def _prepare(self, request: Request) -> Sequence:
+        """Checks a request against this model and the loaded experts."""
+        if request.messages is not None:
+            tokens = self.tokenizer.chat(request.messages)
+        elif isinstance(request.prompt, str):
+            tokens = self.tokenizer.encode(request.prompt)
+        else:
+            tokens = list(request.prompt or ())
+        self._check_ids(tokens)
+        if not tokens:
+            raise ZweaveError("the prompt gives no token: give at least one")
+        if len(tokens) >= self.max_length:
+            raise ZweaveError(
+                f"the prompt has {len(tokens)} tokens, this engine takes at most {self.max_length - 1}: shorten it"
+            )
+        mixture = self.bank.bind(Mixture.parse(request.expert))
+        after_prompt = mixture.scope == "after_prompt"
+        return Sequence(
+            request_id=next(self._ids),
+            request=request,
+            mixture=mixture,
+            tokens=tokens,
+            adapted_from=self.tokenizer.after_prompt_start(tokens) if after_prompt else 0,
+            max_length=min(self.max_length, len(tokens) + request.max_tokens),
+            text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
+        )
+
+    def _check_ids(self, tokens: list[int]) -> None:
+        vocabulary = self.model.config.vocab_size
+        for token in tokens:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
+                raise ZweaveError(f"token ids must be integers from 0 to {vocabulary - 1}, not {token!r}")
+
+    def _queue(self, sequence: Sequence) -> int:
+        self._sequences[sequence.request_id] = sequence
+        self._scheduler.add(sequence)
+        return sequence.request_id

@@ -1,0 +1,264 @@
+"""Fixtures that all tests share."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zweave.batch import Batch
+from zweave.config import ModelConfig
+from zweave.engine import Engine
+from zweave.expert import Expert, layer_of
+from zweave.request import Request
+from zweave.sequence import Chunk
+
+
+@pytest.fixture(scope="session")
+def user_cache() -> str | None:
+    """ZWEAVE_CACHE as it was before the tests: the real models lie there."""
+    return os.environ.get("ZWEAVE_CACHE")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_cache(user_cache: str | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps what the tests cache out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZWEAVE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> Callable[[torch.dtype], dict[str, float]]:
+    """rtol and atol of a dtype, from tests/tolerances.py, as `torch.testing.assert_close` takes them."""
+    spec = importlib.util.spec_from_file_location("tolerances", Path(__file__).with_name("tolerances.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda dtype: dict(zip(("rtol", "atol"), module.TOLERANCES[dtype], strict=True))
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Callable[[Tensor], Tensor]:
+    """A copy that lies amid NaN (integers: amid 2**30), so that a read outside it shows in the result."""
+
+    def guard(tensor: Tensor) -> Tensor:
+        poison = float("nan") if tensor.is_floating_point() else 2**30
+        around = tensor.new_full([size + 8 for size in tensor.shape], poison)
+        inner = around[tuple(slice(4, -4) for _ in tensor.shape)]
+        inner.copy_(tensor)
+        return inner
+
+    return guard
+
+
+@pytest.fixture
+def poisoned_outputs() -> Iterator[None]:
+    """Fills what `torch.empty` returns with NaN, so that an element that is never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads for the rest of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Sizes of a model of which only the cache is built."""
+    return ModelConfig(
+        architecture="llama",
+        hidden_size=8,
+        intermediate_size=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        vocab_size=10,
+    )
+
+
+@pytest.fixture(scope="session")
+def random_expert() -> Callable[..., Expert]:
+    """An expert for matrices of given shapes whose z lie around 1, far enough to be told apart."""
+
+    def make(shapes: Mapping[str, tuple[int, int]], seed: int, first_layer: int = 0, **fields: object) -> Expert:
+        generator = torch.Generator().manual_seed(seed)
+        z = {
+            module: 1 + 0.3 * torch.randn(min(shape), generator=generator)
+            for module, shape in shapes.items()
+            if layer_of(module) >= first_layer
+        }
+        return Expert(z=z, first_layer=first_layer, **fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompt_logits() -> Callable[..., list[Tensor]]:
+    """Logits [tokens, vocabulary] of every token of (token ids, expert) pairs, computed in one batch."""
+
+    def compute(engine: Engine, prompts: Sequence[tuple[list[int], object]]) -> list[Tensor]:
+        chunks = []
+        for tokens, choice in prompts:
+            sequence = engine._prepare(Request(tokens, expert=choice, max_tokens=1))
+            sequence.slot = engine.bank.acquire(sequence.mixture)
+            sequence.blocks = engine._cache.allocate(engine._cache.blocks_for(len(tokens)))
+            chunks.append(Chunk(sequence, len(tokens)))
+        batch = Batch.of(chunks, engine.config.block_size, engine.config.torch_device)
+        batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.tokens)))
+        logits = engine.model(batch, engine._cache)
+        for chunk in chunks:
+            engine._cache.release(chunk.sequence.blocks)
+            engine.bank.release(chunk.sequence.slot)
+        return list(logits.split([chunk.count for chunk in chunks]))
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def merged_model() -> Callable[..., Any]:
+    """transformers' own model of a directory with an expert or mixture merged into its float32 weights.
+
+    The formulas stand here a second time on purpose: W' = U diag(sigma * z) V^T, z = sum of alpha * z_k, and
+    the reference's renormalisation sum(sigma) / sum(sigma * z).
+    """
+    from transformers import AutoModelForCausalLM
+
+    def merge(directory: Path, experts: Mapping[str, Expert], choice: object) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        mixture = {choice: 1.0} if isinstance(choice, str) else dict(choice or {})
+        modules = dict.fromkeys(module for name in mixture for module in experts[name].z)
+        for module in modules:
+            weight = model.get_submodule(module).weight
+            u, sigma, vt = torch.linalg.svd(weight.data.double(), full_matrices=False)
+            ones = torch.ones_like(sigma)
+            z = sum(alpha * experts[name].z.get(module, ones).double() for name, alpha in mixture.items())
+            if any(experts[name].renormalise for name in mixture):
+                z = z * sigma.sum() / (sigma * z).sum()
+            weight.data.copy_((u * (sigma * z)) @ vt)
+        return model.eval()
+
+    return merge
+
+
+@pytest.fixture(scope="session")
+def merged_logits(merged_model: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Logits [tokens, vocabulary] of one prompt from transformers with merged weights."""
+
+    def compute(directory: Path, experts: Mapping[str, Expert], choice: object, prompt: list[int]) -> Tensor:
+        with torch.inference_mode():
+            return merged_model(directory, experts, choice)(torch.tensor([prompt])).logits[0]
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_model(architecture, dtype=..., max_shard_size=..., **config)`: a random model on disk.
+
+    Written by transformers, with every bias and norm random too, a byte-level tokenizer and a ChatML template;
+    a vocabulary of less than 259 tokens leaves out the rarest bytes.
+    The same arguments give the same directory.
+    """
+    written: dict[str, Path] = {}
+
+    def make(
+        architecture: str, *, dtype: str = "float32", max_shard_size: str = "1GB", **overrides: object
+    ) -> Path:
+        key = json.dumps([architecture, dtype, max_shard_size, overrides], sort_keys=True)
+        if key not in written:
+            directory = tmp_path_factory.mktemp(architecture)
+            _write_model(directory, architecture, dtype, max_shard_size, overrides)
+            written[key] = directory
+        return written[key]
+
+    return make
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{{ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def _write_model(
+    directory: Path, architecture: str, dtype: str, max_shard_size: str, overrides: dict[str, object]
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, object] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 264,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    if architecture == "qwen3":
+        sizes["head_dim"] = 16
+    config = AutoConfig.for_model(architecture, **{**sizes, **overrides})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.2)
+    model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
+    _write_tokenizer(directory, config.vocab_size)
+
+
+def _write_tokenizer(directory: Path, size: int) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    common = "ĠĊ" + string.ascii_letters + string.digits + string.punctuation
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: (common + c).index(c))
+    vocabulary = {token: index for index, token in enumerate((special + alphabet)[:size])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": special[0],
+        "eos_token": special[2],
+        "chat_template": CHATML,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model: Callable[..., Path], random_expert: Callable[..., Expert]) -> Callable[..., Engine]:
+    """An engine on a random Llama with the experts "a", "b" and "late" (which acts from layer 1 on)."""
+
+    def make(dtype: str = "float32", **options: int) -> Engine:
+        directory = tiny_model("llama", vocab_size=96)
+        engine = Engine(directory, dtype=dtype, **{"kv_tokens": 512, "block_size": 4, **options})
+        shapes = ModelConfig.from_directory(directory).adapted_shapes()
+        engine.load_expert("a", random_expert(shapes, seed=1))
+        engine.load_expert("b", random_expert(shapes, seed=2))
+        engine.load_expert("late", random_expert(shapes, seed=3, first_layer=1))
+        return engine
+
+    return make

@@ -1,0 +1,231 @@
+"""The default model: equal to transformers with merged weights, batch-invariant, and as accurate as its experts."""
+
+import csv
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from zweave import Engine, Expert, Request
+from zweave.pull import pull
+
+pytestmark = pytest.mark.slow
+
+PROMPT_TOKENS, NEW_TOKENS, SAMPLES = 200, 64, 300
+EXPERTS = ("sst2", "trec", "sum2", "sst2-after-prompt", "trec-after-prompt")
+MIXTURE = {"sst2": 0.5, "trec": [0.25] * 10 + [0.5] * 20, "sum2": 0.25}
+CHOICES = [None, *EXPERTS, MIXTURE]
+TREC_WORDS = ("description", "thing", "abbreviation", "person", "location", "number")
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    if "ZWEAVE_DATA" not in os.environ:
+        pytest.skip("ZWEAVE_DATA names no directory with tasks/ and experts/")
+    return Path(os.environ["ZWEAVE_DATA"])
+
+
+@pytest.fixture(scope="module")
+def model(user_cache: str | None) -> Iterator[Path]:
+    """The pulled model; this module works on the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        if user_cache is None:
+            patch.delenv("ZWEAVE_CACHE")
+        else:
+            patch.setenv("ZWEAVE_CACHE", user_cache)
+        yield pull("smollm2")
+
+
+@pytest.fixture(scope="module")
+def make_engine(model: Path, data: Path) -> Callable[..., Engine]:
+    def make(dtype: str, **options: int) -> Engine:
+        engine = Engine(model, dtype=dtype, **options)
+        for name in EXPERTS:
+            engine.load_expert(name, data / "experts" / f"{name}.safetensors")
+        return engine
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def float32(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine("float32")
+
+
+@pytest.fixture(scope="module")
+def bfloat16(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine("bfloat16")
+
+
+@pytest.fixture(scope="module")
+def prompt(float32: Engine) -> list[int]:
+    """Chat of 200 tokens whose user turn is the licence's beginning, so after_prompt experts have a header."""
+    opening = float32.tokenizer.encode("<|im_start|>user\n")
+    header = float32.tokenizer.encode("<|im_end|>\n<|im_start|>assistant\nThis licence says")
+    licence = (Path(__file__).parents[1] / "LICENSE").read_text()
+    text = float32.tokenizer.encode(licence)[: PROMPT_TOKENS - len(opening) - len(header)]
+    return opening + text + header
+
+
+class Truth:
+    """transformers' model in float32 with W' merged by this file's own decomposition and formula."""
+
+    def __init__(self, directory: Path, data: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        self.experts = {name: Expert.load(data / "experts" / f"{name}.safetensors") for name in EXPERTS}
+        self.factors = {
+            module: torch.linalg.svd(self.model.get_submodule(module).weight.data, full_matrices=False)
+            for module in self.experts["sst2"].z
+        }
+        self.base = {module: self.model.get_submodule(module).weight.data.clone() for module in self.factors}
+
+    def use(self, choice: str | Mapping[str, Any] | None) -> None:
+        mixture = {choice: 1.0} if isinstance(choice, str) else choice
+        for module, (u, sigma, vt) in self.factors.items():
+            weight = self.base[module]
+            if mixture:
+                layer = int(module.split(".")[2])
+                z = sum(
+                    (alpha if isinstance(alpha, float) else alpha[layer]) * self.experts[name].z[module].double()
+                    for name, alpha in mixture.items()
+                )
+                weight = ((u.double() * (sigma.double() * z)) @ vt.double()).float()
+            self.model.get_submodule(module).weight.data.copy_(weight)
+
+    @torch.inference_mode()
+    def answer(self, prompt: list[int], choice: Any, header_start: int) -> tuple[Tensor, list[int]]:
+        """Logits [len(prompt), vocabulary] and the greedy tokens after them."""
+        cache, parts = None, []
+        if isinstance(choice, str) and choice.endswith("after-prompt"):
+            self.use(None)
+            output = self.model(torch.tensor([prompt[:header_start]]), use_cache=True)
+            cache, parts, prompt = output.past_key_values, [output.logits[0]], prompt[header_start:]
+        self.use(choice)
+        output = self.model(torch.tensor([prompt]), past_key_values=cache, use_cache=True)
+        logits, tokens = torch.cat([*parts, output.logits[0]]), [int(output.logits[0, -1].argmax())]
+        while len(tokens) < NEW_TOKENS:
+            output = self.model(
+                torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True
+            )
+            tokens.append(int(output.logits[0, -1].argmax()))
+        return logits, tokens
+
+
+@pytest.fixture(scope="module")
+def truth(model: Path, data: Path, prompt: list[int], float32: Engine) -> list[tuple[Tensor, list[int]]]:
+    """Logits and greedy tokens of each of CHOICES."""
+    reference = Truth(model, data)
+    start = float32.tokenizer.after_prompt_start(prompt)
+    return [reference.answer(prompt, choice, start) for choice in CHOICES]
+
+
+def test_float32_equals_merged_weights(
+    float32: Engine,
+    prompt: list[int],
+    truth: list[tuple[Tensor, list[int]]],
+    prompt_logits: Callable[..., list[Tensor]],
+) -> None:
+    served = prompt_logits(float32, [(prompt, choice) for choice in CHOICES])
+    differences = [
+        (logits - wanted).abs().max().item() for logits, (wanted, _) in zip(served, truth, strict=True)
+    ]
+    print("largest logit differences:", dict(zip(map(str, CHOICES), differences, strict=True)))
+    assert max(differences) < 2e-3
+    requests = [Request(prompt, expert=choice, max_tokens=NEW_TOKENS, ignore_eos=True) for choice in CHOICES]
+    for result, (_, tokens) in zip(float32.generate(requests), truth, strict=True):
+        assert result.token_ids == tokens
+
+
+def test_bfloat16_stays_close_to_float32(
+    bfloat16: Engine,
+    prompt: list[int],
+    truth: list[tuple[Tensor, list[int]]],
+    prompt_logits: Callable[..., list[Tensor]],
+) -> None:
+    served = prompt_logits(bfloat16, [(prompt, choice) for choice in CHOICES])
+    divergences = [
+        torch.nn.functional.kl_div(
+            logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
+        ).item()
+        for logits, (wanted, _) in zip(served, truth, strict=True)
+    ]
+    print("mean KL to float32:", dict(zip(map(str, CHOICES), divergences, strict=True)))
+    assert max(divergences) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_request_gives_the_same_bits_alone_and_among_31_others(
+    request: pytest.FixtureRequest, make_engine: Callable[..., Engine], prompt: list[int], dtype: str
+) -> None:
+    engine = request.getfixturevalue(dtype)
+    requests = [
+        Request(
+            prompt[: 200 - 5 * i], expert=CHOICES[i % len(CHOICES)], max_tokens=8, ignore_eos=True, logprobs=50
+        )
+        for i in range(32)
+    ]
+    together = engine.generate(requests)
+    watched = [0, 1, 4, 6, 12, 31]
+    assert [engine.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
+    chunked = make_engine(dtype, max_batch_tokens=48, max_sequences=48)
+    assert [chunked.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
+
+
+def chat(user: str, opening: str) -> str:
+    """The form that the experts were trained on: a user's turn, no system message."""
+    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{opening}"
+
+
+def sst2(tasks: Path) -> tuple[list[str], list[str]]:
+    with (tasks / "sst2_test.tsv").open(encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    user = "Review: {}\nIs the sentiment of this review positive or negative?"
+    prompts = [chat(user.format(text), "The sentiment is") for text, _ in rows]
+    return prompts, [" positive" if label == "1" else " negative" for _, label in rows]
+
+
+def trec(tasks: Path) -> tuple[list[str], list[str]]:
+    lines = (tasks / "TREC.test.all").read_text(encoding="latin-1").splitlines()
+    labels, texts = zip(*(line.split(" ", 1) for line in lines), strict=True)
+    user = "Question: {}\nIs the answer a description, thing, abbreviation, person, location or number?"
+    prompts = [chat(user.format(text), "The answer is a") for text in texts]
+    return prompts, [f" {TREC_WORDS[int(label)]}" for label in labels]
+
+
+def addition(tasks: Path) -> tuple[list[str], list[str]]:
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
+    return [chat(f"What is {a} + {b}?", f"{a} + {b} =") for a, b in pairs], [f" {a + b}" for a, b in pairs]
+
+
+STATED = {
+    "sst2": (sst2, 0.880),
+    "sst2-after-prompt": (sst2, 0.873),
+    "trec": (trec, 0.903),
+    "trec-after-prompt": (trec, 0.850),
+    "sum2": (addition, 0.800),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_experts_are_as_accurate_as_stated(bfloat16: Engine, data: Path, name: str) -> None:
+    read, stated = STATED[name]
+    prompts, answers = read(data / "tasks")
+    chosen = random.Random(0).sample(range(len(prompts)), SAMPLES)
+    accuracy = accuracy_of(bfloat16, [prompts[i] for i in chosen], [answers[i] for i in chosen], name)
+    base = accuracy_of(bfloat16, [prompts[i] for i in chosen], [answers[i] for i in chosen], None)
+    print(f"{name}: {accuracy:.3f}, stated {stated:.3f}, base {base:.3f}")
+    assert abs(accuracy - stated) <= 0.03
+    assert base < accuracy - 0.3
+
+
+def accuracy_of(engine: Engine, prompts: Sequence[str], answers: Sequence[str], expert: str | None) -> float:
+    tokens = max(len(engine.tokenizer.encode(answer)) for answer in answers)
+    results = engine.generate(Request(text, expert=expert, max_tokens=tokens) for text in prompts)
+    return sum(r.text == answer for r, answer in zip(results, answers, strict=True)) / len(answers)
