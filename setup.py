@@ -21,6 +21,7 @@ def extension() -> CppExtension:
 
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp"))
     sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
     cuda_sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
     with_cuda = bool(cuda_sources and CUDA_HOME and shutil.which("nvcc") and torch.version.cuda)
     # No -march: every instruction set has a file of its own and is chosen at run time.
@@ -30,6 +31,7 @@ def extension() -> CppExtension:
         return CUDAExtension(
             "zweave.kernels._C",
             sources + cuda_sources,
+            depends=headers,
             include_dirs=[str(ROOT / "csrc")],
             extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]},
             extra_link_args=["-fopenmp"],
@@ -37,6 +39,7 @@ def extension() -> CppExtension:
     return CppExtension(
         "zweave.kernels._C",
         sources,
+        depends=headers,
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=cxx,
         extra_link_args=["-fopenmp"],

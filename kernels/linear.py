@@ -4,9 +4,9 @@
 
     x [T, N]   weight [M, N]   bias [M]   ->   y [T, M]
 
-Bytes: M N weights once, T (N + M) activations; FLOPs: 2 T M N. Up to some 16 rows on a CPU the weights bind, and
-a packed weight is read as one stream. Each output is summed over its inputs in order, one by one or pair by
-pair, so that a row's result does not depend on the rows beside it.
+Bytes: M N weights once, T (N + M) activations; FLOPs: 2 T M N. Up to some 16 rows on a CPU the weights bind,
+and a packed weight is read as one stream. Each output is summed over its inputs in order, one by one or pair
+by pair, so that a row's result does not depend on the rows beside it.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Weights in the order in which the kernels read them.
 
-On a CPU a matrix is cut into panels of 32 outputs. Within a panel the inputs come one after the other, bf16 in
-pairs as `vdpbf16ps` wants them, so that a product reads its weights as one stream:
+On a CPU a matrix is cut into panels of 32 outputs. Within a panel the inputs come one after the other, bf16
+in pairs as `vdpbf16ps` wants them, so that a product reads its weights as one stream:
 
     bf16     [ceil(M / 32), ceil(N / 2), 32, 2]
     float32  [ceil(M / 32), N, 32, 1]

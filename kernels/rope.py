@@ -5,8 +5,8 @@
 
     q [T, H, D]   k [T, G, D]   cos, sin [P, D / 2]   position [T]
 
-in place, low and high being a head's first and last D / 2 values, as Hugging Face lays them out. Bytes: queries and
-keys once in and once out. Source: RoFormer (arXiv 2104.09864), section 3.4.
+in place, low and high being a head's first and last D / 2 values, as Hugging Face lays them out. Bytes:
+queries and keys once in and once out. Source: RoFormer (arXiv 2104.09864), section 3.4.
 """
 
 import torch

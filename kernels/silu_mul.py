@@ -19,7 +19,7 @@ def silu_mul_ref(gate: Tensor, up: Tensor) -> Tensor:
 def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Semantics: y = silu(gate) * up, in float32 until the end.
 
-    gate, up: [tokens, width], bf16 or float32, of one dtype; rows may lie apart, as halves of a fused product.
+    gate, up: [tokens, width], bf16 or float32, of one dtype; rows may lie apart (a fused product).
     Returns [tokens, width].
     Raises: RuntimeError on a wrong shape, stride, dtype or device.
     """

@@ -146,11 +146,11 @@ class Model:
         """Returns float32 logits [len(batch.sampled), vocabulary]."""
         eps = self.config.rms_norm_eps
         x = self.embedding[batch.tokens]
-        residual = torch.zeros_like(x)
+        residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for (input_norm, attention, mlp_norm, mlp), layer_cache in zip(self.layers, cache.layers, strict=True):
             x = add_rms_norm(x, residual, input_norm, eps)
             x = attention(x, batch, layer_cache, self.cos, self.sin)
             x = add_rms_norm(x, residual, mlp_norm, eps)
             x = mlp(x, batch.slot)
-        x = x[batch.sampled] + residual[batch.sampled]
-        return linear(rms_norm(x, self.norm, eps), self.head, out_dtype=torch.float32)
+        x = add_rms_norm(x[batch.sampled], residual[batch.sampled], self.norm, eps)
+        return linear(x, self.head, out_dtype=torch.float32)

@@ -14,7 +14,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Problem:
-    """Sequences in a paged cache whose unused places hold NaN and unused table entries lie outside the cache."""
+    """Sequences in a paged cache ; unused places hold NaN, unused table entries 2**30."""
 
     q: Tensor
     k_cache: Tensor

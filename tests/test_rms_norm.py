@@ -13,10 +13,10 @@ EPS = 1e-5
 
 
 def operands(tokens: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """x, residual and a float32 weight."""
+    """x, a float32 residual and a float32 weight."""
     random = torch.Generator().manual_seed(tokens + width)
-    x, residual = (3 * torch.randn(2, tokens, width, generator=random)).to(dtype)
-    return x, residual, torch.rand(width, generator=random) + 0.5
+    x, residual = 3 * torch.randn(2, tokens, width, generator=random)
+    return x.to(dtype), residual, torch.rand(width, generator=random) + 0.5
 
 
 def exact(x: Tensor, weight: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def test_values(shape, wide_weight, dtype, tolerance, poisoned_outputs) -> None:
     x, residual, weight = operands(*shape, dtype)
     weight = weight if wide_weight else weight.to(dtype)
     torch.testing.assert_close(rms_norm(x, weight, EPS).double(), exact(x, weight), **tolerance(dtype))
-    total = (x.float() + residual.float()).to(dtype)
+    total = x.float() + residual
     y = add_rms_norm(x, residual, weight, EPS)
     assert y.dtype == dtype
     assert torch.equal(residual, total)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from zweave import Engine, Expert, Request
+from zweave.checkpoint import Checkpoint
+from zweave.decompose import Decomposition
 from zweave.pull import pull
 
 pytestmark = pytest.mark.slow
 
 PROMPT_TOKENS, NEW_TOKENS, SAMPLES = 200, 64, 300
 EXPERTS = ("sst2", "trec", "sum2", "sst2-after-prompt", "trec-after-prompt")
-MIXTURE = {"sst2": 0.5, "trec": [0.25] * 10 + [0.5] * 20, "sum2": 0.25}
+MIXTURE = {"sst2": [0.5] * 10 + [0.25] * 20, "trec": [0.25] * 10 + [0.5] * 20, "sum2": 0.25}
 CHOICES = [None, *EXPERTS, MIXTURE]
 TREC_WORDS = ("description", "thing", "abbreviation", "person", "location", "number")
 
@@ -73,30 +75,33 @@ def prompt(float32: Engine) -> list[int]:
 
 
 class Truth:
-    """transformers' model in float32 with W' merged by this file's own decomposition and formula."""
+    """transformers' model in float32 whose weights are W' = U diag(sigma * z) V^T, multiplied out.
+
+    An expert is defined on the factors that it was served with, so they are those of the cache: where singular
+    values nearly coincide, another decomposition has other vectors, and z means something else.
+    """
 
     def __init__(self, directory: Path, data: Path) -> None:
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         self.experts = {name: Expert.load(data / "experts" / f"{name}.safetensors") for name in EXPERTS}
-        self.factors = {
-            module: torch.linalg.svd(self.model.get_submodule(module).weight.data, full_matrices=False)
-            for module in self.experts["sst2"].z
+        self.decomposition = Decomposition.open(Checkpoint(directory).digest())
+        self.base = {
+            module: self.model.get_submodule(module).weight.data.clone() for module in self.decomposition.names
         }
-        self.base = {module: self.model.get_submodule(module).weight.data.clone() for module in self.factors}
 
     def use(self, choice: str | Mapping[str, Any] | None) -> None:
         mixture = {choice: 1.0} if isinstance(choice, str) else choice
-        for module, (u, sigma, vt) in self.factors.items():
-            weight = self.base[module]
+        for module, weight in self.base.items():
             if mixture:
                 layer = int(module.split(".")[2])
                 z = sum(
-                    (alpha if isinstance(alpha, float) else alpha[layer]) * self.experts[name].z[module].double()
+                    (alpha if isinstance(alpha, float) else alpha[layer]) * self.experts[name].z[module]
                     for name, alpha in mixture.items()
                 )
-                weight = ((u.double() * (sigma.double() * z)) @ vt.double()).float()
+                u, sigma, vt = self.decomposition.factors(module)
+                weight = (u * (sigma * z)) @ vt
             self.model.get_submodule(module).weight.data.copy_(weight)
 
     @torch.inference_mode()

@@ -323,7 +323,32 @@ def test_the_script_writes_an_expert_for_its_base(
     assert expert.base_digest == checkpoint.digest() and expert.scope == "always"
     assert expert.training["task"] == "addition" and expert.training["held_out"] == 3
     assert len((tmp_path / "addition.jsonl").read_text().splitlines()) == 2
-    assert not (tmp_path / "addition.state").exists()
+    assert not list(tmp_path.glob("*.state"))
+
+
+def test_each_expert_starts_from_the_base(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(demo_experts, "VALIDATION", 2)
+    measured = []
+    trainer = demo_experts.Trainer.open(str(directory), torch.float32, Console(quiet=True))
+
+    def measure(*arguments: Any, **options: Any) -> float:
+        measured.append(torch.cat([module.z.detach() for module in trainer.adapted.values()]))
+        return 0.5
+
+    monkeypatch.setattr(demo_experts, "accuracy", measure)
+    recipe = Recipe(steps=1, batch=1, draws=2, lr=0.1)
+    labelled = replace(LETTERS, read=lambda data, seed: (LETTER_SAMPLES[:4], [Sample("z", "a")]))
+    first, second = (tmp_path / name for name in "ab")
+    for out in (first, second):
+        out.mkdir()
+        trainer.train(labelled, recipe, tmp_path, out, 1)
+    before, after, again, _ = measured
+    assert (before == 1).all() and (again == 1).all() and (after != 1).any()
+    stored = Expert.load(first / "letters.safetensors")
+    torch.testing.assert_close(torch.cat([stored.z[name] for name in trainer.adapted]), after, rtol=0, atol=0)
 
 
 def test_the_script_refuses_an_unknown_task(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ template <class T>
 struct Norm {
   const T* x;  // [T, width]
   int64_t x_stride;
-  T* residual;  // [T, width], or null: x is added to it, and it is what is normalised
+  float* residual;  // [T, width], or null: x is added to it, and it is what is normalised
   int64_t residual_stride;
   const T* weight;          // [width], or null
   const float* weight_f32;  // the same in float32, where weight is null

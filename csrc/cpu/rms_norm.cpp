@@ -11,7 +11,7 @@ at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor* residual,
   Argument{op, "x", x}.shape({-1, -1});
   return dispatch(op, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t rows = x.size(0), width = x.size(1);
-    if (residual) Argument{op, "residual", *residual}.dtype(x.scalar_type()).shape(x.sizes()).rows_disjoint();
+    if (residual) Argument{op, "residual", *residual}.dtype(at::kFloat).shape(x.sizes()).rows_disjoint();
     const bool plain = weight.scalar_type() == at::kFloat;
     Argument{op, "weight", weight}.dtype(plain ? at::kFloat : x.scalar_type()).shape({width}).contiguous();
     at::Tensor y = at::empty({rows, width}, x.options());
@@ -20,7 +20,7 @@ at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor* residual,
     call.x = data<T>(x);
     call.x_stride = x.stride(0);
     if (residual) {
-      call.residual = mutable_data<T>(*residual);
+      call.residual = mutable_data<float>(*residual);
       call.residual_stride = residual->stride(0);
     }
     if (plain) {

@@ -26,29 +26,36 @@ void store(T* at, Simd::F x, int64_t n) {
   Simd::store(at, x, n);
 }
 
+// One row of a norm; X is T, or float for a residual.
+template <class T, class X>
+void norm_row(const Norm<T>& a, const X* x, T* y) {
+  Simd::F squares = Simd::set1(0);
+  for_vectors(a.width, [&](int64_t i, int64_t n) {
+    const Simd::F value = load(x + i, n);
+    squares = Simd::fma(value, value, squares);
+  });
+  const float mean = Simd::reduce_add(squares) / float(a.width);
+  const Simd::F inverse = Simd::set1(1.0f / __builtin_sqrtf(mean + a.eps));
+  for_vectors(a.width, [&](int64_t i, int64_t n) {
+    const Simd::F weight = a.weight ? load(a.weight + i, n) : load(a.weight_f32 + i, n);
+    store(y + i, Simd::mul(Simd::mul(load(x + i, n), inverse), weight), n);
+  });
+}
+
 template <class T>
 void norm(const Norm<T>& a, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* x = a.x + row * a.x_stride;
+    T* y = a.y + row * a.width;
     if (a.residual) {
-      T* residual = a.residual + row * a.residual_stride;
+      float* residual = a.residual + row * a.residual_stride;
       for_vectors(a.width, [&](int64_t i, int64_t n) {
         store(residual + i, Simd::add(load(residual + i, n), load(x + i, n)), n);
       });
-      x = residual;
+      norm_row(a, residual, y);
+    } else {
+      norm_row(a, x, y);
     }
-    Simd::F squares = Simd::set1(0);
-    for_vectors(a.width, [&](int64_t i, int64_t n) {
-      const Simd::F value = load(x + i, n);
-      squares = Simd::fma(value, value, squares);
-    });
-    const float mean = Simd::reduce_add(squares) / float(a.width);
-    const Simd::F inverse = Simd::set1(1.0f / __builtin_sqrtf(mean + a.eps));
-    T* y = a.y + row * a.width;
-    for_vectors(a.width, [&](int64_t i, int64_t n) {
-      const Simd::F weight = a.weight ? load(a.weight + i, n) : load(a.weight_f32 + i, n);
-      store(y + i, Simd::mul(Simd::mul(load(x + i, n), inverse), weight), n);
-    });
   }
 }
 

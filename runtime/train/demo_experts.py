@@ -68,9 +68,10 @@ class Trainer:
         train, test = task.samples(data)
         validation, train, test = train[:VALIDATION], train[VALIDATION:], test[:held_out]
         start = time.perf_counter()
-        before = self.accuracy("the base model", task, recipe, test)
-        state = out / f"{task.name}.state"
         self.reset()
+        before = self.accuracy("the base model", task, recipe, test)
+        # Named after the weights: the state of a training on others must not be taken up.
+        state = out / f"{task.name}-{self.checkpoint.digest()[:12]}.state"
         with Progress(console=self.console) as progress:
             bar = progress.add_task(task.name, total=recipe.steps)
             steps = train_expert(self.model, self.adapted, self.tokenizer, task, train, recipe, state=state)
