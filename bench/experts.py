@@ -41,7 +41,9 @@ def main() -> None:
     times = interleaved({"1": lambda: serve(1), "16": lambda: serve(16)}, args.rounds)
     seconds = medians(times)
     ratio = statistics.median(b / a for a, b in zip(times["1"], times["16"], strict=True))
-    print(f"{REQUESTS} requests, {PROMPT} + {NEW} tokens, {args.dtype}, medians of {args.rounds} interleaved runs")
+    print(
+        f"{REQUESTS} requests, {PROMPT} + {NEW} tokens, {args.dtype}, medians of {args.rounds} interleaved runs"
+    )
     for experts, value in seconds.items():
         print(f"{experts:>3} experts  {REQUESTS * NEW / value:7.1f} new tokens/s")
     print(f"time under 16 experts / time under 1, median of the rounds' ratios: {ratio:.3f}")

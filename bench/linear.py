@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     rows = []
-    print(f"{'M x N':>12} {'T':>3} {'F.linear us':>12} {'factored us':>12} {'GB/s':>6} {'F.linear / factored':>20}")
+    print(
+        f"{'M x N':>12} {'T':>3} {'F.linear us':>12} {'factored us':>12} {'GB/s':>6} {'F.linear / factored':>20}"
+    )
     for (M, N), T in itertools.product(SHAPES, (1, 4, 8, 16)):
         row = measure(M, N, T, args.rounds)
         rows.append(row)
@@ -53,7 +55,9 @@ def measure(M: int, N: int, T: int, rounds: int) -> dict[str, float]:
     weights = [random(M, N) for _ in range(copies)]
     vt, u = random(R, N) * N**-0.5, random(M, R) * R**-0.5
     factors = [(pack(vt.clone()), pack(u.clone())) for _ in range(copies)]
-    error = (svf_linear(x, *factors[0], scale, slot).float() - svf_linear_ref(x, vt, u, scale, slot).float()).abs()
+    error = (
+        svf_linear(x, *factors[0], scale, slot).float() - svf_linear_ref(x, vt, u, scale, slot).float()
+    ).abs()
     if error.max() > 0.05:
         raise SystemExit(f"the factored output is wrong by {error.max():.3f}: no times are printed")
     times = interleaved(

@@ -6,8 +6,8 @@
 
 where p is the token's position, j a position of its sequence, and head h reads key-value head h / (H / G).
 Position j lies in block block_table[sequence, j / block_size] at j % block_size. A step of decoding and a
-chunk of a prompt are the same call: keys and values are in the cache (`write_kv`) before their queries ask for
-them. Bytes: the keys and values of each sequence once, for decoding; FLOPs: 4 D a query head and key.
+chunk of a prompt are the same call: keys and values are in the cache (`write_kv`) before their queries ask
+for them. Bytes: the keys and values of each sequence once, for decoding; FLOPs: 4 D a query head and key.
 """
 
 import torch
@@ -69,7 +69,8 @@ def paged_attention(
     """Semantics: causal attention of each token over its own sequence, softmax in float32.
 
     q: [tokens, heads, head_size], bf16 or float32; tokens may lie apart.
-    k_cache, v_cache: [blocks, kv_heads, block_size, head_size], contiguous, q's dtype; kv_heads divides heads.
+    k_cache, v_cache: [blocks, kv_heads, block_size, head_size], contiguous, q's dtype; heads is a multiple
+        of kv_heads.
     block_table: [sequences, n], int32; only entries that hold positions which are asked for are read.
     sequence: [tokens], int32, a token's row of block_table.
     position: [tokens], int32; the token sees positions 0 to position of its sequence.

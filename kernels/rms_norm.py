@@ -5,9 +5,10 @@
     x [T, N]   weight [N]   ->   y [T, N]
 
 Bytes: 2 T N activations, 8 T N more with the residual. Adding to the residual stream comes with the norm that
-follows it, which saves a pass over both. The stream is float32 under bf16 activations too: it grows so large in
-some columns that bf16 would round away what later layers add (SmolLM2-135M, 200 tokens of text: the mean KL to
-float32 is 1.1e-3 with a float32 stream, 2.1e-3 with a bf16 one). Source: Zhang and Sennrich (arXiv 1910.07467).
+follows it, which saves a pass over both. The stream is float32 under bf16 activations too: it grows so large
+in some columns that bf16 would round away what later layers add (SmolLM2-135M, 200 tokens of text: the mean
+KL to float32 is 1.1e-3 with a float32 stream, 2.1e-3 with a bf16 one). Source: Zhang and Sennrich (arXiv
+1910.07467).
 """
 
 import torch

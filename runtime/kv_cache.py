@@ -26,7 +26,9 @@ class KVCache:
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.layers = [
-            LayerCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+            LayerCache(
+                torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+            )
             for _ in range(config.num_layers)
         ]
         self._free = list(range(num_blocks - 1, -1, -1))

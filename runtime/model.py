@@ -147,7 +147,9 @@ class Model:
         eps = self.config.rms_norm_eps
         x = self.embedding[batch.tokens]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for (input_norm, attention, mlp_norm, mlp), layer_cache in zip(self.layers, cache.layers, strict=True):
+        for (input_norm, attention, mlp_norm, mlp), layer_cache in zip(
+            self.layers, cache.layers, strict=True
+        ):
             x = add_rms_norm(x, residual, input_norm, eps)
             x = attention(x, batch, layer_cache, self.cos, self.sin)
             x = add_rms_norm(x, residual, mlp_norm, eps)

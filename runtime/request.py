@@ -93,7 +93,9 @@ class Request:
             raise ZweaveError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
-        if self.logprobs is not None and not (_is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS):
+        if self.logprobs is not None and not (
+            _is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
+        ):
             raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
 
     @property

@@ -43,4 +43,6 @@ def logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprob:
     """Log-probabilities of a token and of the `count` most likely ones. logits: [vocabulary], float32."""
     values = torch.log_softmax(logits.double(), dim=-1)
     best, ids = values.topk(count)
-    return TokenLogprob(token_id, float(values[token_id]), dict(zip(ids.tolist(), best.tolist(), strict=True)))
+    return TokenLogprob(
+        token_id, float(values[token_id]), dict(zip(ids.tolist(), best.tolist(), strict=True))
+    )

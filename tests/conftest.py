@@ -93,7 +93,9 @@ def tiny_config() -> ModelConfig:
 def random_expert() -> Callable[..., Expert]:
     """An expert for matrices of given shapes whose z lie around 1, far enough to be told apart."""
 
-    def make(shapes: Mapping[str, tuple[int, int]], seed: int, first_layer: int = 0, **fields: object) -> Expert:
+    def make(
+        shapes: Mapping[str, tuple[int, int]], seed: int, first_layer: int = 0, **fields: object
+    ) -> Expert:
         generator = torch.Generator().manual_seed(seed)
         z = {
             module: 1 + 0.3 * torch.randn(min(shape), generator=generator)
@@ -137,7 +139,9 @@ def merged_model() -> Callable[..., Any]:
     from transformers import AutoModelForCausalLM
 
     def merge(directory: Path, experts: Mapping[str, Expert], choice: object) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        )
         mixture = {choice: 1.0} if isinstance(choice, str) else dict(choice or {})
         modules = dict.fromkeys(module for name in mixture for module in experts[name].z)
         for module in modules:
@@ -249,7 +253,9 @@ def _write_tokenizer(directory: Path, size: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_engine(tiny_model: Callable[..., Path], random_expert: Callable[..., Expert]) -> Callable[..., Engine]:
+def tiny_engine(
+    tiny_model: Callable[..., Path], random_expert: Callable[..., Expert]
+) -> Callable[..., Engine]:
     """An engine on a random Llama with the experts "a", "b" and "late" (which acts from layer 1 on)."""
 
     def make(dtype: str = "float32", **options: int) -> Engine:

@@ -24,7 +24,9 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def zweave(tmp_path: Path) -> Run:
-    def run(*args: object, text: str | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    def run(
+        *args: object, text: str | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
             [*COMMAND, *map(str, args)],
             input=text,
@@ -70,7 +72,9 @@ def test_jsonl_in_and_out(zweave: Run, model: Path, random_expert: Callable, tmp
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tokens/s" in done.stderr
-    results = {row["index"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
+    results = {
+        row["index"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    }
     assert sorted(results) == [0, 1, 2]
     assert len(results[0]["token_ids"]) == 3
     assert len(results[1]["logprobs"][0]["top"]) == 2
@@ -101,7 +105,11 @@ def test_plain_prompts_from_standard_input(zweave: Run, model: Path) -> None:
         (("--input", "-", "--jsonl"), "{", ("line 1", "JSON")),
         (("--input", "-", "--jsonl"), "[]", ("line 1", "object")),
         (("--input", "-", "--jsonl"), '{"prompt": "a", "tokens": 1}', ("line 1", "tokens")),
-        (("--input", "-", "--jsonl"), '{"prompt": "a"}\n{"prompt": "a", "max_tokens": 0}', ("line 2", "max_tokens")),
+        (
+            ("--input", "-", "--jsonl"),
+            '{"prompt": "a"}\n{"prompt": "a", "max_tokens": 0}',
+            ("line 2", "max_tokens"),
+        ),
         (("--input", "-", "--jsonl"), '{"prompt": "a", "sampling": {"heat": 1}}', ("line 1", "heat")),
         (("--input", "-", "--jsonl"), '{"prompt": "a", "sampling": 3}', ("line 1", "sampling")),
         (("hello", "--output", "missing/out"), None, ("missing/out",)),
@@ -145,7 +153,9 @@ def test_chat_changes_experts_and_survives_mistakes(
     zweave: Run, tiny_model: Callable[..., Path], random_expert: Callable, tmp_path: Path
 ) -> None:
     model = tiny_model("llama", vocab_size=96)
-    random_expert(ModelConfig.from_directory(model).adapted_shapes(), seed=1).save(tmp_path / "one.safetensors")
+    random_expert(ModelConfig.from_directory(model).adapted_shapes(), seed=1).save(
+        tmp_path / "one.safetensors"
+    )
     script = "/experts\n/expert nobody\n/expert mine\n/expert base\n/help\n/reset\n/quit\n"
     done = zweave("chat", "--model", model, "--load", "mine=one.safetensors", text=script)
     assert done.returncode == 0, done.stderr

@@ -101,7 +101,9 @@ def test_seeded_draws_repeat_and_others_do_not(tiny_engine: TinyEngine) -> None:
 
     def answer(seed: int | None) -> list[int]:
         sampling = Sampling(temperature=2.0, seed=seed)
-        return engine.generate(Request(PROMPT, max_tokens=20, ignore_eos=True, sampling=sampling))[0].token_ids
+        return engine.generate(Request(PROMPT, max_tokens=20, ignore_eos=True, sampling=sampling))[
+            0
+        ].token_ids
 
     assert answer(1) == answer(1) != answer(2)
     assert answer(None) != answer(None)
@@ -115,10 +117,10 @@ def test_stream_equals_generate_and_may_be_left(tiny_engine: TinyEngine) -> None
     assert "".join(delta.text for delta in deltas) == whole.text
     assert [token for delta in deltas for token in delta.token_ids] == whole.token_ids
     assert deltas[-1].result == whole
-    for delta in engine.stream(request):
-        break
+    stream = engine.stream(request)
+    assert next(stream).result is None
+    stream.close()
     assert not engine.has_work
-    assert delta.result is None
 
 
 def test_cancelled_request_keeps_what_it_has(tiny_engine: TinyEngine) -> None:
@@ -157,9 +159,10 @@ def test_experts_come_and_go_while_serving(tiny_engine: TinyEngine) -> None:
     next(stream)
     engine.load_expert("a", engine.bank.registered("b").read())
     assert list(stream)[-1].result == wanted, "a running request keeps its expert"
-    assert engine.generate(request)[0].token_ids == engine.generate(
-        Request(PROMPT, expert="b", max_tokens=12, ignore_eos=True)
-    )[0].token_ids
+    assert (
+        engine.generate(request)[0].token_ids
+        == engine.generate(Request(PROMPT, expert="b", max_tokens=12, ignore_eos=True))[0].token_ids
+    )
     engine.unload_expert("a")
     with pytest.raises(ZweaveError, match="no expert 'a'"):
         engine.generate(request)

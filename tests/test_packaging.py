@@ -38,7 +38,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             target = directory / "source" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory, directory / "source")
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        directory,
+        directory / "source",
+    )
     return next(directory.glob("*.whl"))
 
 

@@ -65,7 +65,7 @@ def op_arguments(name: str, dtype: torch.dtype, kernel_order: Callable[[Tensor],
             (normal(3, 21, **like), normal(21), 1e-5),
             (normal(3, 42, **like)[:, :21], normal(21, **like), 1e-5),
         ],
-        "add_rms_norm": [(normal(3, 21, **like), normal(3, 21, **like), normal(21, **like), 1e-5)],
+        "add_rms_norm": [(normal(3, 21, **like), normal(3, 21), normal(21, **like), 1e-5)],
         "rope": [
             (normal(3, 4, 8, **like), normal(3, 2, 8, **like), normal(9, 4), normal(9, 4), integers(0, 8, 3))
         ],

@@ -24,7 +24,9 @@ def test_frequencies_follow_the_tempered_distribution(temperature: float) -> Non
     logits = torch.randn(9, generator=torch.Generator().manual_seed(0)) * 2
     wanted = torch.softmax(logits / temperature, dim=-1)
     # Three and a half standard errors of the most uncertain frequency.
-    assert (frequencies(logits, Sampling(temperature=temperature)) - wanted).abs().max() < 3.5 * 0.5 / DRAWS**0.5
+    assert (
+        frequencies(logits, Sampling(temperature=temperature)) - wanted
+    ).abs().max() < 3.5 * 0.5 / DRAWS**0.5
 
 
 @pytest.mark.parametrize(

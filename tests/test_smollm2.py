@@ -88,7 +88,8 @@ class Truth:
         self.experts = {name: Expert.load(data / "experts" / f"{name}.safetensors") for name in EXPERTS}
         self.decomposition = Decomposition.open(Checkpoint(directory).digest())
         self.base = {
-            module: self.model.get_submodule(module).weight.data.clone() for module in self.decomposition.names
+            module: self.model.get_submodule(module).weight.data.clone()
+            for module in self.decomposition.names
         }
 
     def use(self, choice: str | Mapping[str, Any] | None) -> None:
@@ -172,7 +173,11 @@ def test_a_request_gives_the_same_bits_alone_and_among_31_others(
     engine = request.getfixturevalue(dtype)
     requests = [
         Request(
-            prompt[: 200 - 5 * i], expert=CHOICES[i % len(CHOICES)], max_tokens=8, ignore_eos=True, logprobs=50
+            prompt[: 200 - 5 * i],
+            expert=CHOICES[i % len(CHOICES)],
+            max_tokens=8,
+            ignore_eos=True,
+            logprobs=50,
         )
         for i in range(32)
     ]

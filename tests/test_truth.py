@@ -31,7 +31,13 @@ MODELS = {
     "qwen3": ("qwen3", {}),
     "qwen3, odd sizes": (
         "qwen3",
-        {"hidden_size": 50, "intermediate_size": 77, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 6},
+        {
+            "hidden_size": 50,
+            "intermediate_size": 77,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 1,
+            "head_dim": 6,
+        },
     ),
 }
 
@@ -57,8 +63,11 @@ def test_equals_transformers_with_merged_weights(
     generator = torch.Generator().manual_seed(0)
     choices = [None, "a", "renormalised", {"a": 0.3}, {"renormalised": 1.7}]
     prompts = [
-        torch.randint(0, config.vocab_size, (length,), generator=generator).tolist() for length in (40, 1, 33, 17, 90)
+        torch.randint(0, config.vocab_size, (length,), generator=generator).tolist()
+        for length in (40, 1, 33, 17, 90)
     ]
     served = prompt_logits(engine, list(zip(prompts, choices, strict=True)))
     for prompt, choice, logits in zip(prompts, choices, served, strict=True):
-        torch.testing.assert_close(logits, merged_logits(directory, experts, choice, prompt), rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(
+            logits, merged_logits(directory, experts, choice, prompt), rtol=1e-3, atol=2e-4
+        )

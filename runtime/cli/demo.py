@@ -4,6 +4,7 @@ It fetches and decomposes the default model if that was not done before.
 """
 
 import argparse
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from zweave.bundled import DEFAULT_MODEL, bundled_experts
-from zweave.cli.engine_options import add_engine_options, open_engine, stderr
+from zweave.cli.engine_options import add_engine_options, open_engine
 from zweave.engine import Engine
 from zweave.progress import progress_bar
 from zweave.pull import pull
 from zweave.request import Request, Result
+
+ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,7 @@ def review(text: str, answer: str) -> Example:
 
 
 def question(text: str, answer: str) -> Example:
-    user = (
-        f"Question: {text}\n"
-        "Is the answer a description, thing, abbreviation, person, location or number?"
-    )
+    user = f"Question: {text}\nIs the answer a description, thing, abbreviation, person, location or number?"
     return Example(text, user, "The answer is a", answer, "question-type", 1)
 
 
@@ -91,20 +91,24 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(args)
     for name, path in bundled_experts().items():
         engine.load_expert(name, path)
-    # The first batch pays for page faults and thread start-up.
-    engine.generate([example.request(example.expert) for example in EXAMPLES[:2]])
-    adapted, seconds = _answer(engine, [example.request(example.expert) for example in EXAMPLES])
-    base, base_seconds = _answer(engine, [example.request(None) for example in EXAMPLES])
+    with_experts = [example.request(example.expert) for example in EXAMPLES]
+    under_base = [example.request(None) for example in EXAMPLES]
+    adapted, base = engine.generate(with_experts), engine.generate(under_base)
+    seconds, base_seconds = _time(engine, [with_experts, under_base])
     _print_table(adapted, base)
     _print_summary(adapted, base, seconds, base_seconds)
     return 0
 
 
-def _answer(engine: Engine, requests: list[Request]) -> tuple[list[Result], float]:
-    with stderr.status(f"answering {len(requests)} prompts"):
-        start = time.perf_counter()
-        results = engine.generate(requests)
-        return results, time.perf_counter() - start
+def _time(engine: Engine, batches: list[list[Request]]) -> list[float]:
+    """Median seconds of each batch, run in turn so that all meet the same machine."""
+    times: list[list[float]] = [[] for _ in batches]
+    for _ in range(ROUNDS):
+        for batch, measured in zip(batches, times, strict=True):
+            start = time.perf_counter()
+            engine.generate(batch)
+            measured.append(time.perf_counter() - start)
+    return [statistics.median(measured) for measured in times]
 
 
 def _print_table(adapted: list[Result], base: list[Result]) -> None:
@@ -139,7 +143,7 @@ def _print_summary(adapted: list[Result], base: list[Result], seconds: float, ba
     tokens = sum(result.prompt_tokens + len(result.token_ids) for result in adapted)
     print(
         f"Right answers: {right} of {len(judged)} with experts, {base_right} of {len(judged)} without.\n"
-        f"The batch of {len(adapted)} prompts under {experts} experts and the base took {seconds:.2f} s "
-        f"({tokens / seconds:.0f} prompt and answer tokens/s); the same prompts under the base alone, "
-        f"{base_seconds:.2f} s."
+        f"One batch of {len(adapted)} prompts under {experts} experts and the base: {seconds:.2f} s "
+        f"({tokens / seconds:.0f} prompt and answer tokens/s). The same prompts, all under the base: "
+        f"{base_seconds:.2f} s. Medians of {ROUNDS} runs in turn."
     )

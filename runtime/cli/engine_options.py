@@ -16,7 +16,9 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument(

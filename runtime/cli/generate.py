@@ -40,7 +40,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument("--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only")
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
+    )
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -141,7 +143,9 @@ def _run_all(engine: Engine, requests: list[Request], output: IO[str], as_json: 
             results[index] = result
             progress.advance(task)
             if as_json:
-                output.write(json.dumps({"index": index, **dataclasses.asdict(result)}, ensure_ascii=False) + "\n")
+                output.write(
+                    json.dumps({"index": index, **dataclasses.asdict(result)}, ensure_ascii=False) + "\n"
+                )
                 output.flush()
     if not as_json:
         for index, request in enumerate(requests):
