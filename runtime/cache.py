@@ -63,9 +63,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         with disk_errors(target):
             yield temporary
             for path in [*temporary.rglob("*"), temporary]:
-                _sync(path)
+                flush(path)
             temporary.rename(target)
-            _sync(target.parent)
+            flush(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -107,7 +107,8 @@ def _full(path: Path) -> str:
     return f"no space left on the disk of {path}: free some or set ZWEAVE_CACHE to another disk"
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Returns when a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,6 @@
 """Decomposition of a model's adapted matrices, W = U diag(sigma) V^T, kept in the cache."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zweave.bounded_pool import BoundedPool, Job
-from zweave.cache import cache_dir, disk_errors, lock, require_space
+from zweave.cache import cache_dir, disk_errors, flush, lock, require_space
 from zweave.checkpoint import Checkpoint
 from zweave.errors import ZweaveError
 from zweave.expert import layer_of
@@ -162,11 +161,11 @@ def _make(checkpoint: Checkpoint, digest: str, workers: int, memory: int, report
         report(stage, len(found), len(shapes))
     with disk_errors(unfinished):
         for module in shapes:
-            _sync(_file(unfinished, module))
+            flush(_file(unfinished, module))
         _write_index(unfinished / "index.json", digest, {module: found[module] for module in shapes})
-        _sync(unfinished)
+        flush(unfinished)
         unfinished.rename(target)
-        _sync(target.parent)
+        flush(target.parent)
 
 
 def _factor(checkpoint: Checkpoint, module: str, directory: Path) -> tuple[str, Matrix]:
@@ -242,7 +241,7 @@ def _write_index(path: Path, digest: str, matrices: Mapping[str, Matrix]) -> Non
         for module, matrix in matrices.items()
     }
     path.write_text(json.dumps({"format": FORMAT, "digest": digest, "matrices": entries}, indent=1) + "\n")
-    _sync(path)
+    flush(path)
 
 
 def _directory(digest: str) -> Path:
@@ -268,11 +267,3 @@ def _remove(directory: Path) -> None:
                 shutil.rmtree(doomed, ignore_errors=True)
                 entry.rename(doomed)
                 shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
