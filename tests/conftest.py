@@ -17,6 +17,7 @@ from zweave.batch import Batch
 from zweave.config import ModelConfig
 from zweave.engine import Engine
 from zweave.expert import Expert, layer_of
+from zweave.pull import pull
 from zweave.request import Request
 from zweave.sequence import Chunk
 
@@ -33,6 +34,29 @@ def empty_cache(user_cache: str | None, tmp_path_factory: pytest.TempPathFactory
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZWEAVE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def smollm2(user_cache: str | None) -> Path:
+    """The pulled default model."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_cache(patch, user_cache)
+        return pull("smollm2")
+
+
+@pytest.fixture(scope="module")
+def in_user_cache(user_cache: str | None) -> Iterator[None]:
+    """Has a module's tests work on the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_cache(patch, user_cache)
+        yield
+
+
+def use_cache(patch: pytest.MonkeyPatch, path: str | None) -> None:
+    if path is None:
+        patch.delenv("ZWEAVE_CACHE")
+    else:
+        patch.setenv("ZWEAVE_CACHE", path)
 
 
 @pytest.fixture(scope="session")

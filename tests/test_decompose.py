@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import zweave.decompose as module_under_test
-from zweave.checkpoint import Checkpoint, resolve_model
+from zweave.checkpoint import Checkpoint
 from zweave.decompose import Decomposition, decompose, memory_bound
 from zweave.errors import ZweaveError
 from zweave.progress import silent
@@ -291,7 +291,7 @@ def test_killed_process_leaves_nothing_half(tiny_model, cache, how):
 
 
 @pytest.mark.slow
-def test_real_model():
-    found = decompose(resolve_model("smollm2"), force=True)
+def test_real_model(smollm2):
+    found = decompose(Checkpoint(smollm2))
     assert len(found.names) == 210 and max(found.errors) < 5e-6
     assert sum(found.sigma(name).numel() for name in found.names) == 97_920
