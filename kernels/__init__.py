@@ -1,6 +1,7 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
 import zweave.kernels.registration  # noqa: F401
+from zweave.kernels._C import cpu_isa
 from zweave.kernels.attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from zweave.kernels.linear import linear, linear_ref
 from zweave.kernels.mix import mix, mix_ref
@@ -14,6 +15,7 @@ __all__ = [
     "Packed",
     "add_rms_norm",
     "add_rms_norm_ref",
+    "cpu_isa",
     "linear",
     "linear_ref",
     "mix",

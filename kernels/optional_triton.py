@@ -7,8 +7,8 @@ machines without it.
 from typing import Any
 
 try:
-    import triton  # type: ignore[import-untyped]  # ships no types
-    import triton.language as tl  # type: ignore[import-untyped]  # ships no types
+    import triton
+    import triton.language as tl
 except ImportError:
 
     class _Absent:

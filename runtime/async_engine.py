@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
@@ -46,7 +47,8 @@ class AsyncEngine:
         request_ids: list[int] = []
 
         def deliver(item: Delta | BaseException) -> None:
-            if not loop.is_closed():
+            # The caller's loop may have been closed by now; nobody waits then.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(deltas.put_nowait, item)
 
         def add() -> None:
@@ -102,9 +104,11 @@ class AsyncEngine:
         with self._lock:
             self._closed = True
         self._run_commands(wait=False)
-        for request_id, listener in self._listeners.items():
-            self.engine.cancel(request_id)
+        abandoned = dict(self._listeners)
+        for listener in abandoned.values():
             listener(failure)
+        for request_id in abandoned:
+            self.engine.cancel(request_id)
 
     def _deliver(self, deltas: list[Delta]) -> None:
         for delta in deltas:

@@ -19,8 +19,8 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 def cache_dir() -> Path:
     """$ZWEAVE_CACHE, or ~/.cache/zweave; it need not exist yet."""
-    chosen = os.environ.get("ZWEAVE_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "zweave"
+    chosen = os.environ.get("ZWEAVE_CACHE") or "~/.cache/zweave"
+    return Path(os.path.expanduser(chosen)).absolute()
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def resolve_model(name_or_path: str | PathLike[str]) -> Checkpoint:
         if not directory.is_dir():
             raise ZweaveError(f"{name} is not in the cache yet: run `zweave pull {name}`")
         return Checkpoint(directory)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return Checkpoint(path)
     if path.suffix == ".gguf" and path.is_file():

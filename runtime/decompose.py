@@ -112,9 +112,7 @@ def decompose(
         with nullcontext(progress) if progress else progress_bar() as report:
             waiting = partial(report, "waiting for another process that decomposes this model", 0, 0)
             with lock(target, waiting):
-                if force:
-                    _remove(target)
-                if not target.is_dir():
+                if force or not target.is_dir():
                     _make(checkpoint, digest, workers, bound, report)
     found = Decomposition.open(digest)
     if {module: matrix.shape for module, matrix in found.matrices.items()} != shapes:
@@ -144,6 +142,8 @@ def _make(checkpoint: Checkpoint, digest: str, workers: int, memory: int, report
     target = _directory(digest)
     unfinished = target.with_name(f"{digest}.partial")
     with disk_errors(unfinished):
+        for removed in target.parent.glob(".*.removed"):
+            shutil.rmtree(removed)
         unfinished.mkdir(parents=True, exist_ok=True)
         for stale in unfinished.glob(".*.tmp"):
             stale.unlink()
@@ -164,7 +164,14 @@ def _make(checkpoint: Checkpoint, digest: str, workers: int, memory: int, report
             flush(_file(unfinished, module))
         _write_index(unfinished / "index.json", digest, {module: found[module] for module in shapes})
         flush(unfinished)
-        unfinished.rename(target)
+        if target.is_dir():
+            # The old entry stays until the new one is whole.
+            removed = target.with_name(f".{digest}.removed")
+            target.rename(removed)
+            unfinished.rename(target)
+            shutil.rmtree(removed)
+        else:
+            unfinished.rename(target)
         flush(target.parent)
 
 
@@ -256,14 +263,3 @@ def _stored_bytes(shape: tuple[int, int]) -> int:
     rows, columns = shape
     # 4 KiB for the header and the rest of the last disk block.
     return 4 * min(shape) * (rows + columns + 1) + 4096
-
-
-def _remove(directory: Path) -> None:
-    """Removes an entry at once for whoever looks for it, then its files."""
-    with disk_errors(directory):
-        for entry in (directory, directory.with_name(f"{directory.name}.partial")):
-            if entry.is_dir():
-                doomed = entry.with_name(f".{entry.name}.removed")
-                shutil.rmtree(doomed, ignore_errors=True)
-                entry.rename(doomed)
-                shutil.rmtree(doomed)

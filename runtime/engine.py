@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from os import PathLike
 
-import torch
+from torch import Tensor
 
 from zweave.bank import Bank
 from zweave.batch import Batch
@@ -19,7 +19,7 @@ from zweave.model import Model, Weights
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
 from zweave.sampling import draw, greedy, logprobs
 from zweave.scheduler import Scheduler
-from zweave.sequence import Sequence
+from zweave.sequence import Chunk, Sequence
 from zweave.stop import StopText
 from zweave.tokenizer import TextStream, Tokenizer
 
@@ -45,20 +45,26 @@ class Engine:
         decomposition = decompose(checkpoint)
         device = self.config.torch_device
         self.tokenizer = Tokenizer(checkpoint.directory)
-        self.bank = Bank(
-            {name: decomposition.sigma(name) for name in decomposition.names},
-            slots=self.config.slots + 1,
-            device=device,
-            base_digest=decomposition.digest,
-        )
-        weights = Weights(checkpoint, decomposition, self.bank, self.config.torch_dtype, device)
         num_blocks = self.config.kv_tokens // self.config.block_size
         self.max_length = min(checkpoint.config.max_position, num_blocks * self.config.block_size)
+        try:
+            self.bank = Bank(
+                {name: decomposition.sigma(name) for name in decomposition.names},
+                slots=self.config.slots + 1,
+                device=device,
+                base_digest=decomposition.digest,
+            )
+            self._cache = KVCache(
+                checkpoint.config, num_blocks, self.config.block_size, self.config.torch_dtype, device
+            )
+        except RuntimeError as error:
+            raise ZweaveError(
+                f"no memory for {self.config.slots} slots and {self.config.kv_tokens} kv_tokens: lower them "
+                f"({str(error).splitlines()[0][:80]})"
+            ) from None
+        weights = Weights(checkpoint, decomposition, self.bank, self.config.torch_dtype, device)
         self.model = Model(weights, checkpoint.config, self.max_length)
-        self._cache = KVCache(
-            checkpoint.config, num_blocks, self.config.block_size, self.config.torch_dtype, device
-        )
-        self._eos_ids = checkpoint.config.eos_token_ids
+        self._eos_ids = self.tokenizer.eos_ids
         self._scheduler = Scheduler(
             self._cache, self.bank, self.config.max_sequences, self.config.max_batch_tokens
         )
@@ -81,6 +87,10 @@ class Engine:
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
         self.bank.bind(Mixture.parse(expert))
+
+    def check(self, request: Request) -> None:
+        """Raises ZweaveError unless this engine could serve the request now."""
+        self._prepare(request)
 
     def generate(self, requests: Request | Iterable[Request]) -> list[Result]:
         """Answers all requests as one continuous batch, in the order given."""
@@ -107,7 +117,7 @@ class Engine:
         """Ends a request where it stands; its last delta comes with the next step. Unknown ids are ignored."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._undelivered.append(self._finish(sequence, "", [], "cancelled"))
+            self._undelivered.append(self._finish(sequence, sequence.text.finish(), [], "cancelled"))
 
     @property
     def has_work(self) -> bool:
@@ -119,63 +129,87 @@ class Engine:
         return self._scheduler.preemptions
 
     def step(self) -> list[Delta]:
-        """Computes one batch and returns what it added to each request that it touched."""
-        deltas, self._undelivered = self._undelivered, []
+        """Computes one batch and returns what it added to each request that it touched.
+
+        If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
+        """
         chunks, failed = self._scheduler.schedule()
         for sequence, reason in failed:
-            self._sequences.pop(sequence.request_id)
-            deltas.append(Delta(sequence.request_id, "", [], sequence.result("error", reason)))
-        if not chunks:
-            return deltas
-        batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
-        logits = self.model(batch, self._cache)
-        complete = [chunk.sequence for chunk in chunks if chunk.complete]
-        for chunk in chunks:
-            chunk.sequence.computed += chunk.count
-        return deltas + self._advance(complete, logits)
-
-    def _advance(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Delta]:
-        """Samples each sequence's next token. logits: [len(sequences), vocabulary]."""
-        deltas = []
-        for sequence, row, token_id in zip(sequences, logits, greedy(logits), strict=True):
-            request = sequence.request
-            if request.sampling.temperature > 0:
-                token_id = draw(row, request.sampling, sequence.seed, len(sequence.generated))
-            if request.logprobs is not None:
-                sequence.logprobs.append(logprobs(row, token_id, request.logprobs))
-            text, reason = sequence.append(token_id, self._eos_ids)
-            if reason is None:
-                deltas.append(Delta(sequence.request_id, text, [token_id]))
-            else:
-                deltas.append(self._finish(sequence, text, [token_id], reason))
+            self._undelivered.append(self._finish(sequence, "", [], "error", reason))
+        if chunks:
+            batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+            self._advance(chunks, self.model(batch, self._cache))
+        deltas, self._undelivered = self._undelivered, []
         return deltas
 
-    def _finish(self, sequence: Sequence, text: str, token_ids: list[int], reason: FinishReason) -> Delta:
+    def _advance(self, chunks: list[Chunk], logits: Tensor) -> None:
+        """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those."""
+        rows = iter(zip(logits, greedy(logits), logits.isfinite().all(dim=-1).tolist(), strict=True))
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if not chunk.complete:
+                sequence.computed += chunk.count
+                continue
+            row, token_id, finite = next(rows)
+            if not finite:
+                reason = "the model's logits are not finite: its weights or the expert's scales are too large"
+                self._undelivered.append(self._finish(sequence, sequence.text.finish(), [], "error", reason))
+                continue
+            self._sample(chunk, row, token_id)
+
+    def _sample(self, chunk: Chunk, row: Tensor, token_id: int) -> None:
+        """Adds the next token: the greedy one, or one drawn from the logits `row`."""
+        sequence, request = chunk.sequence, chunk.sequence.request
+        if request.sampling.temperature > 0:
+            token_id = draw(row, request.sampling, sequence.seed, sequence.num_generated)
+        entry = None if request.logprobs is None else logprobs(row, token_id, request.logprobs)
+        text, reason = sequence.append(token_id, entry, self._eos_ids)
+        # Last, so that an interrupt before it leaves a sequence that can be computed again.
+        sequence.computed += chunk.count
+        if reason is None:
+            self._undelivered.append(Delta(sequence.request_id, text, [token_id]))
+        else:
+            self._undelivered.append(self._finish(sequence, text, [token_id], reason))
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        text: str,
+        token_ids: list[int],
+        reason: FinishReason,
+        error: str | None = None,
+    ) -> Delta:
+        self._sequences.pop(sequence.request_id, None)
         self._scheduler.remove(sequence)
-        self._sequences.pop(sequence.request_id)
-        return Delta(sequence.request_id, text, token_ids, sequence.result(reason))
+        return Delta(sequence.request_id, text, token_ids, sequence.result(reason, error))
 
     def _serve(self, requests: list[Request]) -> Iterator[tuple[int, Delta]]:
         """Runs requests to their end; deltas of other requests are kept for the next `step`."""
         prepared = [self._prepare(request) for request in requests]
-        ids = {self._queue(sequence): index for index, sequence in enumerate(prepared)}
+        ids = {sequence.request_id: index for index, sequence in enumerate(prepared)}
         unfinished = set(ids)
+        others: list[Delta] = []
         try:
+            for sequence in prepared:
+                self._queue(sequence)
             while unfinished:
-                others = []
-                mine = []
                 for delta in self.step():
-                    (mine if delta.request_id in ids else others).append(delta)
-                self._undelivered += others
-                unfinished.difference_update(delta.request_id for delta in mine if delta.result is not None)
-                yield from ((ids[delta.request_id], delta) for delta in mine)
+                    if delta.request_id not in ids:
+                        others.append(delta)
+                        continue
+                    if delta.result is not None:
+                        unfinished.discard(delta.request_id)
+                    yield ids[delta.request_id], delta
         finally:
-            for request_id in ids:
+            for request_id in unfinished:
                 self.cancel(request_id)
-            self._undelivered = [delta for delta in self._undelivered if delta.request_id not in ids]
+            rest = [delta for delta in self._undelivered if delta.request_id not in ids]
+            self._undelivered = others + rest
 
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model and the loaded experts."""
+        if not isinstance(request, Request):
+            raise ZweaveError(f"the engine takes zweave.Request, not {type(request).__name__}")
         if request.messages is not None:
             tokens = self.tokenizer.chat(request.messages)
         elif isinstance(request.prompt, str):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from zweave.errors import ZweaveError
+from zweave.kernels import cpu_isa
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -12,7 +13,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """dtype: "bfloat16" or "float32", of weights, activations and cache.
-    device: "cpu" or a CUDA device.
+    device: "cpu", or a CUDA device, where so far only the SVF products have kernels of their own and the
+        rest runs in PyTorch.
     slots: how many experts and mixtures are resident at once, besides the base.
     max_sequences: how many requests one step may work on.
     max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
@@ -50,6 +52,11 @@ class EngineConfig:
             raise ZweaveError(f"unknown device {self.device!r}: use 'cpu' or 'cuda'") from None
         if device.type not in ("cpu", "cuda"):
             raise ZweaveError(f"device {self.device!r} is not supported: use 'cpu' or 'cuda'")
+        if device.type == "cpu":
+            try:
+                cpu_isa()
+            except RuntimeError as error:
+                raise ZweaveError(str(error).splitlines()[0]) from None
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ZweaveError("no CUDA device is available to this torch: use device='cpu'")
 

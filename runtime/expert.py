@@ -93,8 +93,8 @@ class Expert:
         """
         if base_digest and self.base_digest and base_digest != self.base_digest:
             raise ZweaveError(
-                f"the expert was trained for other weights (base {self.base_digest[:12]}, "
-                f"the model's is {base_digest[:12]})"
+                f"the expert was trained for other weights (base {self.base_digest[:12]!r}, "
+                f"the model's is {base_digest[:12]!r})"
             )
         for module, z in self.z.items():
             if module not in shapes:

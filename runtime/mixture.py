@@ -63,6 +63,10 @@ class Mixture:
             return None
         if isinstance(choice, Mixture):
             return choice
+        if choice == "auto":
+            raise ZweaveError(
+                "the expert 'auto' needs a dispatcher, which this engine has not: name an expert"
+            )
         if isinstance(choice, str):
             return cls(((choice, 1.0),))
         if isinstance(choice, Mapping):

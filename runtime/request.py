@@ -1,11 +1,12 @@
 """What a caller asks for and what comes back."""
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal, TypeAlias
 
 from zweave.errors import ZweaveError
+from zweave.mixture import Mixture
 
 Message: TypeAlias = Mapping[str, str]
 ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
@@ -19,7 +20,8 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer that no float can hold is not finite either.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Request:
     messages: Sequence[Message] | None = None
     expert: ExpertChoice = None
     max_tokens: int = 256
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     ignore_eos: bool = False
     sampling: Sampling = Sampling()
     logprobs: int | None = None
@@ -79,6 +81,7 @@ class Request:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
+        Mixture.parse(self.expert)
         if self.prompt is not None:
             _check_sequence("prompt", self.prompt, "text or a list of token ids")
         if self.messages is not None:
@@ -87,7 +90,9 @@ class Request:
             _check_sequence("messages", self.messages, "a list of {role, content}")
         if not (_is_integer(self.max_tokens) and self.max_tokens >= 1):
             raise ZweaveError(f"max_tokens must be an integer of at least 1, not {self.max_tokens!r}")
-        if not all(isinstance(text, str) and text for text in self.stop_strings):
+        if not isinstance(self.stop, str | Sequence | None) or not all(
+            isinstance(text, str) and text for text in self.stop_strings
+        ):
             raise ZweaveError("stop must be a non-empty string or a list of such")
         if not isinstance(self.ignore_eos, bool):
             raise ZweaveError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
@@ -101,7 +106,7 @@ class Request:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple, however they were given."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,7 @@ class Delta:
 
 
 def _check_sequence(name: str, value: object, wanted: str) -> None:
-    if not isinstance(value, Sequence):
+    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
         raise ZweaveError(f"{name} must be {wanted}, not {type(value).__name__}")
     if len(value) == 0:
         raise ZweaveError(f"the {name} is empty: give {wanted}")

@@ -34,7 +34,7 @@ class Scheduler:
         """Takes a sequence out, finished or not, and frees what it holds."""
         if sequence in self._running:
             self._running.remove(sequence)
-        else:
+        elif sequence in self._waiting:
             self._waiting.remove(sequence)
         self._free_blocks(sequence)
         if sequence.slot is not None:

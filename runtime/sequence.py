@@ -40,9 +40,17 @@ class Sequence:
     def generated(self) -> list[int]:
         return self.tokens[self.prompt_tokens :]
 
-    def append(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    def append(
+        self, token_id: int, entry: TokenLogprob | None, eos_ids: Seq[int]
+    ) -> tuple[str, FinishReason | None]:
         """Adds a generated token; returns the text that may be shown now, and why it ends, if it does."""
         self.tokens.append(token_id)
+        if entry is not None:
+            self.logprobs.append(entry)
         if token_id in eos_ids and not self.request.ignore_eos:
             return self.text.finish(), "stop"
         new_text, stopped = self.text.add(token_id)

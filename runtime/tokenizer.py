@@ -36,6 +36,7 @@ class Tokenizer:
         self._template = ChatTemplate.from_directory(self.directory, config, special)
         self.eos_ids = eos_token_ids(self.directory) or self._ids_of(special.get("eos_token"))
         self.assistant_header = self._probe_header()
+        self._header_words = self._without_trailing_space(self.assistant_header)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text. Special tokens written out in it are recognised.
@@ -69,7 +70,7 @@ class Tokenizer:
 
         That is the begin of the last assistant header, or the last token if there is none.
         """
-        header = self.assistant_header
+        header = self._header_words
         tokens = list(ids)
         for start in range(len(tokens) - len(header), -1, -1) if header else ():
             if tokens[start : start + len(header)] == header:
@@ -89,6 +90,13 @@ class Tokenizer:
         while length < shortest and len({chat[-1 - length] for chat in chats}) == 1:
             length += 1
         return chats[0][len(chats[0]) - length :]
+
+    def _without_trailing_space(self, ids: list[int]) -> list[int]:
+        """Leaves out a header's last line break: with white space after it, it becomes part of another token."""
+        end = len(ids)
+        while end and self.decode(ids[end - 1 : end], skip_special=False).isspace():
+            end -= 1
+        return ids[:end]
 
     def _ids_of(self, token: str | None) -> tuple[int, ...]:
         found = None if token is None else self._tokenizer.token_to_id(token)

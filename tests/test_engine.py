@@ -1,5 +1,6 @@
 """The engine on small random models: equal to transformers with merged weights, whatever shares the batch."""
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from zweave import Engine, Request, Sampling, ZweaveError
+from zweave.sampling import draw, logprobs
 
 TinyEngine = Callable[..., Engine]
 PROMPT = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 4]
@@ -207,3 +209,50 @@ def test_bad_request_is_refused_before_any_other_starts(
 def test_bad_option_is_refused(tiny_model: Callable[..., Path], options: dict) -> None:
     with pytest.raises(ZweaveError, match=next(iter(options))):
         Engine(tiny_model("llama", vocab_size=96), **options)
+
+
+def test_a_step_that_fails_can_be_taken_again(
+    tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_engine()
+    requests = mixed_requests(8)
+    wanted = tiny_engine().generate(requests)
+    calls = itertools.count()
+
+    def interrupted(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            if next(calls) % 3 == 1:
+                raise KeyboardInterrupt
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr("zweave.engine.draw", interrupted(draw))
+    monkeypatch.setattr("zweave.engine.logprobs", interrupted(logprobs))
+    ids = [engine.add(request) for request in requests]
+    results = {}
+    for _ in range(500):
+        if not engine.has_work:
+            break
+        with contextlib.suppress(KeyboardInterrupt):
+            results |= {delta.request_id: delta.result for delta in engine.step() if delta.result}
+    assert [results[request_id] for request_id in ids] == wanted
+
+
+def test_a_mixture_that_overflows_fails_its_request_alone(tiny_engine: TinyEngine) -> None:
+    broken, fine = tiny_engine().generate(
+        [Request(PROMPT, expert={"a": 1e30}, max_tokens=4), Request(PROMPT, max_tokens=4, ignore_eos=True)]
+    )
+    assert (broken.finish_reason, broken.token_ids) == ("error", [])
+    assert "finite" in broken.error or "large" in broken.error
+    assert len(fine.token_ids) == 4
+
+
+def test_cancelled_text_is_whole(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine()
+    request_id = engine.add(Request(PROMPT, max_tokens=50, ignore_eos=True, stop="\x00never\x00"))
+    for _ in range(5):
+        engine.step()
+    engine.cancel(request_id)
+    result = engine.step()[0].result
+    assert result.text == engine.tokenizer.decode(result.token_ids)

@@ -40,7 +40,7 @@ def test_per_layer_weights_fit_the_model(count):
     [
         ({}, "empty"),
         ("", "cannot be an expert's name"),
-        ("auto", "reserved"),
+        ("auto", "needs a dispatcher"),
         ({"base": 1.0}, "reserved"),
         ({"a": math.nan}, "finite number, not nan"),
         ({"a": math.inf}, "finite number"),

@@ -71,3 +71,18 @@ def test_logprobs_are_those_of_the_untempered_model() -> None:
 
 def test_no_logprobs_but_the_chosen_one() -> None:
     assert logprobs(torch.tensor([1.0, 3.0]), 1, 0).top == {}
+
+
+def test_large_seeds_differ() -> None:
+    logits = torch.zeros(1 << 16)
+    draws = [draw(logits, Sampling(temperature=1), seed, 0) for seed in (2**63, 2**63 + 1, 2**64 - 1)]
+    assert len(set(draws)) == 3
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    logits = torch.randn(100, generator=torch.Generator().manual_seed(2))
+    assert draw(logits, Sampling(temperature=1e-310), 1, 0) == int(logits.argmax())
+
+
+def test_more_logprobs_than_tokens() -> None:
+    assert len(logprobs(torch.zeros(3), 0, 50).top) == 3

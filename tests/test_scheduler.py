@@ -70,7 +70,7 @@ def finish_step(scheduler: Scheduler) -> dict[int, int]:
         assert len(seq.blocks) * BLOCK >= seq.computed + chunk.count
         seq.computed += chunk.count
     for seq in complete:
-        if seq.append(0, ())[1] is not None:
+        if seq.append(0, None, ())[1] is not None:
             scheduler.remove(seq)
     return counts
 

@@ -1,13 +1,15 @@
 """`zweave chat`: a conversation in the terminal; the expert may change from turn to turn."""
 
 import argparse
+import io
+import sys
 import time
 from typing import Any
 
 from rich.console import Console
 
 from zweave.bundled import bundled_experts
-from zweave.cli.engine_options import add_engine_options, load_named, open_engine, parse_expert
+from zweave.cli.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, parse_expert
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import ExpertChoice, Request, Sampling
@@ -21,7 +23,7 @@ HELP = """\
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("chat", help="talk to the model", description=__doc__)
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help="expert of the first turn")
+    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help=EXPERT_HELP)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
@@ -33,6 +35,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sampling = Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+    Request("checks the options before the model loads", max_tokens=args.max_tokens, sampling=sampling)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     engine = open_engine(args)
     console = Console(highlight=False)
     conversation = Conversation(engine, args.system, args.max_tokens, sampling)
@@ -93,6 +98,8 @@ class Conversation:
                 console.print(delta.text, end="", markup=False, soft_wrap=True)
                 answer += delta.text
                 tokens += len(delta.token_ids)
+                if delta.result is not None and delta.result.error:
+                    raise ZweaveError(delta.result.error)
         except KeyboardInterrupt:
             console.print(" [interrupted]", end="", style="dim", markup=False)
         seconds = time.perf_counter() - start

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +12,10 @@ from zweave.errors import ZweaveError
 from zweave.request import ExpertChoice
 
 stderr = Console(stderr=True, highlight=False)
+
+EXPERT_HELP = (
+    f"a loaded expert, a .safetensors file, or one of {', '.join(bundled_experts())} (for {DEFAULT_MODEL})"
+)
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +54,8 @@ def parse_expert(text: str | None) -> ExpertChoice:
     for item in text.split(","):
         name, _, weight = item.partition("=")
         try:
+            if name.strip() in mixture:
+                raise ZweaveError(f"the mixture names the expert {name.strip()!r} twice")
             mixture[name.strip()] = float(weight)
         except ValueError:
             raise ZweaveError(f"a mixture is written NAME=WEIGHT,NAME=WEIGHT, not {text!r}") from None
@@ -66,5 +71,10 @@ def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
                 continue
             if name in bundled:
                 engine.load_expert(name, bundled[name])
-            elif name.endswith(".safetensors") and Path(name).is_file():
+            elif name.endswith(".safetensors"):
                 engine.load_expert(name, name)
+            else:
+                raise ZweaveError(
+                    f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
+                    f"or use {', '.join(bundled)}"
+                )

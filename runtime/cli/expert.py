@@ -114,6 +114,8 @@ def _facts(expert: Expert) -> dict[str, Any]:
 
 def _new(args: argparse.Namespace) -> int:
     checkpoint = resolve_model(args.model)
+    if not 0 <= args.seed < 2**63:
+        raise ZweaveError(f"--seed must be from 0 to 2**63 - 1, not {args.seed}")
     generator = torch.Generator().manual_seed(args.seed)
     z = {}
     for module, shape in checkpoint.config.adapted_shapes().items():

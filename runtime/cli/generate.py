@@ -12,7 +12,14 @@ from typing import IO, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zweave.cli.engine_options import add_engine_options, load_named, open_engine, parse_expert, stderr
+from zweave.cli.engine_options import (
+    EXPERT_HELP,
+    add_engine_options,
+    load_named,
+    open_engine,
+    parse_expert,
+    stderr,
+)
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import Request, Result, Sampling
@@ -22,7 +29,7 @@ REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)}
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("generate", help="answer prompts as one batch", description=__doc__)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
     parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
     parser.add_argument(
         "--jsonl",
@@ -31,14 +38,18 @@ def add_parser(subparsers: Any) -> None:
         "max_tokens, sampling, ...) and results are written as JSON lines with their index, as they finish",
     )
     parser.add_argument("--output", metavar="FILE", help="write results there instead of standard output")
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help="for prompts that name none")
+    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help=EXPERT_HELP)
     parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
     parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
+    )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
+    )
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
@@ -51,15 +62,25 @@ def run(args: argparse.Namespace) -> int:
     requests = list(_read_requests(args))
     if not requests:
         raise ZweaveError("no prompt given: pass one as an argument, or --input FILE")
+    engine = open_engine(args)
+    load_named(engine, (request.expert for request in requests))
+    for number, request in enumerate(requests, 1):
+        try:
+            engine.check(request)
+        except ZweaveError as error:
+            where = f"prompt {number} of {len(requests)}: " if len(requests) > 1 else ""
+            raise ZweaveError(f"{where}{error}") from None
     with ExitStack() as stack:
+        # Opened last: an error before it leaves an earlier run's results alone.
         output = stack.enter_context(_open(args.output, "w")) if args.output else sys.stdout
-        engine = open_engine(args)
-        load_named(engine, (request.expert for request in requests))
         if len(requests) == 1 and not args.jsonl:
-            _stream_one(engine, requests[0], output)
+            results = _stream_one(engine, requests[0], output)
         else:
-            _run_all(engine, requests, output, args.jsonl)
-    return 0
+            results = _run_all(engine, requests, output, args.jsonl)
+    errors = [(index, result.error) for index, result in sorted(results.items()) if result.error]
+    for index, reason in errors:
+        stderr.print(f"zweave: error: request {index}: {reason}", markup=False, soft_wrap=True)
+    return 1 if errors else 0
 
 
 def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
@@ -76,16 +97,21 @@ def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
         return
     with ExitStack() as stack:
         lines = sys.stdin if args.input == "-" else stack.enter_context(_open(args.input, "r"))
-        for number, line in enumerate(_checked_lines(lines, args.input), 1):
+        source = "standard input" if args.input == "-" else args.input
+        for where, line in _numbered(lines, source):
             if args.jsonl:
-                yield _json_request(line, f"{args.input}, line {number}", defaults)
+                yield _json_request(line, where, defaults)
             else:
                 yield _plain_request(line, args.chat, defaults)
 
 
-def _checked_lines(lines: Iterable[str], source: str) -> Iterator[str]:
+def _numbered(lines: Iterable[str], source: str) -> Iterator[tuple[str, str]]:
+    """Where each line stands, and the line; empty ones are left out."""
     try:
-        yield from (line.rstrip("\n") for line in lines if line.strip())
+        for number, line in enumerate(lines, 1):
+            text = line.rstrip("\n").removeprefix("\ufeff" if number == 1 else "")
+            if text.strip():
+                yield f"{source}, line {number}", text
     except UnicodeDecodeError as error:
         raise ZweaveError(f"{source} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
@@ -109,7 +135,7 @@ def _json_request(line: str, where: str, defaults: dict[str, Any]) -> Request:
                 raise ZweaveError('sampling must be an object such as {"temperature": 0.7, "seed": 1}')
             fields["sampling"] = Sampling(**fields["sampling"])
         return Request(**{**defaults, **fields})
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ZweaveError(f"{where}: not JSON: {error}") from None
     except (ZweaveError, TypeError) as error:
         raise ZweaveError(f"{where}: {error}") from None
@@ -122,41 +148,46 @@ def _open(path: str, mode: str) -> IO[str]:
         raise ZweaveError(f"cannot open {path}: {error.strerror}") from None
 
 
-def _stream_one(engine: Engine, request: Request, output: IO[str]) -> None:
+def _stream_one(engine: Engine, request: Request, output: IO[str]) -> dict[int, Result]:
     start = time.perf_counter()
-    tokens = 0
+    results: dict[int, Result] = {}
     for delta in engine.stream(request):
         output.write(delta.text)
         output.flush()
-        tokens += len(delta.token_ids)
+        if delta.result is not None:
+            results[0] = delta.result
     output.write("\n")
-    _print_speed(1, tokens, time.perf_counter() - start)
+    _print_speed(results, time.perf_counter() - start)
+    return results
 
 
-def _run_all(engine: Engine, requests: list[Request], output: IO[str], as_json: bool) -> None:
+def _run_all(engine: Engine, requests: list[Request], output: IO[str], as_json: bool) -> dict[int, Result]:
+    """Writes results as they finish: JSON lines in any order, plain text in the order of the prompts."""
     start = time.perf_counter()
     results: dict[int, Result] = {}
+    written = 0
     columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         task = progress.add_task("", total=len(requests))
         for index, result in engine.run(requests):
             results[index] = result
             progress.advance(task)
             if as_json:
-                output.write(
-                    json.dumps({"index": index, **dataclasses.asdict(result)}, ensure_ascii=False) + "\n"
-                )
-                output.flush()
-    if not as_json:
-        for index, request in enumerate(requests):
-            prompt = request.messages[-1]["content"] if request.messages else request.prompt
-            output.write(f"> {prompt}\n{results[index].text}\n\n")
+                line = {"index": index, **dataclasses.asdict(result)}
+                output.write(json.dumps(line, ensure_ascii=False) + "\n")
+            while not as_json and written in results:
+                request = requests[written]
+                prompt = request.messages[-1]["content"] if request.messages else request.prompt
+                output.write(f"> {prompt}\n{results[written].text}\n\n")
+                written += 1
+            output.flush()
+    _print_speed(results, time.perf_counter() - start)
+    return results
+
+
+def _print_speed(results: dict[int, Result], seconds: float) -> None:
     tokens = sum(len(result.token_ids) for result in results.values())
-    _print_speed(len(requests), tokens, time.perf_counter() - start)
-
-
-def _print_speed(requests: int, tokens: int, seconds: float) -> None:
     stderr.print(
-        f"{requests} request{'s' * (requests != 1)}, {tokens} tokens in {seconds:.2f} s: "
+        f"{len(results)} request{'s' * (len(results) != 1)}, {tokens} tokens in {seconds:.2f} s: "
         f"{tokens / seconds:.0f} tokens/s"
     )

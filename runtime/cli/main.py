@@ -1,29 +1,20 @@
 """Entry point of the command `zweave`."""
 
-import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from zweave.cli import chat, decompose, demo, expert, generate, pull
 from zweave.errors import ZweaveError
-
-COMMANDS = (demo, pull, decompose, expert, generate, chat)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="zweave", description="Serve one resident language model to many differently adapted prompts."
-    )
-    parser.add_argument("--version", action="version", version=f"zweave {version('zweave')}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
-    args = parser.parse_args(argv)
+    _open_streams()
     try:
+        # Imported late: torch takes seconds to load, and Ctrl-C in between is an interrupt like any other.
+        from zweave.cli.parser import make_parser
+
+        args = make_parser().parse_args(argv)
         return args.run(args)
     except ZweaveError as error:
         print(f"zweave: error: {error}", file=sys.stderr)
@@ -36,10 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        print(f"zweave: error: {error.strerror}: {error.filename or 'output'}", file=sys.stderr)
+        print(
+            f"zweave: error: {error.strerror or error}: {error.filename or 'output'}"[:300], file=sys.stderr
+        )
         return 1
+
+
+def _open_streams() -> None:
+    """Replaces closed standard streams, and has text that a terminal cannot show written as escapes."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 (open as long as the process)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":
