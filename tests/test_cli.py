@@ -162,3 +162,15 @@ def test_chat_changes_experts_and_survives_mistakes(
     assert "no expert 'nobody'" in done.stdout
     assert "mine>" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="needs Linux to see what is loaded")
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.4])
+def test_interrupt_while_the_program_loads(seconds: float) -> None:
+    process = subprocess.Popen([*COMMAND, "chat"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "zweave: interrupted\n")

@@ -221,7 +221,9 @@ def test_check_compares_with_the_model():
         expert.check({Q: (199, 300), UP: (400, 64)})
     with pytest.raises(ZweaveError, match=f"no matrix {UP}"):
         expert.check({Q: (199, 300)})
-    with pytest.raises(ZweaveError, match=r"other weights .base 'aaaaaaaaaaaa', the model's is 'bbbbbbbbbbbb'"):
+    with pytest.raises(
+        ZweaveError, match=r"other weights .base 'aaaaaaaaaaaa', the model's is 'bbbbbbbbbbbb'"
+    ):
         expert.check({Q: (199, 300), UP: (400, 63)}, "b" * 64)
 
 

@@ -1,8 +1,10 @@
 """Entry point of the command `zweave`."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from zweave.errors import ZweaveError
 
@@ -11,8 +13,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _open_streams()
     try:
-        # Imported late: torch takes seconds to load, and Ctrl-C in between is an interrupt like any other.
-        from zweave.cli.parser import make_parser
+        # Imported here: torch takes seconds to load, and swallows some of the interrupts that come meanwhile.
+        with _quit_on_interrupt():
+            from zweave.cli.parser import make_parser
 
         args = make_parser().parse_args(argv)
         return args.run(args)
@@ -31,6 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"zweave: error: {error.strerror or error}: {error.filename or 'output'}"[:300], file=sys.stderr
         )
         return 1
+
+
+@contextmanager
+def _quit_on_interrupt() -> Iterator[None]:
+    """Has Ctrl-C end the process at once; nothing is open or half done yet."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _quit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _quit(*_: object) -> None:
+    os.write(2, b"zweave: interrupted\n")
+    os._exit(130)
 
 
 def _open_streams() -> None:
