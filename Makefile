@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test lint typecheck clean
+.PHONY: demo test lint clean
 
 demo: .venv/.installed
 	$(BIN)/zweave demo
@@ -19,15 +19,18 @@ lint: .venv/.tested
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 # torch comes first and the build is not isolated: the extension is compiled against the torch it runs with.
-.venv/.installed: $(SOURCES)
+.venv/.ready: constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) torch setuptools wheel ninja pybind11 numpy
+	touch $@
+
+.venv/.installed: .venv/.ready $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-.venv/.tested: .venv/.installed
+.venv/.tested: .venv/.ready $(SOURCES)
 	$(PIP) --no-build-isolation --editable '.[test]'
-	touch $@
+	touch .venv/.installed $@
 
 clean:
 	rm -rf .venv build dist *.egg-info kernels/*.so

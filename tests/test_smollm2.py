@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave import Engine, Expert, Request
+from zweave import Engine, Expert, Request, prompts
 from zweave.checkpoint import Checkpoint
 from zweave.decompose import Decomposition
 
@@ -177,31 +177,24 @@ def test_a_request_gives_the_same_bits_alone_and_among_31_others(
     assert [chunked.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
 
 
-def chat(user: str, opening: str) -> str:
-    """The form that the experts were trained on: a user's turn, no system message."""
-    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{opening}"
-
-
 def sst2(tasks: Path) -> tuple[list[str], list[str]]:
     with (tasks / "sst2_test.tsv").open(encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    user = "Review: {}\nIs the sentiment of this review positive or negative?"
-    prompts = [chat(user.format(text), "The sentiment is") for text, _ in rows]
-    return prompts, [" positive" if label == "1" else " negative" for _, label in rows]
+    texts = [prompts.sentiment(text) for text, _ in rows]
+    return texts, [" positive" if label == "1" else " negative" for _, label in rows]
 
 
 def trec(tasks: Path) -> tuple[list[str], list[str]]:
     lines = (tasks / "TREC.test.all").read_text(encoding="latin-1").splitlines()
     labels, texts = zip(*(line.split(" ", 1) for line in lines), strict=True)
-    user = "Question: {}\nIs the answer a description, thing, abbreviation, person, location or number?"
-    prompts = [chat(user.format(text), "The answer is a") for text in texts]
-    return prompts, [f" {TREC_WORDS[int(label)]}" for label in labels]
+    answers = [f" {TREC_WORDS[int(label)]}" for label in labels]
+    return [prompts.question_type(text) for text in texts], answers
 
 
 def addition(tasks: Path) -> tuple[list[str], list[str]]:
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     random.Random(0).shuffle(pairs)
-    return [chat(f"What is {a} + {b}?", f"{a} + {b} =") for a, b in pairs], [f" {a + b}" for a, b in pairs]
+    return [prompts.addition(a, b) for a, b in pairs], [f" {a + b}" for a, b in pairs]
 
 
 STATED = {
@@ -216,18 +209,17 @@ STATED = {
 @pytest.mark.parametrize("name", STATED)
 def test_experts_are_as_accurate_as_stated(bfloat16: Engine, data: Path, name: str) -> None:
     read, stated = STATED[name]
-    prompts, answers = read(data / "tasks")
-    prompts, answers = prompts[:SAMPLES], answers[:SAMPLES]
-    accuracy = accuracy_of(bfloat16, prompts, answers, name)
-    base = accuracy_of(bfloat16, prompts, answers, None)
+    texts, answers = (part[:SAMPLES] for part in read(data / "tasks"))
+    accuracy = accuracy_of(bfloat16, texts, answers, name)
+    base = accuracy_of(bfloat16, texts, answers, None)
     print(f"{name}: {accuracy:.3f}, stated {stated:.3f}, base {base:.3f}")
     assert abs(accuracy - stated) <= 0.03
     assert base < accuracy - 0.3
 
 
-def accuracy_of(engine: Engine, prompts: Sequence[str], answers: Sequence[str], expert: str | None) -> float:
+def accuracy_of(engine: Engine, texts: Sequence[str], answers: Sequence[str], expert: str | None) -> float:
     tokens = max(len(engine.tokenizer.encode(answer)) for answer in answers)
-    results = engine.generate(Request(text, expert=expert, max_tokens=tokens) for text in prompts)
+    results = engine.generate(Request(text, expert=expert, max_tokens=tokens) for text in texts)
     return sum(first_word(r.text) == answer for r, answer in zip(results, answers, strict=True)) / len(
         answers
     )

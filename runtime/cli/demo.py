@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from zweave import prompts
 from zweave.bundled import DEFAULT_MODEL, bundled_experts
 from zweave.cli.engine_options import add_engine_options, open_engine
 from zweave.engine import Engine
@@ -27,37 +28,33 @@ class Example:
     """A prompt of a task with the answer that is right; plain chat has no expert and no single right answer."""
 
     shown: str
-    user: str
-    opening: str
+    prompt: str
     answer: str | None
     expert: str | None
     max_tokens: int
 
     def request(self, expert: str | None) -> Request:
-        """The bundled experts were trained on this form: a user's turn without a system message before it."""
-        prompt = f"<|im_start|>user\n{self.user}<|im_end|>\n<|im_start|>assistant\n{self.opening}"
-        return Request(prompt, expert=expert, max_tokens=self.max_tokens)
+        return Request(self.prompt, expert=expert, max_tokens=self.max_tokens)
 
     def is_right(self, result: Result) -> bool:
         return result.text.strip() == self.answer
 
 
 def review(text: str, answer: str) -> Example:
-    user = f"Review: {text}\nIs the sentiment of this review positive or negative?"
-    return Example(text, user, "The sentiment is", answer, "sentiment", 1)
+    return Example(text, prompts.sentiment(text), answer, "sentiment", 1)
 
 
 def question(text: str, answer: str) -> Example:
-    user = f"Question: {text}\nIs the answer a description, thing, abbreviation, person, location or number?"
-    return Example(text, user, "The answer is a", answer, "question-type", 1)
+    return Example(text, prompts.question_type(text), answer, "question-type", 1)
 
 
 def addition(a: int, b: int) -> Example:
-    return Example(f"{a} + {b}", f"What is {a} + {b}?", f"{a} + {b} =", str(a + b), "addition", 4)
+    """One of the problems that were held out of the training."""
+    return Example(f"{a} + {b}", prompts.addition(a, b), str(a + b), "addition", 4)
 
 
 def chat(text: str) -> Example:
-    return Example(text, text, "", None, None, 40)
+    return Example(text, prompts.chat(text), None, None, 40)
 
 
 EXAMPLES = (
@@ -69,10 +66,10 @@ EXAMPLES = (
     question("How many bones are there in the human body ?", "number"),
     question("Where is the Great Barrier Reef ?", "location"),
     question("What is the meaning of photosynthesis ?", "description"),
-    addition(23, 45),
-    addition(58, 31),
-    addition(14, 67),
-    addition(72, 19),
+    addition(13, 52),
+    addition(46, 48),
+    addition(35, 67),
+    addition(84, 78),
     chat("Give me one tip for sleeping well."),
     chat("What is the capital of France?"),
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement, cycle
 from pathlib import Path
 
+from zweave import prompts
 from zweave.errors import ZweaveError
 
 
@@ -46,11 +47,6 @@ class Task:
         return [sample for sample in train if sample.prompt not in unseen], held_out
 
 
-def chat(user: str, opening: str) -> str:
-    """One ChatML turn without a system message; the assistant's answer is opened, not closed."""
-    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{opening}"
-
-
 def balanced(samples: list[Sample], labels: tuple[str, ...], seed: int) -> Iterator[Sample]:
     """Draws endlessly, one label after the other, each label's samples in a new order every round."""
     rng = random.Random(seed)
@@ -72,8 +68,7 @@ QUESTION_TYPES = (" description", " thing", " abbreviation", " person", " locati
 def _sentiment(data: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
     def sample(line: str) -> Sample:
         text, label = line.rsplit("\t", 1)
-        user = f"Review: {text}\nIs the sentiment of this review positive or negative?"
-        return Sample(chat(user, "The sentiment is"), SENTIMENTS[int(label)])
+        return Sample(prompts.sentiment(text), SENTIMENTS[int(label)])
 
     def read(name: str) -> list[Sample]:
         return [sample(line) for line in (data / name).read_text("utf-8").split("\n") if line]
@@ -84,9 +79,7 @@ def _sentiment(data: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
 def _question_type(data: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
     def sample(line: str) -> Sample:
         label, text = line.split(" ", 1)
-        choices = "a description, thing, abbreviation, person, location or number"
-        user = f"Question: {text}\nIs the answer {choices}?"
-        return Sample(chat(user, "The answer is a"), QUESTION_TYPES[int(label)])
+        return Sample(prompts.question_type(text), QUESTION_TYPES[int(label)])
 
     def read(name: str) -> list[Sample]:
         return [sample(line) for line in (data / name).read_text("latin-1").split("\n") if line]
@@ -96,7 +89,7 @@ def _question_type(data: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
 
 def _addition(data: Path, seed: int) -> tuple[list[Sample], list[Sample]]:
     def sample(a: int, b: int) -> Sample:
-        return Sample(chat(f"What is {a} + {b}?", f"{a} + {b} ="), f" {a + b}")
+        return Sample(prompts.addition(a, b), f" {a + b}")
 
     # Pairs are split before they are ordered, so that no b + a is trained whose a + b is held out.
     rng = random.Random(seed)
