@@ -1,60 +1,183 @@
-"""Runs providers in turn and reports medians: what every bench shares."""
+"""Checks providers, runs them in turn and takes medians: what every bench shares."""
 
-import json
-import platform
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
+from torch import Tensor
+
+Run: TypeAlias = Callable[[], object]
+Clock: TypeAlias = Callable[[], float]
+Status: TypeAlias = Literal["ok", "wrong", "failed"]
+
+# Largest error of a row of outputs, see `row_error`. Rounding of weights, intermediates and outputs adds up to
+# .0025 in bfloat16; one of 14336 components left out gives .008.
+ERROR_LIMITS = {torch.bfloat16: 5e-3, torch.float16: 1e-3, torch.float32: 1e-4}
 
 
-def interleaved(
-    providers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each run by provider; a round runs each once, in turn, so that all meet the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in providers}
-    for index in range(warmup + rounds):
-        for name, run in providers.items():
-            start = time.perf_counter()
-            run()
-            if index >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return times
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long a case is timed: at most `rounds`, and no new one after `seconds`, but at least `at_least`."""
+
+    rounds: int = 15
+    seconds: float = float("inf")
+    at_least: int = 3
+    warmup: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.at_least < 1 or self.warmup < 0 or not self.seconds > 0:
+            raise ValueError(f"a pace needs rounds and seconds above 0, not {self}")
 
 
-def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """Median seconds by provider."""
-    return {name: statistics.median(values) for name, values in times.items()}
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One way to do the work that a bench asks for.
+
+    name: as tables and JSON rows show it.
+    calls: the work, once with each copy of its weights; a copy is cold when its turn comes again.
+    error: the distance of its output from the truth, computed before anything is timed.
+    limit: the largest error that counts as rounding.
+    share: how much of the work a call does, for work that is too long to be done whole.
+    labels: further keys of its JSON row.
+    moved, flops: bytes and operations of the whole work.
+    """
+
+    name: str
+    calls: Sequence[Run]
+    error: Callable[[], float]
+    limit: float
+    share: float = 1.0
+    labels: dict[str, object] = field(default_factory=dict)
+    moved: float = 0.0
+    flops: float = 0.0
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """seconds: median of a unit of work, None unless the output was right; note: why it was not."""
+
+    provider: Provider
+    status: Status
+    error: float | None
+    seconds: float | None
+    rounds: int = 0
+    note: str = ""
+
+    def row(self) -> dict[str, object]:
+        """What all benches' JSON rows share."""
+        row: dict[str, object] = {"provider": self.provider.name, "status": self.status}
+        row |= self.provider.labels | {"error": self.error, "seconds": self.seconds, "rounds": self.rounds}
+        return row | ({"note": self.note} if self.note else {})
 
 
-def commit() -> str:
-    """The checkout's commit, with a + if files differ from it."""
-    root = Path(__file__).parent
+def wall_time(run: Run) -> float:
+    """Seconds of one run on the CPU."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+class WallClock:
+    """Seconds a call on the CPU. A reading goes on with the copies where the last one stopped.
+
+    per_reading: calls that a reading takes; by default as many as fill `target` seconds, the copies at most.
+    """
+
+    def __init__(self, calls: Sequence[Run], per_reading: int | None = None, target: float = 4e-3) -> None:
+        self._calls = calls
+        self._next = 0
+        self.per_reading = per_reading or self._fit(target)
+
+    def _fit(self, target: float) -> int:
+        if len(self._calls) == 1:
+            return 1
+        seconds = min(wall_time(call) for call in self._calls[:3])
+        return max(1, min(len(self._calls), round(target / max(seconds, 1e-9))))
+
+    def __call__(self) -> float:
+        return wall_time(self._run) / self.per_reading
+
+    def _run(self) -> None:
+        for _ in range(self.per_reading):
+            self._calls[self._next]()
+            self._next = (self._next + 1) % len(self._calls)
+
+
+def measure(
+    providers: Sequence[Provider], pace: Pace, make_clock: Callable[[Sequence[Run]], Clock] = WallClock
+) -> list[Outcome]:
+    """Checks every provider, then times in turn those whose output is right; no other gets a time."""
+    outcomes = [_check(provider) for provider in providers]
+    right = [index for index, outcome in enumerate(outcomes) if outcome.status == "ok"]
+    times = interleaved([make_clock(providers[index].calls) for index in right], pace)
+    for index, seconds in zip(right, times, strict=True):
+        provider, error = providers[index], outcomes[index].error
+        median = statistics.median(seconds) / provider.share
+        outcomes[index] = Outcome(provider, "ok", error, median, rounds=len(seconds))
+    return outcomes
+
+
+def _check(provider: Provider) -> Outcome:
     try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return run.stdout.strip()
+        error = float(provider.error())
+    except Exception as failure:
+        # A peer that cannot run must not take the other figures with it; the command still ends in an error.
+        reason = (str(failure).splitlines() or [""])[0]
+        return Outcome(provider, "failed", None, None, note=f"{type(failure).__name__}: {reason}"[:200])
+    # Written so that NaN is wrong.
+    if error <= provider.limit:
+        return Outcome(provider, "ok", error, None)
+    note = f"error {error:.2g} is above {provider.limit:.2g}"
+    return Outcome(provider, "wrong", error if error < float("inf") else None, None, note=note)
 
 
-def print_json(bench: str, rows: list[dict[str, object]]) -> None:
-    """The last line of every bench."""
-    print(json.dumps({"bench": bench, "commit": commit(), "machine": machine(), "rows": rows}))
+def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float]]:
+    """Readings of each clock.
+
+    A round reads each once, so that all meet the same machine. Each round begins with the next one, so that
+    none always follows the same neighbour and what that leaves in the caches.
+    """
+    readings: list[list[float]] = [[] for _ in clocks]
+    start = time.perf_counter()
+    for index in range(pace.warmup + pace.rounds):
+        done = index - pace.warmup
+        if not clocks or (done >= pace.at_least and time.perf_counter() - start > pace.seconds):
+            break
+        for step in range(len(clocks)):
+            which = (index + step) % len(clocks)
+            seconds = clocks[which]()
+            if done >= 0:
+                readings[which].append(seconds)
+    return readings
+
+
+def ratio(outcome: Outcome, base: Outcome | None) -> float | None:
+    """Seconds over the base's seconds, None if either has none."""
+    if base is None or outcome.seconds is None or base.seconds is None:
+        return None
+    return outcome.seconds / base.seconds
+
+
+def find(outcomes: Sequence[Outcome], name: str, **labels: object) -> Outcome | None:
+    """The outcome of a provider by its name and labels."""
+    for outcome in outcomes:
+        wanted = all(outcome.provider.labels.get(key) == value for key, value in labels.items())
+        if outcome.provider.name == name and wanted:
+            return outcome
+    return None
+
+
+def row_error(y: Tensor, truth: Tensor) -> float:
+    """The worst row's distance from the truth, relative to that row's length; NaN and infinity stay so.
+
+    A row each and not the largest element: one component that was left out still shows.
+    """
+    if y.shape != truth.shape:
+        raise ValueError(f"the output is {list(y.shape)}, not {list(truth.shape)}")
+    if truth.numel() == 0:
+        return 0.0
+    distance = torch.linalg.vector_norm(y.double() - truth, dim=-1)
+    return (distance / torch.linalg.vector_norm(truth, dim=-1).clamp(min=1e-30)).max().item()

@@ -1,83 +1,125 @@
-"""Is the factored linear faster than PyTorch's dense one, though it reads more weights?
+"""How near do the linears come to the machine's roofs, and what does an expert cost?
 
-    python bench/linear.py
-
-Shapes of SmolLM2-135M, bf16; weights rotate so that they come from memory, not from the cache.
-bytes: of the weights, R (M + N) factored and M N dense, two bytes each.
+Shapes of well-known models, T tokens under E experts. Weights rotate so that they come from memory, the ways run
+in turn, and no way gets a time unless its output agrees with float64.
 """
 
 import argparse
-import itertools
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
-from harness import interleaved, medians, print_json
-from torch.nn import functional as F
 
-from zweave.kernels import pack, svf_linear, svf_linear_ref
+from zweave.bench.harness import Outcome, Pace, find, measure, ratio
+from zweave.bench.linear_case import Operands
+from zweave.bench.linear_ways import ONCE, WAYS, At, available
+from zweave.bench.options import add_pace, chosen, numbers, pace
+from zweave.bench.report import Column, Report, Row
+from zweave.bench.roofs import Roofs, is_roof, roof_providers, roofline_keys
+from zweave.bench.shapes import MODELS, Shape
 
-SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536))
-ROTATED_BYTES = 128 << 20
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+COLUMNS = (
+    Column("model", "model"),
+    Column("shape", "M x N"),
+    Column("T", "T", "d"),
+    Column("E", "E", "d"),
+    Column("provider", "way"),
+    Column("seconds", "us", ".1f", 1e6),
+    Column("gb_s", "GB/s", ".1f"),
+    Column("gflop_s", "GFLOP/s", ".0f"),
+    Column("roof", "roof"),
+    Column("roof_pct", "% of it", ".0f"),
+    Column("vs_f_linear", "/ F.linear", ".2f"),
+    Column("vs_dense", "/ dense", ".2f"),
+    Column("bound", "bound", ".2f"),
+    Column("vs_bound", "/ bound", ".2f"),
+    Column("vs_e1", "/ E=1", ".3f"),
+)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    args = parser.parse_args()
-    rows = []
-    print(
-        f"{'M x N':>12} {'T':>3} {'F.linear us':>12} {'factored us':>12} {'GB/s':>6} {'F.linear / factored':>20}"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shapes",
+        default="smollm2,llama3-8b",
+        help=f"of {', '.join(MODELS)}; separated by commas (%(default)s)",
     )
-    for (M, N), T in itertools.product(SHAPES, (1, 4, 8, 16)):
-        row = measure(M, N, T, args.rounds)
-        rows.append(row)
-        print(
-            f"{M:>5} x {N:>4} {T:>3} {row['dense_us']:>12.1f} {row['factored_us']:>12.1f} {row['factored_gb_s']:>6.1f} "
-            f"{row['dense_us'] / row['factored_us']:>20.2f}"
-        )
-    print_json("linear", rows)
+    parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
+    parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
+    parser.add_argument("--providers", help=f"of {', '.join(WAYS)} (all of them)")
+    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
+    add_pace(parser, rounds=15, seconds=2.0)
+
+
+def run(args: argparse.Namespace) -> Report:
+    shapes = _distinct(chosen(args.shapes, MODELS, "--shapes"))
+    tokens = numbers(args.tokens, "--tokens")
+    experts = numbers(args.experts, "--experts")
+    ways = chosen(args.providers, WAYS, "--providers") if args.providers else list(WAYS)
+    missing = [way for way in ways if not available(way)]
+    rows: list[Row] = []
+    roofs: list[Roofs] = []
+    for shape in shapes:
+        operands = Operands(shape, max(tokens), max(experts), DTYPES[args.dtype])
+        for outcomes, roof in measure_shape(operands, ways, tokens, experts, pace(args)):
+            rows += case_rows(shape, outcomes, roof)
+            roofs.append(roof)
+    return Report(
+        "linear",
+        f"Linears in {args.dtype}: medians of a product, in turn",
+        COLUMNS,
+        rows,
+        sections=("shape", "T"),
+        plot="roofline",
+        roofs=(max(r.read for r in roofs), max(r.arithmetic for r in roofs)),
+        notes=[f"This build has no kernel for: {', '.join(missing)}." for _ in missing[:1]],
+    )
+
+
+def _distinct(models: Sequence[str]) -> list[Shape]:
+    """The models' shapes; one that several share is measured once."""
+    distinct: dict[tuple[int, int], Shape] = {}
+    for shape in (shape for model in models for shape in MODELS[model]):
+        distinct.setdefault((shape.M, shape.N), shape)
+    return list(distinct.values())
 
 
 @torch.inference_mode()
-def measure(M: int, N: int, T: int, rounds: int) -> dict[str, float]:
-    """Times of one shape; refuses to give any if the factored output is wrong."""
-    R = min(M, N)
-    copies = max(2, ROTATED_BYTES // (2 * R * (M + N)))
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(torch.bfloat16)
-
-    x = random(T, N)
-    slot = torch.arange(T, dtype=torch.int32)
-    scale = torch.rand(T, R, generator=generator) + 0.5
-    weights = [random(M, N) for _ in range(copies)]
-    vt, u = random(R, N) * N**-0.5, random(M, R) * R**-0.5
-    factors = [(pack(vt.clone()), pack(u.clone())) for _ in range(copies)]
-    error = (
-        svf_linear(x, *factors[0], scale, slot).float() - svf_linear_ref(x, vt, u, scale, slot).float()
-    ).abs()
-    if error.max() > 0.05:
-        raise SystemExit(f"the factored output is wrong by {error.max():.3f}: no times are printed")
-    times = interleaved(
-        {
-            "dense": partial(run_all, [partial(F.linear, x, w) for w in weights]),
-            "factored": partial(run_all, [partial(svf_linear, x, v, w, scale, slot) for v, w in factors]),
-        },
-        rounds,
-    )
-    dense, factored = (1e6 * value / copies for value in medians(times).values())
-    moved = 2 * R * (M + N)
-    return {
-        "M": M, "N": N, "T": T, "dense_us": dense, "factored_us": factored, "factored_gb_s": moved / factored / 1e3
-    }  # fmt: skip
+def measure_shape(
+    operands: Operands, ways: Sequence[str], tokens: Sequence[int], experts: Sequence[int], pace: Pace
+) -> Iterator[tuple[list[Outcome], Roofs]]:
+    """Outcomes of each number of tokens, roofs included, and what the roofs were."""
+    roofs = roof_providers(operands.dtype)
+    prepared: dict[str, At] = {way: WAYS[way](operands) for way in ways if available(way)}
+    for T in tokens:
+        counts = [E for E in experts if E <= T]
+        providers = list(roofs)
+        for way, at in prepared.items():
+            providers += [at(T, E) for E in ([1] if way in ONCE else counts)]
+        outcomes = measure(providers, pace)
+        yield outcomes, Roofs.of(outcomes)
 
 
-def run_all(calls: Sequence[Callable[[], object]]) -> None:
-    for call in calls:
-        call()
-
-
-if __name__ == "__main__":
-    main()
+def case_rows(shape: Shape, outcomes: Sequence[Outcome], roofs: Roofs) -> list[Row]:
+    """JSON rows of the ways at one shape and number of tokens."""
+    f_linear, dense = find(outcomes, "F.linear"), find(outcomes, "dense")
+    rows: list[Row] = []
+    for outcome in outcomes:
+        if is_roof(outcome):
+            continue
+        labels = outcome.provider.labels
+        bound = labels.get("bound")
+        vs_dense = ratio(outcome, dense)
+        single = find(outcomes, outcome.provider.name, E=1) if labels["E"] not in (None, 1) else None
+        row: Row = {"model": shape.model, "name": shape.name, "shape": f"{shape.M} x {shape.N}"}
+        row |= {"M": shape.M, "N": shape.N, "R": shape.rank} | outcome.row() | roofline_keys(outcome, roofs)
+        row |= {
+            "read_gb_s": roofs.read / 1e9,
+            "peak_gflop_s": roofs.arithmetic / 1e9,
+            "vs_f_linear": ratio(outcome, f_linear),
+            "vs_dense": vs_dense,
+            "vs_bound": vs_dense / bound if vs_dense and isinstance(bound, float) else None,
+            "vs_e1": ratio(outcome, single),
+            "share": outcome.provider.share,
+        }
+        rows.append(row)
+    return rows

@@ -3,9 +3,9 @@
 import argparse
 from importlib.metadata import version
 
-from zweave.cli import chat, decompose, demo, expert, generate, pull
+from zweave.cli import bench, chat, decompose, demo, expert, generate, pull
 
-COMMANDS = (demo, pull, decompose, expert, generate, chat)
+COMMANDS = (demo, pull, decompose, expert, generate, chat, bench)
 
 
 def make_parser() -> argparse.ArgumentParser:

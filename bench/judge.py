@@ -1,0 +1,83 @@
+"""The truth that generated text is held against: transformers in float32 with merged weights.
+
+Greedy texts in bfloat16 part ways at near ties, so texts are not compared. Each token that a provider chose is
+looked up instead: how much less likely is it, to the judge, than the token that the judge would have chosen there?
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from zweave.decompose import Decomposition
+from zweave.expert import Expert
+
+# Weights that differ from the base's.
+Changes: TypeAlias = Mapping[str, Tensor]
+
+# Mean over all tokens, in nats. Rounding to bfloat16 gives a few thousandths; answers of the base model under
+# a random expert give more than one.
+REGRET_LIMIT = 0.05
+
+
+def load_transformers(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
+    """transformers' own model, told never to end a text by itself."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.eval().requires_grad_(False)
+
+
+class Judge:
+    """Computes the regret of generated tokens under changed weights."""
+
+    def __init__(self, directory: Path, decomposition: Decomposition) -> None:
+        self._model = load_transformers(directory, torch.float32)
+        self._decomposition = decomposition
+        self.base = {name: self._model.get_submodule(name).weight.clone() for name in decomposition.names}
+
+    @torch.inference_mode()
+    def regret(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        changes: Changes | None = None,
+        after_prompt: bool = False,
+    ) -> float:
+        """Sum over all tokens of log p(likeliest) - log p(chosen).
+
+        prompts, answers: of equal lengths each. changes: weights that differ from the base's.
+        after_prompt: the change acts from the last prompt token on.
+        """
+        tokens = torch.tensor([[*p, *a] for p, a in zip(prompts, answers, strict=True)])[:, :-1]
+        start = len(prompts[0]) - 1
+        cache = None
+        if after_prompt:
+            self._apply({})
+            cache = self._model(tokens[:, :start], use_cache=True).past_key_values
+        self._apply(changes or {})
+        inputs = tokens[:, start:] if after_prompt else tokens
+        logits = self._model(inputs, past_key_values=cache).logits[:, -len(answers[0]) :]
+        chosen = logits.gather(2, torch.tensor(answers).unsqueeze(2)).squeeze(2)
+        return (logits.amax(2) - chosen).sum().item()
+
+    def _apply(self, changes: Changes) -> None:
+        for name, weight in self.base.items():
+            self._model.get_submodule(name).weight.copy_(changes.get(name, weight))
+
+    def svf(self, expert: Expert) -> Changes:
+        """W' = W + U diag(sigma * (z - 1)) V^T, in float32, over the components that z changes."""
+        changes = {}
+        for name, z in expert.z.items():
+            u, sigma, vt = self._decomposition.factors(name)
+            # A leading expert changes the first components alone.
+            kept = max((z != 1).nonzero().flatten().tolist(), default=-1) + 1
+            delta = (sigma * (z - 1))[:kept]
+            changes[name] = self.base[name] + (u[:, :kept] * delta) @ vt[:kept]
+        return changes

@@ -1,0 +1,106 @@
+"""The machine's limits, timed in the same rounds as the providers: a neighbour that slows one slows both.
+
+Reads stream a buffer far larger than the caches; nothing is written, for writes would cost bandwidth that a
+product of few tokens does not spend. Several ways are tried and the fastest is the roof, as it is for the
+arithmetic, whose candidates are products that keep every core busy.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zweave.bench.harness import Outcome, Provider, Run
+from zweave.bench.machine import cache_bytes
+
+Binding: TypeAlias = Literal["read", "arithmetic"]
+
+READ = "roof read"
+ARITHMETIC = "roof arithmetic"
+CHUNK_BYTES = 64 << 20
+# M, N, T of products that reach the peak; which of them does differs by processor and dtype.
+PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 1024), (1536, 576, 512))
+
+
+@dataclass(frozen=True, slots=True)
+class Roofs:
+    """read: bytes a second; arithmetic: multiplications and additions a second."""
+
+    read: float
+    arithmetic: float
+
+    def seconds(self, moved: float, flops: float) -> float:
+        """The least time that the work can take."""
+        return max(moved / self.read, flops / self.arithmetic)
+
+    def binding(self, moved: float, flops: float) -> Binding:
+        """Which roof that time comes from."""
+        return "read" if moved / self.read >= flops / self.arithmetic else "arithmetic"
+
+    @classmethod
+    def of(cls, outcomes: Iterable[Outcome]) -> "Roofs":
+        """The fastest candidates among what was measured."""
+        listed = [outcome for outcome in outcomes if outcome.seconds]
+
+        def best(name: str, work: Callable[[Provider], float]) -> float:
+            return max(work(o.provider) / o.seconds for o in listed if o.seconds and o.provider.name == name)
+
+        return cls(best(READ, lambda p: p.moved), best(ARITHMETIC, lambda p: p.flops))
+
+
+def is_roof(outcome: Outcome) -> bool:
+    return outcome.provider.name in (READ, ARITHMETIC)
+
+
+def roof_providers(dtype: torch.dtype, chunk_bytes: int = CHUNK_BYTES) -> list[Provider]:
+    """Candidates for the CPU's roofs, to be measured beside the providers."""
+    chunks = -(-8 * cache_bytes() // chunk_bytes)
+    buffer = torch.ones(max(2, chunks) * chunk_bytes // 4)
+    pieces = buffer.split(chunk_bytes // 4)
+    reads: dict[str, Callable[[Tensor], object]] = {
+        "sum": lambda piece: piece.view(64, -1).sum(1),
+        "amax": lambda piece: piece.view(1024, -1).amax(1),
+    }
+    if hasattr(torch.ops.zweave, "read_probe"):
+        reads["read_probe"] = torch.ops.zweave.read_probe.default
+    providers = [
+        _roof(READ, label, [partial(read, piece) for piece in pieces], moved=chunk_bytes)
+        for label, read in reads.items()
+    ]
+    for M, N, T in PRODUCTS:
+        x, w = torch.ones(T, N, dtype=dtype), torch.ones(M, N, dtype=dtype)
+        label = f"F.linear {M} x {N}, {T} tokens"
+        providers.append(_roof(ARITHMETIC, label, [partial(F.linear, x, w)], flops=2.0 * M * N * T))
+    return providers
+
+
+def cuda_roof_providers(dtype: torch.dtype, device: torch.device) -> list[Provider]:
+    """The same for a GPU: copy bandwidth, read and written bytes counted, and the best of cuBLAS."""
+    source = torch.ones(1 << 29, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(source)
+    providers = [_roof(READ, "copy", [partial(target.copy_, source)], moved=2.0 * source.nbytes)]
+    for size in (4096, 8192):
+        x = torch.randn(size, size, dtype=dtype, device=device)
+        calls = [partial(F.linear, x, x)]
+        providers.append(_roof(ARITHMETIC, f"F.linear {size} cubed", calls, flops=2.0 * size**3))
+    return providers
+
+
+def _roof(name: str, way: str, calls: Sequence[Run], moved: float = 0.0, flops: float = 0.0) -> Provider:
+    return Provider(name, calls, lambda: 0.0, 0.0, labels={"way": way}, moved=moved, flops=flops)
+
+
+def roofline_keys(outcome: Outcome, roofs: Roofs) -> dict[str, object]:
+    """gb_s, gflop_s, roof and roof_pct of a JSON row; all but the roof's name None without a time."""
+    moved, flops = outcome.provider.moved, outcome.provider.flops
+    seconds = outcome.seconds
+    return {
+        "gb_s": None if seconds is None else moved / seconds / 1e9,
+        "gflop_s": None if seconds is None else flops / seconds / 1e9,
+        "roof": roofs.binding(moved, flops),
+        "roof_pct": None if seconds is None else 100 * roofs.seconds(moved, flops) / seconds,
+    }

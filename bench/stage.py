@@ -1,0 +1,104 @@
+"""What the engine benches share: the model, experts by number, our engine and the judge, each made when wanted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from zweave.bench.harness import Provider
+from zweave.bench.judge import REGRET_LIMIT, Changes, Judge, load_transformers
+from zweave.bench.served import Served
+from zweave.bench.workload import Workload, random_expert
+from zweave.checkpoint import resolve_model
+from zweave.decompose import decompose
+from zweave.engine import Engine
+from zweave.expert import Expert
+
+Answers = list[list[int]]
+
+
+class Stage:
+    """A model and everything that may be asked of it."""
+
+    def __init__(self, model: str, dtype: str) -> None:
+        self.dtype = dtype
+        self.checkpoint = resolve_model(model)
+        self.decomposition = decompose(self.checkpoint)
+        self.config = self.checkpoint.config
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return self.new_engine()
+
+    def new_engine(self) -> Engine:
+        return Engine(self.checkpoint.directory, dtype=self.dtype)
+
+    @cached_property
+    def transformers(self) -> Any:
+        return load_transformers(self.checkpoint.directory, self.torch_dtype)
+
+    @cached_property
+    def judge(self) -> Judge:
+        return Judge(self.checkpoint.directory, self.decomposition)
+
+    @lru_cache(maxsize=64)  # noqa: B019 (a stage lives as long as the bench)
+    def expert(self, kind: str, index: int) -> Expert:
+        """kind: "always", "after_prompt" with the same z, or "leading"."""
+        if kind == "after_prompt":
+            return replace(self.expert("always", index), scope="after_prompt")
+        return random_expert(self.config, index, leading=8 if kind == "leading" else 1)
+
+    @lru_cache(maxsize=16)  # noqa: B019
+    def _merged(self, kind: str, index: int) -> Changes:
+        return self.judge.svf(self.expert(kind, index))
+
+    def served(
+        self, workload: Workload, kind: str = "always", experts: int = 0, engine: Engine | None = None
+    ) -> Served:
+        """Our engine with so many experts of a kind loaded."""
+        engine = engine or self.engine
+        names = [f"{kind}-{index}" for index in range(experts)]
+        for index, name in enumerate(names):
+            if name not in engine.experts():
+                engine.load_expert(name, self.expert(kind, index))
+        return Served(engine, workload, names)
+
+    def regret(
+        self, prompts: Sequence[Sequence[int]], answers: Answers, kind: str = "always", experts: int = 0
+    ) -> float:
+        """Mean regret a token, prompt i being under expert i mod `experts`."""
+
+        def changes(index: int) -> Changes | None:
+            return self._merged("leading" if kind == "leading" else "always", index) if experts else None
+
+        return self.mean_regret(prompts, answers, changes, max(1, experts), kind == "after_prompt")
+
+    def mean_regret(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Answers,
+        changes: Callable[[int], Changes | None],
+        groups: int,
+        after_prompt: bool = False,
+    ) -> float:
+        """The same for any change of the weights, one for each of the groups that the prompts fall into."""
+        total = 0.0
+        for group in range(min(groups, len(prompts))):
+            mine = range(group, len(prompts), groups)
+            total += self.judge.regret(
+                [prompts[i] for i in mine], [answers[i] for i in mine], changes(group), after_prompt
+            )
+        return total / sum(len(answer) for answer in answers)
+
+
+def text_provider(
+    name: str, serve: Callable[[], Answers], regret: Callable[[Answers], float], **labels: object
+) -> Provider:
+    """A provider whose answers the judge looks at."""
+    return Provider(name, [serve], lambda: regret(serve()), REGRET_LIMIT, labels=labels)

@@ -1,0 +1,38 @@
+"""`zweave bench`: one question a bench, all providers in one run, their output checked first.
+
+Every bench prints a table and ends with one line of JSON (docs/bench.md). It exits with 1 if the output of a
+provider is wrong; such a provider gets no times.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from zweave.bench import engine, experts, linear, mix, step
+from zweave.bench.plot import save_plot
+from zweave.bench.report import print_report
+from zweave.errors import ZweaveError
+
+BENCHES = {"linear": linear, "mix": mix, "step": step, "engine": engine, "experts": experts}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("bench", help="measure, beside what others do", description=__doc__)
+    benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
+    for name, bench in BENCHES.items():
+        summary = (bench.__doc__ or "").partition("\n")[0]
+        part = benches.add_parser(name, help=summary, description=bench.__doc__)
+        bench.add_arguments(part)
+        part.add_argument("--json", action="store_true", help="print the line of JSON alone")
+        part.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
+        part.set_defaults(run=run, bench=bench)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.plot is not None and not args.plot.absolute().parent.is_dir():
+        raise ZweaveError(f"--plot: there is no directory {args.plot.absolute().parent}")
+    report = args.bench.run(args)
+    status = print_report(report, args.json)
+    if args.plot is not None:
+        save_plot(report, args.plot)
+    return status
