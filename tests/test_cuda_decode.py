@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,10 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "cuda_emulator"
-BUILD = ["-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+BUILD = [
+    *("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+]
 # tokens, outputs, inputs, rank
 SHAPES = {
     "one": (1, 1, 1, 1),
@@ -24,6 +25,11 @@ SHAPES = {
     "17 tokens": (17, 199, 63, 5),
     "32 tokens": (32, 64, 1000, 64),
     "33 tokens": (33, 24, 48, 16),
+    # Chunks enough that every slot of a warp's pipeline is filled anew.
+    "deep": (3, 24, 5000, 40),
+    "deep, 16 tokens": (12, 40, 3000, 16),
+    "deep, out of line": (20, 24, 1999, 20),
+    "many components": (3, 24, 40, 4000),
     "no components": (3, 20, 16, 0),
     "no inputs": (2, 8, 0, 4),
     # From 3584 outputs on two warps share the tokens' way, from 7168 on four.
@@ -33,48 +39,39 @@ SHAPES = {
 WAYS = ("linear", "svf_linear", "svf_delta_linear")
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-Run = Callable[..., Tensor]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs a problem in the emulator and returns y, bf16."""
-    folder = tmp_path_factory.mktemp("emulator")
-    program = folder / "decode"
-    includes = [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}"]
-    command = ["g++", *BUILD, *SANITIZERS, *includes, "-o", str(program), str(EMULATOR / "decode.cpp")]
-    subprocess.run(command, check=True)
+class Emulator:
+    """The emulator, built with the kernels of a source tree."""
 
-    def start(
-        p: SimpleNamespace, *, early: bool = False, seed: int = 0, x_gap: int = 0, gap: int = 0
+    def __init__(self, folder: Path, sources: Path) -> None:
+        self.folder = folder
+        command = ["g++", *BUILD, f"-I{EMULATOR}", f"-I{sources}"]
+        subprocess.run([*command, "-o", folder / "decode", EMULATOR / "decode.cpp"], check=True)
+
+    def __call__(
+        self, p: SimpleNamespace, *, early: bool = False, seed: int = 0, x_gap: int = 0, gap: int = 0
     ) -> Tensor:
-        (tokens, inputs), outputs = p.x.shape, p.outputs
+        """y of a problem. early: asynchronous copies arrive at once; gaps: what rows are apart beyond their length."""
+        tokens, inputs = p.x.shape
         rank, slots = (0, 0) if p.u is None else (p.u.shape[1], p.scale.shape[0])
-        head = (
-            tokens,
-            outputs,
-            inputs,
-            rank,
-            slots,
-            p.w is not None,
-            p.bias is not None,
-            early,
-            seed,
-            x_gap,
-            gap,
-        )
+        flags = (p.w is not None, p.bias is not None, early)
+        head = (tokens, p.outputs, inputs, rank, slots, *flags, seed, x_gap, gap)
         operands = [spread(p.x, x_gap)] + [spread(t, gap) for t in (p.w, p.vt, p.u) if t is not None]
         operands += [t for t in (p.scale, p.slot, p.bias) if t is not None]
         raw = [torch.tensor(head, dtype=torch.int64), *operands]
-        (folder / "in").write_bytes(
-            b"".join(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in raw)
-        )
-        done = subprocess.run([program, folder / "in", folder / "out"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        y = torch.frombuffer(bytearray((folder / "out").read_bytes()), dtype=torch.bfloat16)
-        return y.view(tokens, outputs)
+        given, made = self.folder / "in", self.folder / "out"
+        given.write_bytes(b"".join(t.reshape(-1).view(torch.uint8).numpy().tobytes() for t in raw))
+        done = subprocess.run([self.folder / "decode", given, made], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        y = torch.frombuffer(bytearray(made.read_bytes()), dtype=torch.bfloat16)
+        return y.view(tokens, p.outputs)
 
-    return start
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    return Emulator(tmp_path_factory.mktemp("emulator"), ROOT / "csrc")
 
 
 def spread(matrix: Tensor, gap: int) -> Tensor:
@@ -139,7 +136,7 @@ def test_rows_may_lie_apart(way, x_gap, gap, run, tolerance) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [(40, 1000, 24), (63, 63, 63), (3600, 72, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(40, 3000, 24), (63, 63, 63), (3600, 72, 16)], ids=str)
 def test_a_row_depends_on_neither_its_batch_nor_the_order_of_threads(shape, way, run) -> None:
     whole = problem(way, 19, *shape)
     y = run(whole, seed=1)
@@ -168,3 +165,38 @@ def test_base_tokens_of_a_delta_get_the_plain_linear_bit_for_bit(run) -> None:
     p.bias = -torch.zeros_like(p.bias)
     plain = SimpleNamespace(**vars(p) | {"vt": None, "u": None, "scale": None, "slot": None})
     assert torch.equal(run(p)[::2].view(torch.int16), run(plain)[::2].view(torch.int16))
+
+
+# A line of the kernel, what a mistake would make of it, and whether copies must arrive early for it to show.
+MISTAKES = {
+    "waits for one chunk too few": ("wait_copies<kAhead - 1>", "wait_copies<kAhead>", False),
+    "refills a slot that is still to be read": ("(stage == 0 ? kAhead : stage - 1)", "stage", True),
+    "reads tokens before they are written": (
+        "if (chunk == dependent_) wait_for_previous_launch();",
+        "",
+        False,
+    ),
+    "adds sums that are not all there": ("__syncthreads();", "", False),
+    "swaps registers of a fragment": ("low.x, high.x, low.y, high.y", "low.x, low.y, high.x, high.y", False),
+    "reads behind a row": ("k < left ? 16 : 0", "16", False),
+    "reads tokens that are none": ("token + i * 8, p.tokens", "token + i * 8, p.outputs", False),
+    "reads a slot that is none": ("p.slot && !is_known(p, slot)", "false", False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("right", "wrong", "early"), MISTAKES.values(), ids=MISTAKES)
+def test_the_emulator_finds_planted_mistakes(right, wrong, early, tmp_path, tolerance) -> None:
+    sources = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc" / "cuda", sources / "cuda")
+    kernel = sources / "cuda" / "decode_product.cuh"
+    text = kernel.read_text()
+    assert text.count(right) == 1
+    kernel.write_text(text.replace(right, wrong))
+    p = problem("svf_linear", 9, 40, 5000, 24)
+    p.slot[4] = 3
+    with pytest.raises((AssertionError, RuntimeError)):
+        known = p.slot < 3
+        y = Emulator(tmp_path, sources)(p, early=early)[known]
+        p.slot[4] = 0
+        torch.testing.assert_close(y.double(), expected(p)[known], **tolerance(torch.bfloat16))

@@ -11,31 +11,10 @@
 #pragma once
 
 #include "cuda/decode_product.h"
+#include "cuda/decode_traits.h"
 #include "cuda/primitives.cuh"
 
 namespace zweave::cuda {
-
-template <int row_warps, int token_tiles, int terms, bool aligned>
-struct DecodeTraits {
-  static constexpr int kWarps = 8;
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kRowWarps = row_warps;
-  static constexpr int kSplits = kWarps / row_warps;
-  static constexpr int kRows = row_warps * 16;
-  static constexpr int kTokenTiles = token_tiles;
-  static constexpr int kTokens = token_tiles * 8;
-  static constexpr int kTerms = terms;
-  static constexpr bool kAligned = aligned;
-  static constexpr int kChunk = 32;
-  // A lane's vectors of a chunk: two rows of weights, one token of each tile.
-  static constexpr int kVectors = 2 + token_tiles;
-  static constexpr int kStage = kVectors * 32;
-  // 96 KiB a block: two blocks share a processor of sm_90, and consumer chips hold one.
-  static constexpr int kStages = 24 / kVectors;
-  static constexpr int kSharedBytes = kWarps * kStages * kStage * int(sizeof(Vector));
-  static_assert(kTerms * kTokens * 16 * int(sizeof(float)) <= kSharedBytes / kWarps,
-                "partial sums reuse the slots");
-};
 
 // Place of a thread in its block and of the block in the product.
 template <class Traits>
@@ -148,19 +127,25 @@ __device__ void multiply_chunk(const Vector* slot, float (&sum)[token_tiles][4])
   }
 }
 
-// A lane's sums over all chunks of its warp. slots: the lane's own, `kStages` of them.
+// Begins the copies of a warp's first chunks. slots: the lane's own, `kStages` of them.
 template <class Traits>
-__device__ void accumulate(const Chunks<Traits>& chunks, Vector* slots, Sums<Traits>& sums) {
-  constexpr int kAhead = Traits::kStages - 1;
+__device__ void fill(const Chunks<Traits>& chunks, Vector* slots) {
   const int total = chunks.total();
   // All weights first: where the tokens have to be waited for, these are under way meanwhile.
-  for (int i = 0; i < kAhead; ++i) {
+  for (int i = 0; i < Traits::kAhead; ++i) {
     if (i < total) chunks.copy_weights(i, slots + i * Traits::kStage);
   }
-  for (int i = 0; i < kAhead; ++i) {
+  for (int i = 0; i < Traits::kAhead; ++i) {
     if (i < total) chunks.copy_tokens(i, slots + i * Traits::kStage);
     commit_copies();
   }
+}
+
+// A lane's sums over all chunks of its warp, the first of which are under way.
+template <class Traits>
+__device__ void accumulate(const Chunks<Traits>& chunks, Vector* slots, Sums<Traits>& sums) {
+  constexpr int kAhead = Traits::kAhead;
+  const int total = chunks.total();
   int chunk = 0, stage = 0;
 #pragma unroll
   for (int term = 0; term < Traits::kTerms; ++term) {
@@ -178,20 +163,43 @@ __device__ void accumulate(const Chunks<Traits>& chunks, Vector* slots, Sums<Tra
   }
 }
 
+// Calls visit(token, row) for the outputs of the block's tile that a thread finishes.
+template <class Traits, class Visit>
+__device__ void for_each_output(const DecodeProduct& p, const Place<Traits>& place, Visit visit) {
+  for (int i = threadIdx.x; i < Traits::kRows * Traits::kTokens; i += Traits::kThreads) {
+    const int row = i % Traits::kRows, token = i / Traits::kRows;
+    if (place.first_row + row < p.outputs && place.first_token + token < p.tokens) visit(token, row);
+  }
+}
+
+__device__ inline bool is_known(const DecodeProduct& p, int slot) { return slot >= 0 && slot < p.slots; }
+
+// Brings near what `finish` will read, while the first copies are under way.
+template <class Traits>
+__device__ void prefetch_tables(const DecodeProduct& p, const Place<Traits>& place) {
+  for_each_output(p, place, [&](int token, int row) {
+    const int m = place.first_row + row;
+    if (p.bias) prefetch(p.bias + m);
+    if (!p.scale) return;
+    const int slot = p.slot[place.first_token + token];
+    if (is_known(p, slot)) prefetch(p.scale + slot * p.scale_stride + m);
+  });
+}
+
 // What a token and an output make of their sums.
 template <class Traits>
 __device__ Bf16 finish(const DecodeProduct& p, int token, int output, const float (&sum)[Traits::kTerms]) {
-  float value = sum[0];
   const int slot = p.slot ? p.slot[token] : 0;
-  const bool is_known = !p.slot || (slot >= 0 && slot < p.slots);
+  if (p.slot && !is_known(p, slot)) return to_bf16(not_a_number());
   const bool is_base = p.skips_base && slot == 0;
+  float value = sum[0];
   // No arithmetic with what is left out: neither a NaN in it nor the sign of a zero may show.
-  if (p.scale && is_known) value = is_base ? 0.0f : value * p.scale[slot * p.scale_stride + output];
+  if (p.scale) value = is_base ? 0.0f : value * p.scale[slot * p.scale_stride + output];
   if constexpr (Traits::kTerms == 2) {
     if (!is_base) value += sum[1];
   }
   if (p.bias) value += to_float(p.bias[output]);
-  return to_bf16(is_known ? value : not_a_number());
+  return to_bf16(value);
 }
 
 // Adds the warps' sums in their order and stores a block's part of y.
@@ -209,9 +217,7 @@ __device__ void reduce(const DecodeProduct& p, const Place<Traits>& place, const
     partial[place.warp * kWarpFloats + term * kTermFloats + token * 16 + row] = sums[term][tile][value];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < Traits::kRows * Traits::kTokens; i += Traits::kThreads) {
-    const int row = i % Traits::kRows, token = i / Traits::kRows;
-    if (place.first_row + row >= p.outputs || place.first_token + token >= p.tokens) continue;
+  for_each_output(p, place, [&](int token, int row) {
     float sum[Traits::kTerms] = {};
     const float* part = partial + row / 16 * kWarpFloats + token * 16 + row % 16;
     for (int split = 0; split < Traits::kSplits; ++split, part += Traits::kRowWarps * kWarpFloats) {
@@ -219,7 +225,7 @@ __device__ void reduce(const DecodeProduct& p, const Place<Traits>& place, const
     }
     const int t = place.first_token + token, m = place.first_row + row;
     p.y[t * p.y_stride + m] = finish<Traits>(p, t, m, sum);
-  }
+  });
 }
 
 template <class Traits>
@@ -233,42 +239,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 2)
   Vector* slots =
       reinterpret_cast<Vector*>(shared_memory()) + place.warp * Traits::kStages * Traits::kStage + place.lane;
   Sums<Traits> sums = {};
+  fill<Traits>(chunks, slots);
+  prefetch_tables<Traits>(p, place);
   accumulate<Traits>(chunks, slots, sums);
   // Also for a warp without a chunk of the last term: this launch must not end before the one it follows.
   if (p.follows) wait_for_previous_launch();
   reduce<Traits>(p, place, sums);
-}
-
-// Blocks of a launch along x (tokens) and y (outputs).
-template <class Traits>
-int token_blocks(const DecodeProduct& p) {
-  return (p.tokens + Traits::kTokens - 1) / Traits::kTokens;
-}
-
-template <class Traits>
-int row_blocks(const DecodeProduct& p) {
-  return (p.outputs + Traits::kRows - 1) / Traits::kRows;
-}
-
-// Calls run.template operator()<Traits>() with the instance that a config names.
-template <int terms, int row_warps, bool aligned, class Run>
-auto with_token_tiles(const DecodeConfig& config, Run run) {
-  if (config.token_tiles == 1) return run.template operator()<DecodeTraits<row_warps, 1, terms, aligned>>();
-  if (config.token_tiles == 2) return run.template operator()<DecodeTraits<row_warps, 2, terms, aligned>>();
-  return run.template operator()<DecodeTraits<row_warps, 4, terms, aligned>>();
-}
-
-template <int terms, class Run>
-auto with_rows(const DecodeConfig& config, Run run) {
-  if (!config.aligned) return with_token_tiles<terms, 1, false>(config, run);
-  if (config.row_warps == 1) return with_token_tiles<terms, 1, true>(config, run);
-  if (config.row_warps == 2) return with_token_tiles<terms, 2, true>(config, run);
-  return with_token_tiles<terms, 4, true>(config, run);
-}
-
-template <class Run>
-auto with_decode_traits(const DecodeConfig& config, Run run) {
-  return config.terms == 1 ? with_rows<1>(config, run) : with_rows<2>(config, run);
 }
 
 }  // namespace zweave::cuda

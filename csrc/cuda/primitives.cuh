@@ -39,6 +39,10 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
+__device__ __forceinline__ void prefetch(const void* address) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+}
+
 // sum [16, 8] += a [16, 16] b [16, 8], all lanes of a warp together. With g = lane / 4 and q = lane % 4 a
 // lane holds, two bf16 a register, a0 = a[g, 2q], a1 = a[g + 8, 2q], a2 = a[g, 2q + 8], a3 = a[g + 8, 2q +
 // 8], b0 = b[2q, g], b1 = b[2q + 8, g], and sum[g, 2q], sum[g, 2q + 1], sum[g + 8, 2q], sum[g + 8, 2q + 1].
