@@ -21,8 +21,10 @@ def extension() -> CppExtension:
 
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp"))
     sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
-    cuda_sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))
+    cuda_sources = sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.c*") if path.suffix != ".cuh"
+    )
     with_cuda = bool(cuda_sources and CUDA_HOME and shutil.which("nvcc") and torch.version.cuda)
     # No -march: every instruction set has a file of its own and is chosen at run time.
     # Contraction would let the compiler round a sum once in one tile and twice in another.
