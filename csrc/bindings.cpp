@@ -1,9 +1,11 @@
-// The schema of every op, once; csrc/cpu and csrc/cuda only add implementations.
-#include <Python.h>
+// The schema of every op, once; csrc/cpu and csrc/cuda only add implementations. Beside the ops there is what
+// keeps state: the decoder.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include <exception>
-
+#include "cpu/decoder.h"
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 
 TORCH_LIBRARY(zweave, m) {
@@ -15,6 +17,9 @@ TORCH_LIBRARY(zweave, m) {
   m.def(
       "svf_linear(Tensor x, Tensor vt, Tensor u, Tensor scale, Tensor slot, Tensor? bias, int out_features) "
       "-> Tensor");
+  m.def(
+      "svf_delta_linear(Tensor x, Tensor w, Tensor vt, Tensor u, Tensor delta, Tensor slot, Tensor? bias, "
+      "int out_features) -> Tensor");
   m.def("mix(Tensor table, Tensor alpha) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor");
@@ -26,20 +31,63 @@ TORCH_LIBRARY(zweave, m) {
       "Tensor position, float scale, int window) -> Tensor");
 }
 
-static PyObject* cpu_isa(PyObject*, PyObject*) {
-  try {
-    return PyUnicode_FromString(zweave::kernels().name);
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
-}
-
-static PyMethodDef methods[] = {
-    {"cpu_isa", cpu_isa, METH_NOARGS, "Name of the instruction set that the CPU ops use."},
-    {nullptr, nullptr, 0, nullptr},
-};
+namespace py = pybind11;
+using zweave::AdaptedLinear;
+using zweave::Decoder;
+using zweave::DecoderBatch;
+using zweave::DecoderConfig;
+using zweave::DecoderLayer;
+using OptionalTensor = std::optional<at::Tensor>;
 
 // `import zweave.kernels._C` loads the library; the ops live in torch.ops.zweave.
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods};
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+PYBIND11_MODULE(_C, m) {
+  m.def("cpu_isa", [] { return zweave::kernels().name; });
+
+  m.def(
+      "empty_in_huge_pages",
+      [](const std::vector<int64_t>& shape, at::ScalarType dtype) {
+        return zweave::empty_in_huge_pages(shape, dtype);
+      },
+      py::arg("shape"), py::arg("dtype"));
+
+  py::class_<AdaptedLinear>(m, "AdaptedLinear")
+      .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
+                       OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
+                       at::Tensor ways) {
+             return AdaptedLinear{in_features, out_features, dense, vt, u, scale, delta, bias, ways};
+           }),
+           py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
+           py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"));
+
+  py::class_<DecoderLayer>(m, "DecoderLayer")
+      .def(py::init([](at::Tensor input_norm, at::Tensor mlp_norm, OptionalTensor q_norm,
+                       OptionalTensor k_norm, const AdaptedLinear& q, const AdaptedLinear& k,
+                       const AdaptedLinear& v, const AdaptedLinear& o, const AdaptedLinear& gate,
+                       const AdaptedLinear& up, const AdaptedLinear& down, at::Tensor k_cache,
+                       at::Tensor v_cache, int64_t window) {
+             return DecoderLayer{input_norm, mlp_norm, q_norm, k_norm, q,       k,       v,
+                                 o,          gate,     up,     down,   k_cache, v_cache, window};
+           }),
+           py::kw_only(), py::arg("input_norm"), py::arg("mlp_norm"), py::arg("q_norm"), py::arg("k_norm"),
+           py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("gate"), py::arg("up"),
+           py::arg("down"), py::arg("k_cache"), py::arg("v_cache"), py::arg("window"));
+
+  py::class_<Decoder>(m, "Decoder")
+      .def(py::init([](std::vector<DecoderLayer> layers, at::Tensor cos, at::Tensor sin, int64_t heads,
+                       int64_t kv_heads, int64_t head_size, double scale, double eps) {
+             return Decoder(DecoderConfig{heads, kv_heads, head_size, scale, eps}, std::move(layers), cos,
+                            sin);
+           }),
+           py::arg("layers"), py::arg("cos"), py::arg("sin"), py::kw_only(), py::arg("heads"),
+           py::arg("kv_heads"), py::arg("head_size"), py::arg("scale"), py::arg("eps"))
+      .def(
+          "run",
+          [](const Decoder& decoder, const at::Tensor& x, const at::Tensor& residual, const at::Tensor& slot,
+             const at::Tensor& sequence, const at::Tensor& position, const at::Tensor& kv_index,
+             const at::Tensor& block_table, int64_t first, int64_t last) {
+            const py::gil_scoped_release release;
+            return decoder.run(x, residual, {slot, sequence, position, kv_index, block_table}, first, last);
+          },
+          py::arg("x"), py::arg("residual"), py::arg("slot"), py::arg("sequence"), py::arg("position"),
+          py::arg("kv_index"), py::arg("block_table"), py::arg("first"), py::arg("last"));
+}

@@ -1,4 +1,72 @@
 # ruff: noqa: N999  the name of an extension module
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 def cpu_isa() -> str:
     """Name of the instruction set that the CPU ops use: "scalar", "avx2" or "avx512"."""
+
+def empty_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised CPU tensor in pages of 2 MiB where the system grants them, for what steps stream."""
+
+class AdaptedLinear:
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        out_features: int,
+        dense: Tensor | None,
+        vt: Tensor | None,
+        u: Tensor | None,
+        scale: Tensor | None,
+        delta: Tensor | None,
+        bias: Tensor | None,
+        ways: Tensor,
+    ) -> None: ...
+
+class DecoderLayer:
+    def __init__(
+        self,
+        *,
+        input_norm: Tensor,
+        mlp_norm: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        q: AdaptedLinear,
+        k: AdaptedLinear,
+        v: AdaptedLinear,
+        o: AdaptedLinear,
+        gate: AdaptedLinear,
+        up: AdaptedLinear,
+        down: AdaptedLinear,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        window: int,
+    ) -> None: ...
+
+class Decoder:
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_size: int,
+        scale: float,
+        eps: float,
+    ) -> None: ...
+    def run(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        slot: Tensor,
+        sequence: Tensor,
+        position: Tensor,
+        kv_index: Tensor,
+        block_table: Tensor,
+        first: int,
+        last: int,
+    ) -> Tensor: ...

@@ -1,8 +1,10 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
 import zweave.kernels.registration  # noqa: F401
-from zweave.kernels._C import cpu_isa
+from zweave.kernels._C import cpu_isa, empty_in_huge_pages
+from zweave.kernels.adapted_linear import AdaptedLinear, Way
 from zweave.kernels.attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
+from zweave.kernels.decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
 from zweave.kernels.linear import linear, linear_ref
 from zweave.kernels.mix import mix, mix_ref
 from zweave.kernels.packed import Packed, pack, unpack
@@ -12,10 +14,18 @@ from zweave.kernels.silu_mul import silu_mul, silu_mul_ref
 from zweave.kernels.svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
+    "AdaptedLinear",
+    "Decoder",
+    "DecoderBatch",
+    "DecoderConfig",
+    "DecoderLayer",
     "Packed",
+    "Way",
     "add_rms_norm",
     "add_rms_norm_ref",
     "cpu_isa",
+    "decoder_ref",
+    "empty_in_huge_pages",
     "linear",
     "linear_ref",
     "mix",

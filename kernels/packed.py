@@ -1,10 +1,10 @@
 """Weights in the order in which the kernels read them.
 
-On a CPU a matrix is cut into panels of 32 outputs. Within a panel the inputs come one after the other, bf16
+On a CPU a matrix is cut into panels of 16 outputs. Within a panel the inputs come one after the other, bf16
 in pairs as `vdpbf16ps` wants them, so that a product reads its weights as one stream:
 
-    bf16     [ceil(M / 32), ceil(N / 2), 32, 2]
-    float32  [ceil(M / 32), N, 32, 1]
+    bf16     [ceil(M / 16), ceil(N / 2), 16, 2]
+    float32  [ceil(M / 16), N, 16, 1]
 
 zero padded. On CUDA the packed form is the contiguous matrix itself.
 """
@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-PANEL = 32
+PANEL = 16
 
 
 @dataclass(frozen=True, slots=True)

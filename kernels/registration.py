@@ -49,6 +49,20 @@ def _svf_linear_fake(
     return x.new_empty(x.shape[0], out_features)
 
 
+@torch.library.register_fake("zweave::svf_delta_linear")
+def _svf_delta_linear_fake(
+    x: Tensor,
+    w: Tensor,
+    vt: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    slot: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+) -> Tensor:
+    return x.new_empty(x.shape[0], out_features)
+
+
 @torch.library.register_fake("zweave::mix")
 def _mix_fake(table: Tensor, alpha: Tensor) -> Tensor:
     return table.new_empty(alpha.shape[0], table.shape[1])

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from zweave.errors import ZweaveError
 from zweave.expert import Expert, Scope, layer_of
+from zweave.kernels import Way
 from zweave.mixture import Mixture, check_name, check_same_kind, mix_experts
+from zweave.plan import MatrixPlan, Plan
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -77,6 +79,10 @@ class Bank:
     sigmas: adaptable matrix -> singular values [R], descending, in layer order.
     slots: rows of the table, the identity included.
     base_digest: of the model's weights; experts for others are refused.
+    plan: which ways the matrices have; all are factored by default.
+
+    Beside `table` there are `delta`, sigma * (z - 1) of the leading components that the plan keeps of each
+    matrix, and `ways`, how each slot passes through each matrix. A slot's ways follow from its own z alone.
 
     Any number of experts may be registered: only those given as `Expert` stay in memory, of the others the
     name and digest do. Rows are found by digest, so equal mixtures share one. `acquire` pins a row and
@@ -90,21 +96,22 @@ class Bank:
         slots: int,
         device: torch.device | str = "cpu",
         base_digest: str | None = None,
+        plan: Plan | None = None,
     ) -> None:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
         self._sigmas = {module: sigma.detach().cpu().double().numpy() for module, sigma in sigmas.items()}
-        ends = list(accumulate(sigma.size for sigma in self._sigmas.values()))
-        starts = [0, *ends[:-1]] if ends else []
-        self._columns = dict(zip(self._sigmas, map(slice, starts, ends), strict=True))
+        self._columns = _columns({module: sigma.size for module, sigma in self._sigmas.items()})
         self._shapes = {module: sigma.shape for module, sigma in self._sigmas.items()}
         self._num_layers = 1 + max((layer_of(module) for module in self._sigmas), default=-1)
         self._base_digest = base_digest
         # NaN shows at once if a token carries a slot that was never written.
-        width = ends[-1] if ends else 0
-        self.table = torch.full((slots, width), math.nan, dtype=torch.float32, device=device)
-        for module, sigma in self._sigmas.items():
-            self.table[0, self._columns[module]] = torch.from_numpy(sigma).float().to(device)
+        self._plan = plan or {module: MatrixPlan(sigma.size) for module, sigma in self._sigmas.items()}
+        self._leading = _columns({module: self._plan[module].leading for module in self._sigmas})
+        self.table = torch.full((slots, _width(self._columns)), math.nan, dtype=torch.float32, device=device)
+        self.delta = torch.full((slots, _width(self._leading)), math.nan, dtype=torch.float32, device=device)
+        self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
+        self._write(0, self._rows({}))
         self._experts: dict[str, Registered] = {}
         self._free = list(range(slots - 1, 0, -1))
         self._slot_of: dict[str, int] = {BASE_DIGEST: 0}
@@ -116,6 +123,18 @@ class Bank:
     def columns(self, module: str) -> Tensor:
         """A matrix's columns of the table, [S, R], a view whose row stride is the table's."""
         return self.table[:, self._columns[module]]
+
+    def leading(self, module: str) -> Tensor:
+        """A matrix's columns of the table of deltas, [S, K], a view like `columns`."""
+        return self.delta[:, self._leading[module]]
+
+    def ways_of(self, module: str) -> Tensor:
+        """A matrix's row of the table of ways, [S] uint8, a view."""
+        return self.ways[list(self._sigmas).index(module)]
+
+    def way_key(self, slot: int) -> bytes:
+        """Orders tokens so that those that go the same ways stand together, the base's first."""
+        return self.ways[:, slot].numpy().tobytes()
 
     def load(self, name: str, expert: str | PathLike[str] | Expert) -> Registered:
         """Registers an expert under a name; requests bound earlier keep what the name meant to them.
@@ -213,9 +232,9 @@ class Bank:
             if slot is None:
                 if not self._free and not self._idle:
                     return None
-                row = self._row(bound)
+                rows = self._rows_of(bound)
                 slot = self._take_slot()
-                self.table[slot].copy_(row)
+                self._write(slot, rows)
                 self._slot_of[bound.digest] = slot
                 self._digest_of[slot] = bound.digest
             self._idle.pop(slot, None)
@@ -255,20 +274,66 @@ class Bank:
         del self._slot_of[self._digest_of.pop(slot)]
         return slot
 
-    def _row(self, bound: BoundMixture) -> Tensor:
-        """sigma * z [sum of R], float32, the renormalisation included; computed in float64."""
+    def _rows_of(self, bound: BoundMixture) -> "_Rows":
+        """A mixture's rows of the tables, the renormalisation included; computed in float64."""
         parts = [(part.read(), weights) for part, weights in bound.parts]
         expert = mix_experts([part for part, _ in parts], [weights for _, weights in parts])
+        scales = {}
+        for module, z in expert.z.items():
+            sigma = self._sigmas[module]
+            scales[module] = sigma * z.numpy().astype(np.float64)
+            if expert.renormalise:
+                scales[module] *= renormalisation(module, sigma, scales[module])
+        return self._rows(scales)
+
+    def _rows(self, scales: Mapping[str, Array]) -> "_Rows":
+        """The rows for sigma * z of the matrices that differ from the base's."""
         row = np.empty(self.table.shape[1])
-        for module, sigma in self._sigmas.items():
-            z = expert.z.get(module)
-            scale = sigma if z is None else sigma * z.numpy().astype(np.float64)
-            if z is not None and expert.renormalise:
-                scale = scale * renormalisation(module, sigma, scale)
+        delta = np.empty(self.delta.shape[1])
+        ways = np.empty(len(self._sigmas), dtype=np.uint8)
+        for index, (module, sigma) in enumerate(self._sigmas.items()):
+            scale = scales.get(module, sigma)
             row[self._columns[module]] = scale
+            plan, differs = self._plan[module], np.flatnonzero(scale != sigma)
+            delta[self._leading[module]] = (scale - sigma)[: plan.leading]
+            support = int(differs[-1]) + 1 if differs.size else 0
+            way = plan.way(support)
+            if way is None:
+                raise ZweaveError(
+                    f"the expert adapts {support} components of {module}, and this engine keeps "
+                    f"{plan.leading}: allow it more memory"
+                )
+            ways[index] = way
         if not (np.abs(row) < np.finfo(np.float32).max).all():
             raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
-        return torch.from_numpy(row.astype(np.float32))
+        return _Rows(
+            *(torch.from_numpy(part) for part in (row.astype(np.float32), delta.astype(np.float32), ways))
+        )
+
+    def _write(self, slot: int, rows: "_Rows") -> None:
+        self.table[slot].copy_(rows.scale)
+        self.delta[slot].copy_(rows.delta)
+        self.ways[:, slot].copy_(rows.ways)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What a slot holds: scale [sum of R] and delta [sum of K] float32, ways [matrices] uint8."""
+
+    scale: Tensor
+    delta: Tensor
+    ways: Tensor
+
+
+def _columns(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Stretches of a table's columns, one after the other."""
+    ends = list(accumulate(sizes.values()))
+    starts = [0, *ends[:-1]] if ends else []
+    return dict(zip(sizes, map(slice, starts, ends), strict=True))
+
+
+def _width(columns: Mapping[str, slice]) -> int:
+    return max((part.stop for part in columns.values()), default=0)
 
 
 def renormalisation(module: str, sigma: Array, scale: Array) -> float:

@@ -7,21 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zweave.kernels import DecoderBatch
 from zweave.sequence import Chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """tokens: [T] int64. position, slot, sequence: [T] int32. kv_index: [T] int64, the flat place of each
-    token's keys and values in the cache. block_table: [B, blocks] int32, a row a sequence; unused entries
-    are 0 and never read. sampled: [rows] int64, the tokens whose logits are wanted."""
+    """tokens: [T] int64. places: their slots, positions and places in the cache; a row of the block table
+    is a sequence's, its unused entries are 0 and never read. sampled: [rows] int64, the tokens whose logits
+    are wanted."""
 
     tokens: Tensor
-    position: Tensor
-    slot: Tensor
-    sequence: Tensor
-    kv_index: Tensor
-    block_table: Tensor
+    places: DecoderBatch
     sampled: Tensor
 
     @classmethod
@@ -47,10 +44,12 @@ class Batch:
 
         return cls(
             tokens=tensor(tokens, np.int64),
-            position=tensor(position, np.int32),
-            slot=tensor(np.where(position >= adapted_from, slot, 0), np.int32),
-            sequence=tensor(row, np.int32),
-            kv_index=tensor(kv_index, np.int64),
-            block_table=tensor(table, np.int32),
+            places=DecoderBatch(
+                slot=tensor(np.where(position >= adapted_from, slot, 0), np.int32),
+                sequence=tensor(row, np.int32),
+                position=tensor(position, np.int32),
+                kv_index=tensor(kv_index, np.int64),
+                block_table=tensor(table, np.int32),
+            ),
             sampled=tensor(last[[chunk.complete for chunk in chunks]], np.int64),
         )

@@ -16,6 +16,7 @@ from zweave.expert import Expert
 from zweave.kv_cache import KVCache
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
+from zweave.plan import default_plan
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
 from zweave.sampling import draw, greedy, logprobs
 from zweave.scheduler import Scheduler
@@ -47,12 +48,15 @@ class Engine:
         self.tokenizer = Tokenizer(checkpoint.directory)
         num_blocks = self.config.kv_tokens // self.config.block_size
         self.max_length = min(checkpoint.config.max_position, num_blocks * self.config.block_size)
+        sigmas = {name: decomposition.sigma(name) for name in decomposition.names}
+        plan = default_plan({name: sigma.numel() for name, sigma in sigmas.items()}, device.type)
         try:
             self.bank = Bank(
-                {name: decomposition.sigma(name) for name in decomposition.names},
+                sigmas,
                 slots=self.config.slots + 1,
                 device=device,
                 base_digest=decomposition.digest,
+                plan=plan,
             )
             self._cache = KVCache(
                 checkpoint.config, num_blocks, self.config.block_size, self.config.torch_dtype, device
@@ -62,8 +66,8 @@ class Engine:
                 f"no memory for {self.config.slots} slots and {self.config.kv_tokens} kv_tokens: lower them "
                 f"({str(error).splitlines()[0][:80]})"
             ) from None
-        weights = Weights(checkpoint, decomposition, self.bank, self.config.torch_dtype, device)
-        self.model = Model(weights, checkpoint.config, self.max_length)
+        weights = Weights(checkpoint, decomposition, self.bank, plan, self.config.torch_dtype, device)
+        self.model = Model(weights, checkpoint.config, self._cache, self.max_length)
         self._eos_ids = self.tokenizer.eos_ids
         self._scheduler = Scheduler(
             self._cache, self.bank, self.config.max_sequences, self.config.max_batch_tokens
@@ -137,8 +141,9 @@ class Engine:
         for sequence, reason in failed:
             self._undelivered.append(self._finish(sequence, "", [], "error", reason))
         if chunks:
+            chunks.sort(key=lambda chunk: self.bank.way_key(chunk.sequence.slot or 0))
             batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
-            self._advance(chunks, self.model(batch, self._cache))
+            self._advance(chunks, self.model(batch))
         deltas, self._undelivered = self._undelivered, []
         return deltas
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zweave.config import ModelConfig
+from zweave.kernels import empty_in_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,13 @@ class KVCache:
         shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
-        self.layers = [
-            LayerCache(
-                torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-            )
-            for _ in range(config.num_layers)
-        ]
+
+        def empty() -> Tensor:
+            if device.type == "cpu":
+                return empty_in_huge_pages(shape, dtype)
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.layers = [LayerCache(empty(), empty()) for _ in range(config.num_layers)]
         self._free = list(range(num_blocks - 1, -1, -1))
 
     @property

@@ -9,82 +9,17 @@ from zweave.checkpoint import Checkpoint
 from zweave.config import ModelConfig
 from zweave.decompose import Decomposition
 from zweave.kernels import (
-    Packed,
+    AdaptedLinear,
+    Decoder,
+    DecoderConfig,
+    DecoderLayer,
     add_rms_norm,
     linear,
     pack,
-    paged_attention,
-    rms_norm,
-    rope,
-    silu_mul,
-    svf_linear,
-    write_kv,
 )
 from zweave.kv_cache import KVCache, LayerCache
+from zweave.plan import Plan
 from zweave.rope import rope_tables
-
-
-class SvfLinear:
-    """An adapted linear: y_t = U (scale[slot_t] ⊙ (Vᵀ x_t)) + b, U and V shared by all slots."""
-
-    __slots__ = ("bias", "scale", "u", "vt")
-
-    def __init__(self, vt: Packed, u: Packed, scale: Tensor, bias: Tensor | None) -> None:
-        self.vt = vt
-        self.u = u
-        self.scale = scale
-        self.bias = bias
-
-    def __call__(self, x: Tensor, slot: Tensor) -> Tensor:
-        return svf_linear(x, self.vt, self.u, self.scale, slot, self.bias)
-
-
-class Attention:
-    """Grouped-query attention with rotary positions, and norms of queries and keys where the model has them."""
-
-    def __init__(self, weights: "Weights", config: ModelConfig, layer: int) -> None:
-        prefix = f"model.layers.{layer}.self_attn"
-        self.q_proj = weights.adapted(f"{prefix}.q_proj")
-        self.k_proj = weights.adapted(f"{prefix}.k_proj")
-        self.v_proj = weights.adapted(f"{prefix}.v_proj")
-        self.o_proj = weights.adapted(f"{prefix}.o_proj")
-        self.q_norm = weights.tensor(f"{prefix}.q_norm.weight") if config.qk_norm else None
-        self.k_norm = weights.tensor(f"{prefix}.k_norm.weight") if config.qk_norm else None
-        self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
-        self.window = config.sliding_window[layer]
-        self.eps = config.rms_norm_eps
-
-    def __call__(self, x: Tensor, batch: Batch, cache: LayerCache, cos: Tensor, sin: Tensor) -> Tensor:
-        q = self._heads(self.q_proj(x, batch.slot), self.q_norm)
-        k = self._heads(self.k_proj(x, batch.slot), self.k_norm)
-        v = self._heads(self.v_proj(x, batch.slot), None)
-        rope(q, k, cos, sin, batch.position)
-        write_kv(k, v, cache.k, cache.v, batch.kv_index)
-        y = paged_attention(
-            q, cache.k, cache.v, batch.block_table, batch.sequence, batch.position, self.scale, self.window
-        )
-        return self.o_proj(y.flatten(1), batch.slot)
-
-    def _heads(self, x: Tensor, norm: Tensor | None) -> Tensor:
-        """[T, heads * D] to [T, heads, D]."""
-        tokens, width = x.shape
-        if norm is not None:
-            x = rms_norm(x.view(-1, self.head_dim), norm, self.eps)
-        return x.view(tokens, width // self.head_dim, self.head_dim)
-
-
-class Mlp:
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, weights: "Weights", layer: int) -> None:
-        prefix = f"model.layers.{layer}.mlp"
-        self.gate_proj = weights.adapted(f"{prefix}.gate_proj")
-        self.up_proj = weights.adapted(f"{prefix}.up_proj")
-        self.down_proj = weights.adapted(f"{prefix}.down_proj")
-
-    def __call__(self, x: Tensor, slot: Tensor) -> Tensor:
-        return self.down_proj(silu_mul(self.gate_proj(x, slot), self.up_proj(x, slot)), slot)
 
 
 class Weights:
@@ -95,12 +30,14 @@ class Weights:
         checkpoint: Checkpoint,
         decomposition: Decomposition,
         bank: Bank,
+        plan: Plan,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self._checkpoint = checkpoint
         self._decomposition = decomposition
         self._bank = bank
+        self._plan = plan
         self._present = frozenset(checkpoint.names())
         self.dtype = dtype
         self.device = device
@@ -108,51 +45,73 @@ class Weights:
     def tensor(self, name: str) -> Tensor:
         return self._checkpoint.tensor(name).to(self.device, self.dtype, copy=True)
 
-    def adapted(self, module: str) -> SvfLinear:
+    def adapted(self, module: str) -> AdaptedLinear:
         u, _, vt = self._decomposition.factors(module)
-        bias = f"{module}.bias"
-        return SvfLinear(
-            vt=pack(vt.to(self.device, self.dtype)),
-            u=pack(u.to(self.device, self.dtype)),
-            scale=self._bank.columns(module),
+        plan, bias = self._plan[module], f"{module}.bias"
+        if not plan.factored:
+            vt, u = vt[: plan.leading], u[:, : plan.leading]
+        some = plan.factored or plan.leading > 0
+        return AdaptedLinear(
+            shape=(u.shape[0], vt.shape[1]),
+            dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
+            vt=pack(vt.to(self.device, self.dtype)) if some else None,
+            u=pack(u.to(self.device, self.dtype)) if some else None,
+            scale=self._bank.columns(module) if plan.factored else None,
+            delta=self._bank.leading(module) if plan.leading else None,
             bias=self.tensor(bias) if bias in self._present else None,
+            ways=self._bank.ways_of(module) if plan.dense else None,
+        )
+
+    def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
+        prefix = f"model.layers.{layer}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        return DecoderLayer(
+            input_norm=self.tensor(f"{prefix}.input_layernorm.weight"),
+            mlp_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight"),
+            q_norm=self.tensor(f"{attention}.q_norm.weight") if config.qk_norm else None,
+            k_norm=self.tensor(f"{attention}.k_norm.weight") if config.qk_norm else None,
+            q=self.adapted(f"{attention}.q_proj"),
+            k=self.adapted(f"{attention}.k_proj"),
+            v=self.adapted(f"{attention}.v_proj"),
+            o=self.adapted(f"{attention}.o_proj"),
+            gate=self.adapted(f"{mlp}.gate_proj"),
+            up=self.adapted(f"{mlp}.up_proj"),
+            down=self.adapted(f"{mlp}.down_proj"),
+            k_cache=cache.k,
+            v_cache=cache.v,
+            window=config.sliding_window[layer],
         )
 
 
 class Model:
-    """Computes a batch's keys and values into the cache and the logits of its sampled tokens."""
+    """Computes a batch's keys and values into its cache and the logits of its sampled tokens."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, max_length: int) -> None:
+    def __init__(self, weights: Weights, config: ModelConfig, cache: KVCache, max_length: int) -> None:
         self.config = config
         self.embedding = weights.tensor("model.embed_tokens.weight")
         head = self.embedding if config.tie_embeddings else weights.tensor("lm_head.weight")
         self.head = pack(head)
         self.norm = weights.tensor("model.norm.weight")
-        self.cos, self.sin = (table.to(weights.device) for table in rope_tables(config, max_length))
-        self.layers: list[tuple[Tensor, Attention, Tensor, Mlp]] = []
-        for layer in range(config.num_layers):
-            prefix = f"model.layers.{layer}"
-            self.layers.append(
-                (
-                    weights.tensor(f"{prefix}.input_layernorm.weight"),
-                    Attention(weights, config, layer),
-                    weights.tensor(f"{prefix}.post_attention_layernorm.weight"),
-                    Mlp(weights, layer),
-                )
-            )
+        cos, sin = (table.to(weights.device) for table in rope_tables(config, max_length))
+        self.decoder = Decoder(
+            DecoderConfig(
+                heads=config.num_heads,
+                kv_heads=config.num_kv_heads,
+                head_size=config.head_dim,
+                scale=config.head_dim**-0.5,
+                eps=config.rms_norm_eps,
+                cos=cos,
+                sin=sin,
+            ),
+            [weights.layer(config, layer, caches) for layer, caches in enumerate(cache.layers)],
+        )
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch, cache: KVCache) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """Returns float32 logits [len(batch.sampled), vocabulary]."""
-        eps = self.config.rms_norm_eps
         x = self.embedding[batch.tokens]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for (input_norm, attention, mlp_norm, mlp), layer_cache in zip(
-            self.layers, cache.layers, strict=True
-        ):
-            x = add_rms_norm(x, residual, input_norm, eps)
-            x = attention(x, batch, layer_cache, self.cos, self.sin)
-            x = add_rms_norm(x, residual, mlp_norm, eps)
-            x = mlp(x, batch.slot)
-        x = add_rms_norm(x[batch.sampled], residual[batch.sampled], self.norm, eps)
+        x = self.decoder(x, residual, batch.places)
+        sampled = batch.sampled
+        x = add_rms_norm(x[sampled], residual[sampled], self.norm, self.config.rms_norm_eps)
         return linear(x, self.head, out_dtype=torch.float32)

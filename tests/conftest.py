@@ -144,7 +144,7 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
             chunks.append(Chunk(sequence, len(tokens)))
         batch = Batch.of(chunks, engine.config.block_size, engine.config.torch_device)
         batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.tokens)))
-        logits = engine.model(batch, engine._cache)
+        logits = engine.model(batch)
         for chunk in chunks:
             engine._cache.release(chunk.sequence.blocks)
             engine.bank.release(chunk.sequence.slot)

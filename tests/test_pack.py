@@ -26,8 +26,8 @@ def test_element_lies_where_the_docstring_says(dtype) -> None:
     group = 2 if dtype == torch.bfloat16 else 1
     weight = torch.arange(70 * 90).view(70, 90).remainder(251).to(dtype)
     data = pack(weight).data
-    for m, n in [(0, 0), (31, 89), (32, 0), (69, 45)]:
-        assert data[m // 32, n // group, m % 32, n % group] == weight[m, n]
+    for m, n in [(0, 0), (15, 89), (32, 0), (69, 45)]:
+        assert data[m // 16, n // group, m % 16, n % group] == weight[m, n]
 
 
 @DTYPES

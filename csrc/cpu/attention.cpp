@@ -2,10 +2,11 @@
 #include <torch/library.h>
 
 #include <atomic>
-#include <cstring>
 #include <vector>
 
+#include "cpu/attention_tiles.h"
 #include "cpu/checks.h"
+#include "cpu/kv_place.h"
 
 namespace zweave {
 namespace {
@@ -34,12 +35,8 @@ void write_kv(const at::Tensor& k, const at::Tensor& v, const at::Tensor& k_cach
   }
   dispatch(op, "k", k, [&]<class T>(const TypedKernels<T>&) {
     const auto copy = [&](const at::Tensor& from, const at::Tensor& cache, int64_t t) {
-      const T* source = data<T>(from) + t * from.stride(0);
-      T* target =
-          mutable_data<T>(cache) + (at[t] / block_size * kv_heads * block_size + at[t] % block_size) * size;
-      for (int64_t head = 0; head < kv_heads; ++head) {
-        std::memcpy(target + head * block_size * size, source + head * size, size * sizeof(T));
-      }
+      store_token(data<T>(from) + t * from.stride(0), mutable_data<T>(cache), at[t], kv_heads, block_size,
+                  size);
     };
     at::parallel_for(0, tokens, row_grain(2 * kv_heads * size), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
@@ -48,49 +45,6 @@ void write_kv(const at::Tensor& k, const at::Tensor& v, const at::Tensor& k_cach
       }
     });
   });
-}
-
-// Successive tokens of one sequence, which share the work on its keys.
-struct Tile {
-  int64_t begin, end;
-};
-
-template <class T>
-bool succeeds(const Attention<T>& a, int64_t t) {
-  return t > 0 && a.sequence[t] == a.sequence[t - 1] && a.position[t] - 1 == a.position[t - 1];
-}
-
-template <class T>
-std::vector<Tile> tiles(const Attention<T>& a, int64_t tokens, int64_t group) {
-  // As many queries as keep their scores in the first-level cache.
-  const int64_t most = std::max<int64_t>(1, 48 / group);
-  std::vector<Tile> result;
-  for (int64_t t = 0; t < tokens; ++t) {
-    if (succeeds(a, t) && t - result.back().begin < most) {
-      result.back().end = t + 1;
-    } else {
-      result.push_back({t, t + 1});
-    }
-  }
-  return result;
-}
-
-// Every block that a token will read must exist.
-template <class T>
-void check_blocks(const Attention<T>& a, int64_t tokens, int64_t blocks, int64_t columns) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t end = int64_t(a.position[t]) + 1;
-    TORCH_CHECK(end > 0 && end <= columns * a.block_size, "paged_attention: position[", t, "] is ", end - 1,
-                ", outside the ", columns * a.block_size, " positions of the block table");
-    int64_t first = a.window > 0 && end > a.window ? end - a.window : 0;
-    // Its predecessor's blocks have been looked at.
-    if (succeeds(a, t)) first = end - 1;
-    for (int64_t i = first / a.block_size; i <= (end - 1) / a.block_size; ++i) {
-      const int64_t block = a.block_table[a.sequence[t] * a.block_table_stride + i];
-      TORCH_CHECK(block >= 0 && block < blocks, "paged_attention: block_table[", a.sequence[t], ", ", i,
-                  "] is ", block, ", outside the ", blocks, " blocks of the cache");
-    }
-  }
 }
 
 at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& k_cache, const at::Tensor& v_cache,
@@ -121,19 +75,18 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& k_cache, const
                             data<int32_t>(sequence),
                             data<int32_t>(position),
                             mutable_data<T>(y),
+                            heads * size,
                             heads,
                             kv_heads,
                             size,
                             block_size,
                             float(scale),
                             window};
-    check_blocks(call, tokens, k_cache.size(0), block_table.size(1));
-    const std::vector<Tile> all = tiles(call, tokens, group);
-    int64_t largest = 0;
-    for (const Tile& tile : all) largest = std::max(largest, tile.end - tile.begin);
+    check_blocks(op, call, tokens, k_cache.size(0), block_table.size(1));
+    const std::vector<Tile> all = attention_tiles(call, tokens);
     const int64_t items = int64_t(all.size()) * kv_heads;
     const int64_t threads = std::min<int64_t>(at::get_num_threads(), items);
-    const int64_t bytes = kernel.attention_scratch(largest, group, size);
+    const int64_t bytes = kernel.attention_scratch(longest(all), group, size);
     const at::Tensor scratch = at::empty({threads, bytes}, q.options().dtype(at::kByte));
     // Contexts differ in length, so the threads take one item after the other; the last ones, which are the
     // longest of a prefill, go first.

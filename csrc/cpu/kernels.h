@@ -18,22 +18,44 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Outputs of one packed panel; kernels/packed.py shows the layout.
-constexpr int64_t kPanel = 32;
+// Outputs of one packed panel; kernels/packed.py shows the layout. One group of inputs fills a cache line.
+constexpr int64_t kPanel = 16;
 
 // Inputs that lie beside one another in a panel.
 template <class T>
 constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;
 
+// Rows that a product works on together: few enough for their inputs to stay in the second-level cache.
+constexpr int64_t kRows = 96;
+
+// Panels of a register tile: two keep the multipliers busy from four rows on, and memory from one.
+constexpr int64_t kTilePanels = 2;
+
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// y = x W^T, then * scale[slot], then + bias, where given.
+// From row to row of a buffer: rows that lie a multiple of 2 KiB apart fall on the same lines of the
+// first-level cache, where a product would read a dozen of them side by side.
 template <class T>
-struct Matmul {
+constexpr int64_t row_stride(int64_t width) {
+  return width * sizeof(T) % 2048 == 0 ? width + int64_t(64 / sizeof(T)) : width;
+}
+
+// x W^T with W packed, or with the leading `inputs` columns of a packed matrix.
+template <class T>
+struct Term {
   const T* x;  // [T, inputs]
   int64_t x_stride;
-  const T* weight;  // packed [outputs, inputs]
+  const T* weight;       // panels of [outputs, inputs]
+  int64_t panel_stride;  // from panel to panel: inputs of the whole matrix * kPanel, in whole groups
   int64_t inputs;
+};
+
+// y = the sum of the terms, then * scale[slot], then + bias, where given. The terms are one chain of
+// additions: a product over inputs that lie in two places.
+template <class T>
+struct Matmul {
+  Term<T> terms[2];
+  int64_t num_terms;
   int64_t outputs;
   T* y;          // [T, outputs], or null
   float* y_f32;  // the same in float32, where y is null
@@ -42,6 +64,7 @@ struct Matmul {
   const float* scale;  // [S, outputs], or null
   int64_t scale_stride;
   const int32_t* slot;  // [T]
+  const void* next;     // what this thread reads when it is done here, or null
 };
 
 template <class T>
@@ -52,7 +75,8 @@ struct Norm {
   int64_t residual_stride;
   const T* weight;          // [width], or null
   const float* weight_f32;  // the same in float32, where weight is null
-  T* y;                     // [T, width], contiguous
+  T* y;                     // [T, width]
+  int64_t y_stride;
   int64_t width;
   float eps;
 };
@@ -74,7 +98,8 @@ struct SiluMul {
   int64_t gate_stride;
   const T* up;
   int64_t up_stride;
-  T* y;  // contiguous
+  T* y;
+  int64_t y_stride;
   int64_t width;
 };
 
@@ -98,7 +123,8 @@ struct Attention {
   int64_t block_table_stride;
   const int32_t* sequence;  // [T]
   const int32_t* position;  // [T]
-  T* y;                     // [T, heads, head_size], contiguous
+  T* y;                     // [T, heads, head_size]
+  int64_t y_stride;
   int64_t heads;
   int64_t kv_heads;
   int64_t head_size;

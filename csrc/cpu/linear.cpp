@@ -17,20 +17,10 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
     const at::Tensor panels = panels_of(kernel, {"linear", "weight", weight}, outputs, inputs);
     at::Tensor y = at::empty({rows, outputs}, x.options().dtype(y_dtype));
     if (y.numel() == 0) return y;
-    Matmul<T> product{};
-    product.x = data<T>(x);
-    product.x_stride = x.stride(0);
-    product.weight = data<T>(panels);
-    product.inputs = inputs;
-    product.outputs = outputs;
-    if (y_dtype == at::kFloat) {
-      product.y_f32 = mutable_data<float>(y);
-    } else {
-      product.y = mutable_data<T>(y);
-    }
-    product.y_stride = outputs;
-    product.bias = bias ? data<T>(*bias) : nullptr;
-    multiply(kernel, product, rows);
+    const at::Tensor readable = readable_rows<T>(x);
+    Matmul<T> call = product<T>(readable, panels, y);
+    call.bias = bias ? data<T>(*bias) : nullptr;
+    multiply(kernel, call, 0, rows);
     return y;
   });
 }

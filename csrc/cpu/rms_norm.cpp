@@ -29,6 +29,7 @@ at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor* residual,
       call.weight = data<T>(weight);
     }
     call.y = mutable_data<T>(y);
+    call.y_stride = width;
     call.width = width;
     call.eps = float(eps);
     at::parallel_for(0, rows, row_grain(width),

@@ -3,28 +3,10 @@
 
 #include "cpu/exp.h"
 #include "cpu/kernels.h"
+#include "cpu/vectors.h"
 
 namespace zweave {
 namespace {
-
-// Calls body(column, n) for each vector of a row, n < Simd::width only at the end.
-template <class Body>
-void for_vectors(int64_t width, Body body) {
-  int64_t column = 0;
-  for (; column + Simd::width <= width; column += Simd::width) body(column, int64_t(Simd::width));
-  if (column < width) body(column, width - column);
-}
-
-template <class T>
-Simd::F load(const T* at, int64_t n) {
-  return n == Simd::width ? Simd::load(at) : Simd::load(at, n);
-}
-
-template <class T>
-void store(T* at, Simd::F x, int64_t n) {
-  if (n == Simd::width) return Simd::store(at, x);
-  Simd::store(at, x, n);
-}
 
 // One row of a norm; X is T, or float for a residual.
 template <class T, class X>
@@ -46,7 +28,7 @@ template <class T>
 void norm(const Norm<T>& a, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* x = a.x + row * a.x_stride;
-    T* y = a.y + row * a.width;
+    T* y = a.y + row * a.y_stride;
     if (a.residual) {
       float* residual = a.residual + row * a.residual_stride;
       for_vectors(a.width, [&](int64_t i, int64_t n) {
@@ -84,7 +66,7 @@ void silu_mul(const SiluMul<T>& a, int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* gate = a.gate + row * a.gate_stride;
     const T* up = a.up + row * a.up_stride;
-    T* y = a.y + row * a.width;
+    T* y = a.y + row * a.y_stride;
     for_vectors(a.width, [&](int64_t i, int64_t n) {
       const Simd::F g = load(gate + i, n);
       const Simd::F silu = Simd::div(g, Simd::add(one, exp(Simd::sub(zero, g))));

@@ -13,8 +13,8 @@ at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
     const int64_t rows = gate.size(0), width = gate.size(1);
     at::Tensor y = at::empty({rows, width}, gate.options());
     if (y.numel() == 0) return y;
-    const SiluMul<T> call{data<T>(gate), gate.stride(0),     data<T>(up),
-                          up.stride(0),  mutable_data<T>(y), width};
+    const SiluMul<T> call{data<T>(gate),      gate.stride(0), data<T>(up), up.stride(0),
+                          mutable_data<T>(y), width,          width};
     at::parallel_for(0, rows, row_grain(width),
                      [&](int64_t begin, int64_t end) { kernel.silu_mul(call, begin, end); });
     return y;

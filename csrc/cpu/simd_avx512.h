@@ -15,7 +15,6 @@ struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
   static constexpr int max_rows = 12;
-  static constexpr int busy_vectors = 8;
   static constexpr int value_rows = 6;
   static constexpr int value_vectors = 4;
 

@@ -13,9 +13,8 @@ namespace {
 struct Simd {
   static constexpr const char* name = "scalar";
   static constexpr int width = 8;
-  // Register tile of a product: rows x panels of 32 outputs hold at most this many vectors.
+  // Register tile of a product: at most this many rows, times the panels of a tile.
   static constexpr int max_rows = 4;
-  static constexpr int busy_vectors = 4;
   // Register tile of probabilities times values.
   static constexpr int value_rows = 2;
   static constexpr int value_vectors = 2;

@@ -18,31 +18,15 @@ at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tenso
     const at::Tensor u_panels = panels_of(kernel, {op, "u", u}, outputs, rank);
     at::Tensor y = at::empty({rows, outputs}, x.options());
     if (y.numel() == 0) return y;
-    const at::Tensor hidden = at::empty({rows, rank}, x.options());
+    const at::Tensor hidden = empty_rows<T>(rows, rank, x.options());
 
-    Matmul<T> first{};
-    first.x = data<T>(x);
-    first.x_stride = x.stride(0);
-    first.weight = data<T>(vt_panels);
-    first.inputs = inputs;
-    first.outputs = rank;
-    first.y = mutable_data<T>(hidden);
-    first.y_stride = rank;
-    first.scale = data<float>(scale);
-    first.scale_stride = scale.stride(0);
-    first.slot = data<int32_t>(slot);
-    multiply(kernel, first, rows);
-
-    Matmul<T> second{};
-    second.x = data<T>(hidden);
-    second.x_stride = rank;
-    second.weight = data<T>(u_panels);
-    second.inputs = rank;
-    second.outputs = outputs;
-    second.y = mutable_data<T>(y);
-    second.y_stride = outputs;
+    const at::Tensor readable = readable_rows<T>(x);
+    Matmul<T> first = product<T>(readable, vt_panels, hidden);
+    scale_rows(first, scale, slot);
+    multiply(kernel, first, 0, rows);
+    Matmul<T> second = product<T>(hidden, u_panels, y);
     second.bias = bias ? data<T>(*bias) : nullptr;
-    multiply(kernel, second, rows);
+    multiply(kernel, second, 0, rows);
     return y;
   });
 }

@@ -1,0 +1,116 @@
+#include "cpu/adapted_linear.h"
+
+#include "cpu/checks.h"
+
+namespace zweave {
+namespace {
+
+template <class T>
+const T* pointer(const std::optional<at::Tensor>& tensor) {
+  return tensor ? data<T>(*tensor) : nullptr;
+}
+
+template <class T>
+constexpr int64_t panel_stride(int64_t inputs) {
+  return divide_up(inputs, kGroup<T>) * kGroup<T> * kPanel;
+}
+
+void check_panels(const char* name, const at::Tensor& panels, at::ScalarType dtype, int64_t outputs,
+                  int64_t inputs) {
+  const int64_t group = dtype == at::kBFloat16 ? kGroup<bf16> : kGroup<float>;
+  Argument{"AdaptedLinear", name, panels}
+      .dtype(dtype)
+      .shape({divide_up(outputs, kPanel), divide_up(inputs, group), kPanel, group})
+      .contiguous();
+}
+
+}  // namespace
+
+void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
+  const char* op = "AdaptedLinear";
+  Argument{op, "ways", linear.ways}.dtype(at::kByte).shape({-1}).contiguous();
+  const int64_t slots = linear.ways.size(0);
+  TORCH_CHECK(linear.dense || linear.scale, op, ": it needs the dense weight or the factors");
+  TORCH_CHECK(linear.vt.has_value() == linear.u.has_value(), op, ": vt and u go together");
+  if (linear.dense) check_panels("dense", *linear.dense, dtype, linear.outputs, linear.inputs);
+  for (const auto* table : {&linear.scale, &linear.delta}) {
+    if (!*table) continue;
+    TORCH_CHECK(linear.vt, op, ": scale and delta need vt and u");
+    Argument{op, "scale or delta", **table}.dtype(at::kFloat).shape({slots, -1});
+  }
+  if (linear.vt) {
+    // The rank that the factors are packed for: all of it, or as many components as the delta keeps.
+    TORCH_CHECK(linear.scale || linear.delta, op, ": vt and u need scale or delta");
+    const int64_t rank = linear.scale ? linear.scale->size(1) : linear.delta->size(1);
+    check_panels("vt", *linear.vt, dtype, rank, linear.inputs);
+    check_panels("u", *linear.u, dtype, linear.outputs, rank);
+    TORCH_CHECK(!linear.delta || linear.delta->size(1) <= rank, op, ": delta has more components than vt");
+    TORCH_CHECK(!linear.delta || linear.dense, op, ": delta needs the dense weight");
+  }
+  if (linear.bias) Argument{op, "bias", *linear.bias}.dtype(dtype).shape({linear.outputs}).contiguous();
+}
+
+template <class T>
+LinearView<T>::LinearView(const AdaptedLinear& linear)
+    : inputs(linear.inputs),
+      outputs(linear.outputs),
+      rank(linear.scale   ? linear.scale->size(1)
+           : linear.delta ? linear.delta->size(1)
+                          : 0),
+      leading(linear.delta ? linear.delta->size(1) : 0),
+      dense(pointer<T>(linear.dense)),
+      vt(pointer<T>(linear.vt)),
+      u(pointer<T>(linear.u)),
+      bias(pointer<T>(linear.bias)),
+      u_stride(panel_stride<T>(rank)),
+      scale(pointer<float>(linear.scale)),
+      delta(pointer<float>(linear.delta)),
+      scale_stride(linear.scale ? linear.scale->stride(0) : 0),
+      delta_stride(linear.delta ? linear.delta->stride(0) : 0),
+      ways(data<uint8_t>(linear.ways)) {}
+
+template <class T>
+Run LinearView<T>::run_from(const int32_t* slot, int64_t row, int64_t rows) const {
+  const uint8_t way = ways[slot[row]];
+  int64_t end = row + 1;
+  while (end < rows && ways[slot[end]] == way) ++end;
+  return {row, end, Way(way)};
+}
+
+template <class T>
+void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buffer<T> hidden, Buffer<T> y,
+                             Phase<T>& first, Phase<T>& second) const {
+  const Term<T> wx = {x.data, x.stride, dense, panel_stride<T>(inputs), inputs};
+  for (Run run{0, 0, Way::dense}; run.end < rows;) {
+    run = run_from(slot, run.end, rows);
+    Matmul<T> last{};
+    last.outputs = outputs;
+    last.y = y.data;
+    last.y_stride = y.stride;
+    last.bias = bias;
+    if (run.way == Way::dense) {
+      last.terms[last.num_terms++] = wx;
+      first.add(last, run.begin, run.end);
+      continue;
+    }
+    const bool is_delta = run.way == Way::delta;
+    const int64_t components = is_delta ? leading : rank;
+    Matmul<T> inner{};
+    inner.terms[inner.num_terms++] = {x.data, x.stride, vt, panel_stride<T>(inputs), inputs};
+    inner.outputs = components;
+    inner.y = hidden.data;
+    inner.y_stride = hidden.stride;
+    inner.scale = is_delta ? delta : scale;
+    inner.scale_stride = is_delta ? delta_stride : scale_stride;
+    inner.slot = slot;
+    first.add(inner, run.begin, run.end);
+    if (is_delta) last.terms[last.num_terms++] = wx;
+    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, u_stride, components};
+    second.add(last, run.begin, run.end);
+  }
+}
+
+template struct LinearView<float>;
+template struct LinearView<bf16>;
+
+}  // namespace zweave

@@ -1,0 +1,52 @@
+// The layers of a decoder of the Llama family in one call: a team of threads goes through all of them, and
+// what stands between the products costs a barrier, not a call.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "cpu/adapted_linear.h"
+
+namespace zweave {
+
+struct DecoderConfig {
+  int64_t heads, kv_heads, head_size;
+  double scale;  // of attention scores
+  double eps;    // of the norms
+};
+
+struct DecoderLayer {
+  at::Tensor input_norm, mlp_norm;           // [hidden]
+  std::optional<at::Tensor> q_norm, k_norm;  // [head_size]
+  AdaptedLinear q, k, v, o, gate, up, down;
+  at::Tensor k_cache, v_cache;  // [blocks, kv_heads, block_size, head_size]
+  int64_t window;               // of attention, 0: none
+};
+
+// The tokens of a step; shapes and dtypes as the ops rope, write_kv and paged_attention take them.
+struct DecoderBatch {
+  at::Tensor slot, sequence, position, kv_index, block_table;
+};
+
+class Decoder {
+ public:
+  // cos, sin: [positions, head_size / 2] float32. Throws where the parts of a layer do not fit.
+  Decoder(const DecoderConfig& config, std::vector<DecoderLayer> layers, at::Tensor cos, at::Tensor sin);
+
+  // Layers [first, last). x [T, hidden] is added to `residual` [T, hidden] float32, in place, before anything
+  // else, as each layer adds what it computes; the last addition is the caller's: returns x [T, hidden].
+  at::Tensor run(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch, int64_t first,
+                 int64_t last) const;
+
+ private:
+  void check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const;
+  void check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const;
+
+  DecoderConfig config_;
+  std::vector<DecoderLayer> layers_;
+  at::Tensor cos_, sin_;
+};
+
+}  // namespace zweave

@@ -1,0 +1,51 @@
+#include <torch/library.h>
+
+#include <cstring>
+
+#include "cpu/product.h"
+
+namespace zweave {
+namespace {
+
+at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& vt,
+                            const at::Tensor& u, const at::Tensor& delta, const at::Tensor& slot,
+                            const std::optional<at::Tensor>& bias, int64_t outputs) {
+  const char* op = "svf_delta_linear";
+  Argument{op, "x", x}.shape({-1, -1});
+  Argument{op, "delta", delta}.dtype(at::kFloat).shape({-1, -1});
+  return dispatch(op, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
+    const int64_t rows = x.size(0), inputs = x.size(1), kept = delta.size(1);
+    Argument{op, "slot", slot}.indices(rows, delta.size(0), "slots");
+    if (bias) Argument{op, "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
+    const at::Tensor panels = panels_of(kernel, {op, "w", weight}, outputs, inputs);
+    const at::Tensor vt_panels = panels_of(kernel, {op, "vt", vt}, kept, inputs);
+    const at::Tensor u_panels = panels_of(kernel, {op, "u", u}, outputs, kept);
+    at::Tensor y = at::empty({rows, outputs}, x.options());
+    if (y.numel() == 0) return y;
+    const at::Tensor readable = readable_rows<T>(x);
+    Matmul<T> product_of_w = product<T>(readable, panels, y);
+    product_of_w.bias = bias ? data<T>(*bias) : nullptr;
+    const int32_t* slots = data<int32_t>(slot);
+    const bool adapted = std::any_of(slots, slots + rows, [](int32_t s) { return s != 0; });
+    at::Tensor hidden;
+    if (adapted && kept > 0) {
+      hidden = empty_rows<T>(rows, kept, x.options());
+      Matmul<T> inner = product<T>(readable, vt_panels, hidden);
+      scale_rows(inner, delta, slot);
+      multiply(kernel, inner, 0, rows);
+      // The base's rows take W x alone, whatever row 0 of the table holds.
+      for (int64_t t = 0; t < rows; ++t) {
+        if (slots[t] == 0) std::memset(mutable_data<T>(hidden) + t * hidden.stride(0), 0, kept * sizeof(T));
+      }
+      add_term(product_of_w, hidden, u_panels);
+    }
+    multiply(kernel, product_of_w, 0, rows);
+    return y;
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("svf_delta_linear", svf_delta_linear); }
+
+}  // namespace zweave

@@ -1,0 +1,81 @@
+"""A linear that experts adapt, and the ways in which a token can pass through it.
+
+    dense     y[t] = W x[t] + bias
+    delta     y[t] = W x[t] + U_K (delta[slot[t]] * (Vt_K x[t])) + bias
+    factored  y[t] = U (scale[slot[t]] * (Vt x[t])) + bias
+
+A token's slot says which. All three give the same up to rounding where its expert allows them: the dense one
+where z is 1, the delta where z is 1 beyond the K leading components.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from zweave.kernels.linear import linear
+from zweave.kernels.packed import Packed, unpack
+from zweave.kernels.svf_linear import svf_linear
+
+
+class Way(IntEnum):
+    """How a token passes through a linear; the numbers are those of csrc/cpu/adapted_linear.h."""
+
+    DENSE = 0
+    DELTA = 1
+    FACTORED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedLinear:
+    """The weights that a linear keeps resident, and the tables by which slots differ.
+
+    dense: W [M, N], or None.
+    vt, u: factors [R, N] and [M, R], only the leading K components if `scale` is None; or None.
+    scale: [S, R] float32, sigma * z of each slot, or None.
+    delta: [S, K] float32, sigma * (z - 1) of each slot's leading components, or None.
+    bias: [M], or None.
+    ways: [S] uint8, the `Way` of each slot; None if `scale` is all there is and every slot is factored.
+    """
+
+    shape: tuple[int, int]
+    dense: Packed | None
+    vt: Packed | None
+    u: Packed | None
+    scale: Tensor | None
+    delta: Tensor | None
+    bias: Tensor | None
+    ways: Tensor | None
+
+    def __call__(self, x: Tensor, slot: Tensor) -> Tensor:
+        """y [T, M] of x [T, N] and slot [T] int32, op by op; each way takes its own tokens."""
+        if self.ways is None:
+            return self._pass(Way.FACTORED, x, slot)
+        ways = self.ways[slot.long()]
+        taken = [Way(way) for way in ways.unique().tolist()]
+        if len(taken) == 1:
+            return self._pass(taken[0], x, slot)
+        y = x.new_empty(x.shape[0], self.shape[0])
+        for way in taken:
+            rows = (ways == way).nonzero().flatten()
+            y[rows] = self._pass(way, x[rows], slot[rows])
+        return y
+
+    def _pass(self, way: Way, x: Tensor, slot: Tensor) -> Tensor:
+        if way == Way.FACTORED and self.scale is not None and self.vt is not None and self.u is not None:
+            return svf_linear(x, self.vt, self.u, self.scale, slot, self.bias)
+        if way == Way.DENSE and self.dense is not None:
+            return linear(x, self.dense, self.bias)
+        if way == Way.DELTA and self.dense is not None and self.delta is not None:
+            vt, u = self._leading()
+            return torch.ops.zweave.svf_delta_linear.default(
+                x, self.dense.data, vt, u, self.delta, slot, self.bias, self.shape[0]
+            )
+        raise RuntimeError(f"a slot goes way {way.name}, for which the linear has no weights")
+
+    def _leading(self) -> tuple[Tensor, Tensor]:
+        """The K leading components as plain matrices."""
+        assert self.delta is not None and self.vt is not None and self.u is not None
+        kept = self.delta.shape[1]
+        return unpack(self.vt)[:kept].contiguous(), unpack(self.u)[:, :kept].contiguous()

@@ -1,0 +1,201 @@
+"""The layers of a decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) over a paged cache.
+
+    residual += x;    h = rms_norm(residual)
+    q, k, v = heads of q(h), k(h), v(h), q and k rotated (and normed before, where the model does that)
+    residual += o(attention(q, cache + k, v));    h = rms_norm(residual)
+    x = down(silu(gate(h)) * up(h))
+
+for each layer; the last x is returned, its addition left to the next layer or to the final norm.
+
+On a CPU a step of a few tokens is some twenty products a layer of tens of microseconds each: calls, thread
+wake-ups and small ops between them would double its time. `Decoder` walks through all layers in one call: a
+team of threads that meets at barriers, each thread fetching the weights of its next product towards the end
+of the one before. It computes what `decoder_ref` does, op by op, bit for bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zweave.kernels import _C
+from zweave.kernels.adapted_linear import AdaptedLinear, Way
+from zweave.kernels.attention import paged_attention, write_kv
+from zweave.kernels.rms_norm import add_rms_norm, rms_norm
+from zweave.kernels.rope import rope
+from zweave.kernels.silu_mul import silu_mul
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """heads, kv_heads, head_size; scale of the attention scores; eps of the norms;
+    cos, sin: [positions, head_size / 2] float32."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    eps: float
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """Weights and cache of a layer.
+
+    input_norm, mlp_norm: [hidden]. q_norm, k_norm: [head_size], or None.
+    k_cache, v_cache: [blocks, kv_heads, block_size, head_size].
+    window: how many positions attention looks back, 0 for all.
+    """
+
+    input_norm: Tensor
+    mlp_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    q: AdaptedLinear
+    k: AdaptedLinear
+    v: AdaptedLinear
+    o: AdaptedLinear
+    gate: AdaptedLinear
+    up: AdaptedLinear
+    down: AdaptedLinear
+    k_cache: Tensor
+    v_cache: Tensor
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderBatch:
+    """The tokens of a step: slot, sequence, position [T] int32, kv_index [T] int64, block_table [B, n] int32,
+    as `svf_linear`, `write_kv` and `paged_attention` take them."""
+
+    slot: Tensor
+    sequence: Tensor
+    position: Tensor
+    kv_index: Tensor
+    block_table: Tensor
+
+
+def decoder_ref(
+    config: DecoderConfig, layers: Sequence[DecoderLayer], x: Tensor, residual: Tensor, batch: DecoderBatch
+) -> Tensor:
+    """Semantics: the formulas of the module's docstring, op by op, on any device.
+
+    x: [tokens, hidden]; residual: [tokens, hidden] float32, changed in place. Returns x [tokens, hidden].
+    """
+
+    def heads(y: Tensor, norm: Tensor | None) -> Tensor:
+        if norm is not None:
+            y = rms_norm(y.view(-1, config.head_size), norm, config.eps)
+        return y.view(x.shape[0], -1, config.head_size)
+
+    for layer in layers:
+        h = add_rms_norm(x, residual, layer.input_norm, config.eps)
+        q = heads(layer.q(h, batch.slot), layer.q_norm)
+        k = heads(layer.k(h, batch.slot), layer.k_norm)
+        v = heads(layer.v(h, batch.slot), None)
+        rope(q, k, config.cos, config.sin, batch.position)
+        write_kv(k, v, layer.k_cache, layer.v_cache, batch.kv_index)
+        y = paged_attention(
+            q,
+            layer.k_cache,
+            layer.v_cache,
+            batch.block_table,
+            batch.sequence,
+            batch.position,
+            config.scale,
+            layer.window,
+        )
+        x = layer.o(y.flatten(1), batch.slot)
+        h = add_rms_norm(x, residual, layer.mlp_norm, config.eps)
+        x = layer.down(silu_mul(layer.gate(h, batch.slot), layer.up(h, batch.slot)), batch.slot)
+    return x
+
+
+class Decoder:
+    """The layers of a model, ready to run. On a CPU one native call, elsewhere `decoder_ref`.
+
+    Raises: RuntimeError where the shapes, dtypes or devices of a layer's parts do not fit.
+    """
+
+    def __init__(self, config: DecoderConfig, layers: Sequence[DecoderLayer]) -> None:
+        self.config = config
+        self.layers = tuple(layers)
+        self._native = _native(config, self.layers) if config.cos.device.type == "cpu" else None
+
+    def __call__(
+        self, x: Tensor, residual: Tensor, batch: DecoderBatch, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Computes layers [first, last), all by default.
+
+        x: [tokens, hidden], bf16 or float32, what the layer below `first` returned, or embeddings.
+        residual: [tokens, hidden] float32, changed in place: x is added before anything else.
+        Returns x [tokens, hidden]; residual + x is the state that the layer `last` works on.
+        Raises: RuntimeError on a wrong shape, stride or dtype, an index outside its range, or a slot whose
+        way has no weights.
+        """
+        last = len(self.layers) if last is None else last
+        if self._native is None:
+            return decoder_ref(self.config, self.layers[first:last], x, residual, batch)
+        return self._native.run(
+            x,
+            residual,
+            batch.slot,
+            batch.sequence,
+            batch.position,
+            batch.kv_index,
+            batch.block_table,
+            first,
+            last,
+        )
+
+
+def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder:
+    return _C.Decoder(
+        [
+            _C.DecoderLayer(
+                input_norm=layer.input_norm,
+                mlp_norm=layer.mlp_norm,
+                q_norm=layer.q_norm,
+                k_norm=layer.k_norm,
+                q=_native_linear(layer.q),
+                k=_native_linear(layer.k),
+                v=_native_linear(layer.v),
+                o=_native_linear(layer.o),
+                gate=_native_linear(layer.gate),
+                up=_native_linear(layer.up),
+                down=_native_linear(layer.down),
+                k_cache=layer.k_cache,
+                v_cache=layer.v_cache,
+                window=layer.window,
+            )
+            for layer in layers
+        ],
+        config.cos,
+        config.sin,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_size=config.head_size,
+        scale=config.scale,
+        eps=config.eps,
+    )
+
+
+def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
+    ways = linear.ways
+    if ways is None:
+        assert linear.scale is not None
+        ways = torch.full((linear.scale.shape[0],), Way.FACTORED, dtype=torch.uint8)
+    return _C.AdaptedLinear(
+        in_features=linear.shape[1],
+        out_features=linear.shape[0],
+        dense=None if linear.dense is None else linear.dense.data,
+        vt=None if linear.vt is None else linear.vt.data,
+        u=None if linear.u is None else linear.u.data,
+        scale=linear.scale,
+        delta=linear.delta,
+        bias=linear.bias,
+        ways=ways,
+    )
