@@ -1,4 +1,4 @@
-"""Builds zweave: `runtime/` is the package `zweave`, `kernels/` its sub-package `zweave.kernels`."""
+"""Builds zweave: `runtime/` is the package `zweave`, `kernels/` and `bench/` its sub-packages."""
 
 import shutil
 from pathlib import Path
@@ -48,7 +48,8 @@ def extension() -> CppExtension:
     )
 
 
-packages = sub_packages("zweave", "runtime") | sub_packages("zweave.kernels", "kernels")
+packages = sub_packages("zweave", "runtime")
+packages |= sub_packages("zweave.kernels", "kernels") | sub_packages("zweave.bench", "bench")
 setup(
     packages=list(packages),
     package_dir=packages,

@@ -12,7 +12,7 @@ from zweave.bench.harness import Outcome, Provider, find, measure, ratio
 from zweave.bench.options import add_pace, chosen, pace
 from zweave.bench.peers import PeftLora, Recompose, generate
 from zweave.bench.report import Column, Report, Row
-from zweave.bench.stage import Stage, text_provider
+from zweave.bench.stage import Stage
 from zweave.bench.workload import Workload
 from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.arguments import positive_whole
@@ -101,7 +101,7 @@ def _ours(kind: str, many: bool) -> Callable[[Stage, Workload, int], Provider]:
         name = f"zweave {kind}" if kind != "always" else "zweave"
         served = stage.served(workload, kind, count)
         prompts = workload.prompts(stage.config)
-        return text_provider(
+        return stage.text_provider(
             name, served, lambda answers: stage.regret(prompts, answers, kind, count), experts=count
         )
 
@@ -110,7 +110,7 @@ def _ours(kind: str, many: bool) -> Callable[[Stage, Workload, int], Provider]:
 
 def _transformers(stage: Stage, workload: Workload, experts: int) -> Provider:
     prompts = workload.prompts(stage.config)
-    return text_provider(
+    return stage.text_provider(
         "transformers",
         lambda: generate(stage.transformers, prompts, workload.new),
         lambda answers: stage.regret(prompts, answers),
@@ -121,7 +121,7 @@ def _transformers(stage: Stage, workload: Workload, experts: int) -> Provider:
 def _peft(stage: Stage, workload: Workload, experts: int) -> Provider:
     prompts = workload.prompts(stage.config)
     lora = PeftLora(stage.checkpoint.directory, stage.decomposition.names, experts, stage.torch_dtype)
-    return text_provider(
+    return stage.text_provider(
         "PEFT LoRA rank 16",
         lambda: lora(prompts, workload.new),
         lambda answers: stage.mean_regret(
@@ -135,7 +135,7 @@ def _recompose(stage: Stage, workload: Workload, experts: int) -> Provider:
     prompts = workload.prompts(stage.config)
     procedure = Recompose(stage.checkpoint.directory, stage.decomposition, stage.torch_dtype)
     loaded = [stage.expert("always", index) for index in range(experts)]
-    return text_provider(
+    return stage.text_provider(
         "recompose",
         lambda: procedure(prompts, loaded, workload.new),
         lambda answers: stage.regret(prompts, answers, "always", experts),

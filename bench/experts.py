@@ -8,7 +8,7 @@ import argparse
 from zweave.bench.harness import find, measure, ratio
 from zweave.bench.options import add_pace, numbers, pace
 from zweave.bench.report import Column, Report
-from zweave.bench.stage import Stage, text_provider
+from zweave.bench.stage import Stage
 from zweave.bench.workload import Workload
 from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.arguments import positive_whole
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> Report:
     prompts = workload.prompts(stage.config)
     counts = numbers(args.experts, "--experts")
     providers = [
-        text_provider(
+        stage.text_provider(
             "zweave",
             stage.served(workload, "always", count),
             lambda answers, count=count: stage.regret(prompts, answers, "always", count),

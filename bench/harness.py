@@ -111,9 +111,16 @@ def measure(
 ) -> list[Outcome]:
     """Checks every provider, then times in turn those whose output is right; no other gets a time."""
     outcomes = [_check(provider) for provider in providers]
-    right = [index for index, outcome in enumerate(outcomes) if outcome.status == "ok"]
-    times = interleaved([make_clock(providers[index].calls) for index in right], pace)
-    for index, seconds in zip(right, times, strict=True):
+    clocks: dict[int, Clock] = {}
+    for index, outcome in enumerate(outcomes):
+        if outcome.status != "ok":
+            continue
+        try:
+            clocks[index] = make_clock(outcome.provider.calls)
+        except Exception as failure:
+            outcomes[index] = _failed(outcome.provider, failure)
+    times = interleaved(list(clocks.values()), pace)
+    for index, seconds in zip(clocks, times, strict=True):
         provider, error = providers[index], outcomes[index].error
         median = statistics.median(seconds) / provider.share
         outcomes[index] = Outcome(provider, "ok", error, median, rounds=len(seconds))
@@ -125,13 +132,17 @@ def _check(provider: Provider) -> Outcome:
         error = float(provider.error())
     except Exception as failure:
         # A peer that cannot run must not take the other figures with it; the command still ends in an error.
-        reason = (str(failure).splitlines() or [""])[0]
-        return Outcome(provider, "failed", None, None, note=f"{type(failure).__name__}: {reason}"[:200])
+        return _failed(provider, failure)
     # Written so that NaN is wrong.
     if error <= provider.limit:
         return Outcome(provider, "ok", error, None)
     note = f"error {error:.2g} is above {provider.limit:.2g}"
     return Outcome(provider, "wrong", error if error < float("inf") else None, None, note=note)
+
+
+def _failed(provider: Provider, failure: Exception) -> Outcome:
+    reason = (str(failure).splitlines() or [""])[0]
+    return Outcome(provider, "failed", None, None, note=f"{type(failure).__name__}: {reason}"[:200])
 
 
 def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float]]:

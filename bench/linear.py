@@ -5,13 +5,13 @@ in turn, and no way gets a time unless its output agrees with float64.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from zweave.bench.harness import Outcome, Pace, find, measure, ratio
+from zweave.bench.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
 from zweave.bench.linear_case import Operands
-from zweave.bench.linear_ways import ONCE, WAYS, At, available
+from zweave.bench.linear_ways import ONCE, WAYS, At
 from zweave.bench.options import add_pace, chosen, numbers, pace
 from zweave.bench.report import Column, Report, Row
 from zweave.bench.roofs import Roofs, is_roof, roof_providers, roofline_keys
@@ -51,27 +51,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
+    names = chosen(args.providers, WAYS, "--providers") if args.providers else list(WAYS)
+    operands = operands_of(args)
+    ways = {name: WAYS[name] for name in names}
+    return report("linear", args, operands, ways, lambda: roof_providers(DTYPES[args.dtype]))
+
+
+def operands_of(args: argparse.Namespace, device: str = "cpu") -> list[Operands]:
+    """Operands of the shapes that the arguments name; a shape that models share comes once."""
     shapes = _distinct(chosen(args.shapes, MODELS, "--shapes"))
-    tokens = numbers(args.tokens, "--tokens")
-    experts = numbers(args.experts, "--experts")
-    ways = chosen(args.providers, WAYS, "--providers") if args.providers else list(WAYS)
-    missing = [way for way in ways if not available(way)]
+    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    return [Operands(shape, max(tokens), max(experts), DTYPES[args.dtype], device) for shape in shapes]
+
+
+def report(
+    bench: str,
+    args: argparse.Namespace,
+    operands: Sequence[Operands],
+    ways: Mapping[str, Callable[[Operands], At]],
+    make_roofs: Callable[[], list[Provider]],
+    make_clock: Callable[[Sequence[Run]], Clock] = WallClock,
+) -> Report:
+    """Measures all shapes, one after the other, and lets go of each before the next."""
+    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
     rows: list[Row] = []
     roofs: list[Roofs] = []
-    for shape in shapes:
-        operands = Operands(shape, max(tokens), max(experts), DTYPES[args.dtype])
-        for outcomes, roof in measure_shape(operands, ways, tokens, experts, pace(args)):
-            rows += case_rows(shape, outcomes, roof)
-            roofs.append(roof)
+    missing: dict[str, str] = {}
+    roof_candidates = make_roofs()
+    for operand in operands:
+        prepared = prepare(operand, ways, missing)
+        for T in tokens:
+            providers = [*roof_candidates, *_providers(prepared, T, [E for E in experts if E <= T])]
+            with torch.inference_mode():
+                outcomes = measure(providers, pace(args), make_clock)
+            roofs.append(Roofs.of(outcomes))
+            rows += case_rows(operand.shape, outcomes, roofs[-1])
     return Report(
-        "linear",
+        bench,
         f"Linears in {args.dtype}: medians of a product, in turn",
         COLUMNS,
         rows,
         sections=("shape", "T"),
         plot="roofline",
         roofs=(max(r.read for r in roofs), max(r.arithmetic for r in roofs)),
-        notes=[f"This build has no kernel for: {', '.join(missing)}." for _ in missing[:1]],
+        notes=[f"Left out {way}: {reason}" for way, reason in missing.items()],
     )
 
 
@@ -84,19 +107,22 @@ def _distinct(models: Sequence[str]) -> list[Shape]:
 
 
 @torch.inference_mode()
-def measure_shape(
-    operands: Operands, ways: Sequence[str], tokens: Sequence[int], experts: Sequence[int], pace: Pace
-) -> Iterator[tuple[list[Outcome], Roofs]]:
-    """Outcomes of each number of tokens, roofs included, and what the roofs were."""
-    roofs = roof_providers(operands.dtype)
-    prepared: dict[str, At] = {way: WAYS[way](operands) for way in ways if available(way)}
-    for T in tokens:
-        counts = [E for E in experts if E <= T]
-        providers = list(roofs)
-        for way, at in prepared.items():
-            providers += [at(T, E) for E in ([1] if way in ONCE else counts)]
-        outcomes = measure(providers, pace)
-        yield outcomes, Roofs.of(outcomes)
+def prepare(
+    operands: Operands, ways: Mapping[str, Callable[[Operands], At]], missing: dict[str, str]
+) -> dict[str, At]:
+    """The ways with their weights; those whose kernel this build lacks go to `missing`, with the reason."""
+    prepared = {}
+    for name, way in ways.items():
+        try:
+            prepared[name] = way(operands)
+        except (ImportError, AttributeError) as error:
+            missing[name] = str(error)
+    return prepared
+
+
+def _providers(prepared: Mapping[str, At], tokens: int, experts: Sequence[int]) -> list[Provider]:
+    counts = {name: [1] if name in ONCE else experts for name in prepared}
+    return [at(tokens, E) for name, at in prepared.items() for E in counts[name]]
 
 
 def case_rows(shape: Shape, outcomes: Sequence[Outcome], roofs: Roofs) -> list[Row]:

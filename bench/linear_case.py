@@ -81,6 +81,10 @@ class Operands:
     def lora_b(self) -> Tensor:
         return self._normal(self.experts, self.shape.M, LORA_RANK, std=LORA_RANK**-0.5)
 
+    def rotated(self, make: Callable[[], T_], size: int) -> list[T_]:
+        """Copies of a way's weights, so many that each is out of the cache when its turn comes again."""
+        return rotated(make, size, self.device)
+
     def slot(self, tokens: int, experts: int, first: int = 0) -> Tensor:
         """int32 [tokens]: token t under expert t mod E, numbered from `first`."""
         return torch.arange(tokens, dtype=torch.int32, device=self.device) % experts + first
@@ -115,6 +119,6 @@ class Operands:
         return y
 
 
-def rotated(make: Callable[[], T_], size: int) -> list[T_]:
+def rotated(make: Callable[[], T_], size: int, device: str = "cpu") -> list[T_]:
     """Copies of weights of `size` bytes, as many as four times the largest cache holds."""
-    return [make() for _ in range(max(1, -(-4 * cache_bytes() // max(size, 1))))]
+    return [make() for _ in range(max(1, -(-4 * cache_bytes(device) // max(size, 1))))]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import zweave.kernels
 from zweave.bench.harness import ERROR_LIMITS, Provider, row_error
-from zweave.bench.linear_case import LORA_RANK, Operands, rotated
+from zweave.bench.linear_case import LORA_RANK, Operands
 from zweave.kernels import linear, pack, svf_linear
 
 At: TypeAlias = Callable[[int, int], Provider]
@@ -21,7 +21,7 @@ At: TypeAlias = Callable[[int, int], Provider]
 RECOMPOSED_FLOPS = 1e10
 
 
-def _provider(
+def make_provider(
     o: Operands,
     name: str,
     weights: Sequence[Any],
@@ -52,12 +52,12 @@ def _provider(
 
 def dense(o: Operands) -> At:
     """Our own dense linear on packed weights."""
-    return _dense(o, "dense", rotated(lambda: pack(o.w), o.w.nbytes), linear)
+    return _dense(o, "dense", o.rotated(lambda: pack(o.w), o.w.nbytes), linear)
 
 
 def f_linear(o: Operands) -> At:
     """PyTorch's dense linear."""
-    return _dense(o, "F.linear", rotated(o.w.clone, o.w.nbytes), F.linear)
+    return _dense(o, "F.linear", o.rotated(o.w.clone, o.w.nbytes), F.linear)
 
 
 def _dense(o: Operands, name: str, weights: Sequence[Any], function: Callable[[Tensor, Any], Tensor]) -> At:
@@ -65,7 +65,7 @@ def _dense(o: Operands, name: str, weights: Sequence[Any], function: Callable[[T
 
     def at(T: int, E: int) -> Provider:
         x = o.x[:T]
-        return _provider(
+        return make_provider(
             o, name, weights, lambda w: function(x, w), lambda: o.dense_truth[:T],
             elements=M * N, activations=M + N, T=T, E=None, bound=1.0,
         )  # fmt: skip
@@ -75,12 +75,12 @@ def _dense(o: Operands, name: str, weights: Sequence[Any], function: Callable[[T
 
 def factored(o: Operands) -> At:
     """U (scale * (V^T x)), for every expert alike."""
-    weights = rotated(lambda: (pack(o.vt), pack(o.u)), o.vt.nbytes + o.u.nbytes)
+    weights = o.rotated(lambda: (pack(o.vt), pack(o.u)), o.vt.nbytes + o.u.nbytes)
     M, N, R = o.shape.M, o.shape.N, o.shape.rank
 
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E)
-        return _provider(
+        return make_provider(
             o, "factored", weights, lambda w: svf_linear(x, *w, o.scale, slot),
             lambda: o.factored_truth(E)[:T], elements=R * (M + N), activations=M + N + 2 * R,
             extra_bytes=4 * E * R, T=T, E=E, bound=R * (M + N) / (M * N),
@@ -95,11 +95,11 @@ def delta(o: Operands) -> At:
     M, N, K = o.shape.M, o.shape.N, o.kept
     vt, u = o.vt[:K].contiguous(), o.u[:, :K].contiguous()
     size = o.w.nbytes + vt.nbytes + u.nbytes
-    weights = rotated(lambda: (pack(o.w), pack(vt), pack(u)), size)
+    weights = o.rotated(lambda: (pack(o.w), pack(vt), pack(u)), size)
 
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E, first=1)
-        return _provider(
+        return make_provider(
             o, "delta", weights, lambda w: svf_delta_linear(x, *w, o.delta, slot),
             lambda: o.delta_truth(E)[:T], elements=M * N + K * (M + N), activations=M + N + 2 * K,
             extra_bytes=4 * E * K, T=T, E=E, K=K, bound=1 + K * (M + N) / (M * N),
@@ -111,12 +111,12 @@ def delta(o: Operands) -> At:
 def merged(o: Operands) -> At:
     """W' of one expert as a dense weight."""
     w = (o.u * o.scale[0].to(o.dtype)) @ o.vt
-    weights = rotated(lambda: pack(w), w.nbytes)
+    weights = o.rotated(lambda: pack(w), w.nbytes)
     M, N = o.shape.M, o.shape.N
 
     def at(T: int, E: int) -> Provider:
         x = o.x[:T]
-        return _provider(
+        return make_provider(
             o, "merged", weights, lambda w: linear(x, w), lambda: o.factored_truth(1)[:T],
             elements=M * N, activations=M + N, T=T, E=1, bound=1.0,
         )  # fmt: skip
@@ -131,7 +131,7 @@ def recompose(o: Operands) -> At:
     """
     M, N, R = o.shape.M, o.shape.N, o.shape.rank
     rows = min(M, max(64, round(RECOMPOSED_FLOPS / (2 * N * R))))
-    weights = rotated(lambda: (o.vt.clone(), o.u[:rows].clone()), o.vt.nbytes + o.u.nbytes * rows // M)
+    weights = o.rotated(lambda: (o.vt.clone(), o.u[:rows].clone()), o.vt.nbytes + o.u.nbytes * rows // M)
 
     def at(T: int, E: int) -> Provider:
         done = E if 2.0 * M * N * R * E <= RECOMPOSED_FLOPS else 1
@@ -144,7 +144,7 @@ def recompose(o: Operands) -> At:
             scale = o.scale.to(o.dtype)
             return torch.cat([F.linear(x[e], (u * scale[e]) @ vt) for e in range(done)])
 
-        return _provider(
+        return make_provider(
             o, "recompose", weights, call, lambda: o.factored_truth(E)[order, :rows],
             elements=M * N, activations=M + N, extra_bytes=(E * R * (M + N) - M * N) * o.x.element_size(),
             extra_flops=2.0 * M * N * R * E, share=rows / M * done / E, T=T, E=E,
@@ -157,7 +157,7 @@ def lora_bmm(o: Operands) -> At:
     """Batched LoRA of rank 16: every token gathers the A and B of its adapter."""
     M, N, r = o.shape.M, o.shape.N, LORA_RANK
     size = o.w.nbytes + o.lora_a.nbytes + o.lora_b.nbytes
-    weights = rotated(lambda: (o.w.clone(), o.lora_a.clone(), o.lora_b.clone()), size)
+    weights = o.rotated(lambda: (o.w.clone(), o.lora_a.clone(), o.lora_b.clone()), size)
 
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E).long()
@@ -167,7 +167,7 @@ def lora_bmm(o: Operands) -> At:
             projected = torch.bmm(a[slot], x.unsqueeze(2))
             return F.linear(x, w) + torch.bmm(b[slot], projected).squeeze(2)
 
-        return _provider(
+        return make_provider(
             o, "LoRA bmm", weights, call, lambda: o.lora_truth(E)[:T],
             elements=M * N + r * (M + N), activations=M + N + 2 * r,
             extra_bytes=(E - 1) * r * (M + N) * o.x.element_size(), T=T, E=E,
@@ -185,8 +185,3 @@ PER_EXPERTS: dict[str, Callable[[Operands], At]] = {
     "recompose": recompose,
 }
 WAYS = ONCE | PER_EXPERTS
-
-
-def available(name: str) -> bool:
-    """Whether this build has the kernels of a way."""
-    return name != "delta" or hasattr(zweave.kernels, "svf_delta_linear")

@@ -34,8 +34,10 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def cache_bytes() -> int:
-    """Size of the CPU's largest cache, 32 MiB where the system does not tell."""
+def cache_bytes(device: str = "cpu") -> int:
+    """Size of the largest cache: of the CPU, 32 MiB where the system does not tell, or a GPU's L2."""
+    if device != "cpu":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [_parse_size(path.read_text()) for path in _CACHES.glob("index*/size")]
     return max(sizes, default=DEFAULT_CACHE_BYTES)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from zweave.bench.harness import Provider
-from zweave.bench.judge import REGRET_LIMIT, Changes, Judge, load_transformers
+from zweave.bench.judge import REGRET_LIMITS, Changes, Judge, load_transformers
 from zweave.bench.served import Served
 from zweave.bench.workload import Workload, random_expert
 from zweave.checkpoint import resolve_model
@@ -96,9 +96,9 @@ class Stage:
             )
         return total / sum(len(answer) for answer in answers)
 
-
-def text_provider(
-    name: str, serve: Callable[[], Answers], regret: Callable[[Answers], float], **labels: object
-) -> Provider:
-    """A provider whose answers the judge looks at."""
-    return Provider(name, [serve], lambda: regret(serve()), REGRET_LIMIT, labels=labels)
+    def text_provider(
+        self, name: str, serve: Callable[[], Answers], regret: Callable[[Answers], float], **labels: object
+    ) -> Provider:
+        """A provider whose answers the judge looks at."""
+        limit = REGRET_LIMITS[self.torch_dtype]
+        return Provider(name, [serve], lambda: regret(serve()), limit, labels=labels)

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from zweave.bench.harness import Outcome, Provider, find, measure, ratio
-from zweave.bench.judge import REGRET_LIMIT
+from zweave.bench.judge import REGRET_LIMITS
 from zweave.bench.options import add_pace, numbers, pace
 from zweave.bench.peers import TransformersSteps
 from zweave.bench.report import Column, Report, Row
@@ -80,7 +80,7 @@ def _provider(
             steps.step()
         return stage.regret(prompts, steps.answers(), experts=experts)
 
-    return Provider(name, [steps.step], error, REGRET_LIMIT, labels={"experts": experts})
+    return Provider(name, [steps.step], error, REGRET_LIMITS[stage.torch_dtype], labels={"experts": experts})
 
 
 def _row(outcome: Outcome, tokens: int, transformers: Outcome | None) -> Row:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["kernels", "runtime"])
+@pytest.mark.parametrize("name", ["bench", "kernels", "runtime"])
 def test_no_generic_name_is_importable(name: str) -> None:
     spec = importlib.util.find_spec(name)
     found = [] if spec is None else [spec.origin or "", *(spec.submodule_search_locations or [])]
@@ -70,6 +70,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"zweave"}
     assert "zweave/py.typed" in names
     assert "zweave/cli/main.py" in names
+    assert "zweave/bench/linear.py" in names
     assert any(name.startswith("zweave/kernels/_C.") and name.endswith(".so") for name in names)
     assert sum(name.startswith("zweave/experts/") and name.endswith(".safetensors") for name in names) == 3
 
@@ -86,6 +87,8 @@ def test_wheel_works_away_from_the_checkout(clean_python: Path, tmp_path: Path) 
     )
     run(clean_python, "-c", check, cwd=tmp_path)
     run(clean_python.with_name("zweave"), "--help", cwd=tmp_path)
+    run(clean_python.with_name("zweave"), "bench", "mix", "--experts", 2, "--mixtures", 1, "--components", 1000,
+        "--rounds", 1, cwd=tmp_path)  # fmt: skip
 
 
 @pytest.mark.slow

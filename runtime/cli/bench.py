@@ -8,24 +8,37 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zweave.bench import engine, experts, linear, mix, step
+from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, step
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
 from zweave.errors import ZweaveError
 
-BENCHES = {"linear": linear, "mix": mix, "step": step, "engine": engine, "experts": experts}
+BENCHES = {
+    "linear": linear,
+    "mix": mix,
+    "step": step,
+    "engine": engine,
+    "experts": experts,
+    "gpu-linear": gpu_linear,
+}
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("bench", help="measure, beside what others do", description=__doc__)
     benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
     for name, bench in BENCHES.items():
-        summary = (bench.__doc__ or "").partition("\n")[0]
-        part = benches.add_parser(name, help=summary, description=bench.__doc__)
-        bench.add_arguments(part)
+        part = _add(benches, name, bench)
         part.add_argument("--json", action="store_true", help="print the line of JSON alone")
         part.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
         part.set_defaults(run=run, bench=bench)
+    _add(benches, "gpu", gpu).set_defaults(run=gpu.run)
+
+
+def _add(benches: Any, name: str, bench: Any) -> argparse.ArgumentParser:
+    summary = bench.__doc__.partition("\n")[0]
+    part = benches.add_parser(name, help=summary, description=bench.__doc__)
+    bench.add_arguments(part)
+    return part
 
 
 def run(args: argparse.Namespace) -> int:
