@@ -64,7 +64,8 @@ struct Rows {
   __device__ Rows(const DecodeProduct& p, const Term& term, const Place<Traits>& place) {
     const int first = place.split * Traits::kChunk + place.quad * 8;
     const auto row_of = [&](const Bf16* matrix, int64_t stride, int row, int rows) -> Row<Traits> {
-      return {matrix + (row < rows ? row * stride : 0) + first, row < rows ? term.inputs - first : 0};
+      return {keep(matrix + (row < rows ? row * stride : 0) + first),
+              keep(row < rows ? term.inputs - first : 0)};
     };
     const int row = place.first_row + place.row_warp * 16 + place.group;
     const int token = place.first_token + place.group;

@@ -15,6 +15,17 @@ __device__ __forceinline__ unsigned char* shared_memory() {
   return dynamic_shared_memory;
 }
 
+// Has the compiler keep a value in its register instead of computing it again in a loop.
+template <class T>
+__device__ __forceinline__ T keep(T value) {
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
+  return value;
+}
+
 // Starts to copy `bytes` (0 to 16) to shared memory; the rest of `to` becomes zero. Weights are read once and
 // stay out of the first-level cache.
 __device__ __forceinline__ void copy_once(Vector* to, const void* from, int bytes) {

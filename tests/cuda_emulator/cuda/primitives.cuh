@@ -25,6 +25,11 @@ struct alignas(16) Vector {
 
 inline unsigned char* shared_memory() { return emulator::self->block.shared.data(); }
 
+template <class T>
+T keep(T value) {
+  return value;
+}
+
 inline void copy_once(Vector* to, const void* from, int bytes) {
   emulator::self->copies.begin(to, from, bytes);
 }
