@@ -1,0 +1,167 @@
+"""`zweave bench` as a user meets it, on a random model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zweave.bench import linear_ways
+from zweave.bench.engine import PROVIDERS
+from zweave.bench.served import Served
+from zweave.bench.stage import Stage
+from zweave.bench.workload import Workload
+from zweave.cli.main import main
+
+ROW_KEYS = {"provider", "status", "error", "seconds", "rounds"}
+LINEAR_KEYS = ROW_KEYS | {
+    "model", "name", "shape", "M", "N", "R", "T", "E", "gb_s", "gflop_s", "roof", "roof_pct", "read_gb_s",
+    "peak_gflop_s", "vs_f_linear", "vs_dense", "vs_bound", "vs_e1", "share",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roofs and rotations of a machine with hardly a cache."""
+    for module in ("linear_case", "roofs"):
+        monkeypatch.setattr(f"zweave.bench.{module}.cache_bytes", lambda device="cpu": 1 << 16)
+    monkeypatch.setattr("zweave.bench.roofs.PRODUCTS", ((64, 64, 64),))
+    monkeypatch.setattr("zweave.bench.linear.roof_providers.__defaults__", (1 << 20,))
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model("llama", vocab_size=264)
+
+
+def bench(capsys: pytest.CaptureFixture, *args: object) -> tuple[int, list[str], dict]:
+    status = main(["bench", *map(str, args)])
+    lines = capsys.readouterr().out.splitlines()
+    return status, lines, json.loads(lines[-1])
+
+
+def test_linear(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    plot = tmp_path / "roofline.png"
+    status, lines, line = bench(
+        capsys, "linear", "--shapes", "smollm2", "--tokens", "1,4", "--experts", "1,4", "--rounds", 1, "--plot", plot
+    )  # fmt: skip
+    assert status == 0
+    assert len(lines) > 20
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert line["bench"] == "linear"
+    assert all(row.keys() >= LINEAR_KEYS for row in line["rows"])
+    at_four = [row for row in line["rows"] if (row["M"], row["N"], row["T"]) == (576, 576, 4)]
+    counted = {name: sum(row["provider"] == name for row in at_four) for name in ("dense", "factored")}
+    assert counted == {"dense": 1, "factored": 2}
+
+
+def test_a_wrong_linear_is_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = linear_ways.svf_linear
+    monkeypatch.setattr(linear_ways, "svf_linear", lambda *args: right(*args) * 1.05)
+    status, _, line = bench(
+        capsys, "linear", "--shapes", "smollm2", "--tokens", 1, "--providers", "dense,factored", "--rounds", 1,
+        "--json",
+    )  # fmt: skip
+    assert status == 1
+    statuses = {row["provider"]: row["status"] for row in line["rows"]}
+    assert statuses == {"dense": "ok", "factored": "wrong"}
+    assert all(row["seconds"] is None for row in line["rows"] if row["status"] == "wrong")
+
+
+def test_mix_prints_one_line_of_json(capsys: pytest.CaptureFixture) -> None:
+    args = ("--experts", "1,3", "--mixtures", 2, "--components", 1000, "--rounds", 1, "--json")
+    status, lines, line = bench(capsys, "mix", *args)
+    assert status == 0 and len(lines) == 1
+    assert {(row["E"], row["provider"]) for row in line["rows"]} == {
+        (E, name) for E in (1, 3) for name in ("mix", "matmul", "expert by expert")
+    }
+    assert all(row.keys() >= ROW_KEYS | {"vs_matmul", "components", "B"} for row in line["rows"])
+
+
+def test_engine(capsys: pytest.CaptureFixture, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    names = ",".join(name for name in PROVIDERS if name != "leading")
+    status, _, line = bench(
+        capsys, "engine", "--model", model, "--dtype", "float32", "--requests", 4, "--prompt", 8, "--new", 6,
+        "--experts", 2, "--rounds", 1, "--providers", names, "--plot", tmp_path / "bars.png",
+    )  # fmt: skip
+    assert status == 0, line["rows"]
+    keys = ROW_KEYS | {"requests", "prompt", "new", "experts", "tok_s", "vs_transformers", "vs_recompose"}
+    assert all(row.keys() >= keys for row in line["rows"])
+    batch = [(row["provider"], row["experts"]) for row in line["rows"] if row["requests"] == 4]
+    assert ("zweave", 2) in batch and ("recompose", 2) in batch and ("PEFT LoRA rank 16", 2) in batch
+    assert ("transformers", 0) in [(r["provider"], r["experts"]) for r in line["rows"] if r["requests"] == 1]
+    assert (tmp_path / "bars.png").is_file()
+
+
+def test_answers_under_the_wrong_expert_are_refused(
+    capsys: pytest.CaptureFixture, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Served, "expert", lambda self, index: None)
+    status, _, line = bench(
+        capsys, "engine", "--model", model, "--dtype", "float32", "--requests", 4, "--prompt", 8, "--new", 6,
+        "--rounds", 1, "--providers", "base,many", "--no-single",
+    )  # fmt: skip
+    assert status == 1
+    assert {row["provider"]: row["status"] for row in line["rows"]} == {
+        "zweave base": "ok",
+        "zweave": "wrong",
+    }
+
+
+def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:
+    common = ("--model", model, "--dtype", "float32", "--prompt", 8, "--rounds", 2, "--json")
+    status, _, line = bench(capsys, "step", *common, "--tokens", "1,3", "--experts", 2)
+    assert status == 0, line["rows"]
+    assert {(row["tokens"], row["provider"]) for row in line["rows"]} == {
+        (T, name) for T in (1, 3) for name in ("zweave base", "zweave", "transformers")
+    }
+    status, _, line = bench(capsys, "experts", *common, "--requests", 4, "--new", 4, "--experts", "1,4")
+    assert status == 0, line["rows"]
+    assert [row["experts"] for row in line["rows"]] == [1, 4]
+    assert line["rows"][0]["vs_one"] == 1
+
+
+def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
+    from zweave.bench.workload import random_expert
+    from zweave.errors import ZweaveError
+
+    stage = Stage(str(model), "float32")
+    try:
+        expert = random_expert(stage.config, 0, leading=8)
+    except ZweaveError as error:
+        pytest.skip(str(error))
+    for z in expert.z.values():
+        assert (z[len(z) // 8 :] == 1).all() and (z[: len(z) // 8] != 1).all()
+    assert Workload(2, 3, 4).prompts(stage.config) == Workload(2, 3, 4).prompts(stage.config)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("linear", "--shapes", "gpt-17"), "gpt-17"),
+        (("linear", "--tokens", "1,x"), "--tokens"),
+        (("linear", "--experts", "0"), "--experts"),
+        (("linear", "--providers", "magic"), "magic"),
+        (("linear", "--plot", "missing/out.png"), "missing"),
+        (("engine", "--providers", "magic"), "magic"),
+        (("engine", "--model", "gpt-17"), "gpt-17"),
+        (("mix", "--mixtures", ""), "--mixtures"),
+        (("gpu-linear",), "CUDA"),
+    ],
+    ids=str,
+)
+def test_bad_input_gives_one_line(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", *args]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("zweave: error: ") and words in errors[0]
+
+
+def test_usage() -> None:
+    for args in (["bench"], ["bench", "magic"], ["bench", "linear", "--rounds", "0"], ["bench", "gpu"]):
+        with pytest.raises(SystemExit) as leaving:
+            main(args)
+        assert leaving.value.code == 2
