@@ -20,6 +20,7 @@ TORCH_LIBRARY(zweave, m) {
   m.def(
       "svf_delta_linear(Tensor x, Tensor w, Tensor vt, Tensor u, Tensor delta, Tensor slot, Tensor? bias, "
       "int out_features) -> Tensor");
+  m.def("greedy(Tensor logits) -> (Tensor, Tensor)");
   m.def("mix(Tensor table, Tensor alpha) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor");

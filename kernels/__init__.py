@@ -5,6 +5,7 @@ from zweave.kernels._C import cpu_isa, empty_in_huge_pages
 from zweave.kernels.adapted_linear import AdaptedLinear, Way
 from zweave.kernels.attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from zweave.kernels.decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
+from zweave.kernels.greedy import greedy, greedy_ref
 from zweave.kernels.linear import linear, linear_ref
 from zweave.kernels.mix import mix, mix_ref
 from zweave.kernels.packed import Packed, pack, unpack
@@ -26,6 +27,8 @@ __all__ = [
     "cpu_isa",
     "decoder_ref",
     "empty_in_huge_pages",
+    "greedy",
+    "greedy_ref",
     "linear",
     "linear_ref",
     "mix",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import zweave.kernels._C  # noqa: F401  defines the ops
 from zweave.kernels.attention import paged_attention_ref, write_kv_ref
+from zweave.kernels.greedy import greedy_ref
 from zweave.kernels.linear import linear_ref
 from zweave.kernels.mix import mix_triton
 from zweave.kernels.packed import PANEL
@@ -66,6 +67,12 @@ def _svf_delta_linear_fake(
 @torch.library.register_fake("zweave::mix")
 def _mix_fake(table: Tensor, alpha: Tensor) -> Tensor:
     return table.new_empty(alpha.shape[0], table.shape[1])
+
+
+@torch.library.register_fake("zweave::greedy")
+def _greedy_fake(logits: Tensor) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[:1]
+    return logits.new_empty(rows, dtype=torch.int64), logits.new_empty(rows, dtype=torch.bool)
 
 
 @torch.library.register_fake("zweave::rms_norm")
@@ -198,6 +205,7 @@ _CUDA: dict[str, Callable[..., Any]] = {
     "linear": _linear_cuda,
     "svf_linear": _svf_linear_cuda,
     "mix": mix_triton,
+    "greedy": greedy_ref,
     "rms_norm": rms_norm_ref,
     "add_rms_norm": add_rms_norm_ref,
     "rope": rope_ref,

@@ -13,12 +13,13 @@ from zweave.decompose import decompose
 from zweave.engine_config import EngineConfig
 from zweave.errors import ZweaveError
 from zweave.expert import Expert
+from zweave.kernels import greedy
 from zweave.kv_cache import KVCache
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
 from zweave.plan import default_plan
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
-from zweave.sampling import draw, greedy, logprobs
+from zweave.sampling import draw, logprobs
 from zweave.scheduler import Scheduler
 from zweave.sequence import Chunk, Sequence
 from zweave.stop import StopText
@@ -149,7 +150,8 @@ class Engine:
 
     def _advance(self, chunks: list[Chunk], logits: Tensor) -> None:
         """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those."""
-        rows = iter(zip(logits, greedy(logits), logits.isfinite().all(dim=-1).tolist(), strict=True))
+        ids, finite = greedy(logits)
+        rows = iter(zip(logits, ids.tolist(), finite.tolist(), strict=True))
         for chunk in chunks:
             sequence = chunk.sequence
             if not chunk.complete:

@@ -7,11 +7,6 @@ from torch import Tensor
 from zweave.request import Sampling, TokenLogprob
 
 
-def greedy(logits: Tensor) -> list[int]:
-    """Most likely token of each row, the lowest id on a tie. logits: [B, vocabulary]."""
-    return logits.argmax(dim=-1).tolist()
-
-
 def draw(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
     """Samples a request's index-th token. logits: [vocabulary], float32.
 

@@ -5,7 +5,6 @@
 // head; it shares the loads and the packing of the keys, and nothing that a query's result depends on.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
 #include "cpu/exp.h"
@@ -144,31 +143,6 @@ KeyRange seen(const Attention<T>& a, int64_t token, int64_t first) {
   return {begin > 0 ? begin : 0, end < kChunk ? end : kChunk};
 }
 
-// Where the keys and values of a sequence lie under one head.
-template <class T>
-struct KeyPlaces {
-  const Attention<T>& a;
-  int64_t kv_head;
-  const int32_t* blocks;
-
-  int64_t offset(int64_t position) const {
-    const int64_t block = blocks[position / a.block_size];
-    return ((block * a.kv_heads + kv_head) * a.block_size + position % a.block_size) * a.head_size;
-  }
-
-  // Starts to load positions [begin, end) of a cache.
-  void fetch(const T* cache, int64_t begin, int64_t end) const {
-    while (begin < end) {
-      const int64_t left = a.block_size - begin % a.block_size;
-      const int64_t count = end - begin < left ? end - begin : left;
-      const char* at = reinterpret_cast<const char*>(cache + offset(begin));
-      const int64_t bytes = count * a.head_size * int64_t(sizeof(T));
-      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
-      begin += count;
-    }
-  }
-};
-
 template <class T>
 void attention(const Attention<T>& a, int64_t token_begin, int64_t token_end, int64_t kv_head,
                void* scratch) {
@@ -207,13 +181,7 @@ void attention(const Attention<T>& a, int64_t token_begin, int64_t token_end, in
   product.y_f32 = scores;
   product.y_stride = kChunk;
 
-  const KeyPlaces<T> places(a, kv_head, blocks);
-  const int64_t tile_first = tile_begin / kChunk * kChunk;
-  places.fetch(a.k_cache, tile_begin, std::min(tile_first + kChunk, tile_end));
-  for (int64_t first = tile_first; first < tile_end; first += kChunk) {
-    // Values are wanted after the scores, the next keys after this chunk: they come from memory meanwhile.
-    places.fetch(a.v_cache, std::max(first, tile_begin), std::min(first + kChunk, tile_end));
-    places.fetch(a.k_cache, first + kChunk, std::min(first + 2 * kChunk, tile_end));
+  for (int64_t first = tile_begin / kChunk * kChunk; first < tile_end; first += kChunk) {
     const T* keys[kChunk];
     const T* values[kChunk];
     const int64_t left = tile_end - first;
@@ -221,9 +189,10 @@ void attention(const Attention<T>& a, int64_t token_begin, int64_t token_end, in
     // Positions before the tile's first key may lie in blocks that are given back: they repeat that key.
     for (int64_t i = 0; i < present; ++i) {
       const int64_t position = first + i < tile_begin ? tile_begin : first + i;
-      const int64_t at = places.offset(position);
-      keys[i] = a.k_cache + at;
-      values[i] = a.v_cache + at;
+      const int64_t block = blocks[position / a.block_size];
+      const int64_t row = (block * a.kv_heads + kv_head) * a.block_size + position % a.block_size;
+      keys[i] = a.k_cache + row * size;
+      values[i] = a.v_cache + row * size;
     }
     for (int64_t panel = 0; panel * kPanel < present; ++panel) {
       const int64_t rows = present - panel * kPanel;

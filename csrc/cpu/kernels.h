@@ -113,6 +113,14 @@ struct Mix {
   int64_t width;
 };
 
+struct Greedy {
+  const float* logits;  // [B, width]
+  int64_t stride;
+  int64_t width;
+  int64_t* id;   // [B]
+  bool* finite;  // [B]
+};
+
 template <class T>
 struct Attention {
   const T* q;  // [T, heads, head_size]
@@ -156,6 +164,7 @@ struct Kernels {
   TypedKernels<bf16> b16;
   // Columns [begin, end) of every row.
   void (*mix)(const Mix&, int64_t rows, int64_t column_begin, int64_t column_end);
+  void (*greedy)(const Greedy&, int64_t row_begin, int64_t row_end);
 };
 
 const Kernels& kernels_scalar();

@@ -89,5 +89,39 @@ inline void mix(const Mix& a, int64_t rows, int64_t begin, int64_t end) {
   }
 }
 
+inline void greedy(const Greedy& a, int64_t row_begin, int64_t row_end) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const float* x = a.logits + row * a.stride;
+    float best = x[0];
+    // Zero times anything but a finite number is NaN. Four chains: one would wait for itself.
+    Simd::F largest[4], zeros[4];
+    for (int i = 0; i < 4; ++i) largest[i] = Simd::set1(x[0]), zeros[i] = Simd::set1(0);
+    int64_t column = 0;
+    for (; column + 4 * Simd::width <= a.width; column += 4 * Simd::width) {
+      for (int i = 0; i < 4; ++i) {
+        const Simd::F value = Simd::load(x + column + i * Simd::width);
+        largest[i] = Simd::max(largest[i], value);
+        zeros[i] = Simd::fma(value, Simd::set1(0), zeros[i]);
+      }
+    }
+    float zero = 0;
+    for (int i = 0; i < 4; ++i) {
+      const float lane = Simd::reduce_max(largest[i]);
+      best = lane > best ? lane : best;
+      zero += Simd::reduce_add(zeros[i]);
+    }
+    for (; column < a.width; ++column) {
+      best = x[column] > best ? x[column] : best;
+      zero += x[column] * 0;
+    }
+    a.finite[row] = zero == 0;
+    int64_t id = 0;
+    if (a.finite[row]) {
+      while (x[id] != best) ++id;
+    }
+    a.id[row] = id;
+  }
+}
+
 }  // namespace
 }  // namespace zweave

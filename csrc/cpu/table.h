@@ -14,7 +14,7 @@ constexpr TypedKernels<T> typed_kernels() {
   return {pack<T>, matmul<T>, norm<T>, rope<T>, silu_mul<T>, attention<T>, attention_scratch<T>};
 }
 
-constexpr Kernels kTable = {Simd::name, typed_kernels<float>(), typed_kernels<bf16>(), mix};
+constexpr Kernels kTable = {Simd::name, typed_kernels<float>(), typed_kernels<bf16>(), mix, greedy};
 
 }  // namespace
 }  // namespace zweave
