@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).resolve().parent
+CUDA_CODE = (("80", "sm_80"), ("90", "sm_90"), ("90", "compute_90"))
 
 
 def sub_packages(package: str, folder: str) -> dict[str, str]:
@@ -29,13 +30,15 @@ def extension() -> CppExtension:
     # No -march: every instruction set has a file of its own and is chosen at run time.
     # Contraction would let the compiler round a sum once in one tile and twice in another.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+    # Named here, or torch would add those of the build machine. PTX for what comes after sm_90.
+    nvcc = ["-O3", "-std=c++20", *(f"-gencode=arch=compute_{a},code={c}" for a, c in CUDA_CODE)]
     if with_cuda:
         return CUDAExtension(
             "zweave.kernels._C",
             sources + cuda_sources,
             depends=headers,
             include_dirs=[str(ROOT / "csrc")],
-            extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]},
+            extra_compile_args={"cxx": cxx, "nvcc": nvcc},
             extra_link_args=["-fopenmp"],
         )
     return CppExtension(
