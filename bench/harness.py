@@ -1,5 +1,6 @@
 """Checks providers, runs them in turn and takes medians: what every bench shares."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -148,17 +149,19 @@ def _failed(provider: Provider, failure: Exception) -> Outcome:
 def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float]]:
     """Readings of each clock.
 
-    A round reads each once, so that all meet the same machine. Each round begins with the next one, so that
-    none always follows the same neighbour and what that leaves in the caches.
+    A round reads each once, so that all meet the same machine, in an order drawn anew, so that none always follows
+    the same neighbour: identical products differed by 4% behind different ones.
     """
     readings: list[list[float]] = [[] for _ in clocks]
+    order = list(range(len(clocks)))
+    draw = random.Random(0)
     start = time.perf_counter()
     for index in range(pace.warmup + pace.rounds):
         done = index - pace.warmup
         if not clocks or (done >= pace.at_least and time.perf_counter() - start > pace.seconds):
             break
-        for step in range(len(clocks)):
-            which = (index + step) % len(clocks)
+        draw.shuffle(order)
+        for which in order:
             seconds = clocks[which]()
             if done >= 0:
                 readings[which].append(seconds)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
     parser.add_argument("--providers", help=f"of {', '.join(WAYS)} (all of them)")
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
-    add_pace(parser, rounds=15, seconds=2.0)
+    add_pace(parser, rounds=15, seconds=1.5)
 
 
 def run(args: argparse.Namespace) -> Report:
