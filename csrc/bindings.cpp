@@ -85,10 +85,14 @@ PYBIND11_MODULE(_C, m) {
           "run",
           [](const Decoder& decoder, const at::Tensor& x, const at::Tensor& residual, const at::Tensor& slot,
              const at::Tensor& sequence, const at::Tensor& position, const at::Tensor& kv_index,
-             const at::Tensor& block_table, int64_t first, int64_t last) {
+             const at::Tensor& block_table, bool all_factored, int64_t first, int64_t last) {
             const py::gil_scoped_release release;
-            return decoder.run(x, residual, {slot, sequence, position, kv_index, block_table}, first, last);
+            return decoder.run(x, residual, {slot, sequence, position, kv_index, block_table, all_factored},
+                               first, last);
           },
           py::arg("x"), py::arg("residual"), py::arg("slot"), py::arg("sequence"), py::arg("position"),
-          py::arg("kv_index"), py::arg("block_table"), py::arg("first"), py::arg("last"));
+          py::arg("kv_index"), py::arg("block_table"), py::arg("all_factored"), py::arg("first"),
+          py::arg("last"))
+      .def("set_merged", &Decoder::set_merged, py::arg("layer"), py::arg("linear"), py::arg("slot"),
+           py::arg("panels"));
 }

@@ -67,6 +67,8 @@ class Decoder:
         position: Tensor,
         kv_index: Tensor,
         block_table: Tensor,
+        all_factored: bool,
         first: int,
         last: int,
     ) -> Tensor: ...
+    def set_merged(self, layer: int, linear: int, slot: int, panels: Tensor | None) -> None: ...

@@ -3,12 +3,13 @@
     dense     y[t] = W x[t] + bias
     delta     y[t] = W x[t] + U_K (delta[slot[t]] * (Vt_K x[t])) + bias
     factored  y[t] = U (scale[slot[t]] * (Vt x[t])) + bias
+    merged    y[t] = W'[slot[t]] x[t] + bias
 
-A token's slot says which. All three give the same up to rounding where its expert allows them: the dense one
+A token's slot says which. All give the same up to rounding where its expert allows them: the dense one
 where z is 1, the delta where z is 1 beyond the K leading components.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
@@ -25,6 +26,7 @@ class Way(IntEnum):
     DENSE = 0
     DELTA = 1
     FACTORED = 2
+    MERGED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class AdaptedLinear:
     delta: [S, K] float32, sigma * (z - 1) of each slot's leading components, or None.
     bias: [M], or None.
     ways: [S] uint8, the `Way` of each slot; None if `scale` is all there is and every slot is factored.
+    merged: slot -> its own weight W' [M, N], for slots that go that way.
     """
 
     shape: tuple[int, int]
@@ -47,10 +50,14 @@ class AdaptedLinear:
     delta: Tensor | None
     bias: Tensor | None
     ways: Tensor | None
+    merged: dict[int, Packed] = field(default_factory=dict)
 
-    def __call__(self, x: Tensor, slot: Tensor) -> Tensor:
-        """y [T, M] of x [T, N] and slot [T] int32, op by op; each way takes its own tokens."""
-        if self.ways is None:
+    def __call__(self, x: Tensor, slot: Tensor, all_factored: bool = False) -> Tensor:
+        """y [T, M] of x [T, N] and slot [T] int32, op by op; each way takes its own tokens.
+
+        all_factored: every token goes the factored way if there is one.
+        """
+        if self.ways is None or (all_factored and self.scale is not None):
             return self._pass(Way.FACTORED, x, slot)
         ways = self.ways[slot.long()]
         taken = [Way(way) for way in ways.unique().tolist()]
@@ -72,7 +79,16 @@ class AdaptedLinear:
             return torch.ops.zweave.svf_delta_linear.default(
                 x, self.dense.data, vt, u, self.delta, slot, self.bias, self.shape[0]
             )
+        if way == Way.MERGED:
+            return self._pass_merged(x, slot)
         raise RuntimeError(f"a slot goes way {way.name}, for which the linear has no weights")
+
+    def _pass_merged(self, x: Tensor, slot: Tensor) -> Tensor:
+        y = x.new_empty(x.shape[0], self.shape[0])
+        for own in slot.unique().tolist():
+            rows = (slot == own).nonzero().flatten()
+            y[rows] = linear(x[rows], self.merged[own], self.bias)
+        return y
 
     def _leading(self) -> tuple[Tensor, Tensor]:
         """The K leading components as plain matrices."""

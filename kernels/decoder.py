@@ -22,9 +22,13 @@ from torch import Tensor
 from zweave.kernels import _C
 from zweave.kernels.adapted_linear import AdaptedLinear, Way
 from zweave.kernels.attention import paged_attention, write_kv
+from zweave.kernels.packed import Packed
 from zweave.kernels.rms_norm import add_rms_norm, rms_norm
 from zweave.kernels.rope import rope
 from zweave.kernels.silu_mul import silu_mul
+
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,15 @@ class DecoderLayer:
 @dataclass(frozen=True, slots=True)
 class DecoderBatch:
     """The tokens of a step: slot, sequence, position [T] int32, kv_index [T] int64, block_table [B, n] int32,
-    as `svf_linear`, `write_kv` and `paged_attention` take them."""
+    as `svf_linear`, `write_kv` and `paged_attention` take them.
+    all_factored: every token goes the factored way where a linear has one, whatever its slot says."""
 
     slot: Tensor
     sequence: Tensor
     position: Tensor
     kv_index: Tensor
     block_table: Tensor
+    all_factored: bool = False
 
 
 def decoder_ref(
@@ -91,11 +97,14 @@ def decoder_ref(
             y = rms_norm(y.view(-1, config.head_size), norm, config.eps)
         return y.view(x.shape[0], -1, config.head_size)
 
+    def through(linear: AdaptedLinear, h: Tensor) -> Tensor:
+        return linear(h, batch.slot, batch.all_factored)
+
     for layer in layers:
         h = add_rms_norm(x, residual, layer.input_norm, config.eps)
-        q = heads(layer.q(h, batch.slot), layer.q_norm)
-        k = heads(layer.k(h, batch.slot), layer.k_norm)
-        v = heads(layer.v(h, batch.slot), None)
+        q = heads(through(layer.q, h), layer.q_norm)
+        k = heads(through(layer.k, h), layer.k_norm)
+        v = heads(through(layer.v, h), None)
         rope(q, k, config.cos, config.sin, batch.position)
         write_kv(k, v, layer.k_cache, layer.v_cache, batch.kv_index)
         y = paged_attention(
@@ -108,9 +117,9 @@ def decoder_ref(
             config.scale,
             layer.window,
         )
-        x = layer.o(y.flatten(1), batch.slot)
+        x = through(layer.o, y.flatten(1))
         h = add_rms_norm(x, residual, layer.mlp_norm, config.eps)
-        x = layer.down(silu_mul(layer.gate(h, batch.slot), layer.up(h, batch.slot)), batch.slot)
+        x = through(layer.down, silu_mul(through(layer.gate, h), through(layer.up, h)))
     return x
 
 
@@ -147,9 +156,23 @@ class Decoder:
             batch.position,
             batch.kv_index,
             batch.block_table,
+            batch.all_factored,
             first,
             last,
         )
+
+    def set_merged(self, layer: int, name: str, slot: int, weight: Packed | None) -> None:
+        """Gives a slot a weight W' of its own in a linear ("q" to "down"), or takes it away.
+
+        The slot goes that way only where the linear's `ways` says `Way.MERGED`. Not while a step runs.
+        """
+        linear: AdaptedLinear = getattr(self.layers[layer], name)
+        if weight is None:
+            linear.merged.pop(slot, None)
+        else:
+            linear.merged[slot] = weight
+        if self._native is not None:
+            self._native.set_merged(layer, LINEARS.index(name), slot, None if weight is None else weight.data)
 
 
 def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder:

@@ -112,11 +112,12 @@ def run(
     random = torch.Generator().manual_seed(9)
     x = torch.randn(len(slots), hidden, generator=random).to(dtype)
     residual = torch.randn(len(slots), hidden, generator=random)
+    step = replace(batch(slots), all_factored=all_factored)
     with torch.inference_mode():
         if native:
-            y = decoder(x, residual, batch(slots))
+            y = decoder(x, residual, step)
         else:
-            y = decoder_ref(decoder.config, decoder.layers, x, residual, batch(slots))
+            y = decoder_ref(decoder.config, decoder.layers, x, residual, step)
     caches = [cache for part in decoder.layers for cache in (part.k_cache.clone(), part.v_cache.clone())]
     return [y, residual, *caches]
 
@@ -160,6 +161,41 @@ def test_layers_may_be_run_in_parts(dtype) -> None:
     for first, last in ((0, 1), (1, 3)):
         x = decoder(x, stream, batch(slots), first, last)
     assert torch.equal(x, y) and torch.equal(stream, residual)
+
+
+@DTYPES
+def test_all_factored(dtype) -> None:
+    hidden = 40
+    decoder = Decoder(config(), [layer(3, dtype, hidden, True)])
+    slots = [0, 0, 2, 1, 4, 4]
+    together = run(decoder, slots, True, dtype, hidden, all_factored=True)
+    for got, want in zip(together, run(decoder, slots, False, dtype, hidden, all_factored=True), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    for linear in (decoder.layers[0].q, decoder.layers[0].down):
+        linear.ways.fill_(Way.FACTORED)
+    assert not torch.equal(together[0], run(decoder, slots, True, dtype, hidden)[0])
+
+
+@DTYPES
+def test_a_slot_with_weights_of_its_own(dtype) -> None:
+    hidden = 40
+    decoder = Decoder(config(), [layer(seed, dtype, hidden, False) for seed in range(2)])
+    slots = [0, 3, 3, 1, 3, 1]
+    linears = [(0, "q"), (1, "down"), (1, "gate")]
+    for index, name in linears:
+        part = getattr(decoder.layers[index], name)
+        part.ways[[1, 3]] = int(Way.MERGED)
+        with pytest.raises(RuntimeError, match="has no weights"):
+            run(decoder, slots, True, dtype, hidden)
+        for slot in (1, 3):
+            own = torch.randn(part.shape, generator=torch.Generator().manual_seed(slot)) / 8
+            decoder.set_merged(index, name, slot, pack(own.to(dtype)))
+    merged = run(decoder, slots, True, dtype, hidden)
+    for got, want in zip(merged, run(decoder, slots, False, dtype, hidden), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    decoder.set_merged(0, "q", 3, None)
+    with pytest.raises(RuntimeError, match="slot 3 goes way 3"):
+        run(decoder, slots, True, dtype, hidden)
 
 
 def test_no_tokens() -> None:

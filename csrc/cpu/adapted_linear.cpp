@@ -15,6 +15,8 @@ constexpr int64_t panel_stride(int64_t inputs) {
   return divide_up(inputs, kGroup<T>) * kGroup<T> * kPanel;
 }
 
+}  // namespace
+
 void check_panels(const char* name, const at::Tensor& panels, at::ScalarType dtype, int64_t outputs,
                   int64_t inputs) {
   const int64_t group = dtype == at::kBFloat16 ? kGroup<bf16> : kGroup<float>;
@@ -23,8 +25,6 @@ void check_panels(const char* name, const at::Tensor& panels, at::ScalarType dty
       .shape({divide_up(outputs, kPanel), divide_up(inputs, group), kPanel, group})
       .contiguous();
 }
-
-}  // namespace
 
 void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
   const char* op = "AdaptedLinear";
@@ -50,8 +50,22 @@ void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
   if (linear.bias) Argument{op, "bias", *linear.bias}.dtype(dtype).shape({linear.outputs}).contiguous();
 }
 
+bool AdaptedLinear::has(Way way, int32_t slot) const {
+  switch (way) {
+    case Way::dense:
+      return dense.has_value();
+    case Way::delta:
+      return delta.has_value();
+    case Way::factored:
+      return scale.has_value();
+    case Way::merged:
+      return merged->count(slot) > 0;
+  }
+  return false;
+}
+
 template <class T>
-LinearView<T>::LinearView(const AdaptedLinear& linear)
+LinearView<T>::LinearView(const AdaptedLinear& linear, bool all_factored)
     : inputs(linear.inputs),
       outputs(linear.outputs),
       rank(linear.scale   ? linear.scale->size(1)
@@ -67,14 +81,21 @@ LinearView<T>::LinearView(const AdaptedLinear& linear)
       delta(pointer<float>(linear.delta)),
       scale_stride(linear.scale ? linear.scale->stride(0) : 0),
       delta_stride(linear.delta ? linear.delta->stride(0) : 0),
-      ways(data<uint8_t>(linear.ways)) {}
+      ways(data<uint8_t>(linear.ways)),
+      merged(linear.merged.get()),
+      all_factored(all_factored && linear.scale) {}
+
+template <class T>
+Way LinearView<T>::way_of(int32_t slot) const {
+  return all_factored ? Way::factored : Way(ways[slot]);
+}
 
 template <class T>
 Run LinearView<T>::run_from(const int32_t* slot, int64_t row, int64_t rows) const {
-  const uint8_t way = ways[slot[row]];
+  const Way way = way_of(slot[row]);
   int64_t end = row + 1;
-  while (end < rows && ways[slot[end]] == way) ++end;
-  return {row, end, Way(way)};
+  while (end < rows && way_of(slot[end]) == way && (way != Way::merged || slot[end] == slot[row])) ++end;
+  return {row, end, way};
 }
 
 template <class T>
@@ -88,8 +109,12 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     last.y = y.data;
     last.y_stride = y.stride;
     last.bias = bias;
-    if (run.way == Way::dense) {
-      last.terms[last.num_terms++] = wx;
+    if (run.way == Way::dense || run.way == Way::merged) {
+      last.terms[last.num_terms] = wx;
+      if (run.way == Way::merged) {
+        last.terms[last.num_terms].weight = data<T>(merged->at(slot[run.begin]));
+      }
+      ++last.num_terms;
       first.add(last, run.begin, run.end);
       continue;
     }

@@ -1,8 +1,10 @@
-// A linear that the experts adapt, and the three ways in which a row can pass through it.
+// A linear that the experts adapt, and the ways in which a row can pass through it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
+#include <memory>
 #include <optional>
 
 #include "cpu/phase.h"
@@ -14,6 +16,7 @@ enum class Way : uint8_t {
   dense,     // W x
   delta,     // W x + U (delta * V^T x) over the leading components
   factored,  // U (scale * V^T x)
+  merged,    // W' x, the slot's own weight
 };
 
 struct AdaptedLinear {
@@ -24,12 +27,20 @@ struct AdaptedLinear {
   std::optional<at::Tensor> delta;  // [S, K] float32, K <= R
   std::optional<at::Tensor> bias;   // [outputs]
   at::Tensor ways;                  // [S] uint8
+  // Slot to panels of its W' [outputs, inputs]; shared by all copies of this linear.
+  std::shared_ptr<std::map<int32_t, at::Tensor>> merged = std::make_shared<std::map<int32_t, at::Tensor>>();
+
+  bool has(Way way, int32_t slot) const;
 };
+
+// Throws unless `panels` holds a packed [outputs, inputs].
+void check_panels(const char* name, const at::Tensor& panels, at::ScalarType dtype, int64_t outputs,
+                  int64_t inputs);
 
 // Throws unless the parts fit one another and every way that a slot takes has what it needs.
 void check_linear(const AdaptedLinear& linear, at::ScalarType dtype);
 
-// A run of rows that go the same way.
+// A run of rows that go the same way, under the same slot where that way is `merged`.
 struct Run {
   int64_t begin, end;
   Way way;
@@ -44,8 +55,10 @@ struct LinearView {
   const float *scale, *delta;
   int64_t scale_stride, delta_stride;
   const uint8_t* ways;
+  const std::map<int32_t, at::Tensor>* merged;
+  bool all_factored;  // whatever `ways` says
 
-  explicit LinearView(const AdaptedLinear& linear);
+  LinearView(const AdaptedLinear& linear, bool all_factored);
 
   // Adds to `first` the products that read x, and to `second` those that wait for the first ones: hidden
   // [T, rank] holds what lies between. y is [T, outputs].
@@ -53,6 +66,7 @@ struct LinearView {
                 Phase<T>& first, Phase<T>& second) const;
 
  private:
+  Way way_of(int32_t slot) const;
   Run run_from(const int32_t* slot, int64_t row, int64_t rows) const;
 };
 

@@ -140,14 +140,28 @@ void Decoder::check_ways(const DecoderBatch& batch, int64_t first, int64_t last)
     each_linear(layers_[i], [&](const AdaptedLinear& linear) {
       const uint8_t* ways = data<uint8_t>(linear.ways);
       for (const int32_t s : slots) {
-        const auto way = Way(ways[s]);
-        const bool possible = (way == Way::dense && linear.dense) || (way == Way::delta && linear.delta) ||
-                              (way == Way::factored && linear.scale);
-        TORCH_CHECK(possible, kOp, ": slot ", s, " goes way ", int(way), ", for which a linear of layer ", i,
-                    " has no weights");
+        const auto way = batch.all_factored && linear.scale ? Way::factored : Way(ways[s]);
+        TORCH_CHECK(linear.has(way, s), kOp, ": slot ", s, " goes way ", int(way),
+                    ", for which a linear of layer ", i, " has no weights");
       }
     });
   }
+}
+
+void Decoder::set_merged(int64_t layer, int64_t linear, int32_t slot,
+                         const std::optional<at::Tensor>& panels) {
+  TORCH_CHECK(0 <= layer && layer < int64_t(layers_.size()), kOp, ": there is no layer ", layer);
+  TORCH_CHECK(0 <= linear && linear < 7, kOp, ": there is no linear ", linear);
+  int64_t index = 0;
+  each_linear(layers_[layer], [&](AdaptedLinear& target) {
+    if (index++ != linear) return;
+    if (!panels) {
+      target.merged->erase(slot);
+      return;
+    }
+    check_panels("merged", *panels, layers_[layer].input_norm.scalar_type(), target.outputs, target.inputs);
+    (*target.merged)[slot] = *panels;
+  });
 }
 
 at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch,
@@ -161,7 +175,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     at::Tensor y = at::empty({tokens, hidden}, x.options());
     if (tokens == 0) return y;
     std::vector<LayerView<T>> layers;
-    for (int64_t i = first; i < last; ++i) layers.emplace_back(layers_[i]);
+    for (int64_t i = first; i < last; ++i) layers.emplace_back(layers_[i], batch.all_factored);
     Workspace<T> space;
     take_buffers(space, layers, tokens, hidden, y);
     space.allocate(x.options());

@@ -28,6 +28,8 @@ struct DecoderLayer {
 // The tokens of a step; shapes and dtypes as the ops rope, write_kv and paged_attention take them.
 struct DecoderBatch {
   at::Tensor slot, sequence, position, kv_index, block_table;
+  // Every token goes the factored way where there is one, whatever its slot says.
+  bool all_factored;
 };
 
 class Decoder {
@@ -39,6 +41,10 @@ class Decoder {
   // else, as each layer adds what it computes; the last addition is the caller's: returns x [T, hidden].
   at::Tensor run(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch, int64_t first,
                  int64_t last) const;
+
+  // Gives a slot a weight of its own in a linear (0 to 6 in the order of the forward pass), or takes it away:
+  // panels of W', or null. Not while `run` runs.
+  void set_merged(int64_t layer, int64_t linear, int32_t slot, const std::optional<at::Tensor>& panels);
 
  private:
   void check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const;

@@ -22,15 +22,15 @@ struct LayerView {
   const DecoderLayer& layer;
   LinearView<T> q, k, v, o, gate, up, down;
 
-  explicit LayerView(const DecoderLayer& layer)
+  LayerView(const DecoderLayer& layer, bool all_factored)
       : layer(layer),
-        q(layer.q),
-        k(layer.k),
-        v(layer.v),
-        o(layer.o),
-        gate(layer.gate),
-        up(layer.up),
-        down(layer.down) {}
+        q(layer.q, all_factored),
+        k(layer.k, all_factored),
+        v(layer.v, all_factored),
+        o(layer.o, all_factored),
+        gate(layer.gate, all_factored),
+        up(layer.up, all_factored),
+        down(layer.down, all_factored) {}
 };
 
 // A layer's products: each pair is what reads the input and what waits for that.
