@@ -103,7 +103,12 @@ def batch(slots: Sequence[int]) -> DecoderBatch:
 
 
 def run(
-    decoder: Decoder, slots: Sequence[int], native: bool, dtype: torch.dtype, hidden: int
+    decoder: Decoder,
+    slots: Sequence[int],
+    native: bool,
+    dtype: torch.dtype,
+    hidden: int,
+    all_factored: bool = False,
 ) -> list[Tensor]:
     """What a run returns and leaves in the residual stream and the caches."""
     for part in decoder.layers:
