@@ -48,11 +48,13 @@ def run(args: argparse.Namespace) -> Report:
         raise ZweaveError(f"the model takes {stage.config.max_position} tokens: lower --prompt or --new")
     missing: list[str] = []
     workload = Workload(args.requests, args.prompt, args.new)
-    rows = _rows(measure(_providers(names, stage, workload, args.experts, missing), pace(args)), workload)
+    rows = _rows(
+        measure(_providers(names, stage, workload, args.experts, missing), pace(args, warmup=0)), workload
+    )
     if not args.no_single:
         single = Workload(1, args.prompt, args.new)
         alone = [name for name in names if name in ALONE]
-        rows += _rows(measure(_providers(alone, stage, single, 1, []), pace(args)), single)
+        rows += _rows(measure(_providers(alone, stage, single, 1, []), pace(args, warmup=0)), single)
     return Report(
         "engine",
         f"{args.prompt} prompt and {args.new} new tokens a request, {args.dtype}, medians of runs in turn",

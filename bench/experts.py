@@ -4,11 +4,12 @@
 """
 
 import argparse
+from functools import partial
 
 from zweave.bench.harness import find, measure, ratio
 from zweave.bench.options import add_pace, numbers, pace
 from zweave.bench.report import Column, Report
-from zweave.bench.stage import Stage
+from zweave.bench.stage import Answers, Stage
 from zweave.bench.workload import Workload
 from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.arguments import positive_whole
@@ -37,16 +38,17 @@ def run(args: argparse.Namespace) -> Report:
     workload = Workload(args.requests, args.prompt, args.new)
     prompts = workload.prompts(stage.config)
     counts = numbers(args.experts, "--experts")
+
+    def regret(count: int, answers: Answers) -> float:
+        return stage.regret(prompts, answers, "always", count)
+
     providers = [
         stage.text_provider(
-            "zweave",
-            stage.served(workload, "always", count),
-            lambda answers, count=count: stage.regret(prompts, answers, "always", count),
-            experts=count,
+            "zweave", stage.served(workload, "always", count), partial(regret, count), experts=count
         )
         for count in counts
     ]
-    outcomes = measure(providers, pace(args))
+    outcomes = measure(providers, pace(args, warmup=0))
     one = find(outcomes, "zweave", experts=counts[0])
     rows = [
         outcome.row()

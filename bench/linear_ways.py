@@ -5,6 +5,7 @@ the provider for T tokens under E experts.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -40,7 +41,7 @@ def make_provider(
     assert isinstance(tokens, int)
     return Provider(
         name,
-        [lambda weight=weight: call(weight) for weight in weights],
+        [partial(call, weight) for weight in weights],
         error=lambda: row_error(call(weights[0]), truth()),
         limit=ERROR_LIMITS[o.dtype],
         share=share,
@@ -81,7 +82,7 @@ def factored(o: Operands) -> At:
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E)
         return make_provider(
-            o, "factored", weights, lambda w: svf_linear(x, *w, o.scale, slot),
+            o, "factored", weights, lambda w: svf_linear(x, w[0], w[1], o.scale, slot),
             lambda: o.factored_truth(E)[:T], elements=R * (M + N), activations=M + N + 2 * R,
             extra_bytes=4 * E * R, T=T, E=E, bound=R * (M + N) / (M * N),
         )  # fmt: skip

@@ -4,6 +4,7 @@ All z of a model, E experts, B mixtures at a time.
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -80,11 +81,14 @@ def mix_providers(experts: int, mixtures: int, components: int) -> list[Provider
             z += alpha[:, expert, None] * table[expert]
         return z
 
+    def error(way: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return row_error(way(table, alpha), alpha.double() @ table.double())
+
     return [
         Provider(
             name,
             [partial(way, copy, alpha) for copy in tables],
-            error=lambda way=way: row_error(way(table, alpha), alpha.double() @ table.double()),
+            error=partial(error, way),
             limit=LIMIT,
             labels={"E": experts, "B": mixtures, "components": components},
             # The scale rows that come out stay in the cache.

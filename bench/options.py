@@ -20,9 +20,9 @@ def add_pace(parser: argparse.ArgumentParser, rounds: int, seconds: float | None
     )
 
 
-def pace(args: argparse.Namespace) -> Pace:
-    """What `add_pace` read."""
-    return Pace(args.rounds, args.seconds or float("inf"), at_least=min(3, args.rounds))
+def pace(args: argparse.Namespace, warmup: int = 1) -> Pace:
+    """What `add_pace` read; no warm-up where the check of the output is one."""
+    return Pace(args.rounds, args.seconds or float("inf"), at_least=min(3, args.rounds), warmup=warmup)
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -98,7 +98,7 @@ class PeftLora:
         name = self._names[adapter]
         changes = {}
         for module in self._modules:
-            layer = self._model.get_submodule(f"base_model.model.{module}")
+            layer: Any = self._model.get_submodule(f"base_model.model.{module}")
             a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
             changes[module] = base[module] + b.detach().float() @ a.detach().float()
         return changes
