@@ -237,8 +237,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 2)
   if (!p.follows) allow_next_launch();
   const Place<Traits> place;
   const Chunks<Traits> chunks(p, place);
-  Vector* slots =
-      reinterpret_cast<Vector*>(shared_memory()) + place.warp * Traits::kStages * Traits::kStage + place.lane;
+  Vector* slots = reinterpret_cast<Vector*>(shared_memory()) +
+                  keep(place.warp * Traits::kStages * Traits::kStage + place.lane);
   Sums<Traits> sums = {};
   fill<Traits>(chunks, slots);
   prefetch_tables<Traits>(p, place);

@@ -19,9 +19,9 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 template <class T>
 __device__ __forceinline__ T keep(T value) {
   if constexpr (sizeof(T) == 8) {
-    asm volatile("" : "+l"(value));
+    asm("" : "+l"(value));
   } else {
-    asm volatile("" : "+r"(value));
+    asm("" : "+r"(value));
   }
   return value;
 }
