@@ -80,6 +80,9 @@ class Bank:
     slots: rows of the table, the identity included.
     base_digest: of the model's weights; experts for others are refused.
     plan: which ways the matrices have; all are factored by default.
+    max_error: what of a matrix an expert may lose: components whose sigma * |z - 1| is at most this share of
+        the largest singular value may be left out where that opens a cheaper way. As U and V are orthonormal
+        the spectral norm of the difference is then at most this share of that of the matrix.
 
     Beside `table` there are `delta`, sigma * (z - 1) of the leading components that the plan keeps of each
     matrix, and `ways`, how each slot passes through each matrix. A slot's ways follow from its own z alone.
@@ -97,6 +100,7 @@ class Bank:
         device: torch.device | str = "cpu",
         base_digest: str | None = None,
         plan: Plan | None = None,
+        max_error: float = 0.0,
     ) -> None:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
@@ -106,11 +110,13 @@ class Bank:
         self._num_layers = 1 + max((layer_of(module) for module in self._sigmas), default=-1)
         self._base_digest = base_digest
         # NaN shows at once if a token carries a slot that was never written.
-        self._plan = plan or {module: MatrixPlan(sigma.size) for module, sigma in self._sigmas.items()}
+        self._plan = plan or {module: MatrixPlan((s.size, s.size)) for module, s in self._sigmas.items()}
+        self._max_error = max_error
         self._leading = _columns({module: self._plan[module].leading for module in self._sigmas})
         self.table = torch.full((slots, _width(self._columns)), math.nan, dtype=torch.float32, device=device)
         self.delta = torch.full((slots, _width(self._leading)), math.nan, dtype=torch.float32, device=device)
         self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
+        self._own_ways = self.ways.clone()
         self._write(0, self._rows({}))
         self._experts: dict[str, Registered] = {}
         self._free = list(range(slots - 1, 0, -1))
@@ -131,6 +137,16 @@ class Bank:
     def ways_of(self, module: str) -> Tensor:
         """A matrix's row of the table of ways, [S] uint8, a view."""
         return self.ways[list(self._sigmas).index(module)]
+
+    def digest_of(self, slot: int) -> str:
+        """Digest of the mixture whose row a slot holds, "" if it holds none."""
+        with self._lock:
+            return self._digest_of.get(slot, "")
+
+    def restore_ways(self, slot: int) -> None:
+        """Sets a slot's ways anew by its own z, after `ways` was changed."""
+        with self._lock:
+            self.ways[:, slot].copy_(self._own_ways[:, slot])
 
     def way_key(self, slot: int) -> bytes:
         """Orders tokens so that those that go the same ways stand together, the base's first."""
@@ -294,7 +310,9 @@ class Bank:
         for index, (module, sigma) in enumerate(self._sigmas.items()):
             scale = scales.get(module, sigma)
             row[self._columns[module]] = scale
-            plan, differs = self._plan[module], np.flatnonzero(scale != sigma)
+            plan = self._plan[module]
+            lost = self._max_error * sigma[:1].sum()
+            differs = np.flatnonzero(np.abs(scale - sigma) > lost)
             delta[self._leading[module]] = (scale - sigma)[: plan.leading]
             support = int(differs[-1]) + 1 if differs.size else 0
             way = plan.way(support)
@@ -314,6 +332,7 @@ class Bank:
         self.table[slot].copy_(rows.scale)
         self.delta[slot].copy_(rows.delta)
         self.ways[:, slot].copy_(rows.ways)
+        self._own_ways[:, slot].copy_(rows.ways)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import count
 from os import PathLike
 
@@ -8,16 +9,19 @@ from torch import Tensor
 
 from zweave.bank import Bank
 from zweave.batch import Batch
+from zweave.batch_planner import BatchPlanner
 from zweave.checkpoint import resolve_model
-from zweave.decompose import decompose
+from zweave.cost_model import cost_model
+from zweave.decompose import Decomposition, decompose
 from zweave.engine_config import EngineConfig
 from zweave.errors import ZweaveError
 from zweave.expert import Expert
 from zweave.kernels import greedy
 from zweave.kv_cache import KVCache
+from zweave.merger import Merger
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
-from zweave.plan import default_plan
+from zweave.plan import Plan, make_plan
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
 from zweave.sampling import draw, logprobs
 from zweave.scheduler import Scheduler
@@ -50,7 +54,13 @@ class Engine:
         num_blocks = self.config.kv_tokens // self.config.block_size
         self.max_length = min(checkpoint.config.max_position, num_blocks * self.config.block_size)
         sigmas = {name: decomposition.sigma(name) for name in decomposition.names}
-        plan = default_plan({name: sigma.numel() for name, sigma in sigmas.items()}, device.type)
+        shapes = checkpoint.config.adapted_shapes()
+        plan = make_plan(
+            {name: shapes[name] for name in sigmas},
+            device.type,
+            self.config.torch_dtype.itemsize,
+            self.config.max_memory,
+        )
         try:
             self.bank = Bank(
                 sigmas,
@@ -58,6 +68,7 @@ class Engine:
                 device=device,
                 base_digest=decomposition.digest,
                 plan=plan,
+                max_error=self.config.max_error,
             )
             self._cache = KVCache(
                 checkpoint.config, num_blocks, self.config.block_size, self.config.torch_dtype, device
@@ -69,6 +80,10 @@ class Engine:
             ) from None
         weights = Weights(checkpoint, decomposition, self.bank, plan, self.config.torch_dtype, device)
         self.model = Model(weights, checkpoint.config, self._cache, self.max_length)
+        self._batch_planner: BatchPlanner | None = None
+        self._merger: Merger | None = None
+        if not self.config.batch_invariant:
+            self._look_at_batches(decomposition, plan)
         self._eos_ids = self.tokenizer.eos_ids
         self._scheduler = Scheduler(
             self._cache, self.bank, self.config.max_sequences, self.config.max_batch_tokens
@@ -76,6 +91,21 @@ class Engine:
         self._sequences: dict[int, Sequence] = {}
         self._undelivered: list[Delta] = []
         self._ids = count()
+
+    def _look_at_batches(self, decomposition: Decomposition, plan: Plan) -> None:
+        """Has steps choose the ways of their tokens, and hot experts merged."""
+        costs = cost_model(self.config.torch_dtype)
+        self._batch_planner = BatchPlanner(plan, self.bank.ways, costs)
+        if self.config.merge_memory:
+            self._merger = Merger(
+                decomposition,
+                plan,
+                self.bank,
+                self.model.decoder,
+                self.config.torch_dtype,
+                costs,
+                self.config.merge_memory,
+            )
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests."""
@@ -144,9 +174,18 @@ class Engine:
         if chunks:
             chunks.sort(key=lambda chunk: self.bank.way_key(chunk.sequence.slot or 0))
             batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
-            self._advance(chunks, self.model(batch))
+            self._advance(chunks, self.model(self._planned(batch)))
         deltas, self._undelivered = self._undelivered, []
         return deltas
+
+    def _planned(self, batch: Batch) -> Batch:
+        """The batch with its tokens' ways chosen, where they may depend on the batch."""
+        slot = batch.places.slot
+        if self._merger is not None:
+            self._merger.settle(slot)
+        if self._batch_planner is None or not self._batch_planner.all_factored(slot):
+            return batch
+        return replace(batch, places=replace(batch.places, all_factored=True))
 
     def _advance(self, chunks: list[Chunk], logits: Tensor) -> None:
         """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those."""

@@ -20,6 +20,12 @@ class EngineConfig:
     max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
     kv_tokens: token positions that the key-value cache holds for all requests together.
     block_size: token positions in a block of the cache.
+    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
+    max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
+    batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
+        is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
+        merge the weights of experts in steady use.
+    merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
     """
 
     dtype: str = "bfloat16"
@@ -29,6 +35,10 @@ class EngineConfig:
     max_batch_tokens: int = 512
     kv_tokens: int = 16384
     block_size: int = 16
+    max_memory: int | None = None
+    max_error: float = 0.0
+    batch_invariant: bool = True
+    merge_memory: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -43,7 +53,27 @@ class EngineConfig:
             )
         if self.kv_tokens < self.block_size:
             raise ZweaveError(f"kv_tokens ({self.kv_tokens}) must hold a block of {self.block_size} tokens")
+        self._check_plan()
         self._check_device()
+
+    def _check_plan(self) -> None:
+        for name, least in (("max_memory", 1), ("merge_memory", 0)):
+            value = getattr(self, name)
+            if name == "max_memory" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ZweaveError(f"{name} must be a number of bytes of at least {least}, not {value!r}")
+        error = self.max_error
+        if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error < 1:
+            raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
+        if not isinstance(self.batch_invariant, bool):
+            raise ZweaveError(f"batch_invariant must be True or False, not {self.batch_invariant!r}")
+        if self.merge_memory and self.batch_invariant:
+            raise ZweaveError(
+                "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"
+            )
+        if self.device != "cpu" and not self.batch_invariant:
+            raise ZweaveError("batch_invariant=False is for device='cpu': elsewhere everything is factored")
 
     def _check_device(self) -> None:
         try:

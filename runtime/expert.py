@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zweave.errors import ZweaveError
+from zweave.support import Support
 from zweave.tensor_file import open_tensors, save_tensors
 
 Scope: TypeAlias = Literal["always", "after_prompt"]
@@ -41,7 +42,8 @@ class Expert:
     base_digest: digest of the weights it was trained for (`Checkpoint.digest`), if known.
     scope: "always", or "after_prompt": it acts only from the last header of the chat template on.
     first_layer: it adapts nothing below this layer.
-    support: which components may differ from 1; "full" is all of them.
+    support: which components may differ from 1: "full", "leading:K", "leading:R/8" (an eighth of each
+        matrix's), "sparse:K" or "sparse:R/8".
     renormalise: multiply W' by sum(sigma) / sum(sigma * z).
     training: a JSON object on how it was made.
     Raises ZweaveError if a name, shape, type or value cannot be right.
@@ -61,8 +63,7 @@ class Expert:
             raise ZweaveError("the expert holds no z vectors")
         if self.scope not in get_args(Scope):
             raise ZweaveError(f"the scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}")
-        if self.support != "full":
-            raise ZweaveError(f"the support must be 'full', not {self.support!r}: a newer zweave may know it")
+        support = Support.parse(self.support)
         if self.first_layer < 0:
             raise ZweaveError(f"first_layer must be at least 0, not {self.first_layer}")
         for module, z in self.z.items():
@@ -74,6 +75,7 @@ class Expert:
             # NumPy: it checks so short a vector five times as fast as PyTorch.
             if not np.isfinite(z.detach().cpu().numpy()).all():
                 raise ZweaveError(f"{module}: z holds NaN or infinity")
+            support.check(module, z.detach().cpu().numpy())
 
     @property
     def digest(self) -> str:

@@ -3,9 +3,9 @@
 import argparse
 from importlib.metadata import version
 
-from zweave.cli import bench, chat, decompose, demo, expert, generate, pull
+from zweave.cli import bench, chat, decompose, demo, expert, generate, plan, pull
 
-COMMANDS = (demo, pull, decompose, expert, generate, chat, bench)
+COMMANDS = (demo, pull, decompose, expert, generate, chat, plan, bench)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,195 @@
+"""`zweave plan`: which weights a model keeps within a memory and error budget, and what each way costs."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.certificate import certify
+from zweave.checkpoint import resolve_model
+from zweave.cli.arguments import positive_number, positive_whole, whole
+from zweave.cost_model import cost_model
+from zweave.decompose import Decomposition, decompose
+from zweave.engine_config import DTYPES, EngineConfig
+from zweave.expert import Expert
+from zweave.plan import MatrixPlan, Plan, make_plan, memory
+from zweave.plan_report import way_costs
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "plan", help="show which weights stay resident and what each way costs", description=__doc__
+    )
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
+    )
+    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
+    parser.add_argument(
+        "--tokens", type=positive_whole, default=16, metavar="T", help="of a batch (%(default)s)"
+    )
+    parser.add_argument(
+        "--experts",
+        type=whole,
+        default=8,
+        metavar="E",
+        help="of a batch, without limits; 0: the base (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-memory", type=positive_number, metavar="MiB", help="for the weights of the adapted matrices"
+    )
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of a matrix's spectral norm that an expert may lose (%(default)s)",
+    )
+    parser.add_argument(
+        "--certify",
+        action="append",
+        default=[],
+        metavar="EXPERT",
+        help="expert file or bundled expert whose loss by the kept components is shown; repeatable",
+    )
+    parser.add_argument("--explain", action="store_true", help="measure every way of every shape")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    budget = None if args.max_memory is None else int(args.max_memory * (1 << 20))
+    config = EngineConfig(dtype=args.dtype, max_memory=budget, max_error=args.max_error)
+    checkpoint = resolve_model(args.model)
+    shapes = checkpoint.config.adapted_shapes()
+    plan = make_plan(shapes, value_bytes=config.torch_dtype.itemsize, max_memory=budget)
+    experts = {name: Expert.load(bundled_experts().get(name, name)) for name in args.certify}
+    figures: dict[str, Any] = {
+        "model": args.model,
+        "memory_bytes": memory(plan, config.torch_dtype.itemsize),
+        "shapes": _shapes(args, plan, config),
+        "certificates": [],
+    }
+    if experts:
+        decomposition = decompose(checkpoint)
+        figures["certificates"] = [
+            _certificate(name, expert, decomposition, plan, args.max_error)
+            for name, expert in experts.items()
+        ]
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        _show(figures, args.explain)
+    return 0
+
+
+def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[dict[str, Any]]:
+    """One entry for each kind of matrix plan: what it keeps and, with --explain, what its ways cost."""
+    kinds: dict[tuple[str, MatrixPlan], int] = {}
+    for module, matrix in plan.items():
+        key = (module.rpartition(".")[2], matrix)
+        kinds[key] = kinds.get(key, 0) + 1
+    costs = cost_model(config.torch_dtype)
+    rows: list[dict[str, Any]] = []
+    measured: dict[MatrixPlan, list[Any]] = {}
+    for (name, matrix), count in kinds.items():
+        if args.explain and matrix not in measured:
+            measured[matrix] = way_costs(matrix, args.tokens, args.experts, costs, config.torch_dtype)
+        base, unlimited = matrix.way(0), matrix.way(matrix.rank)
+        rows.append(
+            {
+                "matrix": name,
+                "count": count,
+                "shape": list(matrix.shape),
+                "dense": matrix.dense,
+                "leading": matrix.leading,
+                "factored": matrix.factored,
+                "base_way": None if base is None else base.name.lower(),
+                "expert_way": "refused" if unlimited is None else unlimited.name.lower(),
+                "ways": [
+                    {
+                        "way": cost.way,
+                        "components": cost.components,
+                        "predicted_us": round(cost.predicted_us, 1),
+                        "measured_us": None if cost.measured_us is None else round(cost.measured_us, 1),
+                        "chosen": cost.chosen,
+                    }
+                    for cost in measured.get(matrix, [])
+                ],
+            }
+        )
+    return rows
+
+
+def _certificate(
+    name: str, expert: Expert, decomposition: Decomposition, plan: Plan, max_error: float
+) -> dict[str, Any]:
+    sigmas = {module: decomposition.sigma(module) for module in decomposition.names}
+    expert.check({module: tuple(sigma.shape) for module, sigma in sigmas.items()}, decomposition.digest)
+    kept = {module: matrix.leading for module, matrix in plan.items()}
+    found = certify(expert, sigmas, kept)
+    worst = max(found, key=lambda one: one.error)
+    limited = [one for one in found if one.error <= max_error]
+    return {
+        "expert": name,
+        "matrices": len(found),
+        "delta": len(limited),
+        "factored": len(found) - len(limited),
+        "worst_error_of_leading": worst.error,
+        "worst_matrix": worst.module,
+        "error_served": max((one.error for one in limited), default=0.0),
+        "refused": sum(not plan[one.module].factored and one.error > max_error for one in found),
+    }
+
+
+def _show(figures: Mapping[str, Any], explain: bool) -> None:
+    console = Console(highlight=False)
+    console.print(f"weights of the adapted matrices: {figures['memory_bytes'] / (1 << 20):.0f} MiB")
+    table = Table("matrices", "out x in", "keeps", "the base goes", "an expert without limits goes")
+    for row in figures["shapes"]:
+        keeps = ["W"] * row["dense"] + ["U, V"] * row["factored"]
+        if row["leading"]:
+            keeps.append(f"deltas of up to {row['leading']} components")
+        table.add_row(
+            f"{row['count']} {row['matrix']}",
+            " x ".join(map(str, row["shape"])),
+            ", ".join(keeps),
+            row["base_way"] or "refused",
+            row["expert_way"],
+        )
+    console.print(table)
+    if explain:
+        _show_ways(console, figures["shapes"])
+    for one in figures["certificates"]:
+        console.print(
+            f"{one['expert']}: {one['delta']} matrices by W and a delta, exact but for at most "
+            f"{one['error_served']:.1e} of a matrix's norm; {one['factored']} factored, exact; cut to the leading "
+            f"components they would lose up to {one['worst_error_of_leading']:.1e} ({one['worst_matrix']})"
+        )
+        if one["refused"]:
+            console.print(
+                f"{one['expert']} would be refused: {one['refused']} matrices keep too few components"
+            )
+
+
+def _show_ways(console: Console, shapes: list[dict[str, Any]]) -> None:
+    table = Table("out x in", "way", "components", "predicted us", "measured us", "taken")
+    seen = set()
+    for row in shapes:
+        key = json.dumps([row["shape"], row["ways"]])
+        if key in seen:
+            continue
+        seen.add(key)
+        for way in row["ways"]:
+            table.add_row(
+                " x ".join(map(str, row["shape"])),
+                way["way"],
+                str(way["components"] or ""),
+                f"{way['predicted_us']:.1f}",
+                f"{way['measured_us']:.1f}",
+                "yes" if way["chosen"] else "",
+            )
+    console.print(table)
