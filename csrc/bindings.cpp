@@ -19,7 +19,8 @@ TORCH_LIBRARY(zweave, m) {
       "-> Tensor");
   m.def(
       "svf_delta_linear(Tensor x, Tensor w, Tensor vt, Tensor u, Tensor delta, Tensor slot, Tensor? bias, "
-      "int out_features) -> Tensor");
+      "int out_features, Tensor? vt_scale=None, Tensor? u_scale=None, int vt_group=0, int u_group=0) -> "
+      "Tensor");
   m.def("greedy(Tensor logits) -> (Tensor, Tensor)");
   m.def("mix(Tensor table, Tensor alpha) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
@@ -38,6 +39,7 @@ using zweave::Decoder;
 using zweave::DecoderBatch;
 using zweave::DecoderConfig;
 using zweave::DecoderLayer;
+using zweave::PackedMatrix;
 using OptionalTensor = std::optional<at::Tensor>;
 
 // `import zweave.kernels._C` loads the library; the ops live in torch.ops.zweave.
@@ -54,11 +56,18 @@ PYBIND11_MODULE(_C, m) {
   py::class_<AdaptedLinear>(m, "AdaptedLinear")
       .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
                        OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
-                       at::Tensor ways) {
-             return AdaptedLinear{in_features, out_features, dense, vt, u, scale, delta, bias, ways};
+                       at::Tensor ways, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
+                       int64_t u_group) {
+             std::optional<PackedMatrix> packed_vt, packed_u;
+             if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
+             if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
+             return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,
+                                  scale,       delta,        bias,  ways};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
-           py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"));
+           py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"),
+           py::arg("vt_scale") = py::none(), py::arg("u_scale") = py::none(), py::arg("vt_group") = 0,
+           py::arg("u_group") = 0);
 
   py::class_<DecoderLayer>(m, "DecoderLayer")
       .def(py::init([](at::Tensor input_norm, at::Tensor mlp_norm, OptionalTensor q_norm,

@@ -23,6 +23,10 @@ class AdaptedLinear:
         delta: Tensor | None,
         bias: Tensor | None,
         ways: Tensor,
+        vt_scale: Tensor | None = None,
+        u_scale: Tensor | None = None,
+        vt_group: int = 0,
+        u_group: int = 0,
     ) -> None: ...
 
 class DecoderLayer:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zweave.kernels.linear import linear
-from zweave.kernels.packed import Packed, unpack
+from zweave.kernels.packed import FactorWeight, Packed, split_factor, unpack
 from zweave.kernels.svf_linear import svf_linear
 
 
@@ -34,7 +34,8 @@ class AdaptedLinear:
     """The weights that a linear keeps resident, and the tables by which slots differ.
 
     dense: W [M, N], or None.
-    vt, u: factors [R, N] and [M, R], only the leading K components if `scale` is None; or None.
+    vt, u: factors [R, N] and [M, R], or None; only those of the delta if `scale` is None, and then they may be
+    quantised.
     scale: [S, R] float32, sigma * z of each slot, or None.
     delta: [S, K] float32, sigma * (z - 1) of each slot's leading components, or None.
     bias: [M], or None.
@@ -75,9 +76,20 @@ class AdaptedLinear:
         if way == Way.DENSE and self.dense is not None:
             return linear(x, self.dense, self.bias)
         if way == Way.DELTA and self.dense is not None and self.delta is not None:
-            vt, u = self._leading()
+            (vt, vt_scale, vt_group), (u, u_scale, u_group) = (split_factor(part) for part in self._leading())
             return torch.ops.zweave.svf_delta_linear.default(
-                x, self.dense.data, vt, u, self.delta, slot, self.bias, self.shape[0]
+                x,
+                self.dense.data,
+                vt,
+                u,
+                self.delta,
+                slot,
+                self.bias,
+                self.shape[0],
+                vt_scale,
+                u_scale,
+                vt_group,
+                u_group,
             )
         if way == Way.MERGED:
             return self._pass_merged(x, slot)
@@ -90,8 +102,10 @@ class AdaptedLinear:
             y[rows] = linear(x[rows], self.merged[own], self.bias)
         return y
 
-    def _leading(self) -> tuple[Tensor, Tensor]:
-        """The K leading components as plain matrices."""
+    def _leading(self) -> tuple[FactorWeight, FactorWeight]:
+        """The factors of the K leading components."""
         assert self.delta is not None and self.vt is not None and self.u is not None
         kept = self.delta.shape[1]
+        if kept == self.vt.shape[0]:
+            return self.vt, self.u
         return unpack(self.vt)[:kept].contiguous(), unpack(self.u)[:, :kept].contiguous()

@@ -221,4 +221,8 @@ def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
         delta=linear.delta,
         bias=linear.bias,
         ways=ways,
+        vt_scale=None if linear.vt is None else linear.vt.scale,
+        u_scale=None if linear.u is None else linear.u.scale,
+        vt_group=0 if linear.vt is None else linear.vt.group,
+        u_group=0 if linear.u is None else linear.u.group,
     )

@@ -5,8 +5,10 @@ in pairs as `vdpbf16ps` wants them, so that a product reads its weights as one s
 
     bf16     [ceil(M / 16), ceil(N / 2), 16, 2]
     float32  [ceil(M / 16), N, 16, 1]
+    int8     [ceil(M / 16), ceil(N / 2), 16, 2], scales float32 [ceil(M / 16), groups, 16, 1]
+    int4     [ceil(M / 16), ceil(N / 2), 16, 1], the same scales; a byte is a pair of inputs, the even one low
 
-zero padded. On CUDA the packed form is the contiguous matrix itself.
+zero padded. On CUDA the packed form is the contiguous matrix itself, and its scales.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,12 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from zweave.kernels.quantize import Format, Quantized, dequantize
+
 PANEL = 16
+# Dtypes whose inputs lie in pairs.
+PAIRED = (torch.bfloat16, torch.int8)
+_FORMATS: dict[torch.dtype, Format] = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +31,14 @@ class Packed:
 
     data: the packed values, see the module's docstring.
     shape: (out_features, in_features) of the matrix that was packed.
+    scale: the packed scales of a quantised matrix, otherwise None.
+    group: in_features that share a scale, 0 for all of them.
     """
 
     data: Tensor
     shape: tuple[int, int]
+    scale: Tensor | None = None
+    group: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,21 +50,60 @@ class Packed:
 
 
 Weight: TypeAlias = Packed | Tensor
+# What the factors of a delta may be.
+FactorWeight: TypeAlias = Packed | Tensor | Quantized
 
 
-def pack(weight: Tensor) -> Packed:
+def pack(weight: Tensor | Quantized) -> Packed:
     """Brings a matrix into kernel order, once, at load.
 
-    weight: [out_features, in_features], bf16 or float32.
+    weight: [out_features, in_features], bf16 or float32, or quantised; on a CPU to int8 or int4, in groups of an
+    even number of inputs or with one scale a row.
+    Raises: ValueError for what is no matrix or has no kernel order.
     """
+    order = torch.ops.zweave.pack.default
+    if isinstance(weight, Quantized):
+        if weight.device.type == "cpu":
+            _check_packable(weight)
+        group = 0 if weight.scale_a_row else weight.group
+        return Packed(order(weight.data), weight.shape, order(weight.scale), group)
     if weight.dim() != 2:
         raise ValueError(f"pack wants a matrix, got a tensor of shape {tuple(weight.shape)}")
-    return Packed(torch.ops.zweave.pack.default(weight), (weight.shape[0], weight.shape[1]))
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"pack wants a matrix of bfloat16 or float32, or a Quantized one, not {weight.dtype}"
+        )
+    return Packed(order(weight), (weight.shape[0], weight.shape[1]))
+
+
+def _check_packable(weight: Quantized) -> None:
+    if weight.format == "fp8":
+        raise ValueError("pack: no CPU kernel multiplies fp8, quantise to int8 or int4")
+    if weight.group % 2 and not weight.scale_a_row:
+        raise ValueError(f"pack: groups must be of an even number of inputs, not {weight.group}")
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The matrix that `pack` was given, contiguous."""
+    """The matrix that `pack` was given, contiguous; a quantised one as the float32 values that it stands for."""
+    if packed.scale is not None:
+        return dequantize(unpack_quantized(packed))
     return torch.ops.zweave.unpack.default(packed.data, *packed.shape)
+
+
+def unpack_quantized(packed: Packed) -> Quantized:
+    """The quantised matrix that `pack` was given; its group is in_features where a row has one scale.
+
+    Raises: ValueError if it was not quantised.
+    """
+    if packed.scale is None:
+        raise ValueError(f"unpack_quantized: a {packed.dtype} matrix is not quantised")
+    out_features, in_features = packed.shape
+    columns = (in_features + 1) // 2 if packed.dtype == torch.uint8 else in_features
+    group = packed.group or max(in_features, 1)
+    restore = torch.ops.zweave.unpack.default
+    data = restore(packed.data, out_features, columns)
+    scale = restore(packed.scale, out_features, -(-in_features // group))
+    return Quantized(data, scale, packed.shape, _FORMATS[packed.dtype], group)
 
 
 def split(weight: Weight) -> tuple[Tensor, int]:
@@ -63,9 +113,18 @@ def split(weight: Weight) -> tuple[Tensor, int]:
     return weight, weight.shape[0]
 
 
+def split_factor(weight: FactorWeight) -> tuple[Tensor, Tensor | None, int]:
+    """What the ops take for a factor: its data, its scales or None, and the in_features that share one, 0: all."""
+    if isinstance(weight, Tensor):
+        return weight, None, 0
+    if isinstance(weight, Packed):
+        return weight.data, weight.scale, weight.group
+    return weight.data, weight.scale, 0 if weight.scale_a_row else weight.group
+
+
 def pack_ref(weight: Tensor) -> Tensor:
-    """Semantics of the op `pack` on a CPU: weight [M, N] to panels, zero padded."""
-    group = 2 if weight.dtype == torch.bfloat16 else 1
+    """Semantics of the op `pack` on a CPU: weight [M, N] to panels, zero padded; int4 as its bytes."""
+    group = 2 if weight.dtype in PAIRED else 1
     rows, columns = weight.shape
     panels, groups = -(-rows // PANEL), -(-columns // group)
     padded = weight.new_zeros(panels * PANEL, groups * group)

@@ -15,7 +15,7 @@ from zweave.kernels.attention import paged_attention_ref, write_kv_ref
 from zweave.kernels.greedy import greedy_ref
 from zweave.kernels.linear import linear_ref
 from zweave.kernels.mix import mix_triton
-from zweave.kernels.packed import PANEL
+from zweave.kernels.packed import PAIRED, PANEL
 from zweave.kernels.rms_norm import add_rms_norm_ref, rms_norm_ref
 from zweave.kernels.rope import rope_ref
 from zweave.kernels.silu_mul import silu_mul_ref
@@ -26,7 +26,7 @@ from zweave.kernels.svf_linear import DTYPES, svf_linear_triton
 def _pack_fake(weight: Tensor) -> Tensor:
     if weight.is_cuda:
         return weight.new_empty(weight.shape)
-    group = 2 if weight.dtype == torch.bfloat16 else 1
+    group = 2 if weight.dtype in PAIRED else 1
     M, N = weight.shape
     return weight.new_empty(-(-M // PANEL), -(-N // group), PANEL, group)
 
@@ -60,6 +60,10 @@ def _svf_delta_linear_fake(
     slot: Tensor,
     bias: Tensor | None,
     out_features: int,
+    vt_scale: Tensor | None = None,
+    u_scale: Tensor | None = None,
+    vt_group: int = 0,
+    u_group: int = 0,
 ) -> Tensor:
     return x.new_empty(x.shape[0], out_features)
 

@@ -10,21 +10,11 @@ const T* pointer(const std::optional<at::Tensor>& tensor) {
   return tensor ? data<T>(*tensor) : nullptr;
 }
 
-template <class T>
-constexpr int64_t panel_stride(int64_t inputs) {
-  return divide_up(inputs, kGroup<T>) * kGroup<T> * kPanel;
+Weights weights_or_null(const std::optional<PackedMatrix>& matrix, int64_t inputs) {
+  return matrix ? weights_of(*matrix, inputs) : Weights{};
 }
 
 }  // namespace
-
-void check_panels(const char* name, const at::Tensor& panels, at::ScalarType dtype, int64_t outputs,
-                  int64_t inputs) {
-  const int64_t group = dtype == at::kBFloat16 ? kGroup<bf16> : kGroup<float>;
-  Argument{"AdaptedLinear", name, panels}
-      .dtype(dtype)
-      .shape({divide_up(outputs, kPanel), divide_up(inputs, group), kPanel, group})
-      .contiguous();
-}
 
 void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
   const char* op = "AdaptedLinear";
@@ -32,7 +22,7 @@ void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
   const int64_t slots = linear.ways.size(0);
   TORCH_CHECK(linear.dense || linear.scale, op, ": it needs the dense weight or the factors");
   TORCH_CHECK(linear.vt.has_value() == linear.u.has_value(), op, ": vt and u go together");
-  if (linear.dense) check_panels("dense", *linear.dense, dtype, linear.outputs, linear.inputs);
+  if (linear.dense) check_packed(op, "dense", {*linear.dense}, dtype, linear.outputs, linear.inputs);
   for (const auto* table : {&linear.scale, &linear.delta}) {
     if (!*table) continue;
     TORCH_CHECK(linear.vt, op, ": scale and delta need vt and u");
@@ -42,8 +32,10 @@ void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
     // The rank that the factors are packed for: all of it, or as many components as the delta keeps.
     TORCH_CHECK(linear.scale || linear.delta, op, ": vt and u need scale or delta");
     const int64_t rank = linear.scale ? linear.scale->size(1) : linear.delta->size(1);
-    check_panels("vt", *linear.vt, dtype, rank, linear.inputs);
-    check_panels("u", *linear.u, dtype, linear.outputs, rank);
+    check_packed(op, "vt", *linear.vt, dtype, rank, linear.inputs);
+    check_packed(op, "u", *linear.u, dtype, linear.outputs, rank);
+    TORCH_CHECK(!linear.scale || (!linear.vt->scale && !linear.u->scale), op,
+                ": int8 and int4 factors serve deltas alone, not scale");
     TORCH_CHECK(!linear.delta || linear.delta->size(1) <= rank, op, ": delta has more components than vt");
     TORCH_CHECK(!linear.delta || linear.dense, op, ": delta needs the dense weight");
   }
@@ -72,11 +64,10 @@ LinearView<T>::LinearView(const AdaptedLinear& linear, bool all_factored)
            : linear.delta ? linear.delta->size(1)
                           : 0),
       leading(linear.delta ? linear.delta->size(1) : 0),
-      dense(pointer<T>(linear.dense)),
-      vt(pointer<T>(linear.vt)),
-      u(pointer<T>(linear.u)),
+      dense(linear.dense ? weights_of({*linear.dense}, inputs) : Weights{}),
+      vt(weights_or_null(linear.vt, inputs)),
+      u(weights_or_null(linear.u, rank)),
       bias(pointer<T>(linear.bias)),
-      u_stride(panel_stride<T>(rank)),
       scale(pointer<float>(linear.scale)),
       delta(pointer<float>(linear.delta)),
       scale_stride(linear.scale ? linear.scale->stride(0) : 0),
@@ -101,7 +92,7 @@ Run LinearView<T>::run_from(const int32_t* slot, int64_t row, int64_t rows) cons
 template <class T>
 void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buffer<T> hidden, Buffer<T> y,
                              Phase<T>& first, Phase<T>& second) const {
-  const Term<T> wx = {x.data, x.stride, dense, panel_stride<T>(inputs), inputs};
+  const Term<T> wx = {x.data, x.stride, dense, inputs};
   for (Run run{0, 0, Way::dense}; run.end < rows;) {
     run = run_from(slot, run.end, rows);
     Matmul<T> last{};
@@ -112,7 +103,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     if (run.way == Way::dense || run.way == Way::merged) {
       last.terms[last.num_terms] = wx;
       if (run.way == Way::merged) {
-        last.terms[last.num_terms].weight = data<T>(merged->at(slot[run.begin]));
+        last.terms[last.num_terms].weights = weights_of({merged->at(slot[run.begin])}, inputs);
       }
       ++last.num_terms;
       first.add(last, run.begin, run.end);
@@ -121,7 +112,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     const bool is_delta = run.way == Way::delta;
     const int64_t components = is_delta ? leading : rank;
     Matmul<T> inner{};
-    inner.terms[inner.num_terms++] = {x.data, x.stride, vt, panel_stride<T>(inputs), inputs};
+    inner.terms[inner.num_terms++] = {x.data, x.stride, vt, inputs};
     inner.outputs = components;
     inner.y = hidden.data;
     inner.y_stride = hidden.stride;
@@ -130,7 +121,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     inner.slot = slot;
     first.add(inner, run.begin, run.end);
     if (is_delta) last.terms[last.num_terms++] = wx;
-    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, u_stride, components};
+    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, components};
     second.add(last, run.begin, run.end);
   }
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 
+#include "cpu/packed_matrix.h"
 #include "cpu/phase.h"
 
 namespace zweave {
@@ -21,21 +22,17 @@ enum class Way : uint8_t {
 
 struct AdaptedLinear {
   int64_t inputs, outputs;
-  std::optional<at::Tensor> dense;  // panels of W [outputs, inputs]
-  std::optional<at::Tensor> vt, u;  // panels of V^T [R, inputs] and U [outputs, R]
-  std::optional<at::Tensor> scale;  // [S, R] float32
-  std::optional<at::Tensor> delta;  // [S, K] float32, K <= R
-  std::optional<at::Tensor> bias;   // [outputs]
-  at::Tensor ways;                  // [S] uint8
+  std::optional<at::Tensor> dense;    // panels of W [outputs, inputs]
+  std::optional<PackedMatrix> vt, u;  // V^T [R, inputs] and U [outputs, R]; integers serve deltas alone
+  std::optional<at::Tensor> scale;    // [S, R] float32
+  std::optional<at::Tensor> delta;    // [S, K] float32, K <= R
+  std::optional<at::Tensor> bias;     // [outputs]
+  at::Tensor ways;                    // [S] uint8
   // Slot to panels of its W' [outputs, inputs]; shared by all copies of this linear.
   std::shared_ptr<std::map<int32_t, at::Tensor>> merged = std::make_shared<std::map<int32_t, at::Tensor>>();
 
   bool has(Way way, int32_t slot) const;
 };
-
-// Throws unless `panels` holds a packed [outputs, inputs].
-void check_panels(const char* name, const at::Tensor& panels, at::ScalarType dtype, int64_t outputs,
-                  int64_t inputs);
 
 // Throws unless the parts fit one another and every way that a slot takes has what it needs.
 void check_linear(const AdaptedLinear& linear, at::ScalarType dtype);
@@ -50,8 +47,8 @@ struct Run {
 template <class T>
 struct LinearView {
   int64_t inputs, outputs, rank, leading;
-  const T *dense, *vt, *u, *bias;
-  int64_t u_stride;
+  Weights dense, vt, u;
+  const T* bias;
   const float *scale, *delta;
   int64_t scale_stride, delta_stride;
   const uint8_t* ways;

@@ -10,6 +10,7 @@
 #include "cpu/exp.h"
 #include "cpu/kernels.h"
 #include "cpu/matmul.h"
+#include "cpu/pack_panels.h"
 #include "cpu/rows.h"
 
 namespace zweave {
@@ -175,7 +176,11 @@ void attention(const Attention<T>& a, int64_t token_begin, int64_t token_end, in
   const int32_t* blocks = a.block_table + a.sequence[token_begin] * a.block_table_stride;
   const int64_t panel_size = divide_up(size, kGroup<T>) * kPanel * kGroup<T>;
   Matmul<T> product{};
-  product.terms[0] = {q, size, packed_keys, panel_size, size};
+  product.terms[0].x = q;
+  product.terms[0].x_stride = size;
+  product.terms[0].weights.panels = reinterpret_cast<const char*>(packed_keys);
+  product.terms[0].weights.panel_bytes = panel_size * sizeof(T);
+  product.terms[0].inputs = size;
   product.num_terms = 1;
   product.outputs = kChunk;
   product.y_f32 = scores;

@@ -159,7 +159,8 @@ void Decoder::set_merged(int64_t layer, int64_t linear, int32_t slot,
       target.merged->erase(slot);
       return;
     }
-    check_panels("merged", *panels, layers_[layer].input_norm.scalar_type(), target.outputs, target.inputs);
+    check_packed(kOp, "merged", {*panels}, layers_[layer].input_norm.scalar_type(), target.outputs,
+                 target.inputs);
     (*target.merged)[slot] = *panels;
   });
 }

@@ -40,18 +40,30 @@ constexpr int64_t row_stride(int64_t width) {
   return width * sizeof(T) % 2048 == 0 ? width + int64_t(64 / sizeof(T)) : width;
 }
 
-// x W^T with W packed, or with the leading `inputs` columns of a packed matrix.
+// How a packed matrix holds its weights: in the dtype of the activations, or as integers with scales.
+enum class Storage : uint8_t { plain, int8, int4 };
+
+// A packed matrix; kernels/packed.py shows the layouts.
+struct Weights {
+  const char* panels;
+  int64_t panel_bytes;  // from panel to panel
+  Storage storage;
+  const float* scales;   // [panels, scale_groups, kPanel] unless plain
+  int64_t scale_groups;  // of a panel
+  int64_t share;         // inputs that share a scale: an even number, or all
+};
+
+// x W^T with W packed, or with the leading `inputs` columns of a plain packed matrix.
 template <class T>
 struct Term {
   const T* x;  // [T, inputs]
   int64_t x_stride;
-  const T* weight;       // panels of [outputs, inputs]
-  int64_t panel_stride;  // from panel to panel: inputs of the whole matrix * kPanel, in whole groups
+  Weights weights;
   int64_t inputs;
 };
 
-// y = the sum of the terms, then * scale[slot], then + bias, where given. The terms are one chain of
-// additions: a product over inputs that lie in two places.
+// y = the sum of the terms, then * scale[slot], then + bias, where given. Plain terms come first and are one
+// chain of additions: a product over inputs that lie in two places.
 template <class T>
 struct Matmul {
   Term<T> terms[2];

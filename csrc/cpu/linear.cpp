@@ -14,11 +14,11 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
   return dispatch("linear", "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t rows = x.size(0), inputs = x.size(1);
     if (bias) Argument{"linear", "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
-    const at::Tensor panels = panels_of(kernel, {"linear", "weight", weight}, outputs, inputs);
+    const PackedMatrix matrix = packed(kernel, {"linear", "weight", weight}, outputs, inputs);
     at::Tensor y = at::empty({rows, outputs}, x.options().dtype(y_dtype));
     if (y.numel() == 0) return y;
     const at::Tensor readable = readable_rows<T>(x);
-    Matmul<T> call = product<T>(readable, panels, y);
+    Matmul<T> call = product<T>(readable, matrix, y);
     call.bias = bias ? data<T>(*bias) : nullptr;
     multiply(kernel, call, 0, rows);
     return y;

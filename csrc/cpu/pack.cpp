@@ -1,4 +1,5 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "cpu/checks.h"
@@ -20,10 +21,35 @@ void pack_panels(const TypedKernels<T>& kernel, const at::Tensor& weight, const 
 template void pack_panels(const TypedKernels<float>&, const at::Tensor&, const at::Tensor&);
 template void pack_panels(const TypedKernels<bf16>&, const at::Tensor&, const at::Tensor&);
 
+at::Tensor pack_integers(const at::Tensor& weight) {
+  const int64_t outputs = weight.size(0), columns = weight.size(1), panels = divide_up(outputs, kPanel);
+  const int64_t group = weight.scalar_type() == at::kChar ? 2 : 1, groups = divide_up(columns, group);
+  const at::Tensor padded = at::zeros({panels * kPanel, groups * group}, weight.options());
+  padded.slice(0, 0, outputs).slice(1, 0, columns).copy_(weight);
+  at::Tensor packed = empty_in_huge_pages({panels, groups, kPanel, group}, weight.scalar_type());
+  return packed.copy_(padded.view({panels, kPanel, groups, group}).transpose(1, 2));
+}
+
 namespace {
+
+bool is_integer(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kChar || tensor.scalar_type() == at::kByte;
+}
+
+// The matrix [outputs, columns] in panels of `group` columns.
+at::Tensor unpacked(const at::Tensor& packed, int64_t outputs, int64_t columns, int64_t group) {
+  const int64_t panels = divide_up(outputs, kPanel), groups = divide_up(columns, group);
+  Argument{"unpack", "packed", packed}.shape({panels, groups, kPanel, group});
+  return packed.transpose(1, 2)
+      .reshape({panels * kPanel, groups * group})
+      .slice(0, 0, outputs)
+      .slice(1, 0, columns)
+      .clone(at::MemoryFormat::Contiguous);
+}
 
 at::Tensor pack(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "pack: weight must be a matrix, not of shape ", weight.sizes());
+  if (is_integer(weight)) return pack_integers(weight);
   return dispatch("pack", "weight", weight, [&]<class T>(const TypedKernels<T>& kernel) {
     const at::Tensor packed =
         empty_in_huge_pages(panel_shape<T>(weight.size(0), weight.size(1)), kScalarType<T>);
@@ -33,14 +59,9 @@ at::Tensor pack(const at::Tensor& weight) {
 }
 
 at::Tensor unpack(const at::Tensor& packed, int64_t outputs, int64_t inputs) {
+  if (is_integer(packed)) return unpacked(packed, outputs, inputs, packed.scalar_type() == at::kChar ? 2 : 1);
   return dispatch("unpack", "packed", packed, [&]<class T>(const TypedKernels<T>&) {
-    const int64_t panels = divide_up(outputs, kPanel), groups = divide_up(inputs, kGroup<T>);
-    Argument{"unpack", "packed", packed}.shape(panel_shape<T>(outputs, inputs));
-    return packed.transpose(1, 2)
-        .reshape({panels * kPanel, groups * kGroup<T>})
-        .slice(0, 0, outputs)
-        .slice(1, 0, inputs)
-        .clone(at::MemoryFormat::Contiguous);
+    return unpacked(packed, outputs, inputs, kGroup<T>);
   });
 }
 

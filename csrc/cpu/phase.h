@@ -54,8 +54,8 @@ class Phase {
   const void* first_weight(const Team& team) const {
     const void* first = nullptr;
     each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t) {
-      const Term<T>& term = job.product.terms[0];
-      if (!first) first = term.weight + begin * term.panel_stride;
+      const Weights& weights = job.product.terms[0].weights;
+      if (!first) first = weights.panels + begin * weights.panel_bytes;
     });
     return first;
   }

@@ -3,21 +3,50 @@
 #include <ATen/Parallel.h>
 
 namespace zweave {
+namespace {
+
+void check_matrix(const Argument& weight, int64_t outputs, int64_t columns) {
+  const at::Tensor& w = weight.tensor;
+  TORCH_CHECK(w.dim() == 2 && w.size(0) == outputs && w.size(1) == columns, weight.op, ": ", weight.name,
+              " must be packed or have shape [", outputs, ", ", columns, "], not ", w.sizes());
+}
+
+}  // namespace
 
 template <class T>
-at::Tensor panels_of(const TypedKernels<T>& kernel, const Argument& weight, int64_t outputs, int64_t inputs) {
+PackedMatrix packed(const TypedKernels<T>& kernel, const Argument& weight, int64_t outputs, int64_t inputs) {
   weight.dtype(kScalarType<T>);
   if (weight.tensor.dim() == 4) {
-    weight.shape(panel_shape<T>(outputs, inputs)).contiguous();
-    return weight.tensor;
+    check_packed(weight.op, weight.name, {weight.tensor}, kScalarType<T>, outputs, inputs);
+    return {weight.tensor};
   }
-  const bool fits =
-      weight.tensor.dim() == 2 && weight.tensor.size(0) == outputs && weight.tensor.size(1) == inputs;
-  TORCH_CHECK(fits, weight.op, ": ", weight.name, " must be packed or have shape [", outputs, ", ", inputs,
-              "], not ", weight.tensor.sizes());
-  const at::Tensor packed = at::empty(panel_shape<T>(outputs, inputs), weight.tensor.options());
-  pack_panels(kernel, weight.tensor, packed);
-  return packed;
+  check_matrix(weight, outputs, inputs);
+  const at::Tensor panels = at::empty(panel_shape<T>(outputs, inputs), weight.tensor.options());
+  pack_panels(kernel, weight.tensor, panels);
+  return {panels};
+}
+
+template <class T>
+PackedMatrix packed_factor(const TypedKernels<T>& kernel, const Argument& weight,
+                           const std::optional<at::Tensor>& scale, int64_t group, int64_t outputs,
+                           int64_t inputs) {
+  const Storage storage = storage_of(weight.tensor);
+  if (storage == Storage::plain) {
+    TORCH_CHECK(!scale, weight.op, ": ", weight.name, " has scales, but is neither int8 nor int4");
+    return packed(kernel, weight, outputs, inputs);
+  }
+  TORCH_CHECK(scale, weight.op, ": ", weight.name, " is int8 or int4 and needs scales");
+  PackedMatrix result{weight.tensor, scale, group};
+  if (weight.tensor.dim() != 4) {
+    check_matrix(weight, outputs, storage == Storage::int8 ? inputs : divide_up(inputs, 2));
+    const Argument scales{weight.op, weight.name, *scale};
+    scales.dtype(at::kFloat).shape({outputs, -1});
+    result.panels = pack_integers(weight.tensor);
+    result.scale = at::empty(panel_shape<float>(outputs, scale->size(1)), scale->options());
+    pack_panels(kernels().f32, *scale, *result.scale);
+  }
+  check_packed(weight.op, weight.name, result, kScalarType<T>, outputs, inputs);
+  return result;
 }
 
 template <class T>
@@ -33,15 +62,15 @@ at::Tensor readable_rows(const at::Tensor& x) {
 }
 
 template <class T>
-void add_term(Matmul<T>& product, const at::Tensor& x, const at::Tensor& panels) {
-  product.terms[product.num_terms++] = {data<T>(x), x.stride(0), data<T>(panels),
-                                        panels.size(1) * kPanel * kGroup<T>, x.size(1)};
+void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight) {
+  const int64_t inputs = x.size(1);
+  product.terms[product.num_terms++] = {data<T>(x), x.stride(0), weights_of(weight, inputs), inputs};
 }
 
 template <class T>
-Matmul<T> product(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& y) {
+Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y) {
   Matmul<T> result{};
-  add_term(result, x, panels);
+  add_term(result, x, weight);
   result.outputs = y.size(1);
   if (y.scalar_type() == kScalarType<T>) {
     result.y = mutable_data<T>(y);
@@ -79,13 +108,15 @@ void multiply(const TypedKernels<T>& kernel, const Matmul<T>& product, int64_t b
   });
 }
 
-#define ZWEAVE_INSTANTIATE(T)                                                               \
-  template at::Tensor panels_of(const TypedKernels<T>&, const Argument&, int64_t, int64_t); \
-  template Matmul<T> product(const at::Tensor&, const at::Tensor&, const at::Tensor&);      \
-  template at::Tensor empty_rows<T>(int64_t, int64_t, const at::TensorOptions&);            \
-  template at::Tensor readable_rows<T>(const at::Tensor&);                                  \
-  template void add_term(Matmul<T>&, const at::Tensor&, const at::Tensor&);                 \
-  template void scale_rows(Matmul<T>&, const at::Tensor&, const at::Tensor&);               \
+#define ZWEAVE_INSTANTIATE(T)                                                                       \
+  template PackedMatrix packed(const TypedKernels<T>&, const Argument&, int64_t, int64_t);          \
+  template PackedMatrix packed_factor(const TypedKernels<T>&, const Argument&,                      \
+                                      const std::optional<at::Tensor>&, int64_t, int64_t, int64_t); \
+  template Matmul<T> product(const at::Tensor&, const PackedMatrix&, const at::Tensor&);            \
+  template at::Tensor empty_rows<T>(int64_t, int64_t, const at::TensorOptions&);                    \
+  template at::Tensor readable_rows<T>(const at::Tensor&);                                          \
+  template void add_term(Matmul<T>&, const at::Tensor&, const PackedMatrix&);                       \
+  template void scale_rows(Matmul<T>&, const at::Tensor&, const at::Tensor&);                       \
   template void multiply(const TypedKernels<T>&, const Matmul<T>&, int64_t, int64_t);
 ZWEAVE_INSTANTIATE(float)
 ZWEAVE_INSTANTIATE(bf16)

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "cpu/checks.h"
+#include "cpu/packed_matrix.h"
 
 namespace zweave {
 
@@ -16,10 +16,19 @@ std::array<int64_t, 4> panel_shape(int64_t outputs, int64_t inputs) {
 template <class T>
 void pack_panels(const TypedKernels<T>& kernel, const at::Tensor& weight, const at::Tensor& packed);
 
-// Panels of a weight that may come packed (4 dimensions) or plain (2: it is packed on the fly). Throws unless
-// it is [outputs, inputs]; of packed weights only whole panels can be told.
+// A weight of T that may come packed (4 dimensions) or plain (2: it is packed on the fly). Throws unless it
+// is [outputs, inputs]; of packed weights only whole panels can be told.
 template <class T>
-at::Tensor panels_of(const TypedKernels<T>& kernel, const Argument& weight, int64_t outputs, int64_t inputs);
+PackedMatrix packed(const TypedKernels<T>& kernel, const Argument& weight, int64_t outputs, int64_t inputs);
+
+// The same of a weight that may also be int8 or int4 with scales, both packed or both plain.
+template <class T>
+PackedMatrix packed_factor(const TypedKernels<T>& kernel, const Argument& weight,
+                           const std::optional<at::Tensor>& scale, int64_t group, int64_t outputs,
+                           int64_t inputs);
+
+// Panels of integers [outputs, columns]: int8, a column an input, or int4, a byte two inputs.
+at::Tensor pack_integers(const at::Tensor& weight);
 
 // An uninitialised [rows, width] whose rows a product reads well.
 template <class T>
@@ -29,13 +38,13 @@ at::Tensor empty_rows(int64_t rows, int64_t width, const at::TensorOptions& opti
 template <class T>
 at::Tensor readable_rows(const at::Tensor& x);
 
-// y = x W^T for x [T, inputs], y [T, outputs] in T or float32, and panels of W.
+// y = x W^T for x [T, inputs] and y [T, outputs] in T or float32.
 template <class T>
-Matmul<T> product(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& y);
+Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y);
 
 // The sum of `product` and x W^T.
 template <class T>
-void add_term(Matmul<T>& product, const at::Tensor& x, const at::Tensor& panels);
+void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight);
 
 // Multiplies row t of y by scale[slot[t]].
 template <class T>

@@ -90,6 +90,25 @@ struct Simd {
   static Pair weights(const bf16* at) {
     return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
   }
+  static Pair whole(const int8_t* at) {
+    const __m256i pairs = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, 16), 16)),
+            _mm256_cvtepi32_ps(_mm256_srai_epi32(pairs, 16))};
+  }
+  static Pair whole(const uint8_t* at) {
+    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+    const __m256i eight = _mm256_set1_epi32(8);
+    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi32(15)), high = _mm256_srli_epi32(bytes, 4);
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(low, eight)),
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(high, eight))};
+  }
+  static F even(Pair x) { return x.even; }
+  static F odd(Pair x) { return x.odd; }
+  // Of values that bf16 holds exactly.
+  static void store(bf16* at, Pair x) {
+    const __m256i even = _mm256_srli_epi32(_mm256_castps_si256(x.even), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm256_or_si256(even, _mm256_castps_si256(x.odd)));
+  }
   static F broadcast(const float* at) { return _mm256_broadcast_ss(at); }
   static Pair broadcast(const bf16* at) {
     int32_t pair;

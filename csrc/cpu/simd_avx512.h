@@ -21,6 +21,13 @@ struct Simd {
   using F = __m512;
   using Pair = __m512i;
 
+  // -8 to 7 in bf16, twice.
+  alignas(64) static constexpr uint16_t kWhole[32] = {
+      0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
+      0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
+      0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+  };
+
   static __mmask16 first(int64_t n) { return n >= width ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
 
   static F set1(float x) { return _mm512_set1_ps(x); }
@@ -54,6 +61,23 @@ struct Simd {
 
   static F weights(const float* at) { return load(at); }
   static Pair weights(const bf16* at) { return _mm512_loadu_si512(at); }
+  static Pair whole(const int8_t* at) {
+    const __m128i* from = reinterpret_cast<const __m128i*>(at);
+    const F low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
+    const F high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
+    return (Pair)_mm512_cvtne2ps_pbh(high, low);
+  }
+  static Pair whole(const uint8_t* at) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    // The nibbles at the bottom of either half; the table repeats, whatever the fifth bit of an index is.
+    const __m512i index = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+    return _mm512_permutexvar_epi16(index, _mm512_loadu_si512(kWhole));
+  }
+  static F even(Pair x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  static F odd(Pair x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
+  }
+  static void store(bf16* at, Pair x) { _mm512_storeu_si512(at, x); }
   static F broadcast(const float* at) { return _mm512_set1_ps(*at); }
   static Pair broadcast(const bf16* at) {
     int32_t pair;

@@ -123,6 +123,22 @@ struct Simd {
   static Pair weights(const bf16* at) {
     return {each([&](int i) { return widen(at[2 * i]); }), each([&](int i) { return widen(at[2 * i + 1]); })};
   }
+  // The same of whole numbers: int8, or int4 as n + 8, the even input in the low nibble.
+  static Pair whole(const int8_t* at) {
+    return {each([&](int i) { return float(at[2 * i]); }), each([&](int i) { return float(at[2 * i + 1]); })};
+  }
+  static Pair whole(const uint8_t* at) {
+    return {each([&](int i) { return float((at[i] & 15) - 8); }),
+            each([&](int i) { return float((at[i] >> 4) - 8); })};
+  }
+  static F even(Pair x) { return x.even; }
+  static F odd(Pair x) { return x.odd; }
+  static void store(bf16* at, Pair x) {
+    for (int i = 0; i < width; ++i) {
+      put(at + 2 * i, x.even.lane[i]);
+      put(at + 2 * i + 1, x.odd.lane[i]);
+    }
+  }
   static F broadcast(const float* at) { return set1(*at); }
   static Pair broadcast(const bf16* at) { return {set1(widen(at[0])), set1(widen(at[1]))}; }
   static Pair broadcast_last(const bf16* at) { return {set1(widen(at[0])), set1(0)}; }

@@ -9,7 +9,9 @@ namespace {
 
 at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& vt,
                             const at::Tensor& u, const at::Tensor& delta, const at::Tensor& slot,
-                            const std::optional<at::Tensor>& bias, int64_t outputs) {
+                            const std::optional<at::Tensor>& bias, int64_t outputs,
+                            const std::optional<at::Tensor>& vt_scale,
+                            const std::optional<at::Tensor>& u_scale, int64_t vt_group, int64_t u_group) {
   const char* op = "svf_delta_linear";
   Argument{op, "x", x}.shape({-1, -1});
   Argument{op, "delta", delta}.dtype(at::kFloat).shape({-1, -1});
@@ -17,27 +19,27 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const
     const int64_t rows = x.size(0), inputs = x.size(1), kept = delta.size(1);
     Argument{op, "slot", slot}.indices(rows, delta.size(0), "slots");
     if (bias) Argument{op, "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
-    const at::Tensor panels = panels_of(kernel, {op, "w", weight}, outputs, inputs);
-    const at::Tensor vt_panels = panels_of(kernel, {op, "vt", vt}, kept, inputs);
-    const at::Tensor u_panels = panels_of(kernel, {op, "u", u}, outputs, kept);
+    const PackedMatrix packed_w = packed(kernel, {op, "w", weight}, outputs, inputs);
+    const PackedMatrix packed_vt = packed_factor(kernel, {op, "vt", vt}, vt_scale, vt_group, kept, inputs);
+    const PackedMatrix packed_u = packed_factor(kernel, {op, "u", u}, u_scale, u_group, outputs, kept);
     at::Tensor y = at::empty({rows, outputs}, x.options());
     if (y.numel() == 0) return y;
     const at::Tensor readable = readable_rows<T>(x);
-    Matmul<T> product_of_w = product<T>(readable, panels, y);
+    Matmul<T> product_of_w = product<T>(readable, packed_w, y);
     product_of_w.bias = bias ? data<T>(*bias) : nullptr;
     const int32_t* slots = data<int32_t>(slot);
     const bool adapted = std::any_of(slots, slots + rows, [](int32_t s) { return s != 0; });
     at::Tensor hidden;
     if (adapted && kept > 0) {
       hidden = empty_rows<T>(rows, kept, x.options());
-      Matmul<T> inner = product<T>(readable, vt_panels, hidden);
+      Matmul<T> inner = product<T>(readable, packed_vt, hidden);
       scale_rows(inner, delta, slot);
       multiply(kernel, inner, 0, rows);
       // The base's rows take W x alone, whatever row 0 of the table holds.
       for (int64_t t = 0; t < rows; ++t) {
         if (slots[t] == 0) std::memset(mutable_data<T>(hidden) + t * hidden.stride(0), 0, kept * sizeof(T));
       }
-      add_term(product_of_w, hidden, u_panels);
+      add_term(product_of_w, hidden, packed_u);
     }
     multiply(kernel, product_of_w, 0, rows);
     return y;

@@ -14,17 +14,17 @@ at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tenso
     const int64_t rows = x.size(0), inputs = x.size(1), rank = scale.size(1);
     Argument{op, "slot", slot}.indices(rows, scale.size(0), "slots");
     if (bias) Argument{op, "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
-    const at::Tensor vt_panels = panels_of(kernel, {op, "vt", vt}, rank, inputs);
-    const at::Tensor u_panels = panels_of(kernel, {op, "u", u}, outputs, rank);
+    const PackedMatrix packed_vt = packed(kernel, {op, "vt", vt}, rank, inputs);
+    const PackedMatrix packed_u = packed(kernel, {op, "u", u}, outputs, rank);
     at::Tensor y = at::empty({rows, outputs}, x.options());
     if (y.numel() == 0) return y;
     const at::Tensor hidden = empty_rows<T>(rows, rank, x.options());
 
     const at::Tensor readable = readable_rows<T>(x);
-    Matmul<T> first = product<T>(readable, vt_panels, hidden);
+    Matmul<T> first = product<T>(readable, packed_vt, hidden);
     scale_rows(first, scale, slot);
     multiply(kernel, first, 0, rows);
-    Matmul<T> second = product<T>(hidden, u_panels, y);
+    Matmul<T> second = product<T>(hidden, packed_u, y);
     second.bias = bias ? data<T>(*bias) : nullptr;
     multiply(kernel, second, 0, rows);
     return y;

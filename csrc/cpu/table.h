@@ -4,6 +4,7 @@
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
 #include "cpu/matmul.h"
+#include "cpu/pack_panels.h"
 #include "cpu/rows.h"
 
 namespace zweave {

@@ -1,0 +1,129 @@
+// The register tile of a product: some rows under one or two panels, over a range of groups of inputs.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/vectors.h"
+
+namespace zweave {
+namespace {
+
+constexpr int kPanelVectors = int(kPanel) / Simd::width;
+constexpr int64_t kTileOutputs = kTilePanels * kPanel;
+constexpr int64_t kLine = 64;
+
+template <class T>
+int64_t groups_of(const Term<T>& term) {
+  return divide_up(term.inputs, kGroup<T>);
+}
+
+// Where a tile's successor will read, as many bytes a group for each panel as the tile reads; a line that is
+// there already costs little.
+struct Ahead {
+  const char* panel[kTilePanels];
+};
+
+inline void prefetch(const char* at) { __builtin_prefetch(at, 0, 2); }
+
+// Weights of a tile, group by group. Quantised ones come as whole numbers, without their scales.
+template <class T, Storage storage>
+struct Stream {
+  // Bytes of a group of inputs in a panel, and of one output of it.
+  static constexpr int64_t step = storage == Storage::plain ? kLine : storage == Storage::int8 ? 32 : 16;
+  static constexpr int64_t output = step / kPanel;
+
+  const char* at;
+  int64_t panel_bytes;
+
+  auto weights(int v) const {
+    const char* from = at + (v / kPanelVectors) * panel_bytes + (v % kPanelVectors) * Simd::width * output;
+    if constexpr (storage == Storage::int8) {
+      return Simd::whole(reinterpret_cast<const int8_t*>(from));
+    } else if constexpr (storage == Storage::int4) {
+      return Simd::whole(reinterpret_cast<const uint8_t*>(from));
+    } else {
+      return Simd::weights(reinterpret_cast<const T*>(from));
+    }
+  }
+};
+
+template <int rows, int panels>
+using Sums = Simd::F[rows][panels * kPanelVectors];
+
+template <int rows, int panels>
+inline __attribute__((always_inline)) void clear(Sums<rows, panels>& sum) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v) sum[r][v] = Simd::set1(0);
+  }
+}
+
+// sum[r][.] += x[row + r] W^T over groups [begin, end) of one term; `stream` stands at `begin`.
+template <class T, int rows, int panels, class Weight>
+inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64_t row, int64_t begin,
+                                                      int64_t end, Weight& stream, Ahead& ahead,
+                                                      Sums<rows, panels>& sum) {
+  constexpr int vectors = panels * kPanelVectors;
+  const int64_t whole = term.inputs / kGroup<T>, last = end < whole ? end : whole;
+  const T* x = term.x + row * term.x_stride + begin * kGroup<T>;
+  const char* next = ahead.panel[0];
+  const int64_t apart = ahead.panel[kTilePanels - 1] - next;
+  for (int64_t k = begin; k < last; ++k, stream.at += Weight::step, x += kGroup<T>, next += Weight::step) {
+    prefetch(next);
+    if constexpr (panels > 1) prefetch(next + apart);
+    decltype(stream.weights(0)) loaded[vectors];
+#pragma GCC unroll 32
+    for (int v = 0; v < vectors; ++v) loaded[v] = stream.weights(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r) {
+      const auto value = Simd::broadcast(x + r * term.x_stride);
+#pragma GCC unroll 32
+      for (int v = 0; v < vectors; ++v) sum[r][v] = Simd::multiply_add(sum[r][v], loaded[v], value);
+    }
+  }
+  if constexpr (kGroup<T> == 2) {
+    if (last < end) {
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        const auto value = Simd::broadcast_last(x + r * term.x_stride);
+#pragma GCC unroll 32
+        for (int v = 0; v < vectors; ++v) {
+          sum[r][v] = Simd::multiply_add(sum[r][v], stream.weights(v), value);
+        }
+      }
+      stream.at += Weight::step;
+    }
+  }
+  for (const char*& at : ahead.panel) at += (end - begin) * Weight::step;
+}
+
+// Calls body.operator()<count>() for a row count known only at run time.
+template <int rows = Simd::max_rows, class Body>
+void with_rows(int64_t count, Body body) {
+  if (count == rows) return body.template operator()<rows>();
+  if constexpr (rows > 1) with_rows<rows - 1>(count, body);
+}
+
+// Turns the sums [count, kTileOutputs] of rows from `row` on into outputs.
+template <class T, int panels>
+void finish(const Matmul<T>& m, int64_t row, int64_t count, int64_t panel, const float* sums) {
+  const int64_t first = panel * kPanel;
+  const int64_t n = m.outputs - first < panels * kPanel ? m.outputs - first : panels * kPanel;
+  for (int64_t r = 0; r < count; ++r, ++row, sums += kTileOutputs) {
+    const float* scale = m.scale ? m.scale + m.slot[row] * m.scale_stride + first : nullptr;
+    const int64_t at = row * m.y_stride + first;
+    for_vectors(n, [&](int64_t i, int64_t part) {
+      Simd::F sum = Simd::load(sums + i);
+      if (scale) sum = Simd::mul(sum, load(scale + i, part));
+      if (m.bias) sum = Simd::add(sum, load(m.bias + first + i, part));
+      if (m.y_f32) {
+        store(m.y_f32 + at + i, sum, part);
+      } else {
+        store(m.y + at + i, sum, part);
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace zweave
