@@ -13,13 +13,14 @@ from filelock import FileLock, Timeout
 
 from zweave.errors import ZweaveError
 
+CACHE_VARIABLE = "ZWEAVE_CACHE"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def cache_dir() -> Path:
     """$ZWEAVE_CACHE, or ~/.cache/zweave; it need not exist yet."""
-    chosen = os.environ.get("ZWEAVE_CACHE") or "~/.cache/zweave"
+    chosen = os.environ.get(CACHE_VARIABLE) or "~/.cache/zweave"
     return Path(os.path.expanduser(chosen)).absolute()
 
 
@@ -79,32 +80,28 @@ def require_space(path: Path, size: int) -> None:
     if free < size:
         raise ZweaveError(
             f"{path} has {free / 1e6:.0f} MB free and {size / 1e6:.0f} MB are needed: "
-            "free some space or set ZWEAVE_CACHE to another disk"
+            f"free some space or set {CACHE_VARIABLE} to another disk"
         )
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full or unwritable disk into a ZweaveError about `path`; other errors pass."""
+    other = f" or set {CACHE_VARIABLE} to another disk" if path.is_relative_to(cache_dir()) else ""
+    full = f"no space left on the disk of {path}: free some{other}"
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise ZweaveError(_full(path)) from None
+            raise ZweaveError(full) from None
         if error.errno in _DENIED or error.errno in (errno.EEXIST, errno.ENOTDIR):
-            raise ZweaveError(
-                f"cannot write {path} ({error.strerror}): mend it or set ZWEAVE_CACHE to another folder"
-            ) from None
+            raise ZweaveError(f"cannot write {path} ({error.strerror}): mend it{other}") from None
         raise
     except Exception as error:
         # safetensors wraps the system's error in a type of its own and keeps only the text.
         if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
-            raise ZweaveError(_full(path)) from None
+            raise ZweaveError(full) from None
         raise
-
-
-def _full(path: Path) -> str:
-    return f"no space left on the disk of {path}: free some or set ZWEAVE_CACHE to another disk"
 
 
 def flush(path: Path) -> None:

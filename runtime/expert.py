@@ -64,6 +64,8 @@ class Expert:
         if self.scope not in get_args(Scope):
             raise ZweaveError(f"the scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}")
         support = Support.parse(self.support)
+        if any("\ud800" <= character <= "\udfff" for character in self.description):
+            raise ZweaveError("the description holds a lone surrogate, which no file can: leave it out")
         if self.first_layer < 0:
             raise ZweaveError(f"first_layer must be at least 0, not {self.first_layer}")
         for module, z in self.z.items():

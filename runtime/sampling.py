@@ -18,13 +18,11 @@ def draw(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
     # The largest score becomes 0 first, so that a tiny temperature overflows to -inf, not to NaN.
     scores = (logits - logits.max()).double() / sampling.temperature
     ids = None
-    if sampling.top_k or sampling.top_p < 1:
-        scores, ids = scores.sort(descending=True, stable=True)
     if sampling.top_k:
-        scores = scores[: sampling.top_k]
-    weights = torch.softmax(scores, dim=-1)
+        scores, ids = _largest(scores, sampling.top_k)
     if sampling.top_p < 1:
-        weights = weights * (weights.cumsum(0) - weights < sampling.top_p)
+        scores, ids = _nucleus(scores, ids, sampling.top_p)
+    weights = torch.softmax(scores, dim=-1)
     if sampling.min_p > 0:
         weights = weights * (weights >= sampling.min_p * weights.max())
     cumulative = weights.cumsum(0)
@@ -33,6 +31,30 @@ def draw(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
     # Rounding may put the draw past the last token that was kept.
     choice = min(choice, int(weights.nonzero()[-1]))
     return choice if ids is None else int(ids[choice])
+
+
+def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest scores in descending order and their ids, the lowest ids first where they are equal."""
+    least = scores.topk(min(count, scores.numel())).values[-1]
+    ids = (scores >= least).nonzero().flatten()
+    ordered, order = scores[ids].sort(descending=True, stable=True)
+    return ordered[:count], ids[order[:count]]
+
+
+def _nucleus(scores: Tensor, ids: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
+    """The largest scores, in descending order, that together first have a share of the probability, and ids.
+
+    ids: those of scores already in descending order, or None. Sorting a whole vocabulary takes milliseconds
+    and the nucleus is mostly small: heads of growing size are looked at until one holds it.
+    """
+    whole, count = scores.exp().sum(), scores.numel() if ids is not None else 256
+    while True:
+        head, order = (scores, ids) if ids is not None else _largest(scores, count)
+        weights = head.exp() / whole
+        kept = weights.cumsum(0) - weights < share
+        if count >= scores.numel() or not kept[-1]:
+            return head[kept], order[kept]
+        count *= 8
 
 
 def logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprob:

@@ -61,10 +61,14 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     ],
     ids=["full", "quota", "safetensors"],
 )
-def test_full_disk_is_one_clear_line(tmp_path, error):
-    message = r"no space left on the disk of .*entry.*ZWEAVE_CACHE"
-    with pytest.raises(ZweaveError, match=message), atomic_directory(tmp_path / "entry"):
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, in_cache, error):
+    if in_cache:
+        monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path))
+    message = r"^no space left on the disk of .*entry: free some( or set ZWEAVE_CACHE to another disk)?$"
+    with pytest.raises(ZweaveError, match=message) as caught, atomic_directory(tmp_path / "entry"):
         raise error
+    assert ("ZWEAVE_CACHE" in str(caught.value)) is in_cache
     assert os.listdir(tmp_path) == []
 
 

@@ -131,6 +131,7 @@ def test_loaded_expert_does_not_hang_on_its_file(tmp_path):
         ({"first_layer": 1}, f"{Q} lies below first_layer"),
         ({"first_layer": -1}, "at least 0"),
         ({"support": "leading 72"}, "support"),
+        ({"description": "caf\udce9"}, "lone surrogate"),
     ],
 )
 def test_wrong_experts_are_refused(fields, message):

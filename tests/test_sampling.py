@@ -81,3 +81,27 @@ def test_a_tiny_temperature_is_greedy() -> None:
 
 def test_more_logprobs_than_tokens() -> None:
     assert len(logprobs(torch.zeros(3), 0, 50).top) == 3
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, top_p=0.9),
+        Sampling(temperature=3.0, top_p=0.97),
+        Sampling(temperature=1.0, top_k=40),
+        Sampling(temperature=1.0, top_k=300, top_p=0.8, min_p=0.01),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_large_vocabulary_is_cut_as_by_a_whole_sort(sampling: Sampling, ties: bool) -> None:
+    logits = torch.randn(20_000, generator=torch.Generator().manual_seed(2))
+    if ties:
+        logits = (logits * 4).round() / 4
+    scores, order = (logits.double() / sampling.temperature).sort(descending=True, stable=True)
+    weights = scores[: sampling.top_k or None].softmax(0)
+    weights = weights * (weights.cumsum(0) - weights < sampling.top_p)
+    weights = weights * (weights >= sampling.min_p * weights.max())
+    allowed = set(order[: len(weights)][weights > 0].tolist())
+    drawn = {draw(logits, sampling, 1, index) for index in range(300)}
+    assert drawn <= allowed and len(drawn) > 5
