@@ -9,14 +9,13 @@ few mixtures made at a time, so it streams the table once. Experts are added in 
 other: a mixture is the same bit for bit whatever is mixed beside it. See docs/kernels/mix.md.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from zweave.kernels.operands import check_device, on_device_of
 from zweave.kernels.optional_triton import tl, triton
-from zweave.kernels.svf_linear import check_device
 
 
 def mix_ref(table: Tensor, alpha: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def mix_triton(table: Tensor, alpha: Tensor) -> Tensor:
     if z.numel() == 0:
         return z
     config = mix_config(R)
-    with torch.cuda.device(table.device) if table.is_cuda else nullcontext():
+    with on_device_of(table):
         _mix_kernel[(triton.cdiv(R, config.block_r), B)](
             table,
             alpha,

@@ -1,50 +1,46 @@
-"""The Triton kernels: interpreted on a CPU, compiled ahead of time, and on a GPU where there is one."""
+"""The Triton kernels: interpreted on a CPU, and on a GPU where there is one. See also test_triton_compile.py."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
+from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from zweave.kernels import mix, svf_linear
-from zweave.kernels.mix import _mix_kernel, mix_config, mix_triton
-from zweave.kernels.svf_linear import TileConfig, _svf_linear_kernel, svf_linear_triton, tile_config
+from zweave.kernels.mix import mix_triton
+from zweave.kernels.operands import plain
+from zweave.kernels.product import linear_triton
+from zweave.kernels.quantize import Quantized, quantize
+from zweave.kernels.svf_delta_linear import svf_delta_linear_ref, svf_delta_linear_triton
+from zweave.kernels.svf_linear import svf_linear_ref, svf_linear_triton
+from zweave.kernels.svf_linear_mixed import svf_linear_mixed_ref, svf_linear_mixed_triton
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 Launch = Callable[..., Tensor]
+# T, M, N, R
 SHAPES = {
     "empty": (0, 24, 40, 24),
     "one token": (1, 576, 192, 192),
     "63 tokens": (63, 100, 33, 33),
     "199 tokens": (199, 63, 199, 63),
-    "wide": (5, 1000, 96, 96),
-    "deep": (3, 40, 1000, 40),
+    "1000 outputs": (5, 1000, 96, 96),
+    "1000 inputs, in parts side by side": (3, 40, 1000, 40),
     "rank below a tile": (17, 130, 70, 5),
 }
-# Shared memory that one program may use, in bytes (CUDA programming guide, technical specifications).
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
-TOKENS = (1, 16, 17, 33, 65, 128, 4096)
-OUT_FEATURES = (192, 576, 14336)
-# The fast tests make do with Hopper and rows that begin at multiples of 16 values.
-COMPILE_CASES = [
-    pytest.param(90, True, id="sm_90-aligned"),
-    *(
-        pytest.param(arch, aligned, id=f"sm_{arch}-{'aligned' if aligned else 'odd'}", marks=pytest.mark.slow)
-        for arch, aligned in product(SHARED_MEMORY, (True, False))
-        if (arch, aligned) != (90, True)
-    ),
-]
+FEW = {
+    name: SHAPES[name] for name in ("empty", "one token", "63 tokens", "1000 inputs, in parts side by side")
+}
+FORMATS = pytest.mark.parametrize("format", [None, "int8", "int8 groups", "int4", "fp8"])
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"]
+)
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -62,19 +58,43 @@ def interpreted() -> Iterator[Launch]:
 
 
 def problem(
-    tokens: int, out_features: int, in_features: int, rank: int, dtype: torch.dtype
+    tokens: int,
+    out_features: int,
+    in_features: int,
+    rank: int,
+    dtype: torch.dtype,
+    format: str | None = None,
 ) -> SimpleNamespace:
-    """Random operands of svf_linear with results of size one; three slots."""
+    """Random operands of the linears with results of size one; three slots or experts."""
     random = torch.Generator().manual_seed(tokens + out_features)
     normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
-    return SimpleNamespace(
+    p = SimpleNamespace(
         x=normal(tokens, in_features).to(dtype),
+        w=(normal(out_features, in_features) / in_features**0.5).to(dtype),
         vt=(normal(rank, in_features) / in_features**0.5).to(dtype),
         u=(normal(out_features, rank) / rank**0.5).to(dtype),
         scale=torch.rand(3, rank, generator=random) + 0.5,
         slot=torch.randint(0, 3, (tokens,), generator=random, dtype=torch.int32),
+        alpha=torch.rand(tokens, 3, generator=random) / 3,
         bias=normal(out_features).to(dtype),
     )
+    if format is not None:
+        group = 64 if format == "int8 groups" else None
+        p.vt, p.u = (quantize(weight, format.split()[0], group) for weight in (p.vt, p.u))
+    return p
+
+
+def fenced(weight: Quantized) -> Quantized:
+    """A copy whose values and scales lie in the middle of poison, each in one piece."""
+
+    def fence(tensor: Tensor, poison: float) -> Tensor:
+        around = torch.full((tensor.numel() + 64,), poison).to(tensor.dtype)
+        around[32:-32] = tensor.flatten()
+        return around[32:-32].view(tensor.shape)
+
+    nan = float("nan")
+    data = fence(weight.data, nan if weight.format == "fp8" else 99)
+    return Quantized(data, fence(weight.scale, nan), weight.shape, weight.format, weight.group)
 
 
 def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,20 +109,165 @@ def cut(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def expected(p: SimpleNamespace, bias: bool = True, to: Callable[..., Tensor] = rounded) -> Tensor:
-    """The float64 result, with the value between the products and the result brought to x's dtype."""
-    hidden = to(p.x.double() @ p.vt.double().T * p.scale[p.slot.long()].double(), p.x.dtype)
-    return to(hidden @ p.u.double().T + (p.bias.double() if bias else 0), p.x.dtype)
+    """svf_linear in float64, with the value between the products and the result brought to x's dtype."""
+    return through_factors(p, p.scale[p.slot.long()], p.bias.double() if bias else 0, to)
+
+
+def through_factors(
+    p: SimpleNamespace, scale: Tensor, rest: Tensor | float, to: Callable[..., Tensor] = rounded
+) -> Tensor:
+    """u @ (scale * (vt @ x)) + rest in float64."""
+    hidden = to(p.x.double() @ plain(p.vt).double().T * scale.double(), p.x.dtype)
+    return to(hidden @ plain(p.u).double().T + rest, p.x.dtype)
+
+
+def expected_delta(p: SimpleNamespace, to: Callable[..., Tensor] = rounded) -> Tensor:
+    """svf_delta_linear in float64; `scale` is the delta, whose row 0 is not looked at."""
+    dense = p.x.double() @ p.w.double().T + p.bias.double()
+    adapted = through_factors(p, p.scale[p.slot.long()], dense, to)
+    return torch.where((p.slot != 0)[:, None], adapted, to(dense, p.x.dtype))
+
+
+@pytest.fixture
+def guard(guarded) -> Callable[..., list[Tensor | Quantized]]:
+    return lambda *operands: [fenced(t) if isinstance(t, Quantized) else guarded(t) for t in operands]
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@DTYPES
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_interpreted_svf_linear(shape, dtype, bias, interpreted, guarded, tolerance) -> None:
+def test_interpreted_svf_linear(shape, dtype, bias, interpreted, guard, tolerance) -> None:
     p = problem(*shape, dtype)
-    operands = [guarded(t) for t in (p.x, p.vt, p.u, p.scale, p.slot)]
-    y = interpreted(svf_linear_triton, *operands, guarded(p.bias) if bias else None)
+    y = interpreted(svf_linear_triton, *guard(p.x, p.vt, p.u, p.scale, p.slot, *([p.bias] if bias else [])))
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), expected(p, bias, cut), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("format", ["int8", "int8 groups", "int4", "fp8"])
+@DTYPES
+@pytest.mark.parametrize("shape", FEW.values(), ids=FEW)
+def test_interpreted_svf_linear_with_quantised_factors(
+    shape, dtype, format, interpreted, guard, tolerance
+) -> None:
+    p = problem(*shape, dtype, format)
+    y = interpreted(svf_linear_triton, *guard(p.x, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(y.double(), expected(p, True, cut), **tolerance(dtype))
+
+
+@FORMATS
+@DTYPES
+@pytest.mark.parametrize("shape", FEW.values(), ids=FEW)
+def test_interpreted_svf_linear_mixed(shape, dtype, format, interpreted, guard, tolerance) -> None:
+    p = problem(*shape, dtype, format)
+    y = interpreted(svf_linear_mixed_triton, *guard(p.x, p.vt, p.u, p.scale, p.alpha, p.bias))
+    wanted = through_factors(p, p.alpha.double() @ p.scale.double(), p.bias.double(), cut)
+    torch.testing.assert_close(y.double(), wanted, **tolerance(dtype))
+
+
+def test_interpreted_mixture_is_the_slot_of_the_same_mixture(interpreted) -> None:
+    p = problem(9, 40, 70, 40, torch.bfloat16)
+    mixed = interpreted(svf_linear_mixed_triton, p.x, p.vt, p.u, p.scale, p.alpha)
+    rows = interpreted(mix_triton, p.scale, p.alpha)
+    slot = torch.arange(9, dtype=torch.int32)
+    assert torch.equal(mixed, interpreted(svf_linear_triton, p.x, p.vt, p.u, rows, slot))
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_interpreted_delta(shape, dtype, interpreted, guard, tolerance) -> None:
+    p = problem(*shape, dtype)
+    p.scale[0] = float("nan")
+    y = interpreted(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), expected_delta(p, cut), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("format", ["int8", "int8 groups", "int4", "fp8"])
+@DTYPES
+@pytest.mark.parametrize("shape", FEW.values(), ids=FEW)
+def test_interpreted_delta_with_quantised_factors(
+    shape, dtype, format, interpreted, guard, tolerance
+) -> None:
+    p = problem(*shape, dtype, format)
+    p.scale[0] = float("nan")
+    y = interpreted(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(y.double(), expected_delta(p, cut), **tolerance(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("slots", [(0, 0, 0), (0, 2, 0)], ids=["base alone", "base beside another"])
+@pytest.mark.parametrize("shape", [(3, 40, 1000, 40), (3, 130, 64, 64)], ids=str)
+def test_interpreted_slot_0_is_the_dense_product_to_the_bit(shape, slots, dtype, interpreted) -> None:
+    p = problem(*shape, dtype)
+    p.scale[0] = float("nan")
+    slot = torch.tensor(slots, dtype=torch.int32)
+    y = interpreted(svf_delta_linear_triton, p.x, p.w, p.vt, p.u, p.scale, slot, p.bias)
+    dense = interpreted(linear_triton, p.x, p.w, p.bias)
+    assert torch.equal(y[slot == 0].view(torch.uint8), dense[slot == 0].view(torch.uint8))
+    assert not torch.equal(y[slot != 0], dense[slot != 0]) or not any(slots)
+
+
+@FORMATS
+def test_interpreted_delta_of_no_components_is_the_dense_product(format, interpreted) -> None:
+    p = problem(3, 40, 24, 0, torch.float32)
+    if format:
+        p.vt, p.u = quantize(p.vt, format.split()[0]), quantize(torch.empty(40, 0), format.split()[0])
+    y = interpreted(svf_delta_linear_triton, p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+    assert torch.equal(y, interpreted(linear_triton, p.x, p.w, p.bias))
+
+
+def test_interpreted_delta_never_reads_a_slot_outside_the_table(interpreted, guard, tolerance) -> None:
+    p = problem(6, 40, 24, 24, torch.float32)
+    right = expected_delta(p)
+    slot = p.slot.clone()
+    slot[[0, 2, 3, 5]] = torch.tensor([-1, 3, 2**31 - 1, -(2**31)], dtype=torch.int32)
+    y = interpreted(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, slot, p.bias))
+    assert y[[0, 2, 3, 5]].isnan().all()
+    torch.testing.assert_close(y[[1, 4]].double(), right[[1, 4]], **tolerance(torch.float32))
+
+
+@pytest.mark.parametrize("out_dtype", [None, torch.float32], ids=["x's dtype", "f32"])
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_interpreted_linear(shape, dtype, out_dtype, interpreted, guard, tolerance) -> None:
+    p = problem(*shape, dtype)
+    y = interpreted(partial(linear_triton, out_dtype=out_dtype), *guard(p.x, p.w, p.bias))
+    wanted = p.x.double() @ p.w.double().T + p.bias.double()
+    assert y.dtype == (out_dtype or dtype)
+    torch.testing.assert_close(y.double(), cut(wanted, y.dtype), **tolerance(y.dtype))
+
+
+def test_interpreted_4096_tokens(interpreted, guard, tolerance) -> None:
+    p = problem(4096, 17, 40, 8, torch.bfloat16)
+    y = interpreted(svf_linear_triton, *guard(p.x, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(y.double(), expected(p, True, cut), **tolerance(torch.bfloat16))
+    y = interpreted(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(y.double(), expected_delta(p, cut), **tolerance(torch.bfloat16))
+
+
+def test_interpreted_parts_in_turn_give_the_bits_of_parts_side_by_side(interpreted, guard, tolerance) -> None:
+    """Many tiles sum their parts in one program, few tiles in a program each."""
+    p = problem(2200, 65, 520, 8, torch.float32)
+    many = interpreted(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(many.double(), expected_delta(p, cut), **tolerance(torch.float32))
+    few = interpreted(svf_delta_linear_triton, p.x[:64], p.w, p.vt, p.u, p.scale, p.slot[:64], p.bias)
+    assert torch.equal(few, many[:64])
+    many = interpreted(linear_triton, p.x, p.w, p.bias)
+    assert torch.equal(interpreted(linear_triton, p.x[:64], p.w, p.bias), many[:64])
+
+
+@FORMATS
+@DTYPES
+def test_references(dtype, format, tolerance) -> None:
+    p = problem(17, 130, 70, 5, dtype, format)
+    as_is = lambda value, dtype: value  # noqa: E731
+    y = svf_linear_ref(p.x, p.vt, p.u, p.scale, p.slot, p.bias)
+    torch.testing.assert_close(y.double(), expected(p, True, as_is), **tolerance(dtype))
+    y = svf_linear_mixed_ref(p.x, p.vt, p.u, p.scale, p.alpha, p.bias)
+    wanted = through_factors(p, p.alpha.double() @ p.scale.double(), p.bias.double(), as_is)
+    torch.testing.assert_close(y.double(), wanted, **tolerance(dtype))
+    y = svf_delta_linear_ref(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+    torch.testing.assert_close(y.double(), expected_delta(p, as_is), **tolerance(dtype))
 
 
 def test_interpreted_svf_linear_never_reads_a_slot_outside_the_table(interpreted, guarded, tolerance) -> None:
@@ -125,100 +290,6 @@ def test_interpreted_mix(shape, interpreted, guarded, tolerance) -> None:
     torch.testing.assert_close(z.double(), alpha.double() @ table.double(), **tolerance(torch.float32))
 
 
-def compiled(
-    kernel: Any, arch: int, types: dict[str, str], constants: dict[str, object], aligned: bool, **options: int
-) -> Any:
-    """Compiles a kernel for an architecture. types: by argument; aligned: pointers and strides are by 16."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    fixed = {"T", "S", "E"} | set(constants)
-    attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if aligned and name not in fixed
-    }
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def resources(binary, folder: Path) -> dict[str, int]:
-    """Registers, stack, local and shared memory of a compiled kernel, as cuobjdump sees them."""
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(binary.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    listing = subprocess.check_output([tool, "--dump-resource-usage", cubin], text=True)
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
-    return found | {"SHARED": binary.metadata.shared}
-
-
-def compile_svf_linear(arch: int, dtype: torch.dtype, tile: TileConfig, first: bool, aligned: bool) -> Any:
-    """The first product (scale and slot) or the second (bias)."""
-    value = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
-    types = dict.fromkeys(_svf_linear_kernel.arg_names, "i32") | dict.fromkeys(("x", "w", "y", "bias"), value)
-    types |= {"scale": "*fp32", "slot": "*i32"}
-    constants = dict.fromkeys(("bias",) if first else ("scale", "slot"))
-    constants |= {"HAS_SCALE": first, "HAS_BIAS": not first, "UPCAST": False}
-    constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    return compiled(_svf_linear_kernel, arch, types, constants, aligned, **options)
-
-
-def tiles(dtype: torch.dtype, arch: int, aligned: bool) -> list[TileConfig]:
-    """Every tile that the heuristic picks for an architecture."""
-    capability = divmod(arch, 10)
-    picked = {tile_config(t, m, dtype, capability, aligned) for t in TOKENS for m in OUT_FEATURES}
-    return sorted(picked, key=str)
-
-
-@pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    return tmp_path
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
-@pytest.mark.parametrize(("arch", "aligned"), COMPILE_CASES)
-def test_every_tile_compiles_without_spills_to_one_instruction(arch, dtype, aligned, fresh_cache) -> None:
-    instruction = INSTRUCTION[arch] if dtype == torch.bfloat16 else "fma.rn.f32"
-    for tile in tiles(dtype, arch, aligned):
-        for first in (True, False):
-            binary = compile_svf_linear(arch, dtype, tile, first, aligned)
-            used = resources(binary, fresh_cache)
-            print(f"sm_{arch} {dtype} {tile} {'first' if first else 'second'}: {used}")
-            assert used["STACK"] == used["LOCAL"] == 0, "spills"
-            assert used["SHARED"] <= SHARED_MEMORY[arch]
-            # Another kind of instruction might sum in another order.
-            ptx = binary.asm["ptx"]
-            assert instruction in ptx
-            assert not any(other in ptx for other in set(INSTRUCTION.values()) - {instruction})
-
-
-@pytest.mark.parametrize("arch", SHARED_MEMORY, ids="sm_{}".format)
-def test_mix_compiles_without_spills(arch, fresh_cache) -> None:
-    for config in {mix_config(576), mix_config(97920)}:
-        types = dict.fromkeys(_mix_kernel.arg_names, "i32") | dict.fromkeys(("table", "alpha", "z"), "*fp32")
-        constants = {"BLOCK_R": config.block_r}
-        binary = compiled(_mix_kernel, arch, types, constants, True, num_warps=config.num_warps)
-        used = resources(binary, fresh_cache)
-        print(f"sm_{arch} {config}: {used}")
-        assert used["STACK"] == used["LOCAL"] == 0
-
-
-def test_summation_step_depends_on_the_dtype_alone() -> None:
-    for dtype in (torch.bfloat16, torch.float32):
-        configs = {
-            tile_config(tokens, out_features, dtype, capability, aligned)
-            for tokens in TOKENS
-            for out_features in OUT_FEATURES
-            for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))
-            for aligned in (True, False)
-        }
-        assert len(configs) > 1
-        assert len({config.block_n for config in configs}) == 1
-
-
 def test_a_cpu_tensor_without_the_interpreter_is_refused_by_name() -> None:
     p = problem(2, 4, 4, 4, torch.float32)
     with pytest.raises(NotImplementedError, match=r"device cpu.*torch\.float32"):
@@ -230,8 +301,8 @@ def test_a_cpu_tensor_without_the_interpreter_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("x", lambda t: t.half(), "must be bfloat16 or float32, not torch.float16"),
-        ("x", lambda t: t[None], "must be matrices"),
+        ("x", lambda t: t.double(), "must be bfloat16, float16 or float32, not torch.float64"),
+        ("x", lambda t: t[None], "x must be a matrix"),
         ("vt", lambda t: t[:-1], r"vt must be \[4, 6\]"),
         ("u", lambda t: t.bfloat16(), r"u must be \[5, 4\] torch.float32"),
         ("scale", lambda t: t.double(), "torch.float32 on cpu, not .* torch.float64"),
@@ -246,6 +317,34 @@ def test_launcher_names_the_wrong_argument(name, change, message, interpreted) -
     setattr(p, name, change(getattr(p, name)))
     with pytest.raises(ValueError, match=message):
         interpreted(svf_linear_triton, p.x, p.vt, p.u, p.scale, p.slot, p.bias)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("w", lambda t: t[:-1], r"svf_delta_linear: w must be \[5, 6\]"),
+        ("w", lambda t: t.half(), "w must be .* torch.float32"),
+        (
+            "u",
+            lambda t: quantize(t, "int8", 32),
+            "u has groups of 32 inputs, the kernels want one scale a row or groups",
+        ),
+        ("vt", lambda t: quantize(t[:-1], "int4"), r"vt must be \[40, 6\] on cpu, not \[39, 6\]"),
+        ("u", lambda t: t[0], "u must be a matrix"),
+        ("slot", lambda t: t.long(), "slot must be .* torch.int32"),
+    ],
+)
+def test_delta_launcher_names_the_wrong_argument(name, change, message, interpreted) -> None:
+    p = problem(7, 5, 6, 40, torch.float32)
+    setattr(p, name, change(getattr(p, name)))
+    with pytest.raises(ValueError, match=message):
+        interpreted(svf_delta_linear_triton, p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+
+
+def test_mixed_launcher_names_the_wrong_argument(interpreted) -> None:
+    p = problem(7, 5, 6, 4, torch.float32)
+    with pytest.raises(ValueError, match=r"svf_linear_mixed: alpha must be \[7, 3\]"):
+        interpreted(svf_linear_mixed_triton, p.x, p.vt, p.u, p.scale, p.alpha[:, :2])
 
 
 def test_without_triton_the_cpu_ops_work_and_a_launch_says_what_is_missing() -> None:
@@ -303,3 +402,64 @@ def test_mix_on_a_gpu(guarded, tolerance) -> None:
     z = mix(guarded(table.cuda()), guarded(alpha.cuda()))
     torch.testing.assert_close(z.cpu().double(), alpha.double() @ table.double(), **tolerance(torch.float32))
     assert torch.equal(mix(table.cuda(), alpha[2:3].cuda()), z[2:3])
+
+
+def on_gpu(*operands: Tensor | Quantized) -> list[Tensor | Quantized]:
+    return [operand.to("cuda") for operand in operands]
+
+
+@needs_cuda
+@FORMATS
+@DTYPES
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (40, 1536, 576, 576), (4096, 512, 1024, 128)], ids=str)
+def test_factors_of_every_format_on_a_gpu(shape, dtype, format, tolerance, poisoned_outputs) -> None:
+    p = problem(*shape, dtype, format)
+    y = svf_linear_triton(*on_gpu(p.x, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(y.cpu().double(), expected(p), **tolerance(dtype))
+    y = svf_linear_mixed_triton(*on_gpu(p.x, p.vt, p.u, p.scale, p.alpha, p.bias))
+    wanted = through_factors(p, p.alpha.double() @ p.scale.double(), p.bias.double())
+    torch.testing.assert_close(y.cpu().double(), wanted, **tolerance(dtype))
+
+
+@needs_cuda
+@FORMATS
+@DTYPES
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (40, 1536, 576, 576), (4096, 512, 1024, 128)], ids=str)
+def test_delta_on_a_gpu(shape, dtype, format, tolerance, poisoned_outputs) -> None:
+    p = problem(*shape, dtype, format)
+    p.scale[0] = float("nan")
+    x, w, vt, u, delta, slot, bias = on_gpu(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+    y = svf_delta_linear_triton(x, w, vt, u, delta, slot, bias)
+    torch.testing.assert_close(y.cpu().double(), expected_delta(p), **tolerance(dtype))
+    assert torch.equal(y[slot == 0], linear_triton(x, w, bias)[slot == 0])
+
+
+@needs_cuda
+@FORMATS
+def test_no_row_of_any_format_depends_on_its_batch_on_a_gpu(format) -> None:
+    p = problem(1000, 576, 1536, 256, torch.bfloat16, format)
+    x, w, vt, u, delta, slot, bias = on_gpu(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+    factored = svf_linear_triton(x, vt, u, delta, slot, bias)
+    added = svf_delta_linear_triton(x, w, vt, u, delta, slot, bias)
+    for tokens in (1, 16, 17, 40, 65, 100, 500):
+        part = slice(0, tokens)
+        assert torch.equal(svf_linear_triton(x[part], vt, u, delta, slot[part], bias), factored[part]), tokens
+        alone = svf_delta_linear_triton(x[part], w, vt, u, delta, slot[part], bias)
+        assert torch.equal(alone, added[part]), tokens
+
+
+@needs_cuda
+def test_a_captured_graph_replays_beside_eager_launches_on_a_gpu() -> None:
+    p = problem(4, 576, 4096, 576, torch.bfloat16)
+    operands = on_gpu(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+    wanted = svf_delta_linear_triton(*operands)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = svf_delta_linear_triton(*operands)
+    side = torch.cuda.Stream()
+    for _ in range(50):
+        with torch.cuda.stream(side):
+            graph.replay()
+        assert torch.equal(svf_delta_linear_triton(*operands), wanted)
+    torch.cuda.synchronize()
+    assert torch.equal(y, wanted)
