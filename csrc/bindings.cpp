@@ -57,17 +57,17 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
                        OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
                        at::Tensor ways, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
-                       int64_t u_group) {
+                       int64_t u_group, OptionalTensor supports) {
              std::optional<PackedMatrix> packed_vt, packed_u;
              if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
              if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
              return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,
-                                  scale,       delta,        bias,  ways};
+                                  scale,       delta,        bias,  ways,      supports};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
            py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"),
            py::arg("vt_scale") = py::none(), py::arg("u_scale") = py::none(), py::arg("vt_group") = 0,
-           py::arg("u_group") = 0);
+           py::arg("u_group") = 0, py::arg("supports") = py::none());
 
   py::class_<DecoderLayer>(m, "DecoderLayer")
       .def(py::init([](at::Tensor input_norm, at::Tensor mlp_norm, OptionalTensor q_norm,

@@ -23,6 +23,7 @@ class AdaptedLinear:
         delta: Tensor | None,
         bias: Tensor | None,
         ways: Tensor,
+        supports: Tensor | None = None,
         vt_scale: Tensor | None = None,
         u_scale: Tensor | None = None,
         vt_group: int = 0,

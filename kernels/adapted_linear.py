@@ -40,6 +40,7 @@ class AdaptedLinear:
     delta: [S, K] float32, sigma * (z - 1) of each slot's leading components, or None.
     bias: [M], or None.
     ways: [S] uint8, the `Way` of each slot; None if `scale` is all there is and every slot is factored.
+    supports: [S] int32, how many leading components of each slot's delta may be other than zero; all K if None.
     merged: slot -> its own weight W' [M, N], for slots that go that way.
     """
 
@@ -51,6 +52,7 @@ class AdaptedLinear:
     delta: Tensor | None
     bias: Tensor | None
     ways: Tensor | None
+    supports: Tensor | None = None
     merged: dict[int, Packed] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, slot: Tensor, all_factored: bool = False) -> Tensor:

@@ -27,7 +27,6 @@ from zweave.kernels.rms_norm import add_rms_norm, rms_norm
 from zweave.kernels.rope import rope
 from zweave.kernels.silu_mul import silu_mul
 
-
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -221,6 +220,7 @@ def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
         delta=linear.delta,
         bias=linear.bias,
         ways=ways,
+        supports=linear.supports,
         vt_scale=None if linear.vt is None else linear.vt.scale,
         u_scale=None if linear.u is None else linear.u.scale,
         vt_group=0 if linear.vt is None else linear.vt.group,

@@ -117,6 +117,7 @@ class Bank:
         self.delta = torch.full((slots, _width(self._leading)), math.nan, dtype=torch.float32, device=device)
         self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
         self._own_ways = self.ways.clone()
+        self.supports = torch.zeros(len(self._sigmas), slots, dtype=torch.int32)
         self._write(0, self._rows({}))
         self._experts: dict[str, Registered] = {}
         self._free = list(range(slots - 1, 0, -1))
@@ -137,6 +138,10 @@ class Bank:
     def ways_of(self, module: str) -> Tensor:
         """A matrix's row of the table of ways, [S] uint8, a view."""
         return self.ways[list(self._sigmas).index(module)]
+
+    def supports_of(self, module: str) -> Tensor:
+        """How many leading components of a matrix each slot adapts, [S] int32, a view."""
+        return self.supports[list(self._sigmas).index(module)]
 
     def digest_of(self, slot: int) -> str:
         """Digest of the mixture whose row a slot holds, "" if it holds none."""
@@ -307,6 +312,7 @@ class Bank:
         row = np.empty(self.table.shape[1])
         delta = np.empty(self.delta.shape[1])
         ways = np.empty(len(self._sigmas), dtype=np.uint8)
+        supports = np.empty(len(self._sigmas), dtype=np.int32)
         for index, (module, sigma) in enumerate(self._sigmas.items()):
             scale = scales.get(module, sigma)
             row[self._columns[module]] = scale
@@ -314,7 +320,7 @@ class Bank:
             lost = self._max_error * sigma[:1].sum()
             differs = np.flatnonzero(np.abs(scale - sigma) > lost)
             delta[self._leading[module]] = (scale - sigma)[: plan.leading]
-            support = int(differs[-1]) + 1 if differs.size else 0
+            support = supports[index] = int(differs[-1]) + 1 if differs.size else 0
             way = plan.way(support)
             if way is None:
                 raise ZweaveError(
@@ -324,24 +330,26 @@ class Bank:
             ways[index] = way
         if not (np.abs(row) < np.finfo(np.float32).max).all():
             raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
-        return _Rows(
-            *(torch.from_numpy(part) for part in (row.astype(np.float32), delta.astype(np.float32), ways))
-        )
+        parts = row.astype(np.float32), delta.astype(np.float32), ways, supports
+        return _Rows(*map(torch.from_numpy, parts))
 
     def _write(self, slot: int, rows: "_Rows") -> None:
         self.table[slot].copy_(rows.scale)
         self.delta[slot].copy_(rows.delta)
         self.ways[:, slot].copy_(rows.ways)
         self._own_ways[:, slot].copy_(rows.ways)
+        self.supports[:, slot].copy_(rows.supports)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What a slot holds: scale [sum of R] and delta [sum of K] float32, ways [matrices] uint8."""
+    """What a slot holds: scale [sum of R] and delta [sum of K] float32, ways [matrices] uint8 and supports
+    [matrices] int32."""
 
     scale: Tensor
     delta: Tensor
     ways: Tensor
+    supports: Tensor
 
 
 def _columns(sizes: Mapping[str, int]) -> dict[str, slice]:

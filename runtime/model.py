@@ -60,6 +60,7 @@ class Weights:
             delta=self._bank.leading(module) if plan.leading else None,
             bias=self.tensor(bias) if bias in self._present else None,
             ways=self._bank.ways_of(module) if plan.dense else None,
+            supports=self._bank.supports_of(module) if plan.leading else None,
         )
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:

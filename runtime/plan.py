@@ -94,11 +94,14 @@ def memory(plan: Plan, value_bytes: int) -> int:
 
 
 def worthwhile_components(shape: tuple[int, int]) -> int:
-    """An eighth of the components, in whole panels, or fewer where W and a delta would cost more than all
-    factors do: M N + K (M + N) weights against R (M + N)."""
+    """The most components, in whole panels, for which W and a delta cost no more than all factors do.
+
+    Both read and multiply weights in the same way, so the smaller number of weights wins:
+    M N + K (M + N) < R (M + N).
+    """
     M, N = shape
-    best = int(min(M, N) - M * N / (M + N)) // COMPONENT_STEP * COMPONENT_STEP
-    return max(0, min(best, _panels(min(M, N) / 8 + COMPONENT_STEP - 1)))
+    best = min(M, N) - M * N / (M + N)
+    return max(0, int(best) // COMPONENT_STEP * COMPONENT_STEP)
 
 
 def _gain(shape: tuple[int, int]) -> float:

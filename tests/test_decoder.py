@@ -119,10 +119,8 @@ def run(
     residual = torch.randn(len(slots), hidden, generator=random)
     step = replace(batch(slots), all_factored=all_factored)
     with torch.inference_mode():
-        if native:
-            y = decoder(x, residual, step)
-        else:
-            y = decoder_ref(decoder.config, decoder.layers, x, residual, step)
+        reference = decoder_ref(decoder.config, decoder.layers, x, residual, step) if not native else None
+        y = decoder(x, residual, step) if reference is None else reference
     caches = [cache for part in decoder.layers for cache in (part.k_cache.clone(), part.v_cache.clone())]
     return [y, residual, *caches]
 
@@ -201,6 +199,26 @@ def test_a_slot_with_weights_of_its_own(dtype) -> None:
     decoder.set_merged(0, "q", 3, None)
     with pytest.raises(RuntimeError, match="slot 3 goes way 3"):
         run(decoder, slots, True, dtype, hidden)
+
+
+@DTYPES
+def test_components_that_no_slot_of_a_run_needs_change_no_bit(dtype) -> None:
+    hidden = 40
+    whole = layer(3, dtype, hidden, True)
+    parts = {}
+    for name in ("q", "k", "v", "o", "gate", "up", "down"):
+        part = getattr(whole, name)
+        supports = torch.tensor([0, 0, 3, 0, part.delta.shape[1]], dtype=torch.int32)
+        part.delta[2, 3:] = 0
+        parts[name] = replace(part, supports=supports)
+    slots = [2, 2, 0, 4, 2]
+    few = Decoder(config(), [replace(whole, **parts)])
+    for got, want in zip(
+        run(few, slots, True, dtype, hidden),
+        run(Decoder(config(), [whole]), slots, True, dtype, hidden),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 def test_no_tokens() -> None:

@@ -26,8 +26,8 @@ COSTS = CostModel(bytes_per_second=3e10, flops_per_second=4e11, call_seconds=1e-
 def test_all_ways_are_open_without_a_budget() -> None:
     plan = make_plan(SHAPES)
     assert all(matrix.dense and matrix.factored and matrix.leading for matrix in plan.values())
-    assert plan[Q].leading == 80 and plan[K].leading == 32
-    assert [plan[Q].way(n) for n in (0, 1, 80, 81, 576)] == [
+    assert plan[Q].leading == 288 and plan[K].leading == 48
+    assert [plan[Q].way(n) for n in (0, 1, 288, 289, 576)] == [
         Way.DENSE, Way.DELTA, Way.DELTA, Way.FACTORED, Way.FACTORED
     ]  # fmt: skip
 

@@ -39,6 +39,7 @@ void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
     TORCH_CHECK(!linear.delta || linear.delta->size(1) <= rank, op, ": delta has more components than vt");
     TORCH_CHECK(!linear.delta || linear.dense, op, ": delta needs the dense weight");
   }
+  if (linear.supports) Argument{op, "supports", *linear.supports}.dtype(at::kInt).shape({slots}).contiguous();
   if (linear.bias) Argument{op, "bias", *linear.bias}.dtype(dtype).shape({linear.outputs}).contiguous();
 }
 
@@ -73,12 +74,24 @@ LinearView<T>::LinearView(const AdaptedLinear& linear, bool all_factored)
       scale_stride(linear.scale ? linear.scale->stride(0) : 0),
       delta_stride(linear.delta ? linear.delta->stride(0) : 0),
       ways(data<uint8_t>(linear.ways)),
+      supports(linear.supports ? data<int32_t>(*linear.supports) : nullptr),
       merged(linear.merged.get()),
       all_factored(all_factored && linear.scale) {}
 
 template <class T>
 Way LinearView<T>::way_of(int32_t slot) const {
   return all_factored ? Way::factored : Way(ways[slot]);
+}
+
+// Components of a run's delta: the most that a slot of it needs. What the others need less of them is zero,
+// and adding zero changes no bit.
+template <class T>
+int64_t LinearView<T>::components(const int32_t* slot, const Run& run) const {
+  // Integers come under scales that whole shares of inputs have in common.
+  if (!supports || u.storage != Storage::plain) return leading;
+  int64_t most = 1;
+  for (int64_t t = run.begin; t < run.end; ++t) most = std::max<int64_t>(most, supports[slot[t]]);
+  return std::min(leading, divide_up(most, kGroup<T>) * kGroup<T>);
 }
 
 template <class T>
@@ -110,10 +123,10 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
       continue;
     }
     const bool is_delta = run.way == Way::delta;
-    const int64_t components = is_delta ? leading : rank;
+    const int64_t kept = is_delta ? components(slot, run) : rank;
     Matmul<T> inner{};
     inner.terms[inner.num_terms++] = {x.data, x.stride, vt, inputs};
-    inner.outputs = components;
+    inner.outputs = kept;
     inner.y = hidden.data;
     inner.y_stride = hidden.stride;
     inner.scale = is_delta ? delta : scale;
@@ -121,7 +134,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     inner.slot = slot;
     first.add(inner, run.begin, run.end);
     if (is_delta) last.terms[last.num_terms++] = wx;
-    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, components};
+    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, kept};
     second.add(last, run.begin, run.end);
   }
 }

@@ -28,6 +28,8 @@ struct AdaptedLinear {
   std::optional<at::Tensor> delta;    // [S, K] float32, K <= R
   std::optional<at::Tensor> bias;     // [outputs]
   at::Tensor ways;                    // [S] uint8
+  // [S] int32, how many leading components of a slot's delta may be other than zero; all of them if absent.
+  std::optional<at::Tensor> supports;
   // Slot to panels of its W' [outputs, inputs]; shared by all copies of this linear.
   std::shared_ptr<std::map<int32_t, at::Tensor>> merged = std::make_shared<std::map<int32_t, at::Tensor>>();
 
@@ -52,6 +54,7 @@ struct LinearView {
   const float *scale, *delta;
   int64_t scale_stride, delta_stride;
   const uint8_t* ways;
+  const int32_t* supports;
   const std::map<int32_t, at::Tensor>* merged;
   bool all_factored;  // whatever `ways` says
 
@@ -64,6 +67,7 @@ struct LinearView {
 
  private:
   Way way_of(int32_t slot) const;
+  int64_t components(const int32_t* slot, const Run& run) const;
   Run run_from(const int32_t* slot, int64_t row, int64_t rows) const;
 };
 

@@ -76,6 +76,7 @@ struct Matmul {
   const float* scale;  // [S, outputs], or null
   int64_t scale_stride;
   const int32_t* slot;  // [T]
+  bool zero_base;       // rows in slot 0 become 0, whatever x and the scales are
   const void* next;     // what this thread reads when it is done here, or null
 };
 

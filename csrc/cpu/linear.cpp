@@ -20,7 +20,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
     const at::Tensor readable = readable_rows<T>(x);
     Matmul<T> call = product<T>(readable, matrix, y);
     call.bias = bias ? data<T>(*bias) : nullptr;
-    multiply(kernel, call, 0, rows);
+    compute(kernel, {call}, rows);
     return y;
   });
 }

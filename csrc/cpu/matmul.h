@@ -28,7 +28,7 @@ int64_t plain_groups(const Matmul<T>& m) {
 // One tile over groups [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
 // at 0.
 template <class T, int rows, int panels>
-void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, int64_t end, Ahead ahead,
+void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
                  float* sums) {
   constexpr int vectors = panels * kPanelVectors;
   Sums<rows, panels> sum;
@@ -48,6 +48,8 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
     if (from < to) {
       const int64_t bytes = term.weights.panel_bytes;
       Stream<T, Storage::plain> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
+      // Of a later term the next tile's weights lie two panels on.
+      Ahead ahead = fetch.ahead(stream.at, i == 0 ? fetch.next : stream.at + kTilePanels * bytes, bytes);
       accumulate<T, rows, panels>(term, row, from, to, stream, ahead, sum);
     }
     first += groups;
@@ -78,11 +80,9 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = divide_up(row_end - row, blocks - block);
       // One block fetches all that comes next, of several the first two half of it each.
-      Ahead ahead = {{then, then + stride}};
-      if (blocks > 1 && block != 0) ahead.panel[0] = here;
-      if (blocks > 1 && block != 1) ahead.panel[1] = here + stride;
+      const Fetch fetch{then, {blocks == 1 || block == 0, blocks == 1 || block == 1}};
       with_rows(count, [&]<int rows>() {
-        matmul_tile<T, rows, panels>(m, row, panel, begin, end, ahead,
+        matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch,
                                      sums + (row - row_begin) * kTileOutputs);
       });
       row += count;

@@ -22,6 +22,19 @@ struct Ahead {
   const char* panel[kTilePanels];
 };
 
+// Which panels of its successor a tile fetches, and where the first term of that begins.
+struct Fetch {
+  const char* next;
+  bool panel[kTilePanels];
+
+  // For a stream whose panels lie `bytes` apart: its own place where nothing is fetched.
+  Ahead ahead(const char* here, const char* then, int64_t bytes) const {
+    Ahead result;
+    for (int i = 0; i < kTilePanels; ++i) result.panel[i] = (panel[i] ? then : here) + i * bytes;
+    return result;
+  }
+};
+
 inline void prefetch(const char* at) { __builtin_prefetch(at, 0, 2); }
 
 // Weights of a tile, group by group. Quantised ones come as whole numbers, without their scales.
@@ -112,9 +125,11 @@ void finish(const Matmul<T>& m, int64_t row, int64_t count, int64_t panel, const
   for (int64_t r = 0; r < count; ++r, ++row, sums += kTileOutputs) {
     const float* scale = m.scale ? m.scale + m.slot[row] * m.scale_stride + first : nullptr;
     const int64_t at = row * m.y_stride + first;
+    const bool zero = m.zero_base && m.slot[row] == 0;
     for_vectors(n, [&](int64_t i, int64_t part) {
       Simd::F sum = Simd::load(sums + i);
       if (scale) sum = Simd::mul(sum, load(scale + i, part));
+      if (zero) sum = Simd::set1(0);
       if (m.bias) sum = Simd::add(sum, load(m.bias + first + i, part));
       if (m.y_f32) {
         store(m.y_f32 + at + i, sum, part);

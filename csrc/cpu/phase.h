@@ -50,6 +50,9 @@ class Phase {
 
   bool empty() const { return jobs_.empty(); }
 
+  // Of all jobs, as Job::cost counts it.
+  int64_t cost() const { return total_; }
+
   // The first weights that a thread will read here, or null.
   const void* first_weight(const Team& team) const {
     const void* first = nullptr;

@@ -1,9 +1,13 @@
 #include "cpu/product.h"
 
-#include <ATen/Parallel.h>
+#include "cpu/phase.h"
 
 namespace zweave {
 namespace {
+
+// Cost of products below which other threads are not worth waking: some 100,000 weights and up to twelve
+// rows.
+constexpr int64_t kWorthWaking = 100000;
 
 void check_matrix(const Argument& weight, int64_t outputs, int64_t columns) {
   const at::Tensor& w = weight.tensor;
@@ -89,23 +93,22 @@ void scale_rows(Matmul<T>& product, const at::Tensor& scale, const at::Tensor& s
 }
 
 template <class T>
-void multiply(const TypedKernels<T>& kernel, const Matmul<T>& product, int64_t begin, int64_t end) {
-  const int64_t panels = divide_up(product.outputs, kPanel), tiles = divide_up(panels, kTilePanels);
-  const int64_t rows = end - begin, blocks = divide_up(rows, kRows);
-  const int64_t most = divide_up(rows, std::max<int64_t>(1, blocks));
-  // A tile costs its weights once and its arithmetic a row; below some 65,000 weights a thread is not worth
-  // it.
-  const int64_t weights = product.terms[0].inputs * kPanel * kTilePanels;
-  const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, weights * (8 + most) / 8));
-  at::parallel_for(0, blocks * tiles, grain, [&](int64_t first, int64_t last) {
-    while (first < last) {
-      const int64_t row = begin + first / tiles * most, tile = first % tiles;
-      const int64_t count = std::min(tiles - tile, last - first);
-      kernel.matmul(product, row, std::min(row + most, end), tile * kTilePanels,
-                    std::min((tile + count) * kTilePanels, panels));
-      first += count;
+void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> products, int64_t rows) {
+  std::vector<Phase<T>> phases(products.size());
+  int64_t cost = 0;
+  for (size_t i = 0; i < phases.size(); ++i) {
+    phases[i].add(products.begin()[i], 0, rows);
+    cost += phases[i].cost();
+  }
+  const auto run = [&](const Team& team) {
+    for (size_t i = 0; i < phases.size(); ++i) {
+      if (i > 0) team.wait();
+      phases[i].run(kernel, team, i + 1 < phases.size() ? phases[i + 1].first_weight(team) : nullptr);
     }
-  });
+  };
+  if (cost >= kWorthWaking) return run_team(run);
+  Team::Barrier barrier;
+  run(Team(0, 1, barrier));
 }
 
 #define ZWEAVE_INSTANTIATE(T)                                                                       \
@@ -117,7 +120,7 @@ void multiply(const TypedKernels<T>& kernel, const Matmul<T>& product, int64_t b
   template at::Tensor readable_rows<T>(const at::Tensor&);                                          \
   template void add_term(Matmul<T>&, const at::Tensor&, const PackedMatrix&);                       \
   template void scale_rows(Matmul<T>&, const at::Tensor&, const at::Tensor&);                       \
-  template void multiply(const TypedKernels<T>&, const Matmul<T>&, int64_t, int64_t);
+  template void compute(const TypedKernels<T>&, std::initializer_list<Matmul<T>>, int64_t);
 ZWEAVE_INSTANTIATE(float)
 ZWEAVE_INSTANTIATE(bf16)
 #undef ZWEAVE_INSTANTIATE

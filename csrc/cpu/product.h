@@ -50,8 +50,8 @@ void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weigh
 template <class T>
 void scale_rows(Matmul<T>& product, const at::Tensor& scale, const at::Tensor& slot);
 
-// Computes rows [begin, end) of a product, in parallel.
+// Computes `rows` rows of products, one product after the other, on one team of threads.
 template <class T>
-void multiply(const TypedKernels<T>& kernel, const Matmul<T>& product, int64_t begin, int64_t end);
+void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> products, int64_t rows);
 
 }  // namespace zweave

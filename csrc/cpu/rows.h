@@ -75,18 +75,46 @@ void silu_mul(const SiluMul<T>& a, int64_t row_begin, int64_t row_end) {
   }
 }
 
-inline void mix(const Mix& a, int64_t rows, int64_t begin, int64_t end) {
-  for (int64_t row = 0; row < rows; ++row) {
-    for_vectors(end - begin, [&](int64_t i, int64_t n) {
-      const float* column = a.table + begin + i;
-      Simd::F sum = Simd::set1(0);
-      for (int64_t e = 0; e < a.experts; ++e) {
-        const Simd::F alpha = Simd::set1(a.alpha[row * a.alpha_stride + e]);
-        sum = Simd::fma(alpha, load(column + e * a.table_stride, n), sum);
-      }
-      store(a.y + row * a.width + begin + i, sum, n);
-    });
+// Some rows of a mix over some columns, which share the loads of the table.
+template <int rows, int vectors>
+void mix_tile(const Mix& a, int64_t row, int64_t column, int64_t n) {
+  Simd::F sum[rows][vectors];
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < vectors; ++v) sum[r][v] = Simd::set1(0);
   }
+  for (int64_t e = 0; e < a.experts; ++e) {
+    const float* from = a.table + e * a.table_stride + column;
+    Simd::F value[vectors];
+    for (int v = 0; v < vectors; ++v) value[v] = load(from + v * Simd::width, n);
+    for (int r = 0; r < rows; ++r) {
+      const Simd::F alpha = Simd::set1(a.alpha[(row + r) * a.alpha_stride + e]);
+      for (int v = 0; v < vectors; ++v) sum[r][v] = Simd::fma(alpha, value[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < vectors; ++v) {
+      store(a.y + (row + r) * a.width + column + v * Simd::width, sum[r][v], n);
+    }
+  }
+}
+
+template <int rows>
+void mix_rows(const Mix& a, int64_t row, int64_t begin, int64_t end) {
+  constexpr int vectors = Simd::mix_vectors;
+  int64_t column = begin;
+  for (; column + vectors * Simd::width <= end; column += vectors * Simd::width) {
+    mix_tile<rows, vectors>(a, row, column, Simd::width);
+  }
+  for (; column < end; column += Simd::width) {
+    const int64_t left = end - column;
+    mix_tile<rows, 1>(a, row, column, left < Simd::width ? left : Simd::width);
+  }
+}
+
+inline void mix(const Mix& a, int64_t rows, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; row + Simd::mix_rows <= rows; row += Simd::mix_rows) mix_rows<Simd::mix_rows>(a, row, begin, end);
+  for (; row < rows; ++row) mix_rows<1>(a, row, begin, end);
 }
 
 inline void greedy(const Greedy& a, int64_t row_begin, int64_t row_end) {

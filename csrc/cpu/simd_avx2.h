@@ -15,6 +15,8 @@ struct Simd {
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
   static constexpr int max_rows = 2;
+  static constexpr int mix_rows = 2;
+  static constexpr int mix_vectors = 4;
   static constexpr int value_rows = 4;
   static constexpr int value_vectors = 2;
 

@@ -15,6 +15,8 @@ struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
   static constexpr int max_rows = 12;
+  static constexpr int mix_rows = 4;
+  static constexpr int mix_vectors = 4;
   static constexpr int value_rows = 6;
   static constexpr int value_vectors = 4;
 

@@ -15,6 +15,9 @@ struct Simd {
   static constexpr int width = 8;
   // Register tile of a product: at most this many rows, times the panels of a tile.
   static constexpr int max_rows = 4;
+  // Register tile of a mix.
+  static constexpr int mix_rows = 1;
+  static constexpr int mix_vectors = 2;
   // Register tile of probabilities times values.
   static constexpr int value_rows = 2;
   static constexpr int value_vectors = 2;

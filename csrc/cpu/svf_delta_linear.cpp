@@ -1,7 +1,5 @@
 #include <torch/library.h>
 
-#include <cstring>
-
 #include "cpu/product.h"
 
 namespace zweave {
@@ -29,19 +27,17 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const
     product_of_w.bias = bias ? data<T>(*bias) : nullptr;
     const int32_t* slots = data<int32_t>(slot);
     const bool adapted = std::any_of(slots, slots + rows, [](int32_t s) { return s != 0; });
-    at::Tensor hidden;
-    if (adapted && kept > 0) {
-      hidden = empty_rows<T>(rows, kept, x.options());
-      Matmul<T> inner = product<T>(readable, packed_vt, hidden);
-      scale_rows(inner, delta, slot);
-      multiply(kernel, inner, 0, rows);
-      // The base's rows take W x alone, whatever row 0 of the table holds.
-      for (int64_t t = 0; t < rows; ++t) {
-        if (slots[t] == 0) std::memset(mutable_data<T>(hidden) + t * hidden.stride(0), 0, kept * sizeof(T));
-      }
-      add_term(product_of_w, hidden, packed_u);
+    if (!adapted || kept == 0) {
+      compute(kernel, {product_of_w}, rows);
+      return y;
     }
-    multiply(kernel, product_of_w, 0, rows);
+    const at::Tensor hidden = empty_rows<T>(rows, kept, x.options());
+    Matmul<T> inner = product<T>(readable, packed_vt, hidden);
+    scale_rows(inner, delta, slot);
+    // The base's rows take W x alone, whatever row 0 of the table holds.
+    inner.zero_base = true;
+    add_term(product_of_w, hidden, packed_u);
+    compute(kernel, {inner, product_of_w}, rows);
     return y;
   });
 }

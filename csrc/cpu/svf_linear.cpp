@@ -23,10 +23,9 @@ at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tenso
     const at::Tensor readable = readable_rows<T>(x);
     Matmul<T> first = product<T>(readable, packed_vt, hidden);
     scale_rows(first, scale, slot);
-    multiply(kernel, first, 0, rows);
     Matmul<T> second = product<T>(hidden, packed_u, y);
     second.bias = bias ? data<T>(*bias) : nullptr;
-    multiply(kernel, second, 0, rows);
+    compute(kernel, {first, second}, rows);
     return y;
   });
 }
