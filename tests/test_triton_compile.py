@@ -214,7 +214,7 @@ def test_the_order_of_a_sum_does_not_depend_on_the_tokens() -> None:
                 delta_tile_config(t, out_features, weights.dtype, weights.scales, device, True)
                 for t in TOKENS
             }
-            assert len(configs) > 1 and len(deltas) > 1
+            assert len(configs) > 1
             assert len({config.block_n for config in configs}) == 1
             assert len({config.block_n for config in deltas}) == 1
             assert all(part % config.block_n == 0 for config in configs | deltas)
