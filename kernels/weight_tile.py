@@ -1,8 +1,8 @@
 """Tiles of weights for the matrix instructions: quantised ones become x's dtype in registers.
 
 Plain conversions cost five to ten instructions a weight, which at few tokens is more than a chip has time for while
-it waits for memory: an H100 streams some 20 bytes a clock to a processor that starts four warp instructions. For
-bf16 the bytes are therefore turned four at a time by bit arithmetic in PTX, at 2 to 2.5 instructions a weight, and
+it waits for memory: an H200 streams some 20 bytes a clock to a processor that starts four warp instructions. For
+bf16 the weights are therefore turned two at a time by bit arithmetic in PTX, at 1.5 to 3 instructions a weight, and
 exactly, since every value of the three formats is a bf16 value. Their scales are not applied here.
 
     fp8    the byte's exponent and mantissa are moved to bf16's places; times 2**120, which mends the exponent's bias
