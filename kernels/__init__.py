@@ -4,14 +4,17 @@ import zweave.kernels.registration  # noqa: F401
 from zweave.kernels._C import cpu_isa, empty_in_huge_pages
 from zweave.kernels.adapted_linear import AdaptedLinear, Way
 from zweave.kernels.attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
+from zweave.kernels.components import gather_components
 from zweave.kernels.decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
 from zweave.kernels.greedy import greedy, greedy_ref
 from zweave.kernels.linear import linear, linear_ref
 from zweave.kernels.mix import mix, mix_ref
-from zweave.kernels.packed import Packed, pack, unpack
+from zweave.kernels.packed import Packed, pack, unpack, unpack_quantized
+from zweave.kernels.quantize import Quantized, dequantize, quantize
 from zweave.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from zweave.kernels.rope import rope, rope_ref
 from zweave.kernels.silu_mul import silu_mul, silu_mul_ref
+from zweave.kernels.svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
 from zweave.kernels.svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
@@ -21,12 +24,15 @@ __all__ = [
     "DecoderConfig",
     "DecoderLayer",
     "Packed",
+    "Quantized",
     "Way",
     "add_rms_norm",
     "add_rms_norm_ref",
     "cpu_isa",
     "decoder_ref",
+    "dequantize",
     "empty_in_huge_pages",
+    "gather_components",
     "greedy",
     "greedy_ref",
     "linear",
@@ -36,15 +42,19 @@ __all__ = [
     "pack",
     "paged_attention",
     "paged_attention_ref",
+    "quantize",
     "rms_norm",
     "rms_norm_ref",
     "rope",
     "rope_ref",
     "silu_mul",
     "silu_mul_ref",
+    "svf_delta_linear",
+    "svf_delta_linear_ref",
     "svf_linear",
     "svf_linear_ref",
     "unpack",
+    "unpack_quantized",
     "write_kv",
     "write_kv_ref",
 ]

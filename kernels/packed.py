@@ -22,7 +22,7 @@ from zweave.kernels.quantize import Format, Quantized, dequantize
 PANEL = 16
 # Dtypes whose inputs lie in pairs.
 PAIRED = (torch.bfloat16, torch.int8)
-_FORMATS: dict[torch.dtype, Format] = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
+FORMATS: dict[torch.dtype, Format] = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def unpack_quantized(packed: Packed) -> Quantized:
     restore = torch.ops.zweave.unpack.default
     data = restore(packed.data, out_features, columns)
     scale = restore(packed.scale, out_features, -(-in_features // group))
-    return Quantized(data, scale, packed.shape, _FORMATS[packed.dtype], group)
+    return Quantized(data, scale, packed.shape, FORMATS[packed.dtype], group)
 
 
 def split(weight: Weight) -> tuple[Tensor, int]:

@@ -1,7 +1,7 @@
 """What the ops of csrc/bindings.cpp need beside their C++: fakes, gradients and CUDA implementations.
 
-On CUDA `svf_linear` and `mix` launch Triton; the other ops run their PyTorch references there, by explicit
-registration. Any other device is an error of the dispatcher that names the op and the device.
+On CUDA `svf_linear`, `svf_delta_linear` and `mix` launch Triton; the other ops run their PyTorch references there,
+by explicit registration. Any other device is an error of the dispatcher that names the op and the device.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,13 @@ from zweave.kernels.attention import paged_attention_ref, write_kv_ref
 from zweave.kernels.greedy import greedy_ref
 from zweave.kernels.linear import linear_ref
 from zweave.kernels.mix import mix_triton
-from zweave.kernels.packed import PAIRED, PANEL
+from zweave.kernels.operands import Factor
+from zweave.kernels.packed import FORMATS, PAIRED, PANEL
+from zweave.kernels.quantize import Quantized
 from zweave.kernels.rms_norm import add_rms_norm_ref, rms_norm_ref
 from zweave.kernels.rope import rope_ref
 from zweave.kernels.silu_mul import silu_mul_ref
+from zweave.kernels.svf_delta_linear import svf_delta_linear_triton
 from zweave.kernels.svf_linear import DTYPES, svf_linear_triton
 
 
@@ -184,16 +187,50 @@ def _svf_linear_cuda(
     return svf_linear_triton(x, vt, u, scale, slot, bias)
 
 
+def _svf_delta_linear_cuda(
+    x: Tensor,
+    w: Tensor,
+    vt: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    slot: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    vt_scale: Tensor | None = None,
+    u_scale: Tensor | None = None,
+    vt_group: int = 0,
+    u_group: int = 0,
+) -> Tensor:
+    def factor(data: Tensor, scale: Tensor | None, group: int, shape: tuple[int, int]) -> Factor:
+        _check_plain("svf_delta_linear", data)
+        if scale is None:
+            return data
+        return Quantized(data, scale, shape, FORMATS[data.dtype], group or max(shape[1], 1))
+
+    _check_plain("svf_delta_linear", w)
+    kept = delta.shape[1]
+    return svf_delta_linear_triton(
+        x,
+        w,
+        factor(vt, vt_scale, vt_group, (kept, x.shape[1])),
+        factor(u, u_scale, u_group, (out_features, kept)),
+        delta,
+        slot,
+        bias,
+    )
+
+
 def _check_plain(op: str, weight: Tensor) -> None:
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight on {weight.device} was packed for a CPU: move it, then pack it")
 
 
 def _with_dtype_check(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, refusing what the CPU refuses: anything but bfloat16 and float32."""
+    """The function, refusing what the CPU refuses: anything but bfloat16, float32 and, to pack, quantised values."""
+    dtypes = (*DTYPES, *FORMATS) if op in ("pack", "unpack") else DTYPES
 
     def checked(first: Tensor, *rest: Any) -> Any:
-        if first.dtype not in DTYPES:
+        if first.dtype not in dtypes:
             arch = "sm_{}{}".format(*torch.cuda.get_device_capability(first.device))
             raise NotImplementedError(
                 f"{op}: no kernel for {first.dtype} on {first.device} ({arch}), only bfloat16 and float32"
@@ -208,6 +245,7 @@ _CUDA: dict[str, Callable[..., Any]] = {
     "unpack": _unpack_cuda,
     "linear": _linear_cuda,
     "svf_linear": _svf_linear_cuda,
+    "svf_delta_linear": _svf_delta_linear_cuda,
     "mix": mix_triton,
     "greedy": greedy_ref,
     "rms_norm": rms_norm_ref,

@@ -50,6 +50,15 @@ for dtype in (torch.float32, torch.bfloat16):
             linear(x[:2], packed),
             linear(x[:1], packed),
             svf_linear(x, pack(vt), pack(u), normal(3, 53), slot, bias),
+            *(
+                svf_delta_linear(x[:tokens], packed, *factors, normal(3, 53), slot[:tokens], bias)
+                for tokens in (29, 1)
+                for factors in (
+                    (pack(vt), pack(u)),
+                    (pack(quantize(vt, "int8")), pack(quantize(u, "int8", 12))),
+                    (pack(quantize(vt, "int4")), pack(quantize(u, "int4", 300))),
+                )
+            ),
             rms_norm(x, normal(77), 1e-5),
             add_rms_norm(x, residual, normal(77), 1e-5),
             residual,

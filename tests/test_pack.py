@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zweave.kernels import Packed, pack, unpack
+from zweave.kernels import Packed, dequantize, pack, quantize, unpack, unpack_quantized
 from zweave.kernels.packed import pack_ref, unpack_ref
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -46,6 +46,46 @@ def test_nan_and_signed_zeros_survive(dtype) -> None:
     assert torch.equal(unpack(pack(weight)).view(bits), weight.view(bits))
 
 
+@pytest.mark.parametrize("group", [None, 6, 64], ids=["default", "6", "64"])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_quantised_layout_and_way_back(shape, format, group, poisoned_outputs) -> None:
+    weight = quantize(torch.randn(shape, generator=torch.Generator().manual_seed(3)), format, group)
+    packed = pack(weight)
+    assert packed.shape == shape
+    assert torch.equal(packed.data, pack_ref(weight.data)) and torch.equal(
+        packed.scale, pack_ref(weight.scale)
+    )
+    back = unpack_quantized(packed)
+    assert torch.equal(back.data, weight.data) and torch.equal(back.scale, weight.scale)
+    assert (back.shape, back.format) == (shape, format) and back.scale_a_row == weight.scale_a_row
+    assert torch.equal(unpack(packed), dequantize(weight))
+
+
+def test_quantised_element_lies_where_the_docstring_says() -> None:
+    weight = torch.randint(-7, 8, (70, 91), generator=torch.Generator().manual_seed(4)).float()
+    weight[:, 0] = 127
+    data = pack(quantize(weight, "int8")).data
+    weight[:, ::6] = 7
+    nibbles = pack(quantize(weight, "int4", 6))
+    for m, n in [(0, 0), (15, 89), (32, 1), (69, 90)]:
+        assert nibbles.data[m // 16, n // 2, m % 16, 0] >> 4 * (n % 2) & 15 == weight[m, n] + 8
+        assert nibbles.scale[m // 16, n // 6, m % 16, 0] == 1
+        if n % 6:
+            assert data[m // 16, n // 2, m % 16, n % 2] == weight[m, n]
+
+
+@pytest.mark.parametrize(("format", "group", "message"), [("fp8", None, "fp8"), ("int4", 5, "even number")])
+def test_what_no_cpu_kernel_multiplies_is_refused(format, group, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack(quantize(torch.ones(3, 40), format, group))
+
+
+def test_plain_weights_are_not_unpacked_as_quantised() -> None:
+    with pytest.raises(ValueError, match="not quantised"):
+        unpack_quantized(pack(torch.ones(3, 4)))
+
+
 @pytest.mark.parametrize("wrong", [torch.zeros(3), torch.zeros(2, 3, 4)], ids=["vector", "cube"])
 def test_what_is_no_matrix_is_refused(wrong) -> None:
     with pytest.raises(ValueError, match="matrix"):
@@ -54,7 +94,7 @@ def test_what_is_no_matrix_is_refused(wrong) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8], ids=str)
 def test_other_dtypes_are_refused(dtype) -> None:
-    with pytest.raises(RuntimeError, match="bfloat16 or float32"):
+    with pytest.raises((RuntimeError, ValueError), match="bfloat16 or float32"):
         pack(torch.zeros(3, 4, dtype=dtype))
 
 

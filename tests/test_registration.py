@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zweave.kernels import Packed, mix, pack, svf_linear, unpack
+from zweave.kernels import Packed, mix, pack, quantize, svf_linear, unpack
 
 OPS = {
     "pack",
     "unpack",
     "linear",
     "svf_linear",
+    "svf_delta_linear",
     "mix",
+    "greedy",
     "rms_norm",
     "add_rms_norm",
     "rope",
@@ -37,7 +39,7 @@ def integers(*values: int, dtype: torch.dtype = torch.int32) -> Tensor:
 
 
 def panels(weight: Tensor) -> Tensor:
-    return pack(weight).data
+    return torch.ops.zweave.pack.default(weight)
 
 
 def op_arguments(name: str, dtype: torch.dtype, kernel_order: Callable[[Tensor], Tensor]) -> list[tuple]:
@@ -47,8 +49,9 @@ def op_arguments(name: str, dtype: torch.dtype, kernel_order: Callable[[Tensor],
     vt, u = normal(19, 21, **like), normal(37, 19, **like)
     caches = normal(6, 2, 4, 8, **like), normal(6, 2, 4, 8, **like)
     svf = normal(5, 19), integers(0, 1, 4), normal(37, **like), 37
+    int8, int4 = quantize(vt.float(), "int8"), quantize(u.float(), "int4")
     return {
-        "pack": [(normal(37, 21, **like),), (normal(64, 32, **like),)],
+        "pack": [(normal(37, 21, **like),), (normal(64, 32, **like),), (int8.data,), (int4.data,)],
         "unpack": [(packed, 37, 21)],
         "linear": [
             (normal(3, 21, **like), packed, None, 37),
@@ -61,6 +64,15 @@ def op_arguments(name: str, dtype: torch.dtype, kernel_order: Callable[[Tensor],
             (normal(3, 21, **like).requires_grad_(), vt, u, normal(5, 19).requires_grad_(), *svf[1:]),
         ],
         "mix": [(normal(5, 19), normal(2, 5)), (normal(5, 19), normal(0, 5))],
+        "svf_delta_linear": [
+            (normal(3, 21, **like), packed, kernel_order(vt), kernel_order(u), *svf),
+            (normal(3, 21, **like), normal(37, 21, **like), vt, u, *svf),
+            (
+                *(normal(3, 21, **like), packed, kernel_order(int8.data), kernel_order(int4.data), *svf),
+                *(kernel_order(int8.scale), kernel_order(int4.scale)),
+            ),
+        ],
+        "greedy": [(normal(3, 70),), (normal(0, 5),)],
         "rms_norm": [
             (normal(3, 21, **like), normal(21), 1e-5),
             (normal(3, 42, **like)[:, :21], normal(21, **like), 1e-5),
