@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zweave.errors import ZweaveError
 from zweave.expert import Expert, Scope, layer_of
-from zweave.kernels import Way
+from zweave.kernels import Way, empty_in_huge_pages
 from zweave.mixture import Mixture, check_name, check_same_kind, mix_experts
 from zweave.plan import MatrixPlan, Plan
 
@@ -113,8 +113,8 @@ class Bank:
         self._plan = plan or {module: MatrixPlan((s.size, s.size)) for module, s in self._sigmas.items()}
         self._max_error = max_error
         self._leading = _columns({module: self._plan[module].leading for module in self._sigmas})
-        self.table = torch.full((slots, _width(self._columns)), math.nan, dtype=torch.float32, device=device)
-        self.delta = torch.full((slots, _width(self._leading)), math.nan, dtype=torch.float32, device=device)
+        self.table = _poisoned(slots, _width(self._columns), torch.device(device))
+        self.delta = _poisoned(slots, _width(self._leading), torch.device(device))
         self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
         self._own_ways = self.ways.clone()
         self.supports = torch.zeros(len(self._sigmas), slots, dtype=torch.int32)
@@ -357,6 +357,13 @@ def _columns(sizes: Mapping[str, int]) -> dict[str, slice]:
     ends = list(accumulate(sizes.values()))
     starts = [0, *ends[:-1]] if ends else []
     return dict(zip(sizes, map(slice, starts, ends), strict=True))
+
+
+def _poisoned(slots: int, width: int, device: torch.device) -> Tensor:
+    """A table of NaN. Its rows lie far apart, so that on a CPU it is worth large pages."""
+    if device.type == "cpu":
+        return empty_in_huge_pages((slots, width), torch.float32).fill_(math.nan)
+    return torch.full((slots, width), math.nan, dtype=torch.float32, device=device)
 
 
 def _width(columns: Mapping[str, slice]) -> int:

@@ -16,7 +16,10 @@ from zweave.kernels import (
     Way,
     decoder_ref,
     pack,
+    quantize,
+    unpack,
 )
+from zweave.kernels.decoder import LINEARS
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 HEADS, KV_HEADS, HEAD_SIZE, INNER = 6, 2, 10, 77
@@ -219,6 +222,51 @@ def test_components_that_no_slot_of_a_run_needs_change_no_bit(dtype) -> None:
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+def with_quantised_delta(part: DecoderLayer, format: str) -> DecoderLayer:
+    """All components of every linear in a delta of integers, for experts without limits."""
+
+    def change(linear: AdaptedLinear) -> AdaptedLinear:
+        sigma = linear.scale[0]
+        return replace(
+            linear,
+            vt=pack(quantize(unpack(linear.vt), format)),
+            u=pack(quantize(unpack(linear.u), format)),
+            scale=None,
+            delta=linear.scale - sigma,
+            ways=torch.tensor([Way.DENSE, *[Way.DELTA] * (SLOTS - 1)], dtype=torch.uint8),
+        )
+
+    return replace(part, **{name: change(getattr(part, name)) for name in LINEARS})
+
+
+@DTYPES
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "slots", [[1], [0, 1, 2, 3, 4] * 5, [0] * 40 + [1] * 120], ids=["one", "mixed", "many"]
+)
+def test_deltas_of_integers(slots, format, dtype, threads) -> None:
+    hidden = 51
+    layers = [layer(seed, dtype, hidden, True) for seed in range(2)]
+    exact = run(Decoder(config(), layers), slots, True, dtype, hidden, all_factored=True)
+    decoder = Decoder(config(), [with_quantised_delta(part, format) for part in layers])
+    expected = run(decoder, slots, False, dtype, hidden)
+    for count in (1, 2):
+        threads(count)
+        for got, want in zip(run(decoder, slots, True, dtype, hidden), expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    # Half a step of an int4 is a fourteenth of a weight of a delta a fifth of the whole.
+    difference = (expected[0].float() - exact[0].float()).norm() / exact[0].float().norm()
+    assert 0 < difference < 0.05
+
+
+def test_integers_do_not_serve_whole_weights() -> None:
+    part = layer(1, torch.float32, 40, False)
+    wrong = with_quantised_delta(part, "int8")
+    wrong = replace(wrong, o=replace(wrong.o, scale=part.o.scale))
+    with pytest.raises(RuntimeError, match="serve deltas alone"):
+        Decoder(config(), [wrong])
 
 
 def test_no_tokens() -> None:

@@ -91,10 +91,22 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
   } while (begin < groups);
 }
 
+// Starts to load what the rows of `scale` hold for a tile: slots lie far apart, and nothing else reads them.
+template <class T>
+void fetch_scales(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const float* at = m.scale + m.slot[row] * m.scale_stride + panel * kPanel;
+    for (int64_t i = 0; i < kTileOutputs * int64_t(sizeof(float)); i += kLine) {
+      prefetch(reinterpret_cast<const char*>(at) + i);
+    }
+  }
+}
+
 // All rows under the panels of one tile.
 template <class T, int panels>
 void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next) {
   alignas(64) float sums[kRows * kTileOutputs];
+  if (m.scale) fetch_scales(m, row_begin, row_end, panel);
   // Without plain terms this writes zeros.
   plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
   for (int64_t i = 0; i < m.num_terms; ++i) {
