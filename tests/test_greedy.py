@@ -36,5 +36,5 @@ def test_the_lowest_id_wins_a_tie(function) -> None:
 
 def test_refuses() -> None:
     for wrong in (torch.zeros(2, 0), torch.zeros(3), torch.zeros(2, 3, dtype=torch.bfloat16)):
-        with pytest.raises(RuntimeError, match="^greedy: "):
+        with pytest.raises(RuntimeError, match=r"^greedy: "):
             greedy(wrong)

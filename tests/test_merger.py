@@ -137,5 +137,5 @@ def test_an_expert_beyond_the_kept_components_is_refused() -> None:
     slot = bank.acquire(Mixture.parse("few"))
     assert bank.ways_of(module)[slot] == int(Way.DELTA)
     torch.testing.assert_close(bank.leading(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
-    with pytest.raises(ZweaveError, match="adapts 17 components of .*keeps 16: allow it more memory"):
+    with pytest.raises(ZweaveError, match=r"adapts 17 components of .*keeps 16: allow it more memory"):
         bank.acquire(Mixture.parse("more"))
