@@ -98,6 +98,7 @@ def quantize(weight: Tensor, format: Format, group: int | None = None) -> Quanti
         group = 64 if format == "int4" else max(N, 1)
     if group < 1:
         raise ValueError(f"group must be 1 or more, not {group}")
+    group = min(group, max(N, 1))
     values = weight.float()
     if not values.isfinite().all():
         raise ValueError("quantize: some weights are not finite")
