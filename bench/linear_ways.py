@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import zweave.kernels
 from zweave.bench.harness import ERROR_LIMITS, Provider, row_error
 from zweave.bench.linear_case import LORA_RANK, Operands
-from zweave.kernels import linear, pack, svf_linear
+from zweave.kernels import linear, pack, svf_delta_linear, svf_linear
 
 At: TypeAlias = Callable[[int, int], Provider]
 # Work of one recomposition that is timed; larger matrices are timed in part.
@@ -92,7 +91,6 @@ def factored(o: Operands) -> At:
 
 def delta(o: Operands) -> At:
     """W x + U (delta * (V^T x)) over the leading R/8 components."""
-    svf_delta_linear = zweave.kernels.svf_delta_linear  # type: ignore[attr-defined]
     M, N, K = o.shape.M, o.shape.N, o.kept
     vt, u = o.vt[:K].contiguous(), o.u[:, :K].contiguous()
     size = o.w.nbytes + vt.nbytes + u.nbytes
@@ -101,7 +99,7 @@ def delta(o: Operands) -> At:
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E, first=1)
         return make_provider(
-            o, "delta", weights, lambda w: svf_delta_linear(x, *w, o.delta, slot),
+            o, "delta", weights, lambda w: svf_delta_linear(x, w[0], w[1], w[2], o.delta, slot),
             lambda: o.delta_truth(E)[:T], elements=M * N + K * (M + N), activations=M + N + 2 * K,
             extra_bytes=4 * E * K, T=T, E=E, K=K, bound=1 + K * (M + N) / (M * N),
         )  # fmt: skip
