@@ -12,11 +12,11 @@ where z is 1, the delta where z is 1 beyond the K leading components.
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-import torch
 from torch import Tensor
 
 from zweave.kernels.linear import linear
-from zweave.kernels.packed import FactorWeight, Packed, split_factor, unpack
+from zweave.kernels.packed import FactorWeight, Packed, unpack
+from zweave.kernels.svf_delta_linear import svf_delta_linear
 from zweave.kernels.svf_linear import svf_linear
 
 
@@ -78,21 +78,7 @@ class AdaptedLinear:
         if way == Way.DENSE and self.dense is not None:
             return linear(x, self.dense, self.bias)
         if way == Way.DELTA and self.dense is not None and self.delta is not None:
-            (vt, vt_scale, vt_group), (u, u_scale, u_group) = (split_factor(part) for part in self._leading())
-            return torch.ops.zweave.svf_delta_linear.default(
-                x,
-                self.dense.data,
-                vt,
-                u,
-                self.delta,
-                slot,
-                self.bias,
-                self.shape[0],
-                vt_scale,
-                u_scale,
-                vt_group,
-                u_group,
-            )
+            return svf_delta_linear(x, self.dense, *self._leading(), self.delta, slot, self.bias)
         if way == Way.MERGED:
             return self._pass_merged(x, slot)
         raise RuntimeError(f"a slot goes way {way.name}, for which the linear has no weights")

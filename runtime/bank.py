@@ -116,7 +116,6 @@ class Bank:
         self.table = _poisoned(slots, _width(self._columns), torch.device(device))
         self.delta = _poisoned(slots, _width(self._leading), torch.device(device))
         self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
-        self._own_ways = self.ways.clone()
         self.supports = torch.zeros(len(self._sigmas), slots, dtype=torch.int32)
         self._write(0, self._rows({}))
         self._experts: dict[str, Registered] = {}
@@ -151,7 +150,10 @@ class Bank:
     def restore_ways(self, slot: int) -> None:
         """Sets a slot's ways anew by its own z, after `ways` was changed."""
         with self._lock:
-            self.ways[:, slot].copy_(self._own_ways[:, slot])
+            for index, module in enumerate(self._sigmas):
+                way = self._plan[module].way(int(self.supports[index, slot]))
+                assert way is not None  # else the slot had not got its row
+                self.ways[index, slot] = int(way)
 
     def way_key(self, slot: int) -> bytes:
         """Orders tokens so that those that go the same ways stand together, the base's first."""
@@ -337,7 +339,6 @@ class Bank:
         self.table[slot].copy_(rows.scale)
         self.delta[slot].copy_(rows.delta)
         self.ways[:, slot].copy_(rows.ways)
-        self._own_ways[:, slot].copy_(rows.ways)
         self.supports[:, slot].copy_(rows.supports)
 
 

@@ -85,10 +85,6 @@ class Merger:
             if self._room and self._tokens[key] >= self.tokens_worthwhile:
                 self._begin(current)
 
-    def close(self) -> None:
-        """Waits for the merge that is being made and begins no other."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
     def _begin(self, slot: int) -> None:
         if len(self._merged) >= self._room:
             oldest = min(self._merged, key=lambda known: self._merged[known].used)

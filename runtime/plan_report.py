@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zweave.cost_model import CostModel
-from zweave.kernels import Way, linear, pack, svf_linear
+from zweave.kernels import Way, linear, pack, svf_delta_linear, svf_linear
 from zweave.plan import MatrixPlan
 
 # Enough weights that each comes from memory, not from a cache.
@@ -69,9 +69,9 @@ def _calls(
     }
     if matrix.leading:
         delta, kept = torch.ones(experts + 1, matrix.leading), matrix.leading
-        parts = [(pack(weight(kept, N)).data, pack(weight(M, kept)).data) for _ in range(copies)]
+        parts = [(pack(weight(kept, N)), pack(weight(M, kept))) for _ in range(copies)]
         calls[Way.DELTA] = [
-            partial(torch.ops.zweave.svf_delta_linear.default, x, w.data, vt, u, delta, slot, None, M)
+            partial(svf_delta_linear, x, w, vt, u, delta, slot)
             for w, (vt, u) in zip(dense, parts, strict=True)
         ]
     return dict(sorted(calls.items()))
