@@ -29,6 +29,7 @@ COLUMNS = (
     Column("gflop_s", "GFLOP/s", ".0f"),
     Column("roof", "roof"),
     Column("roof_pct", "% of it", ".0f"),
+    Column("net_pct", "less call", ".0f"),
     Column("vs_f_linear", "/ F.linear", ".2f"),
     Column("vs_dense", "/ dense", ".2f"),
     Column("bound", "bound", ".2f"),
@@ -141,6 +142,7 @@ def case_rows(shape: Shape, outcomes: Sequence[Outcome], roofs: Roofs) -> list[R
         row |= {
             "read_gb_s": roofs.read / 1e9,
             "peak_gflop_s": roofs.arithmetic / 1e9,
+            "call_seconds": roofs.call,
             "vs_f_linear": ratio(outcome, f_linear),
             "vs_dense": vs_dense,
             "vs_bound": vs_dense / bound if vs_dense and isinstance(bound, float) else None,

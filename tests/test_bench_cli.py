@@ -15,7 +15,7 @@ from zweave.cli.main import main
 
 ROW_KEYS = {"provider", "status", "error", "seconds", "rounds"}
 LINEAR_KEYS = ROW_KEYS | {
-    "model", "name", "shape", "M", "N", "R", "T", "E", "gb_s", "gflop_s", "roof", "roof_pct", "read_gb_s",
+    "model", "name", "shape", "M", "N", "R", "T", "E", "gb_s", "gflop_s", "roof", "roof_pct", "net_pct", "read_gb_s",
     "peak_gflop_s", "vs_f_linear", "vs_dense", "vs_bound", "vs_e1", "share",
 }  # fmt: skip
 

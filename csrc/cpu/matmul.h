@@ -15,6 +15,10 @@ namespace {
 // second-level cache, and so do those of the next tile, which are fetched meanwhile.
 constexpr int64_t kSlice = 1024;
 
+// Up to so many rows a product waits for memory alone. The processor fetches one stretch of addresses faster
+// than two beside one another, and faster by itself than when it is told line by line.
+constexpr int64_t kStreamedRows = 4;
+
 // Groups of the plain terms.
 template <class T>
 int64_t plain_groups(const Matmul<T>& m) {
@@ -68,6 +72,7 @@ template <class T, int panels>
 void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                   float* sums) {
   const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows);
+  const bool told = row_end - row_begin > kStreamedRows;
   const int64_t groups = plain_groups(m);
   const int64_t stride = m.terms[0].weights.panel_bytes;
   const char* weight = m.terms[0].weights.panels + panel * stride;
@@ -80,7 +85,7 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = divide_up(row_end - row, blocks - block);
       // One block fetches all that comes next, of several the first two half of it each.
-      const Fetch fetch{then, {blocks == 1 || block == 0, blocks == 1 || block == 1}};
+      const Fetch fetch{then, {told && (blocks == 1 || block == 0), told && (blocks == 1 || block == 1)}};
       with_rows(count, [&]<int rows>() {
         matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch,
                                      sums + (row - row_begin) * kTileOutputs);
@@ -126,11 +131,12 @@ void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t pane
   const Weights& first = m.terms[0].weights;
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int64_t end = row + kRows < row_end ? row + kRows : row_end;
-    for (int64_t panel = panel_begin; panel < panel_end; panel += kTilePanels) {
-      const int64_t after = panel + kTilePanels;
+    const int64_t step = end - row > kStreamedRows ? kTilePanels : 1;
+    for (int64_t panel = panel_begin; panel < panel_end; panel += step) {
+      const int64_t after = panel + step;
       const void* next = after < panel_end || !m.next ? first.panels + after * first.panel_bytes : m.next;
       const char* then = static_cast<const char*>(next);
-      if (after <= panel_end) {
+      if (step == kTilePanels && after <= panel_end) {
         matmul_panels<T, kTilePanels>(m, row, end, panel, then);
       } else {
         matmul_panels<T, 1>(m, row, end, panel, then);
