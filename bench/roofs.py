@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from zweave.bench.harness import Outcome, Provider, Run
 from zweave.bench.machine import cache_bytes
-from zweave.kernels import linear, pack
+from zweave.kernels import empty_in_huge_pages, greedy, linear, pack
 
 Binding: TypeAlias = Literal["read", "arithmetic"]
 
@@ -66,14 +66,14 @@ def is_roof(outcome: Outcome) -> bool:
 def roof_providers(dtype: torch.dtype, chunk_bytes: int = CHUNK_BYTES) -> list[Provider]:
     """Candidates for the CPU's roofs, to be measured beside the providers."""
     chunks = -(-8 * cache_bytes() // chunk_bytes)
-    buffer = torch.ones(max(2, chunks) * chunk_bytes // 4)
+    # In pages of 2 MiB, as packed weights are: reads of small pages are far slower under nested paging.
+    buffer = empty_in_huge_pages((max(2, chunks) * chunk_bytes // 4,), torch.float32).fill_(1)
     pieces = buffer.split(chunk_bytes // 4)
     reads: dict[str, Callable[[Tensor], object]] = {
         "sum": lambda piece: piece.view(64, -1).sum(1),
         "amax": lambda piece: piece.view(1024, -1).amax(1),
+        "greedy": lambda piece: greedy(piece.view(64, -1)),
     }
-    if hasattr(torch.ops.zweave, "read_probe"):
-        reads["read_probe"] = torch.ops.zweave.read_probe.default
     providers = [
         _roof(READ, label, [partial(read, piece) for piece in pieces], moved=chunk_bytes)
         for label, read in reads.items()

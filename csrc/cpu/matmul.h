@@ -74,13 +74,14 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
   const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows);
   const bool told = row_end - row_begin > kStreamedRows;
   const int64_t groups = plain_groups(m);
-  const int64_t stride = m.terms[0].weights.panel_bytes;
-  const char* weight = m.terms[0].weights.panels + panel * stride;
+  const Weights& first = m.terms[0].weights;
+  const int64_t first_groups = first.storage == Storage::plain ? groups_of(m.terms[0]) : 0;
+  const char* weight = first.panels + panel * first.panel_bytes;
   int64_t begin = 0;
   do {
     const int64_t end = begin + kSlice < groups ? begin + kSlice : groups;
-    const char* here = weight + begin * kLine;
-    const char* then = end < groups ? here + kSlice * kLine : next;
+    // The first term's next slice, or the next tile's first: a later term's follow from where it is read.
+    const char* then = end < first_groups ? weight + end * kLine : next;
     int64_t row = row_begin;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = divide_up(row_end - row, blocks - block);
