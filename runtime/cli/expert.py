@@ -1,4 +1,4 @@
-"""`zweave expert`: shows, makes, mixes, compares and imports expert files."""
+"""`zweave expert`: shows, makes, mixes, compares, imports and transfers expert files."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zweave.checkpoint import resolve_model
+from zweave.cli import expert_transfer
 from zweave.cli.arguments import positive_number, positive_whole, whole
 from zweave.difference import Difference, differences
 from zweave.errors import ZweaveError
@@ -68,6 +69,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     _add_model(imported)
     imported.set_defaults(run=_import)
+    expert_transfer.add_parser(commands)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
