@@ -46,8 +46,8 @@ int64_t attention_scratch(int64_t tokens, int64_t group, int64_t head_size) {
   return AttentionScratch<T>(tokens, group, head_size).bytes;
 }
 
-// What a row of queries carries from chunk to chunk: the largest score so far, the sum of exp(score - largest),
-// and that of the values.
+// What a row of queries carries from chunk to chunk: the largest score so far, the sum of exp(score -
+// largest), and that of the values.
 struct Running {
   float *largest, *total, *output;  // output: [width]
   int64_t width;
@@ -115,8 +115,8 @@ class AttentionTask {
     }
   }
 
-  void add(const Chunk<T>& chunk) {
-    score(q_, part_.q_width, part_.q_width / kGroup<T>, part_.rows, chunk, a_.scale, scores_);
+  void add(const Chunk<T>& chunk, Fetcher<T>& fetcher) {
+    score(q_, part_.q_width, part_.q_width / kGroup<T>, part_.rows, chunk, a_.scale, fetcher, scores_);
     for (int64_t token = item_.begin; token < item_.end; ++token) {
       const KeyRange range = seen(token, chunk.first);
       if (range.begin >= range.end) continue;
@@ -126,7 +126,7 @@ class AttentionTask {
                     {largest_ + row, total_ + row, output, part_.y_width});
       }
     }
-    add_seen(chunk);
+    add_seen(chunk, fetcher);
   }
 
   void end() const {
@@ -152,7 +152,7 @@ class AttentionTask {
 
   // Rows that see the same keys go together. Keys that a row does not see never enter its sum, not even with
   // probability zero: they may hold NaN.
-  void add_seen(const Chunk<T>& chunk) {
+  void add_seen(const Chunk<T>& chunk, Fetcher<T>& fetcher) {
     const int64_t panel = KvLayout<T>{a_.kv_heads, a_.block_size, a_.head_size}.value_panel();
     for (int64_t token = item_.begin; token < item_.end;) {
       const KeyRange range = seen(token, chunk.first);
@@ -164,7 +164,7 @@ class AttentionTask {
       const int64_t row = row_of(token);
       if (range.begin < range.end) {
         add_values(chunk, range, row_of(next) - row, probability_ + row * kChunk, panel,
-                   part_.y_width / kPanel, output_ + row * part_.y_width);
+                   part_.y_width / kPanel, fetcher, output_ + row * part_.y_width);
       }
       token = next;
     }
@@ -215,6 +215,7 @@ class ChunkCursor {
 template <class T>
 void attention(const Attention<T>& a, const AttentionItem* items, int64_t count, void* scratch) {
   Chunk<T> chunks[2];
+  Fetcher<T> fetcher;
   ChunkCursor<T> cursor(a, items, count);
   int current = 0;
   cursor.next(chunks[current]);
@@ -223,8 +224,9 @@ void attention(const Attention<T>& a, const AttentionItem* items, int64_t count,
     task.begin();
     for (bool is_last = false; !is_last; current ^= 1) {
       cursor.next(chunks[current ^ 1]);
-      fetch(a, chunks[current ^ 1]);
-      task.add(chunks[current]);
+      fetcher.begin(a, chunks[current ^ 1]);
+      task.add(chunks[current], fetcher);
+      fetcher.finish();
       is_last = chunks[current].is_last;
     }
     task.end();

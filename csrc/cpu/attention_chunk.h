@@ -55,24 +55,57 @@ void find_pieces(const Attention<T>& a, const int32_t* blocks, int64_t kv_head, 
   }
 }
 
-// Starts to load what a chunk needs. The lines go to the second-level cache: the first level has too few
-// places for misses to keep the memory busy.
+// Starts to load what a chunk needs, a few lines at a time beside the arithmetic of its predecessor: all at
+// once they would fill the queue to memory, and what is asked for next would wait. The lines go to the
+// second-level cache, since the first level has too few places for misses to keep the memory busy.
 template <class T>
-void fetch(const Attention<T>& a, const Chunk<T>& chunk) {
-  const KvLayout<T> layout{a.kv_heads, a.block_size, a.head_size};
-  const int64_t key_bytes = layout.key_panel() * sizeof(T), columns = divide_up(a.head_size, kPanel);
-  for (int64_t i = 0; i < chunk.count; ++i) {
-    const Piece<T>& piece = chunk.piece[i];
-    const char* keys = reinterpret_cast<const char*>(piece.keys);
-    for (int64_t at = 0; at < key_bytes; at += kLine) prefetch(keys + at);
-    const int64_t first = piece.offset / kGroup<T>;
-    const int64_t last = (piece.offset + piece.count - 1) / kGroup<T>;
-    for (int64_t column = 0; column < columns; ++column) {
-      const char* values = reinterpret_cast<const char*>(piece.values + column * layout.value_panel());
-      for (int64_t group = first; group <= last; ++group) prefetch(values + group * kLine);
+class Fetcher {
+ public:
+  void begin(const Attention<T>& a, const Chunk<T>& chunk) {
+    const KvLayout<T> layout{a.kv_heads, a.block_size, a.head_size};
+    const int64_t columns = divide_up(a.head_size, kPanel);
+    run_ = end_ = runs_;
+    at_ = stop_ = nullptr;
+    if (chunk.count == 0 || 2 * chunk.count > kMost) return;
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      const Piece<T>& piece = chunk.piece[i];
+      *end_++ = {reinterpret_cast<const char*>(piece.keys), layout.key_panel() * int64_t(sizeof(T))};
+      *end_++ = {reinterpret_cast<const char*>(piece.values),
+                 layout.value_panel() * columns * int64_t(sizeof(T))};
     }
+    refill();
   }
-}
+
+  // Four lines.
+  void step() {
+    if (at_ == stop_ && !refill()) return;
+    for (int i = 0; i < 4; ++i) prefetch(at_ + i * kLine);
+    at_ += 4 * kLine;
+  }
+
+  void finish() {
+    while (at_ != stop_ || refill()) step();
+  }
+
+ private:
+  struct Run {
+    const char* at;
+    int64_t bytes;
+  };
+  static constexpr int64_t kMost = 2 * kChunk / kPanel;
+
+  bool refill() {
+    if (run_ == end_) return false;
+    at_ = run_->at;
+    stop_ = at_ + divide_up(run_->bytes, 4 * kLine) * 4 * kLine;
+    ++run_;
+    return true;
+  }
+
+  Run runs_[kMost];
+  Run *run_ = runs_, *end_ = runs_;
+  const char *at_ = nullptr, *stop_ = nullptr;
+};
 
 }  // namespace
 }  // namespace zweave

@@ -14,7 +14,7 @@ constexpr int64_t kScores = kPanel + kChunk + kPanel;
 // scores[r][key] = scale * q[r] . key, for all keys of some panels.
 template <class T, int rows, int panels>
 void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* piece, float scale,
-                float* scores) {
+                Fetcher<T>& fetcher, float* scores) {
   constexpr int vectors = panels * kPanelVectors;
   Sums<rows, panels> sum;
   clear<rows, panels>(sum);
@@ -22,11 +22,11 @@ void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* pi
   for (int i = 0; i < panels; ++i) keys[i] = piece[i].keys;
   for (int64_t k = 0; k < groups; ++k, q += kGroup<T>) {
     const int64_t at = k * kPanel * kGroup<T>;
+    fetcher.step();
     decltype(Simd::weights(keys[0])) loaded[vectors];
 #pragma GCC unroll 32
     for (int v = 0; v < vectors; ++v) {
-      loaded[v] =
-          Simd::weights(keys[v / kPanelVectors] + at + v % kPanelVectors * Simd::width * kGroup<T>);
+      loaded[v] = Simd::weights(keys[v / kPanelVectors] + at + v % kPanelVectors * Simd::width * kGroup<T>);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
@@ -48,7 +48,7 @@ void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* pi
 // The same for any number of rows and the whole chunk. q is padded to whole groups.
 template <class T>
 void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chunk<T>& chunk, float scale,
-           float* scores) {
+           Fetcher<T>& fetcher, float* scores) {
   // Few rows take more panels, for as many sums.
   constexpr int few = Simd::max_rows / 2;
   for (int64_t row = 0; row < rows;) {
@@ -59,15 +59,15 @@ void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chu
     if (count <= few) {
       for (; i + 4 <= chunk.count; i += 4) {
         with_rows<few>(count, [&]<int r>() {
-          score_tile<T, r, 4>(from, q_stride, groups, chunk.piece + i, scale, to);
+          score_tile<T, r, 4>(from, q_stride, groups, chunk.piece + i, scale, fetcher, to);
         });
       }
     }
     with_rows(count, [&]<int r>() {
       for (; i + 2 <= chunk.count; i += 2) {
-        score_tile<T, r, 2>(from, q_stride, groups, chunk.piece + i, scale, to);
+        score_tile<T, r, 2>(from, q_stride, groups, chunk.piece + i, scale, fetcher, to);
       }
-      if (i < chunk.count) score_tile<T, r, 1>(from, q_stride, groups, chunk.piece + i, scale, to);
+      if (i < chunk.count) score_tile<T, r, 1>(from, q_stride, groups, chunk.piece + i, scale, fetcher, to);
     });
     row += count;
   }
@@ -80,7 +80,7 @@ struct KeyRange {
 // output[r] += sum over the keys of a range of probability[r][key] * value[key], in some columns.
 template <class T, int rows, int panels>
 void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int64_t panel_size,
-                int64_t column, float* output, int64_t output_stride) {
+                int64_t column, Fetcher<T>& fetcher, float* output, int64_t output_stride) {
   constexpr int vectors = panels * kPanelVectors;
   constexpr int64_t group = kGroup<T>;
   Sums<rows, panels> sum;
@@ -103,7 +103,8 @@ void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int
     const int64_t last = piece.begin + piece.count, end = range.end < last ? range.end : last;
     int64_t key = range.begin > piece.begin ? range.begin : piece.begin;
     if (key >= end) continue;
-    const T* at = piece.values + column * panel_size + (piece.offset + key - piece.begin) / group * kPanel * group;
+    const T* at =
+        piece.values + column * panel_size + (piece.offset + key - piece.begin) / group * kPanel * group;
     // A key beside one that the range leaves out goes alone: the other may be NaN.
     if constexpr (group == 2) {
       if (key % 2) {
@@ -119,6 +120,7 @@ void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int
       }
     }
     for (; key + group <= end; key += group, at += kPanel * group) {
+      fetcher.step();
       decltype(Simd::weights(at)) loaded[vectors];
       each(at, [&](auto w, int v) { loaded[v] = w; });
 #pragma GCC unroll 16
@@ -152,7 +154,7 @@ void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int
 // The same for any number of rows and `columns` panels of columns.
 template <class T>
 void add_values(const Chunk<T>& chunk, KeyRange range, int64_t rows, const T* probability, int64_t panel_size,
-                int64_t columns, float* output) {
+                int64_t columns, Fetcher<T>& fetcher, float* output) {
   constexpr int panels = Simd::value_vectors / kPanelVectors;
   for (int64_t row = 0; row < rows;) {
     const int64_t left = rows - row, count = divide_up(left, divide_up(left, Simd::value_rows));
@@ -161,10 +163,10 @@ void add_values(const Chunk<T>& chunk, KeyRange range, int64_t rows, const T* pr
       float* to = output + row * columns * kPanel;
       int64_t column = 0;
       for (; column + panels <= columns; column += panels) {
-        value_tile<T, r, panels>(chunk, range, p, panel_size, column, to, columns * kPanel);
+        value_tile<T, r, panels>(chunk, range, p, panel_size, column, fetcher, to, columns * kPanel);
       }
       for (; column < columns; ++column) {
-        value_tile<T, r, 1>(chunk, range, p, panel_size, column, to, columns * kPanel);
+        value_tile<T, r, 1>(chunk, range, p, panel_size, column, fetcher, to, columns * kPanel);
       }
     });
     row += count;

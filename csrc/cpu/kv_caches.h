@@ -6,8 +6,8 @@
 
 namespace zweave {
 
-// Throws unless the caches hold blocks of heads of `head_size` as KvLayout has them; kernels/kv_layout.py shows
-// the shapes.
+// Throws unless the caches hold blocks of heads of `head_size` as KvLayout has them; kernels/kv_layout.py
+// shows the shapes.
 template <class T>
 KvLayout<T> kv_layout(const char* op, const at::Tensor& k_cache, const at::Tensor& v_cache,
                       int64_t head_size) {
