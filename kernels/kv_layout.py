@@ -4,9 +4,10 @@ On a CPU a block holds, of each head, its keys as `pack` packs a matrix [block_s
 it packs [head_size, block_size]: the products of attention then read either as they read weights, 16 keys, or 16
 columns of the values, to a panel.
 
-              k_cache                                                        v_cache
-    bf16      [blocks, G, ceil(block_size / 16), ceil(D / 2), 16, 2]         [blocks, G, ceil(D / 16), block_size / 2, 16, 2]
-    float32   [blocks, G, ceil(block_size / 16), D, 16, 1]                   [blocks, G, ceil(D / 16), block_size, 16, 1]
+    k_cache  bf16     [blocks, G, ceil(block_size / 16), ceil(D / 2), 16, 2]
+             float32  [blocks, G, ceil(block_size / 16), D, 16, 1]
+    v_cache  bf16     [blocks, G, ceil(D / 16), block_size / 2, 16, 2]
+             float32  [blocks, G, ceil(D / 16), block_size, 16, 1]
 
 On CUDA both are [blocks, G, block_size, D]. In either case a block of a layer is `k_cache[block]` and
 `v_cache[block]`, and copying these copies its tokens.

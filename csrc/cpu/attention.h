@@ -115,6 +115,12 @@ class AttentionTask {
     }
   }
 
+  // Groups of inputs that the first rows pass over in a chunk, at least.
+  int64_t steps(const Chunk<T>& chunk) const {
+    const Piece<T>& last = chunk.piece[chunk.count - 1];
+    return divide_up(a_.head_size, kGroup<T>) + (last.begin + last.count - chunk.piece[0].begin) / kGroup<T>;
+  }
+
   void add(const Chunk<T>& chunk, Fetcher<T>& fetcher) {
     score(q_, part_.q_width, part_.q_width / kGroup<T>, part_.rows, chunk, a_.scale, fetcher, scores_);
     for (int64_t token = item_.begin; token < item_.end; ++token) {
@@ -219,12 +225,14 @@ void attention(const Attention<T>& a, const AttentionItem* items, int64_t count,
   ChunkCursor<T> cursor(a, items, count);
   int current = 0;
   cursor.next(chunks[current]);
+  fetcher.begin(a, chunks[current], 1);
+  fetcher.finish();
   for (int64_t i = 0; i < count; ++i) {
     AttentionTask<T> task(a, items[i], scratch);
     task.begin();
     for (bool is_last = false; !is_last; current ^= 1) {
       cursor.next(chunks[current ^ 1]);
-      fetcher.begin(a, chunks[current ^ 1]);
+      fetcher.begin(a, chunks[current ^ 1], task.steps(chunks[current]));
       task.add(chunks[current], fetcher);
       fetcher.finish();
       is_last = chunks[current].is_last;

@@ -61,30 +61,33 @@ void find_pieces(const Attention<T>& a, const int32_t* blocks, int64_t kv_head, 
 template <class T>
 class Fetcher {
  public:
-  void begin(const Attention<T>& a, const Chunk<T>& chunk) {
+  // `steps`: how often step() will be called.
+  void begin(const Attention<T>& a, const Chunk<T>& chunk, int64_t steps) {
     const KvLayout<T> layout{a.kv_heads, a.block_size, a.head_size};
-    const int64_t columns = divide_up(a.head_size, kPanel);
     run_ = end_ = runs_;
     at_ = stop_ = nullptr;
-    if (chunk.count == 0 || 2 * chunk.count > kMost) return;
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      const Piece<T>& piece = chunk.piece[i];
-      *end_++ = {reinterpret_cast<const char*>(piece.keys), layout.key_panel() * int64_t(sizeof(T))};
-      *end_++ = {reinterpret_cast<const char*>(piece.values),
-                 layout.value_panel() * columns * int64_t(sizeof(T))};
-    }
-    refill();
+    lines_ = 0;
+    // Blocks of a few positions are not worth the bookkeeping.
+    if (chunk.count > kMost) return;
+    for (int64_t i = 0; i < chunk.count; ++i) add(layout, chunk.piece[i]);
+    a_step_ = divide_up(lines_, steps);
   }
 
-  // Four lines.
   void step() {
-    if (at_ == stop_ && !refill()) return;
-    for (int i = 0; i < 4; ++i) prefetch(at_ + i * kLine);
-    at_ += 4 * kLine;
+    for (int64_t i = 0; i < a_step_; ++i) {
+      if (at_ == stop_) {
+        if (run_ == end_) return;
+        at_ = run_->at;
+        stop_ = at_ + run_->bytes;
+        ++run_;
+      }
+      prefetch(at_);
+      at_ += kLine;
+    }
   }
 
   void finish() {
-    while (at_ != stop_ || refill()) step();
+    while (at_ != stop_ || run_ != end_) step();
   }
 
  private:
@@ -92,19 +95,28 @@ class Fetcher {
     const char* at;
     int64_t bytes;
   };
-  static constexpr int64_t kMost = 2 * kChunk / kPanel;
+  static constexpr int64_t kMost = kChunk / kPanel + 1;
+  // Of larger heads the rest is not fetched.
+  static constexpr int64_t kColumns = 16;
 
-  bool refill() {
-    if (run_ == end_) return false;
-    at_ = run_->at;
-    stop_ = at_ + divide_up(run_->bytes, 4 * kLine) * 4 * kLine;
-    ++run_;
-    return true;
+  void add(const KvLayout<T>& layout, const Piece<T>& piece) {
+    add(piece.keys, divide_up(layout.head_size, kGroup<T>));
+    const int64_t columns = divide_up(layout.head_size, kPanel);
+    const int64_t first = piece.offset / kGroup<T>;
+    const int64_t groups = divide_up(piece.offset + piece.count, kGroup<T>) - first;
+    const T* values = piece.values + first * kPanel * kGroup<T>;
+    if (groups * kPanel * kGroup<T> == layout.value_panel()) return add(values, columns * groups);
+    for (int64_t i = 0; i < columns && i < kColumns; ++i) add(values + i * layout.value_panel(), groups);
+  }
+  void add(const T* at, int64_t lines) {
+    *end_++ = {reinterpret_cast<const char*>(at), lines * kLine};
+    lines_ += lines;
   }
 
-  Run runs_[kMost];
+  Run runs_[kMost * (1 + kColumns)];
   Run *run_ = runs_, *end_ = runs_;
   const char *at_ = nullptr, *stop_ = nullptr;
+  int64_t lines_ = 0, a_step_ = 0;
 };
 
 }  // namespace

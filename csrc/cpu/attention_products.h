@@ -53,22 +53,20 @@ void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chu
   constexpr int few = Simd::max_rows / 2;
   for (int64_t row = 0; row < rows;) {
     const int64_t left = rows - row, count = divide_up(left, divide_up(left, Simd::max_rows));
-    const T* from = q + row * q_stride;
-    float* to = scores + row * kScores;
-    int64_t i = 0;
-    if (count <= few) {
-      for (; i + 4 <= chunk.count; i += 4) {
-        with_rows<few>(count, [&]<int r>() {
-          score_tile<T, r, 4>(from, q_stride, groups, chunk.piece + i, scale, fetcher, to);
+    const auto tiles = [&]<int r, int most>() {
+      for (int64_t i = 0; i < chunk.count; i += most) {
+        const int64_t panels = chunk.count - i;
+        with_rows<most>(panels < most ? panels : most, [&]<int p>() {
+          score_tile<T, r, p>(q + row * q_stride, q_stride, groups, chunk.piece + i, scale, fetcher,
+                              scores + row * kScores);
         });
       }
+    };
+    if (count <= few) {
+      with_rows<few>(count, [&]<int r>() { tiles.template operator()<r, 4>(); });
+    } else {
+      with_rows(count, [&]<int r>() { tiles.template operator()<r, 2>(); });
     }
-    with_rows(count, [&]<int r>() {
-      for (; i + 2 <= chunk.count; i += 2) {
-        score_tile<T, r, 2>(from, q_stride, groups, chunk.piece + i, scale, fetcher, to);
-      }
-      if (i < chunk.count) score_tile<T, r, 1>(from, q_stride, groups, chunk.piece + i, scale, fetcher, to);
-    });
     row += count;
   }
 }

@@ -68,6 +68,7 @@ class DecoderStep {
       LayerPhases<T>& after = phases[(i + 1) % 2];
       const bool is_last = i + 1 == layers.size();
       if (!is_last) prepare(layers[i + 1], after);
+      fetch_places(team, layers[i].layer);
       add_norm(team, input, stride, layers[i].layer.input_norm);
       multiply(team, now.qkv, now.o);
       rotate_and_store(team, layers[i].layer);
@@ -144,6 +145,16 @@ class DecoderStep {
       call.eps = float(config_.eps);
       kernel_.norm(call, 0, heads);
     }
+  }
+
+  // The norm leaves the memory idle, and the first store to a line would wait for it.
+  void fetch_places(const Team& team, const DecoderLayer& layer) const {
+    const KvLayout<T> layout{config_.kv_heads, attention.block_size, config_.head_size};
+    const T* k_cache = static_cast<const T*>(layer.k_cache.const_data_ptr());
+    const T* v_cache = static_cast<const T*>(layer.v_cache.const_data_ptr());
+    team.share(tokens_, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) layout.fetch(k_cache, v_cache, kv_index[t]);
+    });
   }
 
   void rotate_and_store(const Team& team, const DecoderLayer& layer) const {
