@@ -7,6 +7,7 @@ from zweave.kernels.attention import paged_attention, paged_attention_ref, write
 from zweave.kernels.components import gather_components
 from zweave.kernels.decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
 from zweave.kernels.greedy import greedy, greedy_ref
+from zweave.kernels.kv_layout import empty_kv
 from zweave.kernels.linear import linear, linear_ref
 from zweave.kernels.mix import mix, mix_ref
 from zweave.kernels.packed import Packed, pack, unpack, unpack_quantized
@@ -32,6 +33,7 @@ __all__ = [
     "decoder_ref",
     "dequantize",
     "empty_in_huge_pages",
+    "empty_kv",
     "gather_components",
     "greedy",
     "greedy_ref",

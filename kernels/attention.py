@@ -2,7 +2,7 @@
 
     y[t, h] = sum over j of softmax_j(scale q[t, h] . k[j]) v[j],   max(0, p - window + 1) <= j <= p
 
-    q [T, H, D]   k_cache, v_cache [blocks, G, block_size, D]   block_table [B, n]   ->   y [T, H, D]
+    q [T, H, D]   k_cache, v_cache of blocks as in kv_layout.py   block_table [B, n]   ->   y [T, H, D]
 
 where p is the token's position, j a position of its sequence, and head h reads key-value head h / (H / G).
 Position j lies in block block_table[sequence, j / block_size] at j % block_size. A step of decoding and a
@@ -13,12 +13,13 @@ for them. Bytes: the keys and values of each sequence once, for decoding; FLOPs:
 import torch
 from torch import Tensor
 
+from zweave.kernels.kv_layout import block_size, read_kv, store_kv
+
 
 def write_kv_ref(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
-    """Semantics: k_cache[block, :, offset] = k[t], with block, offset = divmod(index[t], block_size)."""
-    block, offset = index // k_cache.shape[2], index % k_cache.shape[2]
-    k_cache[block, :, offset] = k
-    v_cache[block, :, offset] = v
+    """Semantics: stores k[t], v[t] at position offset of a block, block, offset = divmod(index[t], block_size)."""
+    size = block_size(k_cache, v_cache)
+    store_kv(k, v, k_cache, v_cache, index // size, index % size)
 
 
 def paged_attention_ref(
@@ -33,13 +34,13 @@ def paged_attention_ref(
 ) -> Tensor:
     """Semantics: gathers each token's keys and values, softmax in float32, rounded once."""
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    share = q.shape[1] // k_cache.shape[1]
+    share, size = q.shape[1] // k_cache.shape[1], block_size(k_cache, v_cache)
     for t, (row, last) in enumerate(zip(sequence.tolist(), position.tolist(), strict=True)):
         first = max(0, last + 1 - window) if window else 0
         j = torch.arange(first, last + 1, device=q.device)
-        block, offset = block_table[row].long()[j // k_cache.shape[2]], j % k_cache.shape[2]
-        k = k_cache[block, :, offset].float().repeat_interleave(share, 1)  # [keys, H, D]
-        v = v_cache[block, :, offset].float().repeat_interleave(share, 1)
+        block, offset = block_table[row].long()[j // size], j % size
+        k, v = read_kv(k_cache, v_cache, block, offset, q.shape[2])
+        k, v = (x.float().repeat_interleave(share, 1) for x in (k, v))  # [keys, H, D]
         score = torch.einsum("hd,jhd->hj", q[t].float(), k) * scale
         y[t] = torch.einsum("hj,jhd->hd", score.softmax(-1), v).to(q.dtype)
     return y
@@ -49,7 +50,7 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tens
     """Semantics: stores each token's keys and values at its place in the cache.
 
     k, v: [tokens, kv_heads, head_size], bf16 or float32; tokens may lie apart.
-    k_cache, v_cache: [blocks, kv_heads, block_size, head_size], contiguous, k's dtype.
+    k_cache, v_cache: as `empty_kv` makes them, contiguous, k's dtype.
     index: [tokens], int64, block * block_size + offset.
     Raises: RuntimeError on a wrong shape, stride, dtype or device, or a place outside the cache.
     """
@@ -69,8 +70,7 @@ def paged_attention(
     """Semantics: causal attention of each token over its own sequence, softmax in float32.
 
     q: [tokens, heads, head_size], bf16 or float32; tokens may lie apart.
-    k_cache, v_cache: [blocks, kv_heads, block_size, head_size], contiguous, q's dtype; heads is a multiple
-        of kv_heads.
+    k_cache, v_cache: as `empty_kv` makes them, contiguous, q's dtype; heads is a multiple of kv_heads.
     block_table: [sequences, n], int32; only entries that hold positions which are asked for are read.
     sequence: [tokens], int32, a token's row of block_table.
     position: [tokens], int32; the token sees positions 0 to position of its sequence.

@@ -49,7 +49,7 @@ class DecoderLayer:
     """Weights and cache of a layer.
 
     input_norm, mlp_norm: [hidden]. q_norm, k_norm: [head_size], or None.
-    k_cache, v_cache: [blocks, kv_heads, block_size, head_size].
+    k_cache, v_cache: as `empty_kv` makes them.
     window: how many positions attention looks back, 0 for all.
     """
 

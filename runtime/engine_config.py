@@ -19,7 +19,7 @@ class EngineConfig:
     max_sequences: how many requests one step may work on.
     max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
     kv_tokens: token positions that the key-value cache holds for all requests together.
-    block_size: token positions in a block of the cache.
+    block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
     max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
     max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
     batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
@@ -51,6 +51,8 @@ class EngineConfig:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"
             )
+        if self.block_size % 2 and self.dtype == "bfloat16" and self.device == "cpu":
+            raise ZweaveError(f"block_size must be even for bfloat16 on a CPU, not {self.block_size}")
         if self.kv_tokens < self.block_size:
             raise ZweaveError(f"kv_tokens ({self.kv_tokens}) must hold a block of {self.block_size} tokens")
         self._check_plan()

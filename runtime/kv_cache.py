@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from zweave.config import ModelConfig
-from zweave.kernels import empty_in_huge_pages
+from zweave.kernels import empty_kv
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Keys and values of one layer, [blocks, kv_heads, block_size, head_dim] each."""
+    """Keys and values of one layer, as `empty_kv` lays them out: k[block] and v[block] are a block."""
 
     k: Tensor
     v: Tensor
@@ -23,16 +23,10 @@ class KVCache:
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
-
-        def empty() -> Tensor:
-            if device.type == "cpu":
-                return empty_in_huge_pages(shape, dtype)
-            return torch.empty(shape, dtype=dtype, device=device)
-
-        self.layers = [LayerCache(empty(), empty()) for _ in range(config.num_layers)]
+        shape = num_blocks, config.num_kv_heads, block_size, config.head_dim
+        self.layers = [LayerCache(*empty_kv(*shape, dtype, device)) for _ in range(config.num_layers)]
         self._free = list(range(num_blocks - 1, -1, -1))
 
     @property

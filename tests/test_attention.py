@@ -6,10 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave.kernels import paged_attention, paged_attention_ref, write_kv, write_kv_ref
+from zweave.kernels import empty_kv, pack, paged_attention, paged_attention_ref, write_kv, write_kv_ref
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 NAN = float("nan")
+CPU = torch.device("cpu")
+
+
+def caches(
+    blocks: int, kv_heads: int, block_size: int, size: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """All of it NaN, padding included."""
+    k_cache, v_cache = empty_kv(blocks, kv_heads, block_size, size, dtype, CPU)
+    return k_cache.fill_(NAN), v_cache.fill_(NAN)
+
+
+def rows(k_cache: Tensor, v_cache: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [blocks, kv_heads, block_size, size] of a packed cache."""
+    v = v_cache.permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(2, 3)
+    k = k_cache.permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
+    return k[:, :, : v.shape[2], :size], v[..., :size]
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,7 @@ def problem(
     lengths = [before + count for before, count in chunks]
     per_sequence = [-(-n // block_size) for n in lengths]
     order = torch.randperm(sum(per_sequence) + 3, generator=random, dtype=torch.int32)
-    cache = torch.full((len(order), kv_heads, block_size, size), NAN, dtype=dtype)
-    k_cache, v_cache = cache, cache.clone()
+    k_cache, v_cache = caches(len(order), kv_heads, block_size, size, dtype)
     table = torch.full((len(chunks), max(per_sequence) + 2), 2**30, dtype=torch.int32)
     keys, values, sequence, position = [], [], [], []
     for s, ((before, count), blocks) in enumerate(zip(chunks, per_sequence, strict=True)):
@@ -96,8 +111,9 @@ CASES = {
     "decode as SmolLM2": ([(n, 1) for n in (5, 77, 300)], {"heads": 9, "kv_heads": 3, "size": 64}),
     "prefill": ([(0, 199)], {}),
     "chunks": ([(0, 63), (100, 1), (63, 70), (7, 17)], {"heads": 9, "kv_heads": 3, "size": 64}),
-    "blocks of 1": ([(60, 9), (0, 5)], {"block_size": 1}),
-    "blocks of 7": ([(60, 70), (3, 1)], {"block_size": 7}),
+    "blocks of 2": ([(60, 9), (0, 5)], {"block_size": 2}),
+    "blocks of 6": ([(60, 70), (3, 1)], {"block_size": 6}),
+    "blocks of 50": ([(60, 70), (3, 1), (200, 4)], {"block_size": 50}),
     "blocks of 256": ([(250, 9), (0, 70)], {"block_size": 256}),
     "head size 1": ([(60, 9)], {"size": 1}),
     "head size 63": ([(70, 9), (3, 1)], {"size": 63}),
@@ -109,6 +125,7 @@ CASES = {
     "window of 1": ([(0, 70)], {"window": 1}),
     "window of 64": ([(0, 199), (300, 1), (10, 1)], {"window": 64}),
     "window of 100": ([(90, 99), (700, 1), (99, 1)], {"window": 100, "block_size": 8}),
+    "window of 31 in blocks of 6": ([(90, 99), (700, 1), (99, 1)], {"window": 31, "block_size": 6}),
     "window of everything": ([(90, 9)], {"window": 2**40}),
 }
 
@@ -154,12 +171,11 @@ def test_a_token_has_the_same_bits_alone_in_chunks_and_in_any_order(window, dtyp
 @DTYPES
 def test_a_token_has_the_same_bits_with_any_block_size(dtype) -> None:
     results = []
-    for block_size in (1, 16, 50):
+    for block_size in (2, 16, 50):
         p = problem([(30, 90)], dtype, block_size=16)
         j = torch.arange(120)
         blocks = -(-120 // block_size)
-        k_cache = torch.full((blocks, 2, block_size, 16), NAN, dtype=dtype)
-        v_cache = k_cache.clone()
+        k_cache, v_cache = caches(blocks, 2, block_size, 16, dtype)
         write_kv(p.keys[0], p.values[0], k_cache, v_cache, j)
         table = torch.arange(blocks, dtype=torch.int32)[None]
         p = replace(p, k_cache=k_cache, v_cache=v_cache, block_table=table)
@@ -204,23 +220,75 @@ def test_write_kv_writes_its_places_and_nothing_else(tokens, function, dtype) ->
     random = torch.Generator().manual_seed(tokens)
     fused = torch.randn(tokens, 5 * 3 * 10, generator=random).to(dtype)
     k, v = (fused[:, 30 * i : 30 * (i + 1)].unflatten(1, (3, 10)) for i in (3, 4))
-    cache = torch.full((12, 3, 8, 10), NAN, dtype=dtype)
-    k_cache, v_cache = cache, cache.clone()
+    k_cache, v_cache = caches(12, 3, 8, 10, dtype)
     index = torch.randperm(96, generator=random)[:tokens]
     function(k, v, k_cache, v_cache, index)
-    for source, target in ((k, k_cache), (v, v_cache)):
+    for source, target in zip((k, v), rows(k_cache, v_cache, 10), strict=True):
         places = target.transpose(1, 2).reshape(96, 3, 10)
         assert torch.equal(places[index], source)
         assert places.isnan().sum() == (96 - tokens) * 30
 
 
+@DTYPES
+@pytest.mark.parametrize("size", [1, 63, 64])
+def test_a_block_is_its_keys_and_transposed_values_packed(size, dtype) -> None:
+    k, v = torch.randn(2, 48, 2, size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    k_cache, v_cache = caches(1, 2, 48, size, dtype)
+    write_kv(k, v, k_cache, v_cache, torch.arange(48))
+    for head in range(2):
+        assert torch.equal(k_cache[0, head], pack(k[:, head].contiguous()).data)
+        columns = pack(v[:, head].T.contiguous()).data
+        # What pads the last panel of columns is never written.
+        assert torch.equal(v_cache[0, head].nan_to_num(0), columns)
+
+
+@DTYPES
+def test_both_implementations_write_the_same(dtype) -> None:
+    k, v = torch.randn(2, 20, 2, 63, generator=torch.Generator().manual_seed(0)).to(dtype)
+    index = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:20]
+    ours, theirs = (caches(5, 2, 8, 63, dtype) for _ in range(2))
+    write_kv(k, v, *ours, index)
+    write_kv_ref(k, v, *theirs, index)
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_references_take_the_layout_of_a_gpu_too(tolerance) -> None:
+    p = problem([(3, 20)], torch.float32)
+    k_cache, v_cache = torch.full((2, 5, 2, 16, 16), NAN)
+    write_kv_ref(p.keys[0], p.values[0], k_cache, v_cache, torch.arange(16, 39))
+    table = torch.tensor([[1, 2]], dtype=torch.int32)
+    other = replace(p, k_cache=k_cache, v_cache=v_cache, block_table=table)
+    torch.testing.assert_close(
+        paged_attention_ref(*other.arguments()).double(), p.expected(), **tolerance(torch.float32)
+    )
+
+
+def test_a_copied_block_serves_as_its_original() -> None:
+    p = problem([(20, 30)], torch.bfloat16)
+    expected = paged_attention(*p.arguments())
+    used, free = p.block_table[0, 2].item(), p.block_table.new_tensor(range(len(p.k_cache)))
+    copy = next(b for b in free.tolist() if b not in p.block_table[0].tolist())
+    for cache in (p.k_cache, p.v_cache):
+        cache[copy] = cache[used]
+        cache[used] = NAN
+    table = changed(p.block_table, (0, 2), copy)
+    assert torch.equal(paged_attention(*replace(p, block_table=table).arguments()), expected)
+
+
+def test_a_block_of_pairs_holds_an_even_number_of_positions() -> None:
+    with pytest.raises(ValueError, match="even number of positions, not 7"):
+        empty_kv(2, 1, 7, 16, torch.bfloat16, CPU)
+    assert empty_kv(2, 1, 7, 16, torch.float32, CPU)[1].shape == (2, 1, 1, 7, 16, 1)
+
+
 @pytest.mark.parametrize("wrong", [-1, 96, 2**62])
 def test_a_place_outside_the_cache_is_refused_before_anything_is_written(wrong) -> None:
     k = torch.zeros(2, 3, 10)
-    cache = torch.full((12, 3, 8, 10), NAN)
+    both = caches(12, 3, 8, 10, torch.float32)
     with pytest.raises(RuntimeError, match=r"^write_kv: index\[1\] is"):
-        write_kv(k, k, cache, cache.clone(), torch.tensor([0, wrong]))
-    assert cache.isnan().all()
+        write_kv(k, k, *both, torch.tensor([0, wrong]))
+    assert all(cache.isnan().all() for cache in both)
 
 
 def changed(tensor: Tensor, at: int | tuple[int, int], value: int) -> Tensor:
@@ -248,7 +316,9 @@ WRONG = {
     "q in float64": {"q": P.q.double()},
     "heads apart": {"q": P.q[:, ::2]},
     "caches differ": {"v_cache": P.v_cache[:-1]},
-    "cache is a view": {"k_cache": P.k_cache[:, :, ::2], "v_cache": P.v_cache[:, :, ::2]},
+    "blocks differ": {"v_cache": P.v_cache.repeat(1, 1, 1, 3, 1, 1)},
+    "cache is a view": {"k_cache": P.k_cache[::2], "v_cache": P.v_cache[::2]},
+    "caches in rows": dict(zip(("k_cache", "v_cache"), rows(P.k_cache, P.v_cache, 16), strict=True)),
     "table in int64": {"block_table": P.block_table.long()},
     "table is a vector": {"block_table": P.block_table[0]},
     "sequence too short": {"sequence": P.sequence[:-1]},

@@ -17,6 +17,7 @@ from zweave.kernels import (
     Way,
     decoder_ref,
     dequantize,
+    empty_kv,
     pack,
     quantize,
     unpack,
@@ -68,7 +69,7 @@ def layer(seed: int, dtype: torch.dtype, hidden: int, extras: bool, window: int 
     def matrix(M: int, N: int) -> AdaptedLinear:
         return linear(random, M, N, dtype, extras)
 
-    cache = torch.full((BLOCKS, KV_HEADS, BLOCK_SIZE, HEAD_SIZE), float("nan"), dtype=dtype)
+    caches = empty_kv(BLOCKS, KV_HEADS, BLOCK_SIZE, HEAD_SIZE, dtype, torch.device("cpu"))
     width, kv_width = HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
     return DecoderLayer(
         input_norm=norm(hidden),
@@ -82,8 +83,8 @@ def layer(seed: int, dtype: torch.dtype, hidden: int, extras: bool, window: int 
         gate=matrix(INNER, hidden),
         up=matrix(INNER, hidden),
         down=matrix(hidden, INNER),
-        k_cache=cache,
-        v_cache=cache.clone(),
+        k_cache=caches[0],
+        v_cache=caches[1],
         window=window,
     )
 

@@ -202,6 +202,7 @@ def test_bad_request_is_refused_before_any_other_starts(
         {"max_sequences": 2.5},
         {"max_batch_tokens": 8},
         {"kv_tokens": 3},
+        {"block_size": 7},
         {"nonsense": 1},
     ],
     ids=str,

@@ -30,7 +30,9 @@ for dtype in (torch.float32, torch.bfloat16):
     position = torch.arange(29, dtype=torch.int32) + 100
     angle = normal(200, 11)
     rope(q, k, angle.cos(), angle.sin(), position)
-    k_cache, v_cache = normal(2, 18, 2, 8, 22).to(dtype)
+    k_cache, v_cache = empty_kv(18, 2, 8, 22, dtype, torch.device("cpu"))
+    for cache in (k_cache, v_cache):
+        cache.copy_(normal(*cache.shape))
     write_kv(k, v, k_cache, v_cache, torch.arange(100, 129))
     table = torch.arange(18, dtype=torch.int32)[None]
     attention = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zweave.kernels import Packed, mix, pack, quantize, svf_linear, unpack
+from zweave.kernels import Packed, empty_kv, mix, pack, quantize, svf_linear, unpack
 
 OPS = {
     "pack",
@@ -47,7 +47,7 @@ def op_arguments(name: str, dtype: torch.dtype, kernel_order: Callable[[Tensor],
     like = {"dtype": dtype}
     packed = kernel_order(normal(37, 21, **like))
     vt, u = normal(19, 21, **like), normal(37, 19, **like)
-    caches = normal(6, 2, 4, 8, **like), normal(6, 2, 4, 8, **like)
+    caches = [normal(*cache.shape, **like) for cache in empty_kv(6, 2, 4, 8, dtype, torch.device("cpu"))]
     svf = normal(5, 19), integers(0, 1, 4), normal(37, **like), 37
     int8, int4 = quantize(vt.float(), "int8"), quantize(u.float(), "int4")
     return {

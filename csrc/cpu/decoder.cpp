@@ -6,6 +6,7 @@
 
 #include "cpu/checks.h"
 #include "cpu/decoder_step.h"
+#include "cpu/kv_caches.h"
 
 namespace zweave {
 namespace {
@@ -41,8 +42,11 @@ void check_layer(const DecoderLayer& layer, const DecoderConfig& config) {
   fits("gate", layer.gate, inner, hidden);
   fits("up", layer.up, inner, hidden);
   fits("down", layer.down, hidden, inner);
-  Argument{kOp, "k_cache", layer.k_cache}.dtype(dtype).shape({-1, config.kv_heads, -1, size}).contiguous();
-  Argument{kOp, "v_cache", layer.v_cache}.dtype(dtype).shape(layer.k_cache.sizes()).contiguous();
+  dispatch(kOp, "input_norm", layer.input_norm, [&]<class T>(const TypedKernels<T>&) {
+    const KvLayout<T> layout = kv_layout<T>(kOp, layer.k_cache, layer.v_cache, size);
+    TORCH_CHECK(layout.kv_heads == config.kv_heads, kOp, ": the caches have ", layout.kv_heads,
+                " heads, not ", config.kv_heads);
+  });
   TORCH_CHECK(layer.window >= 0, kOp, ": window must be 0 (none) or positive, not ", layer.window);
 }
 
@@ -107,11 +111,16 @@ Decoder::Decoder(const DecoderConfig& config, std::vector<DecoderLayer> layers, 
     check_layer(layer, config_);
     TORCH_CHECK(layer.input_norm.sizes() == layers_[0].input_norm.sizes() &&
                     layer.gate.outputs == layers_[0].gate.outputs &&
-                    layer.k_cache.sizes() == layers_[0].k_cache.sizes(),
+                    layer.v_cache.sizes() == layers_[0].v_cache.sizes(),
                 kOp, ": its layers differ in shape");
   }
   Argument{kOp, "cos", cos_}.dtype(at::kFloat).shape({-1, config_.head_size / 2}).contiguous();
   Argument{kOp, "sin", sin_}.dtype(at::kFloat).shape(cos_.sizes()).contiguous();
+}
+
+int64_t Decoder::block_size() const {
+  const at::Tensor& values = layers_[0].v_cache;
+  return values.size(3) * values.size(5);
 }
 
 void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const {
@@ -124,7 +133,7 @@ void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const
   Argument{kOp, "block_table", batch.block_table}.dtype(at::kInt).shape({-1, -1});
   Argument{kOp, "sequence", batch.sequence}.indices(tokens, batch.block_table.size(0), "rows of block_table");
   Argument{kOp, "kv_index", batch.kv_index}.dtype(at::kLong).shape({tokens}).contiguous();
-  const int64_t places = one.k_cache.size(0) * one.k_cache.size(2);
+  const int64_t places = one.v_cache.size(0) * block_size();
   const int64_t* place = data<int64_t>(batch.kv_index);
   for (int64_t t = 0; t < tokens; ++t) {
     TORCH_CHECK(place[t] >= 0 && place[t] < places, kOp, ": kv_index[", t, "] is ", place[t],
@@ -200,7 +209,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     attention.heads = config_.heads;
     attention.kv_heads = config_.kv_heads;
     attention.head_size = config_.head_size;
-    attention.block_size = layers_[0].k_cache.size(2);
+    attention.block_size = block_size();
     attention.scale = float(config_.scale);
     for (int64_t i = first; i < last; ++i) {
       attention.window = layers_[i].window;
@@ -208,15 +217,14 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
         check_blocks(kOp, attention, tokens, layers_[0].k_cache.size(0), batch.block_table.size(1));
       }
     }
-    step.tiles = attention_tiles(attention, tokens);
+    const AttentionWork work(attention, tokens);
     const int64_t group = config_.heads / config_.kv_heads;
-    step.scratch_bytes = kernel.attention_scratch(longest(step.tiles), group, config_.head_size);
+    step.work = &work;
+    step.scratch_bytes = kernel.attention_scratch(work.longest(), group, config_.head_size);
     const at::Tensor scratch =
         at::empty({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
     step.scratch = mutable_data<char>(scratch);
-    std::vector<std::atomic<int64_t>> items(layers.size());
-    for (auto& item : items) item = int64_t(step.tiles.size()) * config_.kv_heads;
-    run_team([&](const Team& team) { step.run(team, layers, items); });
+    run_team([&](const Team& team) { step.run(team, layers); });
     return y;
   });
 }

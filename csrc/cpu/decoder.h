@@ -21,7 +21,7 @@ struct DecoderLayer {
   at::Tensor input_norm, mlp_norm;           // [hidden]
   std::optional<at::Tensor> q_norm, k_norm;  // [head_size]
   AdaptedLinear q, k, v, o, gate, up, down;
-  at::Tensor k_cache, v_cache;  // [blocks, kv_heads, block_size, head_size]
+  at::Tensor k_cache, v_cache;  // of blocks as KvLayout has them
   int64_t window;               // of attention, 0: none
 };
 
@@ -47,6 +47,7 @@ class Decoder {
   void set_merged(int64_t layer, int64_t linear, int32_t slot, const std::optional<at::Tensor>& panels);
 
  private:
+  int64_t block_size() const;
   void check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const;
   void check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const;
 

@@ -1,12 +1,11 @@
 // One step of a decoder for one dtype: the phases of its layers, on raw pointers.
 #pragma once
 
-#include <atomic>
 #include <vector>
 
-#include "cpu/attention_tiles.h"
+#include "cpu/attention_work.h"
 #include "cpu/decoder.h"
-#include "cpu/kv_place.h"
+#include "cpu/kv_layout.h"
 
 namespace zweave {
 
@@ -50,7 +49,7 @@ class DecoderStep {
   const int32_t *slot, *position;
   const int64_t* kv_index;
   Attention<T> attention;  // all but the caches, the window and q
-  std::vector<Tile> tiles;
+  const AttentionWork* work;
   Activations<T> buffers;
   const T* x;
   int64_t x_stride;
@@ -59,8 +58,7 @@ class DecoderStep {
   char* scratch;  // of attention, `scratch_bytes` a thread
   int64_t scratch_bytes;
 
-  void run(const Team& team, const std::vector<LayerView<T>>& layers,
-           std::vector<std::atomic<int64_t>>& next_item) const {
+  void run(const Team& team, const std::vector<LayerView<T>>& layers) const {
     LayerPhases<T> phases[2];
     prepare(layers[0], phases[0]);
     const T* input = x;
@@ -70,10 +68,11 @@ class DecoderStep {
       LayerPhases<T>& after = phases[(i + 1) % 2];
       const bool is_last = i + 1 == layers.size();
       if (!is_last) prepare(layers[i + 1], after);
+      fetch_places(team, layers[i].layer);
       add_norm(team, input, stride, layers[i].layer.input_norm);
       multiply(team, now.qkv, now.o);
       rotate_and_store(team, layers[i].layer);
-      attend(team, layers[i].layer, next_item[i]);
+      attend(team, layers[i].layer);
       multiply(team, now.o, now.gate_up);
       add_norm(team, buffers.y.data, buffers.y.stride, layers[i].layer.mlp_norm);
       multiply(team, now.gate_up, now.down);
@@ -148,10 +147,21 @@ class DecoderStep {
     }
   }
 
+  // The norm leaves the memory idle, and the first store to a line would wait for it.
+  void fetch_places(const Team& team, const DecoderLayer& layer) const {
+    const KvLayout<T> layout{config_.kv_heads, attention.block_size, config_.head_size};
+    const T* k_cache = static_cast<const T*>(layer.k_cache.const_data_ptr());
+    const T* v_cache = static_cast<const T*>(layer.v_cache.const_data_ptr());
+    team.share(tokens_, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) layout.fetch(k_cache, v_cache, kv_index[t]);
+    });
+  }
+
   void rotate_and_store(const Team& team, const DecoderLayer& layer) const {
     const int64_t heads = config_.heads, kv_heads = config_.kv_heads, size = config_.head_size;
     T* k_cache = static_cast<T*>(layer.k_cache.mutable_data_ptr());
     T* v_cache = static_cast<T*>(layer.v_cache.mutable_data_ptr());
+    const KvLayout<T> layout{kv_heads, attention.block_size, size};
     team.share(tokens_, [&](int64_t begin, int64_t end) {
       const Buffer<T>&q = buffers.q, &k = buffers.k, &v = buffers.v;
       head_norm(q, heads, layer.q_norm, begin, end);
@@ -159,17 +169,14 @@ class DecoderStep {
       kernel_.rope({q.data, q.stride, heads, size, cos, sin, position}, begin, end);
       kernel_.rope({k.data, k.stride, kv_heads, size, cos, sin, position}, begin, end);
       for (int64_t t = begin; t < end; ++t) {
-        const int64_t place = kv_index[t];
-        store_token(k.data + t * k.stride, k_cache, place, kv_heads, attention.block_size, size);
-        store_token(v.data + t * v.stride, v_cache, place, kv_heads, attention.block_size, size);
+        layout.store_keys(k.data + t * k.stride, k_cache, kv_index[t]);
+        layout.store_values(v.data + t * v.stride, v_cache, kv_index[t]);
       }
     });
     team.wait();
   }
 
-  // Contexts differ in length, so the threads take one item after the other; the last ones, which are the
-  // longest of a prefill, go first.
-  void attend(const Team& team, const DecoderLayer& layer, std::atomic<int64_t>& next) const {
+  void attend(const Team& team, const DecoderLayer& layer) const {
     Attention<T> call = attention;
     call.q = buffers.q.data;
     call.q_stride = buffers.q.stride;
@@ -178,11 +185,9 @@ class DecoderStep {
     call.window = layer.window;
     call.y = buffers.attended.data;
     call.y_stride = buffers.attended.stride;
-    for (int64_t item = --next; item >= 0; item = --next) {
-      const Tile& tile = tiles[item / config_.kv_heads];
-      kernel_.attention(call, tile.begin, tile.end, item % config_.kv_heads,
-                        scratch + team.rank * scratch_bytes);
-    }
+    work->share(team.rank, team.size, [&](const AttentionItem* items, int64_t count) {
+      kernel_.attention(call, items, count, scratch + team.rank * scratch_bytes);
+    });
     team.wait();
   }
 

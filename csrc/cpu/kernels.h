@@ -138,7 +138,7 @@ template <class T>
 struct Attention {
   const T* q;  // [T, heads, head_size]
   int64_t q_stride;
-  const T* k_cache;  // [blocks, kv_heads, block_size, head_size]
+  const T* k_cache;  // of blocks as kv_layout.h has them
   const T* v_cache;
   const int32_t* block_table;  // [B, n]
   int64_t block_table_stride;
@@ -154,6 +154,11 @@ struct Attention {
   int64_t window;
 };
 
+// Tokens [begin, end) of one sequence at successive positions, under one key-value head.
+struct AttentionItem {
+  int64_t begin, end, kv_head;
+};
+
 template <class T>
 struct TypedKernels {
   // Panels [begin, end) of `packed` from weight [outputs, inputs].
@@ -164,10 +169,9 @@ struct TypedKernels {
   void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
   void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
   void (*silu_mul)(const SiluMul<T>&, int64_t row_begin, int64_t row_end);
-  // Tokens [begin, end), which must be of one sequence, under one key-value head. `scratch` is aligned to 64
-  // and holds attention_scratch(tokens, heads of the group, head_size) bytes.
-  void (*attention)(const Attention<T>&, int64_t token_begin, int64_t token_end, int64_t kv_head,
-                    void* scratch);
+  // `scratch` is aligned to 64 and holds attention_scratch(tokens, heads of the group, head_size) bytes, for
+  // the tokens of the longest item.
+  void (*attention)(const Attention<T>&, const AttentionItem* items, int64_t count, void* scratch);
   int64_t (*attention_scratch)(int64_t tokens, int64_t group, int64_t head_size);
 };
 
