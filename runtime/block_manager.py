@@ -67,28 +67,22 @@ class BlockManager:
             return Match([], None, 0)
         return self._tree.match(bytes(self.symbols(sequence)[:-SYMBOL]))
 
-    def fit(self, sequence: Sequence, match: Match) -> Match | None:
-        """The match if there are blocks for the sequence's other tokens, else None.
-
-        A block to copy from must stay until it is copied; where there is no room for both, it is left out.
-        """
+    def fits(self, sequence: Sequence, match: Match) -> bool:
+        """Whether there are blocks for the tokens of a sequence that were not found in whole blocks."""
         held = sum(node.holders == 0 for node in match.nodes)
         fresh = self._cache.blocks_for(len(sequence.tokens)) - len(match.nodes)
-        room = self.num_available - held - fresh
-        if match.source is not None and match.source.holders == 0 and room < 1:
-            match = match.whole(self.block_size)
-        return match if room >= 0 else None
+        return self.num_available - held >= fresh
 
     def attach(self, sequence: Sequence, match: Match) -> None:
-        """Gives a sequence without blocks what was found for it; there is room (`fit`)."""
+        """Gives a sequence without blocks what was found for it; there is room (`fits`)."""
         self._tree.hold(match.nodes)
         sequence.nodes = list(match.nodes)
         sequence.blocks = [node.block for node in match.nodes]
         if match.source is not None:
-            self._tree.hold([match.source])
+            # If the source itself had to go its block is the one allocated, and still holds what it held.
             sequence.blocks += self.allocate(1)
             self._cache.copy(match.source.block, sequence.blocks[-1])
-            self._tree.release([match.source])
+            self._tree.touch(match.source)
         sequence.computed = sequence.committed = match.tokens
         self.tokens_looked_up += len(sequence.tokens)
         self.tokens_reused += match.tokens

@@ -51,10 +51,6 @@ class Match:
     source: Node | None
     tokens: int
 
-    def whole(self, block_size: int) -> "Match":
-        """Without the part of a block."""
-        return Match(self.nodes, None, len(self.nodes) * block_size)
-
 
 class PrefixTree:
     """Nodes that sequences hold, and nodes that nobody holds and that are evicted when blocks are wanted:
@@ -140,6 +136,12 @@ class PrefixTree:
         if len(self._evictable) > 64 + 2 * self.num_nodes:
             self._evictable = [entry for entry in self._evictable if _is_valid(entry)]
             heapq.heapify(self._evictable)
+
+    def touch(self, node: Node) -> None:
+        """Marks a node as used just now, if it is in the tree."""
+        if node.parent is not None:
+            self.hold([node])
+            self.release([node])
 
     def evict(self) -> Node | None:
         """Takes out the longest unused of the leaves that nobody holds; None if there is none."""

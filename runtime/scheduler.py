@@ -77,8 +77,7 @@ class Scheduler:
             match = self._blocks.match(sequence)
             if self._awaits_blocks(sequence, match.tokens):
                 continue
-            fitting = self._blocks.fit(sequence, match)
-            if fitting is None:
+            if not self._blocks.fits(sequence, match):
                 break
             try:
                 admitted = self._take_slot(sequence)
@@ -91,7 +90,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             self._running.sort(key=_arrival)
-            self._blocks.attach(sequence, fitting)
+            self._blocks.attach(sequence, match)
             count = min(_pending(sequence), budget)
             self._reserve(sequence, count, plan)
             plan[sequence] = count
