@@ -37,7 +37,8 @@ class Stage:
         return self.new_engine()
 
     def new_engine(self) -> Engine:
-        return Engine(self.checkpoint.directory, dtype=self.dtype)
+        # Rounds repeat their prompts: with a prefix cache only the first would compute them.
+        return Engine(self.checkpoint.directory, dtype=self.dtype, prefix_cache=False)
 
     @cached_property
     def transformers(self) -> Any:

@@ -10,10 +10,12 @@ from torch import Tensor
 from zweave.bank import Bank
 from zweave.batch import Batch
 from zweave.batch_planner import BatchPlanner
+from zweave.block_manager import BlockManager
 from zweave.checkpoint import resolve_model
 from zweave.cost_model import cost_model
 from zweave.decompose import Decomposition, decompose
 from zweave.engine_config import EngineConfig
+from zweave.engine_stats import EngineStats
 from zweave.errors import ZweaveError
 from zweave.expert import Expert
 from zweave.kernels import greedy
@@ -85,8 +87,9 @@ class Engine:
         if not self.config.batch_invariant:
             self._look_at_batches(decomposition, plan)
         self._eos_ids = self.tokenizer.eos_ids
+        self._blocks = BlockManager(self._cache, self.config.prefix_cache)
         self._scheduler = Scheduler(
-            self._cache, self.bank, self.config.max_sequences, self.config.max_batch_tokens
+            self._blocks, self.bank, self.config.max_sequences, self.config.max_batch_tokens
         )
         self._sequences: dict[int, Sequence] = {}
         self._undelivered: list[Delta] = []
@@ -158,10 +161,9 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self._sequences or self._undelivered)
 
-    @property
-    def preemptions(self) -> int:
-        """How often a request lost its blocks to an earlier one and had to be computed again."""
-        return self._scheduler.preemptions
+    def stats(self) -> EngineStats:
+        """What was computed and reused so far, and where the cache stands."""
+        return self._scheduler.stats()
 
     def step(self) -> list[Delta]:
         """Computes one batch and returns what it added to each request that it touched.

@@ -20,6 +20,8 @@ class EngineConfig:
     max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
     kv_tokens: token positions that the key-value cache holds for all requests together.
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
+    prefix_cache: keys and values stay in the cache when a request ends, for requests that begin alike, and
+        are shared by requests that run at once; results are the same (docs/kv_cache.md).
     max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
     max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
     batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
@@ -35,6 +37,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     kv_tokens: int = 16384
     block_size: int = 16
+    prefix_cache: bool = True
     max_memory: int | None = None
     max_error: float = 0.0
     batch_invariant: bool = True
@@ -68,8 +71,9 @@ class EngineConfig:
         error = self.max_error
         if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error < 1:
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
-        if not isinstance(self.batch_invariant, bool):
-            raise ZweaveError(f"batch_invariant must be True or False, not {self.batch_invariant!r}")
+        for name in ("batch_invariant", "prefix_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise ZweaveError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.merge_memory and self.batch_invariant:
             raise ZweaveError(
                 "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"

@@ -46,3 +46,9 @@ class KVCache:
     def release(self, blocks: list[int]) -> None:
         """Gives blocks back; their content is void."""
         self._free.extend(reversed(blocks))
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies a block's keys and values in all layers."""
+        for layer in self.layers:
+            layer.k[target].copy_(layer.k[source])
+            layer.v[target].copy_(layer.v[source])

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal, TypeAlias
 
 from zweave.errors import ZweaveError
@@ -10,6 +10,7 @@ from zweave.mixture import Mixture
 
 Message: TypeAlias = Mapping[str, str]
 ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
+Reuse: TypeAlias = Literal["same_mixture", "after_prompt"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100
@@ -66,6 +67,7 @@ class Request:
     stop: the answer ends before the first of these strings.
     ignore_eos: go on after the model's end token.
     logprobs: give each token's log-probability and those of the so many most likely ones.
+    salt: requests share keys and values only with requests of the same salt, a tenant's secret for instance.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -77,6 +79,7 @@ class Request:
     ignore_eos: bool = False
     sampling: Sampling = Sampling()
     logprobs: int | None = None
+    salt: str | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -102,6 +105,8 @@ class Request:
             _is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
         ):
             raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
+        if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
+            raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -125,6 +130,10 @@ class Result:
     token_ids holds what was generated, the end token included; text leaves out special tokens and ends
     before the stop string. finish_reason: "stop" (end token or stop string), "length" (max_tokens or the
     model's context is used up), "cancelled", or "error" with the reason in `error`.
+    reused_tokens: how many of the prompt's tokens were not computed, because their keys and values were in
+    the cache. reuse: which kind (docs/kv_cache.md), None if there were none: "same_mixture", or
+    "after_prompt" if they all are the base model's, before the tokens that the expert acts on.
+    Both tell of the way, not of the answer: results that differ in nothing else are equal.
     """
 
     text: str
@@ -134,6 +143,8 @@ class Result:
     finish_reason: FinishReason
     prompt_tokens: int
     error: str | None = None
+    reuse: Reuse | None = field(default=None, compare=False)
+    reused_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,14 @@
 """Continuous batching: which tokens of which sequences the next step computes."""
 
 from collections import deque
+from itertools import islice
 
 from zweave.bank import Bank
+from zweave.block_manager import BlockManager
+from zweave.engine_stats import EngineStats
 from zweave.errors import ZweaveError
-from zweave.kv_cache import KVCache
 from zweave.sequence import Chunk, Sequence
+from zweave.symbols import common_positions
 
 
 class Scheduler:
@@ -13,10 +16,14 @@ class Scheduler:
 
     When blocks run out the latest arrival is preempted: it gives its blocks back, keeps its bank slot, and
     is computed again from its tokens later, which gives the same values bit for bit.
+
+    A request whose prompt begins like one that is being computed waits until it can share that one's blocks,
+    and lets later arrivals pass meanwhile. It waits for earlier arrivals only, and these are never waiting
+    themselves, so that they get on in every step.
     """
 
-    def __init__(self, cache: KVCache, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
-        self._cache = cache
+    def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
+        self._blocks = blocks
         self._bank = bank
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
@@ -36,7 +43,7 @@ class Scheduler:
             self._running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._free_blocks(sequence)
+        self._blocks.detach(sequence)
         if sequence.slot is not None:
             self._bank.release(sequence.slot)
             sequence.slot = None
@@ -46,6 +53,8 @@ class Scheduler:
 
         Every chunk has its blocks and its slot. The list is empty only if nothing is left to run.
         """
+        for sequence in self._running:
+            self._blocks.commit(sequence)
         plan: dict[Sequence, int] = {}
         budget = self._max_batch_tokens
         preemptions = self.preemptions
@@ -54,27 +63,51 @@ class Scheduler:
             if count and sequence in self._running and self._reserve(sequence, count, plan):
                 plan[sequence] = count
                 budget = self._max_batch_tokens - sum(plan.values())
-        failed: list[tuple[Sequence, str]] = []
         # Blocks that a preemption freed are spoken for: nobody is admitted in the same step.
-        while self._waiting and self.preemptions == preemptions and len(self._running) < self._max_sequences:
-            sequence = self._waiting[0]
-            count = min(_pending(sequence), budget)
-            if count == 0 or self._cache.blocks_for(len(sequence.tokens)) > self._cache.num_free:
+        failed = self._admit(plan, budget) if self.preemptions == preemptions else []
+        return [Chunk(sequence, count) for sequence, count in plan.items()], failed
+
+    def _admit(self, plan: dict[Sequence, int], budget: int) -> list[tuple[Sequence, str]]:
+        """Takes up waiting sequences and adds their tokens to the plan; returns those that cannot run."""
+        failed: list[tuple[Sequence, str]] = []
+        # So many may be passed by others in a step, those who wait for blocks that are being computed.
+        for sequence in list(islice(self._waiting, 2 * self._max_sequences)):
+            if budget == 0 or len(self._running) >= self._max_sequences:
+                break
+            match = self._blocks.match(sequence)
+            if self._awaits_blocks(sequence, match.tokens):
+                continue
+            if not self._blocks.fits(sequence, match):
                 break
             try:
                 admitted = self._take_slot(sequence)
             except ZweaveError as error:
-                failed.append((self._waiting.popleft(), str(error)))
+                self._waiting.remove(sequence)
+                failed.append((sequence, str(error)))
                 continue
             if not admitted:
                 break
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             self._running.append(sequence)
             self._running.sort(key=_arrival)
+            self._blocks.attach(sequence, match)
+            count = min(_pending(sequence), budget)
             self._reserve(sequence, count, plan)
             plan[sequence] = count
             budget -= count
-        return [Chunk(sequence, count) for sequence, count in plan.items()], failed
+        return failed
+
+    def _awaits_blocks(self, sequence: Sequence, found: int) -> bool:
+        """Whether a running prompt will soon have computed a block more of a sequence than was found of it,
+        or half of what is missing."""
+        missing = len(sequence.tokens) - 1 - found
+        worthwhile = min(self._blocks.block_size, (missing + 1) // 2)
+        for leader in self._running if missing else ():
+            if leader.request_id < sequence.request_id and _is_prefilling(leader):
+                common = common_positions(self._blocks.symbols(leader), self._blocks.symbols(sequence))
+                if min(common - found, missing) >= worthwhile:
+                    return True
+        return False
 
     def _take_slot(self, sequence: Sequence) -> bool:
         if sequence.slot is None:
@@ -83,22 +116,31 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence, count: int, plan: dict[Sequence, int]) -> bool:
         """Gives the sequence blocks for `count` more tokens; False if it had to be preempted itself."""
-        needed = self._cache.blocks_for(sequence.computed + count) - len(sequence.blocks)
-        while needed > self._cache.num_free:
+        needed = self._blocks.missing(sequence, sequence.computed + count)
+        while needed > self._blocks.num_available:
             victim = self._running.pop()
             plan.pop(victim, None)
-            self._free_blocks(victim)
+            self._blocks.detach(victim)
             self._waiting.appendleft(victim)
             self.preemptions += 1
             if victim is sequence:
                 return False
-        sequence.blocks += self._cache.allocate(needed)
+        sequence.blocks += self._blocks.allocate(needed)
         return True
 
-    def _free_blocks(self, sequence: Sequence) -> None:
-        self._cache.release(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = 0
+    def stats(self) -> EngineStats:
+        """What was computed and reused so far, and where the cache stands."""
+        blocks = self._blocks
+        return EngineStats(
+            tokens_computed=blocks.tokens_computed,
+            tokens_looked_up=blocks.tokens_looked_up,
+            tokens_reused=blocks.tokens_reused,
+            tokens_evicted=blocks.tokens_evicted,
+            preemptions=self.preemptions,
+            blocks_in_use=blocks.num_held,
+            blocks_cached=blocks.num_cached,
+            blocks_free=blocks.num_free,
+        )
 
 
 def _pending(sequence: Sequence) -> int:

@@ -5,7 +5,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from zweave.bank import BoundMixture
-from zweave.request import FinishReason, Request, Result, TokenLogprob
+from zweave.prefix_tree import Node
+from zweave.request import FinishReason, Request, Result, Reuse, TokenLogprob
 from zweave.stop import StopText
 
 
@@ -15,6 +16,9 @@ class Sequence:
 
     tokens: prompt and generated ids. computed: how many of them have their keys and values in `blocks`.
     adapted_from: position from which on the tokens carry the expert's slot, the base's before.
+    nodes: those of the first blocks in the prefix tree; the blocks after them are the sequence's own.
+    committed: how many tokens the tree was told of. reused: how many were found computed at the start.
+    symbols: of the first tokens (`symbols.py`), written when they are needed.
     """
 
     request_id: int
@@ -27,6 +31,10 @@ class Sequence:
     prompt_tokens: int = field(init=False)
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    committed: int = 0
+    reused: int | None = None
+    symbols: bytearray = field(default_factory=bytearray)
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     seed: int = field(init=False)
@@ -43,6 +51,14 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def reuse(self) -> Reuse | None:
+        """The kind of reuse that `reused` tokens are of."""
+        if not self.reused:
+            return None
+        after_prompt = self.mixture.scope == "after_prompt" and self.reused <= self.adapted_from
+        return "after_prompt" if after_prompt else "same_mixture"
 
     def append(
         self, token_id: int, entry: TokenLogprob | None, eos_ids: Seq[int]
@@ -69,6 +85,8 @@ class Sequence:
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
             error=error,
+            reuse=self.reuse,
+            reused_tokens=self.reused or 0,
         )
 
 

@@ -165,3 +165,18 @@ def test_usage() -> None:
         with pytest.raises(SystemExit) as leaving:
             main(args)
         assert leaving.value.code == 2
+
+
+def test_prefix_tree(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("prefix-tree", "--cached", 20, "--tokens", 40, "--shared", 10, "--block-size", 4, "--rounds", 2)
+    status, _, line = bench(capsys, *args)
+    assert status == 0
+    assert len(line["rows"]) == 3
+    # 2 blocks are the same, 8 a prompt are not.
+    assert all(row["nodes"] == 2 + 20 * 8 and row["error"] == 0 for row in line["rows"])
+    monkeypatch.setattr("zweave.prefix_tree._common", lambda one, other: 0)
+    status, _, line = bench(capsys, *args, "--tokens", 42)
+    assert status == 1
+    with pytest.raises(SystemExit):
+        main(["bench", "prefix-tree", "--cached", "0"])
+    assert main(["bench", "prefix-tree", "--shared", "3000"]) == 1

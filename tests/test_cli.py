@@ -174,3 +174,16 @@ def test_interrupt_while_the_program_loads(seconds: float) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "zweave: interrupted\n")
+
+
+@pytest.mark.parametrize(("options", "reused"), [((), [0, 4]), (("--no-prefix-cache",), [0, 0])], ids=str)
+def test_what_was_reused_is_told(
+    zweave: Run, model: Path, options: tuple[str, ...], reused: list[int]
+) -> None:
+    done = zweave(
+        "generate", "--model", model, "--input", "-", "--jsonl", "--max-tokens", 2, *options,
+        text='{"prompt": [1, 2, 3, 4, 5]}\n{"prompt": [1, 2, 3, 4, 5]}\n',
+    )  # fmt: skip
+    results = sorted(map(json.loads, done.stdout.splitlines()), key=lambda result: result["index"])
+    assert [result["reused_tokens"] for result in results] == reused
+    assert [result["reuse"] for result in results] == ["same_mixture" if count else None for count in reused]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from zweave import Request, ZweaveError
+from zweave.block_manager import BlockManager
 from zweave.config import ModelConfig
 from zweave.kv_cache import KVCache
 from zweave.scheduler import Scheduler
@@ -47,6 +48,10 @@ def cache(tiny_config: ModelConfig) -> KVCache:
     return KVCache(tiny_config, 8, BLOCK, torch.float32, torch.device("cpu"))
 
 
+def scheduler_of(cache: KVCache, bank: CountedSlots, **limits: int) -> Scheduler:
+    return Scheduler(BlockManager(cache, share=False), bank, **limits)
+
+
 def sequence(request_id: int, prompt: int, generated: int = 1, expert: str | None = None) -> Sequence:
     return Sequence(
         request_id=request_id,
@@ -76,7 +81,7 @@ def finish_step(scheduler: Scheduler) -> dict[int, int]:
 
 
 def test_a_long_prompt_is_cut_to_the_budget_and_lets_others_decode(cache: KVCache) -> None:
-    scheduler = Scheduler(cache, CountedSlots(1), max_sequences=4, max_batch_tokens=8)
+    scheduler = scheduler_of(cache, CountedSlots(1), max_sequences=4, max_batch_tokens=8)
     scheduler.add(sequence(0, prompt=2, generated=3))
     assert finish_step(scheduler) == {0: 2}
     scheduler.add(sequence(1, prompt=12))
@@ -87,7 +92,7 @@ def test_a_long_prompt_is_cut_to_the_budget_and_lets_others_decode(cache: KVCach
 
 
 def test_requests_beyond_max_sequences_wait_in_order(cache: KVCache) -> None:
-    scheduler = Scheduler(cache, CountedSlots(1), max_sequences=2, max_batch_tokens=16)
+    scheduler = scheduler_of(cache, CountedSlots(1), max_sequences=2, max_batch_tokens=16)
     for i in range(3):
         scheduler.add(sequence(i, prompt=1, generated=1 + i))
     assert finish_step(scheduler) == {0: 1, 1: 1}
@@ -96,7 +101,7 @@ def test_requests_beyond_max_sequences_wait_in_order(cache: KVCache) -> None:
 
 def test_a_request_whose_expert_has_no_slot_waits_for_one(cache: KVCache) -> None:
     bank = CountedSlots(1)
-    scheduler = Scheduler(cache, bank, max_sequences=4, max_batch_tokens=16)
+    scheduler = scheduler_of(cache, bank, max_sequences=4, max_batch_tokens=16)
     scheduler.add(sequence(0, prompt=1, expert="a"))
     scheduler.add(sequence(1, prompt=1, expert="b"))
     assert finish_step(scheduler) == {0: 1}
@@ -107,7 +112,7 @@ def test_a_request_whose_expert_has_no_slot_waits_for_one(cache: KVCache) -> Non
 def test_an_expert_that_vanished_fails_its_request_alone(cache: KVCache) -> None:
     bank = CountedSlots(2)
     bank.missing.add("gone")
-    scheduler = Scheduler(cache, bank, max_sequences=4, max_batch_tokens=16)
+    scheduler = scheduler_of(cache, bank, max_sequences=4, max_batch_tokens=16)
     scheduler.add(sequence(0, prompt=1, expert="gone"))
     scheduler.add(sequence(1, prompt=1, expert="here"))
     chunks, failed = scheduler.schedule()
@@ -117,7 +122,7 @@ def test_an_expert_that_vanished_fails_its_request_alone(cache: KVCache) -> None
 
 def test_the_latest_arrival_is_preempted_and_comes_back(cache: KVCache) -> None:
     bank = CountedSlots(2)
-    scheduler = Scheduler(cache, bank, max_sequences=4, max_batch_tokens=64)
+    scheduler = scheduler_of(cache, bank, max_sequences=4, max_batch_tokens=64)
     first = sequence(0, prompt=15, generated=8, expert="a")
     second = sequence(1, prompt=15, generated=8, expert="b")
     scheduler.add(first)
@@ -143,7 +148,9 @@ def test_random_traffic_ends_and_gives_everything_back(cache: KVCache, seed: int
     rng = random.Random(seed)
     bank = CountedSlots(rng.randint(1, 3))
     slots = bank.free
-    scheduler = Scheduler(cache, bank, max_sequences=rng.randint(1, 6), max_batch_tokens=rng.randint(6, 20))
+    scheduler = scheduler_of(
+        cache, bank, max_sequences=rng.randint(1, 6), max_batch_tokens=rng.randint(6, 20)
+    )
     alive: list[Sequence] = []
     for request_id in range(40):
         prompt = rng.randint(1, 24)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave import Engine, Expert, Request, prompts
+from zweave import Engine, Expert, Request, Sampling, prompts
 from zweave.checkpoint import Checkpoint
 from zweave.decompose import Decomposition
 
@@ -157,9 +157,9 @@ def test_bfloat16_stays_close_to_float32(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_request_gives_the_same_bits_alone_and_among_31_others(
-    request: pytest.FixtureRequest, make_engine: Callable[..., Engine], prompt: list[int], dtype: str
+    make_engine: Callable[..., Engine], prompt: list[int], dtype: str
 ) -> None:
-    engine = request.getfixturevalue(dtype)
+    engine = make_engine(dtype, prefix_cache=False)
     requests = [
         Request(
             prompt[: 200 - 5 * i],
@@ -173,8 +173,44 @@ def test_a_request_gives_the_same_bits_alone_and_among_31_others(
     together = engine.generate(requests)
     watched = [0, 1, 4, 6, 12, 31]
     assert [engine.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
-    chunked = make_engine(dtype, max_batch_tokens=48, max_sequences=48)
+    chunked = make_engine(dtype, max_batch_tokens=48, max_sequences=48, prefix_cache=False)
     assert [chunked.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_prefix_cache_changes_no_bit(
+    make_engine: Callable[..., Engine], prompt: list[int], dtype: str
+) -> None:
+    engine, plain = make_engine(dtype, kv_tokens=1024), make_engine(dtype, prefix_cache=False)
+    fields = {"max_tokens": 8, "ignore_eos": True, "logprobs": 50}
+    samples = [
+        Request(prompt[:150], expert="sst2", sampling=Sampling(1.0, seed=seed), **fields) for seed in range(4)
+    ]
+    requests = [Request(prompt, expert=choice, **fields) for choice in CHOICES] + samples
+    wanted = plain.generate(requests)
+    assert engine.generate(requests) == wanted
+    assert [engine.generate(request)[0] for request in requests] == wanted
+    turns = [
+        Request(prompt + result.token_ids + prompt[:20], expert=request.expert, **fields)
+        for request, result in zip(requests[::3], wanted[::3], strict=True)
+    ]
+    assert engine.generate(turns) == plain.generate(turns)
+    assert engine.stats().tokens_reused > 2000
+    assert engine.stats().tokens_evicted > 0
+
+
+def test_an_after_prompt_expert_computes_its_own_tokens_alone(
+    bfloat16: Engine, make_engine: Callable[..., Engine], prompt: list[int]
+) -> None:
+    salt = {"salt": "this test", "ignore_eos": True, "logprobs": 50}
+    bfloat16.generate(Request(prompt, max_tokens=1, **salt))
+    before = bfloat16.stats().tokens_computed
+    result = bfloat16.generate(Request(prompt, expert="trec-after-prompt", max_tokens=4, **salt))[0]
+    start = bfloat16.tokenizer.after_prompt_start(prompt)
+    assert (result.reuse, result.reused_tokens) == ("after_prompt", start)
+    assert bfloat16.stats().tokens_computed - before == len(prompt) - start + 3
+    plain = make_engine("bfloat16", prefix_cache=False)
+    assert plain.generate(Request(prompt, expert="trec-after-prompt", max_tokens=4, **salt)) == [result]
 
 
 def sst2(tasks: Path) -> tuple[list[str], list[str]]:

@@ -31,11 +31,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="load an expert file under a name; repeatable",
     )
+    parser.add_argument(
+        "--no-prefix-cache", action="store_true", help="share no keys and values between prompts"
+    )
 
 
 def open_engine(args: argparse.Namespace) -> Engine:
     """Loads the model and the experts of --load."""
-    engine = Engine(args.model, dtype=args.dtype, device=args.device)
+    engine = Engine(args.model, dtype=args.dtype, device=args.device, prefix_cache=not args.no_prefix_cache)
     for item in args.load:
         name, separator, path = item.partition("=")
         if not (separator and name and path):

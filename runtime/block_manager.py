@@ -1,0 +1,162 @@
+"""Gives sequences their blocks of the cache: those that the prefix tree has, and fresh ones."""
+
+from zweave.kv_cache import KVCache
+from zweave.prefix_tree import SYMBOL, Match, Node, PrefixTree
+from zweave.sequence import Sequence
+from zweave.symbols import Symbols
+
+
+class BlockManager:
+    """The first blocks of a sequence are nodes of the tree, as many as it has `nodes`, the others its own.
+
+    A block enters the tree when it is computed to its end, the one with a prompt's end as soon as that is
+    computed, and what a sequence leaves behind when it ends. It is written to by the sequence that computed
+    it and nobody else: whoever wants the first positions of a block copies it. Fresh blocks come from the
+    free ones first, then from those that the tree has and nobody holds.
+
+    share: False keeps the tree empty, so that each sequence computes everything itself.
+    """
+
+    def __init__(self, cache: KVCache, share: bool = True) -> None:
+        self._cache = cache
+        self._share = share
+        self._tree = PrefixTree(cache.block_size)
+        self._symbols = Symbols()
+        self.tokens_computed = 0
+        self.tokens_looked_up = 0
+        self.tokens_reused = 0
+        self.tokens_evicted = 0
+
+    @property
+    def block_size(self) -> int:
+        return self._cache.block_size
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that hold nothing."""
+        return self._cache.num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks of the tree that no sequence holds."""
+        return self._tree.num_unheld
+
+    @property
+    def num_held(self) -> int:
+        """Blocks that sequences hold, shared ones counted once."""
+        return self._cache.num_blocks - self.num_available
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` could give."""
+        return self.num_free + self.num_cached
+
+    def missing(self, sequence: Sequence, tokens: int) -> int:
+        """How many more blocks a sequence needs to hold so many tokens."""
+        return self._cache.blocks_for(tokens) - len(sequence.blocks)
+
+    def symbols(self, sequence: Sequence) -> bytearray:
+        """What a sequence's tokens are computed from; its keys and values can be others' as far as these agree."""
+        if self._share:
+            self._symbols.extend(sequence)
+        return sequence.symbols
+
+    def match(self, sequence: Sequence) -> Match:
+        """What the tree has of a sequence, its last token excepted: that one's logits are wanted."""
+        if not self._share:
+            return Match([], None, 0)
+        return self._tree.match(bytes(self.symbols(sequence)[:-SYMBOL]))
+
+    def fits(self, sequence: Sequence, match: Match) -> bool:
+        """Whether there are blocks for the tokens of a sequence that were not found in whole blocks."""
+        held = sum(node.holders == 0 for node in match.nodes)
+        fresh = self._cache.blocks_for(len(sequence.tokens)) - len(match.nodes)
+        return self.num_available - held >= fresh
+
+    def attach(self, sequence: Sequence, match: Match) -> None:
+        """Gives a sequence without blocks what was found for it; there is room (`fits`)."""
+        self._tree.hold(match.nodes)
+        sequence.nodes = list(match.nodes)
+        sequence.blocks = [node.block for node in match.nodes]
+        if match.source is not None:
+            # If the source itself had to go its block is the one allocated, and still holds what it held.
+            sequence.blocks += self.allocate(1)
+            self._cache.copy(match.source.block, sequence.blocks[-1])
+            self._tree.touch(match.source)
+        sequence.computed = sequence.committed = match.tokens
+        self.tokens_looked_up += len(sequence.tokens)
+        self.tokens_reused += match.tokens
+        if sequence.reused is None:
+            sequence.reused = match.tokens
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes fresh blocks; the caller has made sure that there are as many."""
+        while count > self._cache.num_free:
+            node = self._tree.evict()
+            if node is None:
+                raise RuntimeError(f"{count} blocks asked for, {self._cache.num_free} are to be had")
+            self.tokens_evicted += len(node.key) // SYMBOL
+            self._cache.release([node.block])
+        return self._cache.allocate(count)
+
+    def release(self, blocks: list[int]) -> None:
+        """Gives back blocks that are not in the tree."""
+        self._cache.release(blocks)
+
+    def commit(self, sequence: Sequence) -> None:
+        """Takes blocks that a sequence has computed since the last call into the tree."""
+        if sequence.computed == sequence.committed:
+            return
+        before, sequence.committed = sequence.committed, sequence.computed
+        self.tokens_computed += sequence.computed - before
+        whole = sequence.computed // self.block_size
+        if self._share and whole > len(sequence.nodes) - self._has_open_end(sequence):
+            self._close(sequence)
+            while len(sequence.nodes) < whole:
+                self._insert(sequence, (len(sequence.nodes) + 1) * self.block_size)
+        if self._share and before < sequence.prompt_tokens <= sequence.computed:
+            self._insert_end(sequence)
+
+    def detach(self, sequence: Sequence) -> None:
+        """Takes a sequence's blocks away; what is computed stays in the tree until its blocks are wanted."""
+        self.commit(sequence)
+        if self._share and sequence.computed:
+            self._close(sequence)
+            self._insert_end(sequence)
+        self._tree.release(sequence.nodes)
+        self._cache.release(sequence.blocks[len(sequence.nodes) :])
+        sequence.nodes, sequence.blocks = [], []
+        sequence.computed = sequence.committed = 0
+
+    def _has_open_end(self, sequence: Sequence) -> bool:
+        """Whether the last node is a block that its sequence, which alone holds it, still writes to."""
+        return bool(sequence.nodes) and len(sequence.nodes[-1].key) < self.block_size * SYMBOL
+
+    def _close(self, sequence: Sequence) -> None:
+        """Makes an open end the sequence's own again: it comes back with the positions that were added."""
+        if self._has_open_end(sequence):
+            self._tree.remove(sequence.nodes.pop())
+
+    def _insert_end(self, sequence: Sequence) -> None:
+        """Takes the last block into the tree, as far as it is computed, unless the tree has those positions."""
+        whole = len(sequence.nodes) * self.block_size
+        if self._has_open_end(sequence) or sequence.computed == whole:
+            return
+        key = self._symbols.between(sequence, whole, sequence.computed)
+        if not self._tree.covers(_last(sequence), key):
+            self._insert(sequence, sequence.computed)
+
+    def _insert(self, sequence: Sequence, stop: int) -> None:
+        """Makes the next block a node whose positions end at `stop`. If another sequence computed the same
+        meanwhile its block is taken over: the bits are equal."""
+        index = len(sequence.nodes)
+        key = self._symbols.between(sequence, index * self.block_size, stop)
+        node = self._tree.insert(_last(sequence), key, sequence.blocks[index])
+        if node.block != sequence.blocks[index]:
+            self._cache.release([sequence.blocks[index]])
+            sequence.blocks[index] = node.block
+        sequence.nodes.append(node)
+
+
+def _last(sequence: Sequence) -> Node | None:
+    return sequence.nodes[-1] if sequence.nodes else None
