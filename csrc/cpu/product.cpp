@@ -65,16 +65,24 @@ at::Tensor readable_rows(const at::Tensor& x) {
   return empty_rows<T>(x.size(0), x.size(1), x.options()).copy_(x);
 }
 
-template <class T>
-void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight) {
-  const int64_t inputs = x.size(1);
-  product.terms[product.num_terms++] = {data<T>(x), x.stride(0), weights_of(weight, inputs), inputs};
+at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
+  if (!weight.scale) return {};
+  return at::empty({rows, IntegerRows(nullptr, inputs).stride()}, weight.panels.options().dtype(at::kChar));
 }
 
 template <class T>
-Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y) {
+void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight,
+              const at::Tensor& integers) {
+  const int64_t inputs = x.size(1);
+  char* room = integers.defined() ? mutable_data<char>(integers) : nullptr;
+  product.terms[product.num_terms++] = {data<T>(x), x.stride(0), weights_of(weight, inputs), inputs, room};
+}
+
+template <class T>
+Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y,
+                  const at::Tensor& integers) {
   Matmul<T> result{};
-  add_term(result, x, weight);
+  add_term(result, x, weight, integers);
   result.outputs = y.size(1);
   if (y.scalar_type() == kScalarType<T>) {
     result.y = mutable_data<T>(y);
@@ -115,10 +123,11 @@ void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> pro
   template PackedMatrix packed(const TypedKernels<T>&, const Argument&, int64_t, int64_t);          \
   template PackedMatrix packed_factor(const TypedKernels<T>&, const Argument&,                      \
                                       const std::optional<at::Tensor>&, int64_t, int64_t, int64_t); \
-  template Matmul<T> product(const at::Tensor&, const PackedMatrix&, const at::Tensor&);            \
+  template Matmul<T> product(const at::Tensor&, const PackedMatrix&, const at::Tensor&,             \
+                             const at::Tensor&);                                                    \
   template at::Tensor empty_rows<T>(int64_t, int64_t, const at::TensorOptions&);                    \
   template at::Tensor readable_rows<T>(const at::Tensor&);                                          \
-  template void add_term(Matmul<T>&, const at::Tensor&, const PackedMatrix&);                       \
+  template void add_term(Matmul<T>&, const at::Tensor&, const PackedMatrix&, const at::Tensor&);    \
   template void scale_rows(Matmul<T>&, const at::Tensor&, const at::Tensor&);                       \
   template void compute(const TypedKernels<T>&, std::initializer_list<Matmul<T>>, int64_t);
 ZWEAVE_INSTANTIATE(float)
