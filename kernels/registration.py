@@ -16,7 +16,7 @@ from zweave.kernels.greedy import greedy_ref
 from zweave.kernels.linear import linear_ref
 from zweave.kernels.mix import mix_triton
 from zweave.kernels.operands import Factor
-from zweave.kernels.packed import FORMATS, PANEL, panel_shape
+from zweave.kernels.packed import FORMATS, panel_shape
 from zweave.kernels.quantize import Quantized
 from zweave.kernels.rms_norm import add_rms_norm_ref, rms_norm_ref
 from zweave.kernels.rope import rope_ref

@@ -57,7 +57,7 @@ class Workspace {
   // The same with room for the rows as integers.
   Buffer<T> take_both(int64_t rows, int64_t width) {
     Buffer<T> buffer = take(rows, width);
-    const int64_t bytes = rows * IntegerRows(nullptr, width).stride();
+    const int64_t bytes = at::get_num_threads() * IntegerRows(nullptr, width).bytes(rows);
     buffer.integers = reinterpret_cast<char*>(reserve(divide_up(bytes, sizeof(T))));
     return buffer;
   }

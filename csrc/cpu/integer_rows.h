@@ -23,6 +23,8 @@ struct IntegerRows {
   int64_t stride() const {
     return row_stride<char>(divide_up(blocks * int64_t(kBlock + sizeof(float) + sizeof(int32_t)), 64) * 64);
   }
+  // Of all rows.
+  int64_t bytes(int64_t rows) const { return rows * stride(); }
   // -127 to 127, zero past the inputs.
   int8_t* values(int64_t row) const { return reinterpret_cast<int8_t*>(data + row * stride()); }
   // What a one of each block stands for.

@@ -60,7 +60,7 @@ struct Term {
   int64_t x_stride;
   Weights weights;
   int64_t inputs;
-  char* integers;  // the rows of x as integer_rows.h has them; null if the weights are plain
+  char* integers;  // a thread's copy of x as integer_rows.h has it; null if the weights are plain
 };
 
 // y = the sum of the terms, then * scale[slot], then + bias, where given. Plain terms are one chain of
@@ -162,8 +162,8 @@ struct TypedKernels {
                int64_t end);
   void (*matmul)(const Matmul<T>&, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                  int64_t panel_end);
-  // Fills the integers of a term: blocks [begin, end) of the rows from `row` on, row after row.
-  void (*quantize_rows)(const Term<T>&, int64_t row, int64_t begin, int64_t end);
+  // Fills the integers of a term.
+  void (*quantize_rows)(const Term<T>&, int64_t row_begin, int64_t row_end);
   void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
   void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
   void (*silu_mul)(const SiluMul<T>&, int64_t row_begin, int64_t row_end);

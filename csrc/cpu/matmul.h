@@ -112,11 +112,10 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   for (int64_t i = 0; i < m.num_terms; ++i) {
     const Term<T>& term = m.terms[i];
     const char* then = i == 0 ? next : term.weights.panels + (panel + kTilePanels) * term.weights.panel_bytes;
-    if (term.weights.storage == Storage::int8) {
-      integer_panels<T, panels, Storage::int8>(term, row_begin, row_end, panel, then, sums);
-    } else if (term.weights.storage == Storage::int4) {
-      integer_panels<T, panels, Storage::int4>(term, row_begin, row_end, panel, then, sums);
-    }
+    if (term.weights.storage == Storage::plain) continue;
+    const auto add = term.weights.storage == Storage::int8 ? add_integers<T, panels, Storage::int8>
+                                                           : add_integers<T, panels, Storage::int4>;
+    add(term, row_begin, row_end, panel, then, sums);
   }
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }

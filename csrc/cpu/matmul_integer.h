@@ -1,9 +1,9 @@
 // The term of a product whose weights are integers: activations are integers too (integer_rows.h), and
 //
-//     y += weight_scale[group] * sum over the group's blocks of x_scale[block] * (integer product of the block)
+//     y += sum over groups of weight_scale * sum over their blocks of x_scale * (integer product of a block)
 //
-// The integer products are exact and the rest is rounded in this order, one operation at a time, in every tile
-// and with every instruction set.
+// The integer products are exact and the rest is rounded in this order, one operation at a time, in every
+// tile and with every instruction set.
 #pragma once
 
 #include "cpu/integer_rows.h"
@@ -15,8 +15,8 @@ namespace {
 // Inputs between two steps of the weights' streams.
 constexpr int64_t kUnit = 8;
 
-// Blocks that row blocks pass over together: their weights stay in the second-level cache, beside those of the
-// next tile. The sum of a group is cut there, however many rows there are.
+// Blocks that row blocks pass over together: their weights stay in the second-level cache, beside those of
+// the next tile. The sum of a group is cut there, however many rows there are.
 constexpr int64_t kIntegerSlice = 32;
 
 // Integer weights of a tile, eight inputs at a time.
@@ -74,8 +74,41 @@ inline __attribute__((always_inline)) void count_units(const int8_t* x, int64_t 
   for (const char*& at : ahead.panel) at += units * step;
 }
 
-// Adds blocks [begin, end) of the term to `sums` [rows, kTileOutputs] of a tile.
-template <class T, int rows, int panels, Storage storage>
+// part[r][.] += weight_scale * x_scale[r] * count[r][.]; without weight_scales that comes later.
+template <int rows, int panels>
+inline __attribute__((always_inline)) void add_scaled(const Counts<rows, panels>& count, const float* x_scale,
+                                                      int64_t x_stride, const Simd::F* weight_scale,
+                                                      Sums<rows, panels>& part) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r, x_scale += x_stride) {
+    const Simd::F scale = Simd::set1(*x_scale);
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v) {
+      Simd::F value = Simd::mul(scale, Simd::to_float(count[r][v]));
+      if (weight_scale) value = Simd::mul(weight_scale[v], value);
+      part[r][v] = Simd::add(part[r][v], value);
+    }
+  }
+}
+
+// sums [rows, kTileOutputs] += weight_scale * part.
+template <int rows, int panels>
+inline __attribute__((always_inline)) void add_part(const Sums<rows, panels>& part,
+                                                    const Simd::F* weight_scale, float* sums) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v) {
+      float* at = sums + r * kTileOutputs + v * Simd::width;
+      const Simd::F value = weight_scale ? Simd::mul(weight_scale[v], part[r][v]) : part[r][v];
+      Simd::store(at, Simd::add(Simd::load(at), value));
+    }
+  }
+}
+
+// Adds blocks [begin, end) of the term to `sums` of a tile. a_block: every block of the weights has scales of
+// its own, so that its products can be added to those of other blocks in registers.
+template <class T, int rows, int panels, Storage storage, bool a_block>
 void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
                   float* sums) {
   constexpr int vectors = panels * kPanelVectors;
@@ -83,53 +116,50 @@ void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin
   const IntegerRows x(term.integers, term.inputs);
   const Weights& weights = term.weights;
   const int64_t bytes = weights.panel_bytes, scale_stride = weights.scale_groups * kPanel;
-  const int64_t share = divide_up(weights.share, kBlock), stride = x.stride();
+  const int64_t share = a_block ? 1 : divide_up(weights.share, kBlock);
+  const int64_t stride = x.stride(), words = stride / int64_t(sizeof(float));
   IntegerStream<storage> stream{weights.panels + panel * bytes + begin * block_bytes, bytes};
   Ahead ahead = fetch.ahead(stream.at, fetch.next, bytes);
-  for (int64_t block = begin; block < end;) {
-    const int64_t scaled = (block / share + 1) * share, to = scaled < end ? scaled : end;
-    const float* scales = weights.scales + panel * scale_stride + block / share * kPanel;
-    Sums<rows, panels> part;
-    clear<rows, panels>(part);
-    for (; block < to; ++block) {
-      const int32_t* x_sums = x.sums(row) + block;
-      const float* x_scales = x.scales(row) + block;
-      Counts<rows, panels> count;
+  Sums<rows, panels> part;
+  clear<rows, panels>(part);
+  for (int64_t block = begin; block < end; ++block) {
+    const int32_t* x_sum = x.sums(row) + block;
+    Counts<rows, panels> count;
 #pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const int32_t x_sum = *reinterpret_cast<const int32_t*>(reinterpret_cast<const char*>(x_sums) + r * stride);
+    for (int r = 0; r < rows; ++r) {
+      const Simd::I none = Simd::whole(-IntegerStream<storage>::offset * x_sum[r * words]);
 #pragma GCC unroll 32
-        for (int v = 0; v < vectors; ++v) count[r][v] = Simd::whole(-IntegerStream<storage>::offset * x_sum);
-      }
-      const int64_t left = term.inputs - block * kBlock, inputs = left < kBlock ? left : kBlock;
-      count_units<rows, panels, storage>(x.values(row) + block * kBlock, stride, divide_up(inputs, kUnit), stream,
-                                         ahead, count);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const Simd::F scale = Simd::set1(
-            *reinterpret_cast<const float*>(reinterpret_cast<const char*>(x_scales) + r * stride));
-#pragma GCC unroll 32
-        for (int v = 0; v < vectors; ++v) {
-          part[r][v] = Simd::add(part[r][v], Simd::mul(scale, Simd::to_float(count[r][v])));
-        }
-      }
+      for (int v = 0; v < vectors; ++v) count[r][v] = none;
     }
+    const int64_t left = term.inputs - block * kBlock, inputs = left < kBlock ? left : kBlock;
+    count_units<rows, panels, storage>(x.values(row) + block * kBlock, stride, divide_up(inputs, kUnit),
+                                       stream, ahead, count);
+    const float* scales = weights.scales + panel * scale_stride + block / share * kPanel;
+    Simd::F scale[vectors];
+    const auto load_scales = [&] {
 #pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      const Simd::F scale =
-          Simd::load(scales + (v / kPanelVectors) * scale_stride + (v % kPanelVectors) * Simd::width);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        float* at = sums + r * kTileOutputs + v * Simd::width;
-        Simd::store(at, Simd::add(Simd::load(at), Simd::mul(scale, part[r][v])));
+      for (int v = 0; v < vectors; ++v) {
+        scale[v] =
+            Simd::load(scales + (v / kPanelVectors) * scale_stride + (v % kPanelVectors) * Simd::width);
       }
+    };
+    if constexpr (a_block) {
+      load_scales();
+      add_scaled<rows, panels>(count, x.scales(row) + block, words, scale, part);
+    } else {
+      add_scaled<rows, panels>(count, x.scales(row) + block, words, nullptr, part);
+      if (block + 1 < end && (block + 1) % share != 0) continue;
+      load_scales();
+      add_part<rows, panels>(part, scale, sums);
+      clear<rows, panels>(part);
     }
   }
+  if constexpr (a_block) add_part<rows, panels>(part, nullptr, sums);
 }
 
 // The term under the panels of one tile, added to `sums` [row_end - row_begin, kTileOutputs]. `next` is where
 // the panels of the tile after this one begin.
-template <class T, int panels, Storage storage>
+template <class T, int panels, Storage storage, bool a_block>
 void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                     float* sums) {
   constexpr int64_t slice_bytes = kIntegerSlice * (kBlock / kUnit) * IntegerStream<storage>::step;
@@ -145,12 +175,20 @@ void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int
       // One block of rows fetches all that comes next, of several the first two half of it each.
       const Fetch fetch{then, {count == 1 || i == 0, count == 1 || i == 1}};
       with_rows<Simd::integer_rows>(rows, [&]<int known>() {
-        integer_tile<T, known, panels, storage>(term, row, panel, begin, end, fetch,
-                                                sums + (row - row_begin) * kTileOutputs);
+        integer_tile<T, known, panels, storage, a_block>(term, row, panel, begin, end, fetch,
+                                                         sums + (row - row_begin) * kTileOutputs);
       });
       row += rows;
     }
   }
+}
+
+template <class T, int panels, Storage storage>
+void add_integers(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                  float* sums) {
+  const auto add = term.weights.share == kBlock ? integer_panels<T, panels, storage, true>
+                                                : integer_panels<T, panels, storage, false>;
+  add(term, row_begin, row_end, panel, next, sums);
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ template void pack_panels(const TypedKernels<bf16>&, const at::Tensor&, const at
 
 namespace {
 
-// int4 bytes [rows, columns] of neighbouring inputs to bytes whose nibbles are four inputs apart: columns is a
-// multiple of four, which are eight inputs.
+// int4 bytes [rows, columns] of neighbouring inputs to bytes whose nibbles are four inputs apart: columns is
+// a multiple of four, which are eight inputs.
 at::Tensor nibbles_apart(const at::Tensor& bytes) {
   const at::Tensor eight = at::stack({bytes.bitwise_and(15), bytes.bitwise_right_shift(4)}, 2)
                                .view({bytes.size(0), bytes.size(1) / 4, 2, 4});
@@ -36,8 +36,8 @@ at::Tensor nibbles_apart(const at::Tensor& bytes) {
 // The inverse.
 at::Tensor nibbles_together(const at::Tensor& bytes) {
   const at::Tensor four = bytes.view({bytes.size(0), bytes.size(1) / 4, 4});
-  const at::Tensor eight = at::cat({four.bitwise_and(15), four.bitwise_right_shift(4)}, 2)
-                               .view({bytes.size(0), bytes.size(1), 2});
+  const at::Tensor eight =
+      at::cat({four.bitwise_and(15), four.bitwise_right_shift(4)}, 2).view({bytes.size(0), bytes.size(1), 2});
   return eight.select(2, 0).bitwise_or(eight.select(2, 1).bitwise_left_shift(4));
 }
 

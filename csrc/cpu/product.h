@@ -38,7 +38,8 @@ at::Tensor empty_rows(int64_t rows, int64_t width, const at::TensorOptions& opti
 template <class T>
 at::Tensor readable_rows(const at::Tensor& x);
 
-// Room for x [rows, inputs] as integers, for a product with `weight`; nothing where that is plain.
+// Room for every thread's x [rows, inputs] as integers, for a product with `weight`; nothing where that is
+// plain.
 at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs);
 
 // y = x W^T for x [T, inputs] and y [T, outputs] in T or float32.

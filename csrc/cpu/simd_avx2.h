@@ -125,11 +125,21 @@ struct Simd {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
-  // Of whole numbers from -128 to 127.
-  static void store_bytes(int8_t* at, F x) {
-    const __m256i words = _mm256_cvtps_epi32(x);
-    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi16(halves, halves));
+  static I to_whole(F x) { return _mm256_cvtps_epi32(x); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static int32_t reduce_add(I x) {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
+  }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[8]) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < 8; i += 4) {
+      const __m256i low = _mm256_packs_epi32(x[i], x[i + 1]), high = _mm256_packs_epi32(x[i + 2], x[i + 3]);
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + i * width), bytes);
+    }
   }
 
   static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {

@@ -15,7 +15,7 @@ struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
   static constexpr int max_rows = 12;
-  static constexpr int integer_rows = 12;
+  static constexpr int integer_rows = 6;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
   static constexpr int mix_vectors = 4;
@@ -87,9 +87,30 @@ struct Simd {
   static I whole(int32_t x) { return _mm512_set1_epi32(x); }
   static I dot(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
-  // Of whole numbers from -128 to 127.
-  static void store_bytes(int8_t* at, F x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  static I to_whole(F x) { return _mm512_cvtps_epi32(x); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static int32_t reduce_add(I x) { return _mm512_reduce_add_epi32(x); }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[4]) {
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(at, _mm512_permutexvar_epi32(order, bytes));
+  }
+  // The largest magnitude of 64; infinity or NaN if one of them is. Magnitudes of bf16 are ordered as their
+  // bits are.
+  static float peak(const bf16* at) {
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    const __m512i low = _mm512_and_si512(_mm512_loadu_si512(at), magnitude);
+    const __m512i high = _mm512_and_si512(_mm512_loadu_si512(at + 32), magnitude);
+    const __m512i both = _mm512_max_epu16(low, high);
+    const __m256i four = _mm256_max_epu16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+    const __m128i two = _mm_max_epu16(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    // There is a horizontal minimum, of the complements then.
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(two, _mm_set1_epi16(-1)));
+    const uint32_t bits = uint32_t(uint16_t(~_mm_extract_epi16(least, 0))) << 16;
+    float peak;
+    std::memcpy(&peak, &bits, 4);
+    return peak;
   }
 
   static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {

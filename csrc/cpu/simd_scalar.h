@@ -141,7 +141,8 @@ struct Simd {
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
 
-  // Four inputs of `width` outputs of integer weights: int8, or nibbles of two times four inputs, as they are.
+  // Four inputs of `width` outputs of integer weights: int8, or nibbles of two times four inputs, as they
+  // are.
   static Bytes bytes(const int8_t* at) {
     Bytes y;
     std::memcpy(y.byte, at, sizeof(y.byte));
@@ -171,9 +172,25 @@ struct Simd {
   static F to_float(I x) {
     return each([&](int i) { return float(x.lane[i]); });
   }
-  // Of whole numbers from -128 to 127.
-  static void store_bytes(int8_t* at, F x) {
-    for (int i = 0; i < width; ++i) at[i] = int8_t(x.lane[i]);
+  // To the nearest whole number, as `round`.
+  static I to_whole(F x) {
+    const F rounded = round(x);
+    I y;
+    for (int i = 0; i < width; ++i) y.lane[i] = int32_t(rounded.lane[i]);
+    return y;
+  }
+  static I add(I a, I b) {
+    for (int i = 0; i < width; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  static int32_t reduce_add(I x) {
+    int32_t sum = 0;
+    for (int i = 0; i < width; ++i) sum += x.lane[i];
+    return sum;
+  }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[8]) {
+    for (int i = 0; i < 64; ++i) at[i] = int8_t(x[i / width].lane[i % width]);
   }
 
   // to[j * stride + i] = from[i][j] for i, j < width, in 4-byte units.
