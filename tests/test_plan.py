@@ -13,7 +13,8 @@ from zweave.batch_planner import BatchPlanner, count_by_slot
 from zweave.certificate import certify
 from zweave.cost_model import CostModel, cost_model, measure
 from zweave.expert import Expert
-from zweave.kernels import Way, pack, quantize
+from zweave.integer_factors import STATED_ERROR, IntegerFormat
+from zweave.kernels import Way, dequantize, pack, quantize
 from zweave.mixture import Mixture
 from zweave.plan import MatrixPlan, make_plan, memory, worthwhile_components
 
@@ -235,3 +236,22 @@ def test_certificates_are_the_spectral_norm_of_what_is_dropped() -> None:
     assert (found.support, found.kept) == (24, 10)
     (whole,) = certify(Expert(z={Q: z}), {Q: sigma}, {Q: 24})
     assert whole.error == 0
+
+
+def spectral_norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix, 2))
+
+
+@pytest.mark.parametrize("format", STATED_ERROR)
+@pytest.mark.parametrize("shape", [(96, 576), (300, 300)], ids=str)
+def test_integers_lose_no_more_of_a_delta_than_stated(shape: tuple[int, int], format: IntegerFormat) -> None:
+    random = torch.Generator().manual_seed(0)
+    u, sigma, vt = torch.linalg.svd(torch.randn(shape, generator=random), full_matrices=False)
+    rounded_u, rounded_vt = (dequantize(quantize(one.contiguous(), format)) for one in (u, vt))
+    delta = torch.randn(len(sigma), generator=random)
+    lost = spectral_norm((rounded_u * delta) @ rounded_vt - (u * delta) @ vt) / float(delta.abs().max())
+    worst_u, worst_v = spectral_norm(rounded_u - u), spectral_norm(rounded_vt - vt)
+    # Of any delta, with activations rounded as badly as they can be.
+    x = 64**0.5 / 254
+    bound = (1 + worst_u) * (1 + worst_v) * (1 + x) ** 2 - 1
+    assert 0 < lost < bound < STATED_ERROR[format]
