@@ -98,19 +98,18 @@ def measure(dtype: torch.dtype, size: int = 2048, bytes_to_rotate: int = 96 << 2
     weights = [pack(torch.full((size, size), 0.01, dtype=dtype)) for _ in range(copies)]
     one, many = torch.ones(1, size, dtype=dtype), torch.ones(192, size, dtype=dtype)
     small, row = pack(torch.ones(16, 16, dtype=dtype)), torch.ones(1, 16, dtype=dtype)
-    # A delta of integers beside next to no W: 16 outputs of it for `size` components.
+    # A delta of integers beside next to no W: 16 outputs for `size` components.
     small_w = pack(torch.full((16, size), 0.01, dtype=dtype))
     factor, factor_u = (pack(quantize(torch.full(s, 0.01), "int8")) for s in ((size, size), (16, size)))
     delta, slot = torch.ones(2, size), torch.ones(len(many), dtype=torch.int32)
     streaming = _best(lambda: [linear(one, weight) for weight in weights]) / copies
     multiplying = _best(lambda: linear(many, weights[0]))
-    dense = _best(lambda: linear(many, small_w))
     adapted = _best(lambda: svf_delta_linear(many, small_w, factor, factor_u, delta, slot))
     calling = _best(lambda: [linear(row, small) for _ in range(100)]) / 100
     return CostModel(
         bytes_per_second=size * size * value_bytes / streaming,
         flops_per_second=2 * len(many) * size * size / multiplying,
-        integer_ops_per_second=2 * len(many) * size * (size + 16) / max(adapted - dense, 1e-9),
+        integer_ops_per_second=2 * len(many) * size * (size + 16) / adapted,
         call_seconds=calling,
         value_bytes=value_bytes,
     )
