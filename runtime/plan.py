@@ -101,7 +101,8 @@ def make_plan(
     costs = costs or CostModel.nominal(value_bytes)
     allowed = [format for format in FORMATS if within(format, max_error)]
     plan = _shrink(plan, [None, *allowed], max_memory, value_bytes, costs)
-    if memory(plan, value_bytes) > max_memory and not allowed:
+    # What an expert loses by them is checked when it is bound.
+    if memory(plan, value_bytes) > max_memory:
         plan = _shrink(plan, FORMATS, max_memory, value_bytes, costs)
     if memory(plan, value_bytes) <= max_memory:
         return plan
