@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from zweave.bench.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
+from zweave.bench.integer_ways import INTEGER_WAYS
 from zweave.bench.linear_case import Operands
 from zweave.bench.linear_ways import ONCE, WAYS, At
 from zweave.bench.options import add_pace, chosen, numbers, pace
@@ -17,6 +18,7 @@ from zweave.bench.report import Column, Report, Row
 from zweave.bench.roofs import Roofs, is_roof, roof_providers, roofline_keys
 from zweave.bench.shapes import MODELS, Shape
 
+ALL = WAYS | INTEGER_WAYS
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 COLUMNS = (
     Column("model", "model"),
@@ -46,15 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
     parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
-    parser.add_argument("--providers", help=f"of {', '.join(WAYS)} (all of them)")
+    parser.add_argument("--providers", help=f"of {', '.join(ALL)} (the first {len(WAYS)})")
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
     add_pace(parser, rounds=15, seconds=1.5)
 
 
 def run(args: argparse.Namespace) -> Report:
-    names = chosen(args.providers, WAYS, "--providers") if args.providers else list(WAYS)
+    names = chosen(args.providers, ALL, "--providers") if args.providers else list(WAYS)
     operands = operands_of(args)
-    ways = {name: WAYS[name] for name in names}
+    ways = {name: ALL[name] for name in names}
     return report("linear", args, operands, ways, lambda: roof_providers(DTYPES[args.dtype]))
 
 

@@ -5,10 +5,11 @@ in pairs as `vdpbf16ps` wants them, so that a product reads its weights as one s
 
     bf16     [ceil(M / 16), ceil(N / 2), 16, 2]
     float32  [ceil(M / 16), N, 16, 1]
-    int8     [ceil(M / 16), ceil(N / 2), 16, 2], scales float32 [ceil(M / 16), groups, 16, 1]
-    int4     [ceil(M / 16), ceil(N / 2), 16, 1], the same scales; a byte is a pair of inputs, the even one low
+    int8     [ceil(M / 16), 2 ceil(N / 8), 16, 4], scales float32 [ceil(M / 16), groups, 16, 1]
+    int4     [ceil(M / 16), ceil(N / 8), 16, 4], the same scales; a byte holds inputs n (low) and n + 4 of eight
 
-zero padded. On CUDA the packed form is the contiguous matrix itself, and its scales.
+zero padded. Four inputs of int8 are what `vpdpbusd` multiplies, and eight of int4 are two times four after a mask
+and a shift. On CUDA the packed form is the contiguous matrix itself, and its scales.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from torch import Tensor
 from zweave.kernels.quantize import Format, Quantized, dequantize
 
 PANEL = 16
-# Dtypes whose inputs lie in pairs.
-PAIRED = (torch.bfloat16, torch.int8)
+# Inputs that share a scale on a CPU: a multiple of those that share one in the activations.
+BLOCK = 64
 FORMATS: dict[torch.dtype, Format] = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 
 
@@ -57,8 +58,8 @@ FactorWeight: TypeAlias = Packed | Tensor | Quantized
 def pack(weight: Tensor | Quantized) -> Packed:
     """Brings a matrix into kernel order, once, at load.
 
-    weight: [out_features, in_features], bf16 or float32, or quantised; on a CPU to int8 or int4, in groups of an
-    even number of inputs or with one scale a row.
+    weight: [out_features, in_features], bf16 or float32, or quantised; on a CPU to int8 or int4, in groups of a
+    multiple of 64 inputs or with one scale a row.
     Raises: ValueError for what is no matrix or has no kernel order.
     """
     order = torch.ops.zweave.pack.default
@@ -79,8 +80,8 @@ def pack(weight: Tensor | Quantized) -> Packed:
 def _check_packable(weight: Quantized) -> None:
     if weight.format == "fp8":
         raise ValueError("pack: no CPU kernel multiplies fp8, quantise to int8 or int4")
-    if weight.group % 2 and not weight.scale_a_row:
-        raise ValueError(f"pack: groups must be of an even number of inputs, not {weight.group}")
+    if weight.group % BLOCK and not weight.scale_a_row:
+        raise ValueError(f"pack: groups must be of a multiple of {BLOCK} inputs, not {weight.group}")
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -122,13 +123,23 @@ def split_factor(weight: FactorWeight) -> tuple[Tensor, Tensor | None, int]:
     return weight.data, weight.scale, 0 if weight.scale_a_row else weight.group
 
 
+def panel_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """Of the panels of a matrix [rows, columns]; of int4 a column is a byte."""
+    group = {torch.bfloat16: 2, torch.int8: 4, torch.uint8: 4}.get(dtype, 1)
+    # int8 comes in eight inputs, as int4 does.
+    step = 8 if dtype == torch.int8 else group
+    return -(-rows // PANEL), -(-columns // step) * (step // group), PANEL, group
+
+
 def pack_ref(weight: Tensor) -> Tensor:
-    """Semantics of the op `pack` on a CPU: weight [M, N] to panels, zero padded; int4 as its bytes."""
-    group = 2 if weight.dtype in PAIRED else 1
+    """Semantics of the op `pack` on a CPU: weight [M, N], or the bytes of int4 [M, N / 2], to panels, zero padded."""
     rows, columns = weight.shape
-    panels, groups = -(-rows // PANEL), -(-columns // group)
+    panels, groups, _, group = panel_shape(rows, columns, weight.dtype)
     padded = weight.new_zeros(panels * PANEL, groups * group)
     padded[:rows, :columns] = weight
+    if weight.dtype == torch.uint8:
+        eight = torch.stack([padded & 15, padded >> 4], dim=-1).view(len(padded), groups, 2, 4)
+        padded = eight[:, :, 0] | eight[:, :, 1] << 4
     return padded.view(panels, PANEL, groups, group).transpose(1, 2).contiguous()
 
 
@@ -138,4 +149,8 @@ def unpack_ref(data: Tensor, out_features: int, in_features: int) -> Tensor:
         return data
     panels, groups, _, group = data.shape
     rows = data.transpose(1, 2).reshape(panels * PANEL, groups * group)
+    if data.dtype == torch.uint8:
+        four = rows.view(len(rows), groups, 4)
+        eight = torch.cat([four & 15, four >> 4], dim=-1).view(len(rows), groups * group, 2)
+        rows = eight[:, :, 0] | eight[:, :, 1] << 4
     return rows[:out_features, :in_features].contiguous()

@@ -120,6 +120,21 @@ def dequantize(weight: Quantized) -> Tensor:
     return _decode(weight.data, N, weight.format) * scale[:, :N]
 
 
+def round_activations(x: Tensor, block: int = 64) -> Tensor:
+    """The values that a CPU product with integer weights takes for its inputs, float32.
+
+    Semantics: x[t, b] ~ scale[t, b] * q[t, b], scale = max |x[t, b]| / 127 for every block b of 64 inputs, q whole.
+    x: [tokens, in_features], bf16 or float32. A block that holds NaN or infinity becomes NaN, one below 1e-30 zero.
+    """
+    T, N = x.shape
+    blocks = -(-N // block)
+    values = torch.nn.functional.pad(x.float(), (0, blocks * block - N)).view(T, blocks, block)
+    peak = values.abs().amax(-1, keepdim=True) if N else values.new_empty(T, 0, 1)
+    rounded = (values * (127 / peak)).round() * (peak / 127)
+    rounded = torch.where(peak < 1e-30, 0.0, torch.where(peak.isfinite(), rounded, torch.nan))
+    return rounded.view(T, blocks * block)[:, :N]
+
+
 def _encode(q: Tensor, format: Format) -> Tensor:
     if format == "fp8":
         return q.to(torch.float8_e4m3fn).contiguous()

@@ -16,7 +16,7 @@ from zweave.kernels.greedy import greedy_ref
 from zweave.kernels.linear import linear_ref
 from zweave.kernels.mix import mix_triton
 from zweave.kernels.operands import Factor
-from zweave.kernels.packed import FORMATS, PAIRED, PANEL
+from zweave.kernels.packed import FORMATS, panel_shape
 from zweave.kernels.quantize import Quantized
 from zweave.kernels.rms_norm import add_rms_norm_ref, rms_norm_ref
 from zweave.kernels.rope import rope_ref
@@ -29,9 +29,7 @@ from zweave.kernels.svf_linear import DTYPES, svf_linear_triton
 def _pack_fake(weight: Tensor) -> Tensor:
     if weight.is_cuda:
         return weight.new_empty(weight.shape)
-    group = 2 if weight.dtype in PAIRED else 1
-    M, N = weight.shape
-    return weight.new_empty(-(-M // PANEL), -(-N // group), PANEL, group)
+    return weight.new_empty(panel_shape(*weight.shape, weight.dtype))
 
 
 @torch.library.register_fake("zweave::unpack")

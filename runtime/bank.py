@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zweave.errors import ZweaveError
 from zweave.expert import Expert, Scope, layer_of
+from zweave.integer_factors import STATED_ERROR, IntegerFormat
 from zweave.kernels import Way, empty_in_huge_pages
 from zweave.mixture import Mixture, check_name, check_same_kind, mix_experts
 from zweave.plan import MatrixPlan, Plan
@@ -329,11 +330,22 @@ class Bank:
                     f"the expert adapts {support} components of {module}, and this engine keeps "
                     f"{plan.leading}: allow it more memory"
                 )
+            if plan.format and way == Way.DELTA and self._max_error:
+                self._check_rounding(module, plan.format, np.abs(scale - sigma).max() / sigma[0])
             ways[index] = way
         if not (np.abs(row) < np.finfo(np.float32).max).all():
             raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
         parts = row.astype(np.float32), delta.astype(np.float32), ways, supports
         return _Rows(*map(torch.from_numpy, parts))
+
+    def _check_rounding(self, module: str, format: IntegerFormat, change: float) -> None:
+        """Raises ZweaveError if integers cost a delta, `change` of the matrix's norm, more than is allowed."""
+        error = STATED_ERROR[format] * change
+        if error > self._max_error:
+            raise ZweaveError(
+                f"the expert changes {module} by {change:.1e} of its norm, and {format} factors may lose {error:.1e}: "
+                "allow more error or more memory"
+            )
 
     def _write(self, slot: int, rows: "_Rows") -> None:
         self.table[slot].copy_(rows.scale)

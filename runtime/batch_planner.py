@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zweave.cost_model import CostModel
+from zweave.integer_factors import BYTES
 from zweave.kernels import Way
 from zweave.plan import Plan
 
@@ -26,7 +27,10 @@ class BatchPlanner:
         both, rank = shapes.sum(1), shapes.min(1)
         leading = np.array([matrix.leading for matrix in plan.values()], dtype=np.float64)
         self._dense = shapes.prod(1)
-        self._delta = self._dense + leading * both
+        # As many weights of W as take the time of the delta's.
+        self._delta = self._dense + leading * both * [
+            BYTES[matrix.format] / costs.value_bytes if matrix.format else 1.0 for matrix in plan.values()
+        ]
         self._factored = rank * both
         self._all_can = all(matrix.factored for matrix in plan.values())
 

@@ -62,6 +62,7 @@ class Engine:
             device.type,
             self.config.torch_dtype.itemsize,
             self.config.max_memory,
+            self.config.max_error,
         )
         try:
             self.bank = Bank(

@@ -13,9 +13,11 @@ from zweave.kernels import (
     Decoder,
     DecoderConfig,
     DecoderLayer,
+    Packed,
     add_rms_norm,
     linear,
     pack,
+    quantize,
 )
 from zweave.kv_cache import KVCache, LayerCache
 from zweave.plan import Plan
@@ -51,11 +53,17 @@ class Weights:
         if not plan.factored:
             vt, u = vt[: plan.leading], u[:, : plan.leading]
         some = plan.factored or plan.leading > 0
+
+        def factor(weight: Tensor) -> Packed:
+            if plan.format:
+                return pack(quantize(weight.float().contiguous(), plan.format))
+            return pack(weight.to(self.device, self.dtype))
+
         return AdaptedLinear(
             shape=(u.shape[0], vt.shape[1]),
             dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
-            vt=pack(vt.to(self.device, self.dtype)) if some else None,
-            u=pack(u.to(self.device, self.dtype)) if some else None,
+            vt=factor(vt) if some else None,
+            u=factor(u) if some else None,
             scale=self._bank.columns(module) if plan.factored else None,
             delta=self._bank.leading(module) if plan.leading else None,
             bias=self.tensor(bias) if bias in self._present else None,

@@ -1,14 +1,20 @@
 """The plan of a model's adapted matrices: which weights stay resident, and which ways are open to a slot."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
+from zweave.cost_model import CostModel
 from zweave.errors import ZweaveError
+from zweave.integer_factors import BYTES, IntegerFormat, within
 from zweave.kernels import Way
 
 # Panels of the CPU kernels are so wide: a component more or less costs nothing within one.
 COMPONENT_STEP = 16
+# Tokens of the step that a plan is made for: the base's and as many of an expert without limits.
+PLANNED_TOKENS = 16
+FORMATS: tuple[IntegerFormat, ...] = ("int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,28 +23,35 @@ class MatrixPlan:
 
     dense: W itself. leading: K, how many leading components a delta may use, 0 for no delta.
     factored: all of U and V, for experts without limits.
+    format: of the delta's factors where they are integers; such a delta of all components serves any expert.
     """
 
     shape: tuple[int, int]
     dense: bool = False
     leading: int = 0
     factored: bool = True
+    format: IntegerFormat | None = None
 
     def __post_init__(self) -> None:
         if not self.dense and not self.factored:
             raise ValueError("a matrix must keep W or its factors")
         if self.leading and not (self.dense and 0 < self.leading <= self.rank):
             raise ValueError(f"a delta of {self.leading} components needs W and at most rank {self.rank}")
+        if self.format and (self.factored or not self.leading):
+            raise ValueError(f"{self.format} factors serve deltas alone")
 
     @property
     def rank(self) -> int:
         return min(self.shape)
 
-    @property
-    def values(self) -> int:
-        """Weights that it keeps."""
+    def nbytes(self, value_bytes: int) -> int:
+        """Bytes of the weights that it keeps, of `value_bytes` each where they are not integers."""
         (M, N), kept = self.shape, self.rank if self.factored else self.leading
-        return self.dense * M * N + kept * (M + N)
+        dense, factors = self.dense * M * N * value_bytes, kept * (M + N)
+        if self.format is None:
+            return dense + factors * value_bytes
+        scales = 4 * (kept + M) if self.format == "int8" else 0
+        return dense + int(factors * BYTES[self.format]) + scales
 
     def way(self, support: int) -> Way | None:
         """The way of a slot whose z is 1 beyond the first `support` components; None if there is none."""
@@ -57,16 +70,22 @@ def make_plan(
     device_type: str = "cpu",
     value_bytes: int = 2,
     max_memory: int | None = None,
+    max_error: float = 0.0,
+    costs: CostModel | None = None,
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
     All ways are open where memory allows: W for the base, W and leading components for experts of few, the
-    factors for all others. Where it does not, matrices give up W, those first where W saves the least time
-    for its bytes; where the factors alone are too large, all matrices keep W and as many leading components
-    as fit. Elsewhere than on a CPU everything is factored.
+    factors for all others. Where it does not, matrices change to what costs least time for the bytes it saves:
+    the factors alone, or, if `max_error` allows it, W and all components as integers. Without `max_error`
+    integers are taken where experts without limits would find no room otherwise, and fewest of them.
+    Where that is too large as well, all matrices keep W and as many leading components as fit. Elsewhere than
+    on a CPU everything is factored.
 
     max_memory: bytes for the weights of adapted matrices, of `value_bytes` a weight.
-    Raises ZweaveError if not even W and one panel of components fit.
+    max_error: share of a matrix's spectral norm that an expert may lose.
+    costs: of the machine; nominal ones by default.
+    Raises ZweaveError, with the least that would do, if not even W and one panel of int4 components fit.
     """
     if device_type != "cpu":
         plan = {module: MatrixPlan(shape) for module, shape in shapes.items()}
@@ -79,18 +98,20 @@ def make_plan(
     }
     if max_memory is None:
         return plan
-    for module in sorted(plan, key=lambda module: _gain(shapes[module])):
-        if memory(plan, value_bytes) <= max_memory:
-            return plan
-        plan[module] = MatrixPlan(shapes[module])
+    costs = costs or CostModel.nominal(value_bytes)
+    allowed = [format for format in FORMATS if within(format, max_error)]
+    plan = _shrink(plan, [None, *allowed], max_memory, value_bytes, costs)
+    # What an expert loses by them is checked when it is bound.
+    if memory(plan, value_bytes) > max_memory:
+        plan = _shrink(plan, FORMATS, max_memory, value_bytes, costs)
     if memory(plan, value_bytes) <= max_memory:
         return plan
-    return _only_leading(shapes, value_bytes, max_memory)
+    return _only_leading(shapes, value_bytes, max_memory, allowed)
 
 
 def memory(plan: Plan, value_bytes: int) -> int:
     """Bytes of the weights that a plan keeps."""
-    return sum(matrix.values for matrix in plan.values()) * value_bytes
+    return sum(matrix.nbytes(value_bytes) for matrix in plan.values())
 
 
 def worthwhile_components(shape: tuple[int, int]) -> int:
@@ -104,29 +125,90 @@ def worthwhile_components(shape: tuple[int, int]) -> int:
     return max(0, int(best) // COMPONENT_STEP * COMPONENT_STEP)
 
 
-def _gain(shape: tuple[int, int]) -> float:
-    """What W saves a token of the base: weights of the factors over those of W."""
-    M, N = shape
-    return min(M, N) * (M + N) / (M * N)
+def _seconds(matrix: MatrixPlan, costs: CostModel) -> float:
+    """Predicted time of the base's tokens and of those of an expert without limits."""
+    total = 0.0
+    for support in (0, matrix.rank):
+        way = matrix.way(support)
+        assert way is not None
+        total += costs.way(way, matrix.shape, PLANNED_TOKENS, matrix.leading, matrix.format)
+    return total
+
+
+def _shrink(
+    plan: dict[str, MatrixPlan],
+    formats: Sequence[IntegerFormat | None],
+    max_memory: int,
+    value_bytes: int,
+    costs: CostModel,
+) -> dict[str, MatrixPlan]:
+    """Changes one matrix after the other, the least time lost for a byte saved first, until the plan fits.
+
+    formats: of the factors that matrices may keep; None: the factors alone, in plain values.
+    """
+    plan, total = dict(plan), memory(plan, value_bytes)
+    while total > max_memory:
+        best: tuple[float, str, MatrixPlan, int] | None = None
+        for module, matrix in plan.items():
+            for option in (_serving_all(matrix.shape, format) for format in formats):
+                saved = matrix.nbytes(value_bytes) - option.nbytes(value_bytes)
+                if saved <= 0:
+                    continue
+                lost = (_seconds(option, costs) - _seconds(matrix, costs)) / saved
+                if best is None or lost < best[0]:
+                    best = (lost, module, option, saved)
+        if best is None:
+            return plan
+        plan[best[1]] = best[2]
+        total -= best[3]
+    return plan
+
+
+def _serving_all(shape: tuple[int, int], format: IntegerFormat | None) -> MatrixPlan:
+    """A small plan that refuses no expert."""
+    if format is None:
+        return MatrixPlan(shape)
+    return MatrixPlan(shape, dense=True, leading=min(shape), factored=False, format=format)
 
 
 def _only_leading(
-    shapes: Mapping[str, tuple[int, int]], value_bytes: int, max_memory: int
+    shapes: Mapping[str, tuple[int, int]],
+    value_bytes: int,
+    max_memory: int,
+    allowed: Sequence[IntegerFormat],
 ) -> dict[str, MatrixPlan]:
-    """W and the largest share of leading components, the same for all matrices, that fit."""
-    dense = {module: MatrixPlan(shape, dense=True, factored=False) for module, shape in shapes.items()}
-    best = None
+    """W and the largest share of leading components, the same for all matrices, that fits.
+
+    allowed: formats that may be taken for more components; others are taken where no component fits otherwise.
+    """
+    found = [_most_leading(shapes, format, value_bytes, max_memory) for format in (None, *FORMATS)]
+    within_error = [
+        plan for format, plan in zip((None, *FORMATS), found, strict=True) if format in (None, *allowed)
+    ]
+    for candidates in (within_error, found):
+        fitting = [plan for plan in candidates if plan]
+        if fitting:
+            return max(fitting, key=lambda plan: sum(matrix.leading for matrix in plan.values()))
+    least = {module: _leading(shape, 1, "int4") for module, shape in shapes.items()}
+    raise _too_little(max_memory, memory(least, value_bytes))
+
+
+def _most_leading(
+    shapes: Mapping[str, tuple[int, int]], format: IntegerFormat | None, value_bytes: int, max_memory: int
+) -> dict[str, MatrixPlan]:
+    """The plan of most sixteenths of the ranks that fits, or an empty one."""
+    best: dict[str, MatrixPlan] = {}
     for sixteenths in range(1, 17):
-        plan = {
-            module: replace(matrix, leading=min(matrix.rank, _panels(matrix.rank * sixteenths / 16)))
-            for module, matrix in dense.items()
-        }
+        plan = {module: _leading(shape, sixteenths, format) for module, shape in shapes.items()}
         if memory(plan, value_bytes) > max_memory:
             break
         best = plan
-    if best is None:
-        raise _too_little(max_memory, memory(dense, value_bytes))
     return best
+
+
+def _leading(shape: tuple[int, int], sixteenths: int, format: IntegerFormat | None) -> MatrixPlan:
+    kept = min(min(shape), _panels(min(shape) * sixteenths / 16))
+    return MatrixPlan(shape, dense=True, leading=kept, factored=False, format=format)
 
 
 def _panels(components: float) -> int:
@@ -135,6 +217,6 @@ def _panels(components: float) -> int:
 
 def _too_little(allowed: int, needed: int) -> ZweaveError:
     return ZweaveError(
-        f"max_memory allows {allowed / (1 << 20):.1f} MiB for the adapted matrices and they need more than "
-        f"{needed / (1 << 20):.1f}: allow more"
+        f"max_memory allows {allowed / (1 << 20):.1f} MiB for the adapted matrices and the least that would do "
+        f"is {math.ceil(needed / (1 << 20) * 10) / 10:.1f}: allow more"
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zweave.cost_model import CostModel
-from zweave.kernels import Way, linear, pack, svf_delta_linear, svf_linear
+from zweave.kernels import Packed, Way, linear, pack, quantize, svf_delta_linear, svf_linear
 from zweave.plan import MatrixPlan
 
 # Enough weights that each comes from memory, not from a cache.
@@ -40,7 +40,7 @@ def way_costs(
     rows = []
     for way, seconds in measured.items():
         components = {Way.DELTA: matrix.leading, Way.FACTORED: matrix.rank}.get(way, 0)
-        predicted = costs.way(way, matrix.shape, tokens, components) + costs.call_seconds
+        predicted = costs.way(way, matrix.shape, tokens, components, matrix.format) + costs.call_seconds
         rows.append(WayCost(way.name.lower(), components, 1e6 * predicted, 1e6 * seconds, way == chosen))
     return rows
 
@@ -69,7 +69,12 @@ def _calls(
     }
     if matrix.leading:
         delta, kept = torch.ones(experts + 1, matrix.leading), matrix.leading
-        parts = [(pack(weight(kept, N)), pack(weight(M, kept))) for _ in range(copies)]
+
+        def factor(*shape: int) -> Packed:
+            plain = weight(*shape)
+            return pack(quantize(plain, matrix.format) if matrix.format else plain)
+
+        parts = [(factor(kept, N), factor(M, kept)) for _ in range(copies)]
         calls[Way.DELTA] = [
             partial(svf_delta_linear, x, w, vt, u, delta, slot)
             for w, (vt, u) in zip(dense, parts, strict=True)

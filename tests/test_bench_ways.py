@@ -17,7 +17,7 @@ from zweave.bench import gpu_ways, linear_ways
 from zweave.bench.gpu_ways import svf_linear_naive
 from zweave.bench.grouped_lora import Groups, grouped_lora, grouped_lora_ref
 from zweave.bench.harness import Pace, measure
-from zweave.bench.linear import prepare
+from zweave.bench.linear import ALL, prepare
 from zweave.bench.linear_case import Operands
 from zweave.bench.linear_ways import ONCE, WAYS
 from zweave.bench.mix import mix_providers
@@ -49,7 +49,7 @@ def interpreted() -> Iterator[Callable[..., Tensor]]:
 def test_ways_agree_with_float64(shape: Shape, dtype: torch.dtype) -> None:
     operands = Operands(shape, tokens=17, experts=5, dtype=dtype)
     missing: dict[str, str] = {}
-    prepared = prepare(operands, WAYS, missing)
+    prepared = prepare(operands, ALL, missing)
     assert not missing
     for name, at in prepared.items():
         for T, E in [(1, 1), (17, 1)] + [(17, 5)] * (name not in ONCE):

@@ -266,9 +266,9 @@ def test_deltas_of_integers(slots, format, dtype, threads) -> None:
             torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     plain = Decoder(config(), [with_quantised_delta(part, format, exact=True) for part in layers])
     truth = run(plain, slots, True, dtype, hidden)[0].float()
-    # Two layers add up some dozen roundings of 2**-24, or of 2**-9: plain bf16 factors are rounded too.
-    limit = 1e-5 if dtype == torch.float32 else 2**-6
-    print("REL", dtype, format, ((expected[0].float() - truth).norm() / truth.norm()).item())
+    # Activations that meet integers are rounded to 1/254 of their block's peak at most, a hundredth of a delta,
+    # and deltas are as large as W here.
+    limit = 0.03
     assert (expected[0].float() - truth).norm() < limit * truth.norm()
 
 

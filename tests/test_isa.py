@@ -25,6 +25,7 @@ for dtype in (torch.float32, torch.bfloat16):
     packed = pack(weight)
     vt, u = (normal(53, 77) / 77**0.5).to(dtype), (normal(101, 53) / 53**0.5).to(dtype)
     slot = torch.arange(29, dtype=torch.int32) % 3
+    long = (normal(29, 301) * 10 ** normal(29, 301)).to(dtype)
     residual, up = normal(29, 77), normal(29, 77).to(dtype)
     q, k, v = normal(29, 6, 22).to(dtype), normal(29, 2, 22).to(dtype), normal(29, 2, 22).to(dtype)
     position = torch.arange(29, dtype=torch.int32) + 100
@@ -42,7 +43,24 @@ for dtype in (torch.float32, torch.bfloat16):
         for window in (0, 50)
     ]
     results[dtype] = {
-        "exact": [packed.data, unpack(packed)],
+        "exact": [
+            packed.data,
+            unpack(packed),
+            # Integer sums are exact, and what is rounded after them comes in one order.
+            *(
+                svf_delta_linear(
+                    long[:tokens],
+                    pack(torch.zeros(101, 301, dtype=dtype)),
+                    pack(quantize(normal(153, 301), format, group)),
+                    pack(quantize(normal(101, 153), format, group)),
+                    normal(3, 153),
+                    slot[:tokens],
+                )
+                for tokens in (29, 1)
+                for format in ("int8", "int4")
+                for group in (None, 64, 128)
+            ),
+        ],
         "close": [
             q,
             k,
@@ -57,8 +75,8 @@ for dtype in (torch.float32, torch.bfloat16):
                 for tokens in (29, 1)
                 for factors in (
                     (pack(vt), pack(u)),
-                    (pack(quantize(vt, "int8")), pack(quantize(u, "int8", 12))),
-                    (pack(quantize(vt, "int4")), pack(quantize(u, "int4", 300))),
+                    (pack(quantize(vt, "int8")), pack(quantize(u, "int8"))),
+                    (pack(quantize(vt, "int4")), pack(quantize(u, "int4"))),
                 )
             ),
             rms_norm(x, normal(77), 1e-5),

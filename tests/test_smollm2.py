@@ -155,6 +155,30 @@ def test_bfloat16_stays_close_to_float32(
     assert max(divergences) < 5e-3
 
 
+def test_integer_factors_stay_close_and_batch_invariant(
+    make_engine: Callable[..., Engine],
+    float32: Engine,
+    prompt: list[int],
+    prompt_logits: Callable[..., list[Tensor]],
+) -> None:
+    # A few MiB below the factors of all matrices: the square ones must be W and int4.
+    engine = make_engine("bfloat16", max_memory=290 << 20)
+    cases = [(prompt, choice) for choice in (None, "sst2", "trec")]
+    divergences = [
+        torch.nn.functional.kl_div(
+            logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
+        ).item()
+        for logits, wanted in zip(prompt_logits(engine, cases), prompt_logits(float32, cases), strict=True)
+    ]
+    print("mean KL to float32 with int4 factors:", divergences)
+    assert max(divergences) < 1e-2
+    requests = [Request(prompt, expert=choice, max_tokens=8, logprobs=1) for _, choice in cases]
+    together = engine.generate(requests)
+    for request, result in zip(requests, together, strict=True):
+        (alone,) = engine.generate([request])
+        assert (alone.token_ids, alone.logprobs) == (result.token_ids, result.logprobs)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_request_gives_the_same_bits_alone_and_among_31_others(
     make_engine: Callable[..., Engine], prompt: list[int], dtype: str

@@ -18,17 +18,18 @@ from zweave.kernels import (
     svf_delta_linear,
     svf_delta_linear_ref,
 )
+from zweave.kernels.quantize import round_activations
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 WEIGHTS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
-# Format and group: shares of a scale shorter and longer than what is expanded at once, and not dividing it.
+# Format and group: a scale a block of 64 inputs, some blocks, and a row.
 FACTORS = {
     "plain": None,
     "int8": ("int8", None),
-    "int8 by 100": ("int8", 100),
-    "int8 by 300": ("int8", 300),
+    "int8 by 64": ("int8", 64),
+    "int8 by 192": ("int8", 192),
     "int4": ("int4", None),
-    "int4 by 2": ("int4", 2),
+    "int4 by 128": ("int4", 128),
     "int4 a row": ("int4", 1200),
 }
 FORMATS = pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
@@ -69,11 +70,33 @@ class Problem:
         return replace(self, x=self.x[rows].clone(), slot=self.slot[rows].clone())
 
     def expected(self) -> Tensor:
-        """The float64 result, with the value between the factors rounded to x's dtype."""
-        vt, u = (dequantize(f) if isinstance(f, Quantized) else f for f in (self.vt, self.u))
-        hidden = (self.x.double() @ vt.double().T) * self.delta.double()[self.slot.long()]
-        y = self.x.double() @ self.w.double().T + hidden.to(self.x.dtype).double() @ u.double().T
+        """The float64 result, with the value between the factors rounded to x's dtype; what meets integers is
+        rounded as they want it."""
+        hidden = through(self.x, self.vt) * self.delta.double()[self.slot.long()]
+        y = self.x.double() @ self.w.double().T + through(hidden.to(self.x.dtype), self.u)
         return y if self.bias is None else y + self.bias.double()
+
+    def delta_alone(self) -> Tensor:
+        """U (delta * (V^T x)) in float64, of the factors' values and nothing rounded between."""
+        vt, u = (
+            dequantize(f).double() if isinstance(f, Quantized) else f.double() for f in (self.vt, self.u)
+        )
+        return ((self.x.double() @ vt.T) * self.delta.double()[self.slot.long()]) @ u.T
+
+    def limits(self, limits: dict[str, float]) -> dict[str, float]:
+        """A value between the factors that rounds the other way moves by a step of its block: 1/127 of the peak."""
+        if not isinstance(self.u, Quantized) or self.x.numel() == 0 or self.u.shape[1] == 0:
+            return limits
+        hidden = through(self.x, self.vt) * self.delta.double()[self.slot.long()]
+        step = hidden[hidden.isfinite()].abs().max() / 127 * dequantize(self.u).abs().max()
+        return limits | {"atol": limits["atol"] + float(step)}
+
+
+def through(x: Tensor, weight: Tensor | Quantized) -> Tensor:
+    """x weight^T in float64, as a product with such weights sees x."""
+    if isinstance(weight, Quantized):
+        return round_activations(x).double() @ dequantize(weight).double().T
+    return x.double() @ weight.double().T
 
 
 def problem(
@@ -114,7 +137,20 @@ def test_values(shape, dtype, packed, factors, tolerance, poisoned_outputs) -> N
     for p in (problem(*shape, dtype, factors), replace(problem(*shape, dtype, factors), bias=None)):
         y = svf_delta_linear(*p.arguments(packed))
         assert y.dtype == dtype and y.is_contiguous()
-        torch.testing.assert_close(y.double(), p.expected(), **tolerance(dtype))
+        torch.testing.assert_close(y.double(), p.expected(), **p.limits(tolerance(dtype)))
+
+
+@DTYPES
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("outlier", [1, 1000], ids=["even", "outlier"])
+def test_rounded_activations_cost_a_hundredth_of_the_delta(outlier, format, dtype) -> None:
+    p = problem(199, 100, 576, 300, dtype, (format, None))
+    # An outlier channel costs its own block.
+    p.x[:, 100] *= outlier
+    y = svf_delta_linear(*replace(p, w=torch.zeros_like(p.w), bias=None).arguments(True)).double()
+    truth = p.delta_alone()
+    # Two roundings of 1 / (127 sqrt(12)) of a block's peak, 2.5 to 3 standard deviations: .7% each.
+    assert 0.001 < (y - truth).norm() / truth.norm() < 0.0125
 
 
 @DTYPES
@@ -123,7 +159,8 @@ def test_reference(dtype, factors, tolerance) -> None:
     p = problem(63, 100, 33, 33, dtype, factors)
     y = svf_delta_linear_ref(*p.arguments())
     assert y.dtype == dtype
-    torch.testing.assert_close(y.double(), p.expected(), **tolerance(dtype))
+    expected = p.x.double() @ p.w.double().T + p.delta_alone() + p.bias.double()
+    torch.testing.assert_close(y.double(), expected, **tolerance(dtype))
 
 
 @DTYPES
@@ -187,13 +224,13 @@ def test_nan_stays_with_its_token(dtype, factors, tolerance) -> None:
     p = problem(20, 70, 45, 37, dtype, factors)
     p.slot[:] = p.slot % 4
     p.slot[7] = 4
-    right = p.expected()
+    right, limits = p.expected(), p.limits(tolerance(dtype))
     p.x[3] = float("nan")
     p.delta[4] = float("nan")
     y = svf_delta_linear(*p.arguments(True)).double()
     assert y[[3, 7]].isnan().all()
     kept = [i for i in range(20) if i not in (3, 7)]
-    torch.testing.assert_close(y[kept], right[kept], **tolerance(dtype))
+    torch.testing.assert_close(y[kept], right[kept], **limits)
 
 
 @DTYPES
@@ -209,7 +246,7 @@ def test_any_components(dtype, factors, tolerance) -> None:
         u, vt = quantize(u, *factors), quantize(vt, *factors)
     part = replace(full, u=u, vt=vt, delta=delta[:, index])
     y = svf_delta_linear(*part.arguments(True))
-    torch.testing.assert_close(y.double(), part.expected(), **tolerance(dtype))
+    torch.testing.assert_close(y.double(), part.expected(), **part.limits(tolerance(dtype)))
     if factors is None:
         whole = replace(full, delta=delta).expected()
         torch.testing.assert_close(y.double(), whole, **tolerance(dtype))
@@ -249,7 +286,7 @@ WRONG: dict[str, dict[str, Callable[[Problem], object]]] = {
     "bias too short": {"bias": lambda p: p.bias[:-1]},
     "integers without scales": {"vt": lambda p: quantize(p.vt, "int8").data},
     "fp8": {"u": lambda p: quantize(p.u, "fp8")},
-    "groups of an odd number": {"vt": lambda p: quantize(p.vt, "int4", 7)},
+    "groups of less than a block": {"vt": lambda p: quantize(p.vt, "int4", 16)},
 }
 
 
@@ -266,7 +303,7 @@ def test_scales_of_another_grouping_are_refused() -> None:
     p = problem(6, 40, 128, 20, torch.float32, ("int4", 64))
     packed = pack(p.vt)
     for wrong in (
-        replace(packed, group=32),
+        replace(packed, group=128),
         replace(packed, group=0),
         replace(packed, scale=packed.scale[:1]),
     ):

@@ -105,7 +105,7 @@ Run LinearView<T>::run_from(const int32_t* slot, int64_t row, int64_t rows) cons
 template <class T>
 void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buffer<T> hidden, Buffer<T> y,
                              Phase<T>& first, Phase<T>& second) const {
-  const Term<T> wx = {x.data, x.stride, dense, inputs};
+  const Term<T> wx = {x.data, x.stride, dense, inputs, nullptr};
   for (Run run{0, 0, Way::dense}; run.end < rows;) {
     run = run_from(slot, run.end, rows);
     Matmul<T> last{};
@@ -125,7 +125,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     const bool is_delta = run.way == Way::delta;
     const int64_t kept = is_delta ? components(slot, run) : rank;
     Matmul<T> inner{};
-    inner.terms[inner.num_terms++] = {x.data, x.stride, vt, inputs};
+    inner.terms[inner.num_terms++] = {x.data, x.stride, vt, inputs, x.integers};
     inner.outputs = kept;
     inner.y = hidden.data;
     inner.y_stride = hidden.stride;
@@ -134,7 +134,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     inner.slot = slot;
     first.add(inner, run.begin, run.end);
     if (is_delta) last.terms[last.num_terms++] = wx;
-    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, kept};
+    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, kept, hidden.integers};
     second.add(last, run.begin, run.end);
   }
 }

@@ -56,9 +56,14 @@ class Workspace {
  public:
   // A first pass without memory measures, a second hands out.
   Buffer<T> take(int64_t rows, int64_t width) {
-    T* at = base_ ? base_ + used_ : nullptr;
-    used_ += divide_up(rows * row_stride<T>(width), 64) * 64;
-    return {at, row_stride<T>(width)};
+    return {reserve(rows * row_stride<T>(width)), row_stride<T>(width), nullptr};
+  }
+  // The same with room for the rows as integers.
+  Buffer<T> take_both(int64_t rows, int64_t width) {
+    Buffer<T> buffer = take(rows, width);
+    const int64_t bytes = at::get_num_threads() * IntegerRows(nullptr, width).bytes(rows);
+    buffer.integers = reinterpret_cast<char*>(reserve(divide_up(bytes, sizeof(T))));
+    return buffer;
   }
   void allocate(const at::TensorOptions& options) {
     memory_ = at::empty({used_ + 64}, options);
@@ -68,6 +73,12 @@ class Workspace {
   }
 
  private:
+  T* reserve(int64_t values) {
+    T* at = base_ ? base_ + used_ : nullptr;
+    used_ += divide_up(values, 64) * 64;
+    return at;
+  }
+
   at::Tensor memory_;
   T* base_ = nullptr;
   int64_t used_ = 0;
@@ -84,16 +95,16 @@ Activations<T> take_buffers(Workspace<T>& space, const std::vector<LayerView<T>>
   }
   const LayerView<T>& one = layers[0];
   Activations<T> b{};
-  b.normed = space.take(tokens, hidden);
+  b.normed = space.take_both(tokens, hidden);
   b.q = space.take(tokens, one.q.outputs);
   b.k = space.take(tokens, one.k.outputs);
   b.v = space.take(tokens, one.v.outputs);
-  b.attended = space.take(tokens, one.q.outputs);
+  b.attended = space.take_both(tokens, one.q.outputs);
   b.gate = space.take(tokens, one.gate.outputs);
   b.up = space.take(tokens, one.gate.outputs);
-  b.gated = space.take(tokens, one.gate.outputs);
-  for (Buffer<T>& between : b.hidden) between = space.take(tokens, rank);
-  b.y = {mutable_data<T>(y), y.stride(0)};
+  b.gated = space.take_both(tokens, one.gate.outputs);
+  for (Buffer<T>& between : b.hidden) between = space.take_both(tokens, rank);
+  b.y = {mutable_data<T>(y), y.stride(0), nullptr};
   return b;
 }
 

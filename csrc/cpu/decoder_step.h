@@ -86,8 +86,8 @@ class DecoderStep {
  private:
   void prepare(const LayerView<T>& layer, LayerPhases<T>& phases) const {
     for (Phase<T>* pair : {phases.qkv, phases.o, phases.gate_up, phases.down}) {
-      pair[0].clear();
-      pair[1].clear();
+      pair[0].clear(tokens_);
+      pair[1].clear(tokens_);
     }
     const Activations<T>& b = buffers;
     const auto add = [&](const LinearView<T>& linear, Buffer<T> input, Buffer<T> between, Buffer<T> output,

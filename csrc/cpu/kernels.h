@@ -50,7 +50,7 @@ struct Weights {
   Storage storage;
   const float* scales;   // [panels, scale_groups, kPanel] unless plain
   int64_t scale_groups;  // of a panel
-  int64_t share;         // inputs that share a scale: an even number, or all
+  int64_t share;         // inputs that share a scale: whole blocks of integer_rows.h, or all
 };
 
 // x W^T with W packed, or with the leading `inputs` columns of a plain packed matrix.
@@ -60,10 +60,11 @@ struct Term {
   int64_t x_stride;
   Weights weights;
   int64_t inputs;
+  char* integers;  // a thread's copy of x as integer_rows.h has it; null if the weights are plain
 };
 
-// y = the sum of the terms, then * scale[slot], then + bias, where given. Plain terms come first and are one
-// chain of additions: a product over inputs that lie in two places.
+// y = the sum of the terms, then * scale[slot], then + bias, where given. Plain terms are one chain of
+// additions: a product over inputs that lie in two places. At most one term, the last, has integer weights.
 template <class T>
 struct Matmul {
   Term<T> terms[2];
@@ -166,6 +167,8 @@ struct TypedKernels {
                int64_t end);
   void (*matmul)(const Matmul<T>&, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                  int64_t panel_end);
+  // Fills the integers of a term.
+  void (*quantize_rows)(const Term<T>&, int64_t row_begin, int64_t row_end);
   void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
   void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
   void (*silu_mul)(const SiluMul<T>&, int64_t row_begin, int64_t row_end);

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/matmul_quantized.h"
+#include "cpu/matmul_integer.h"
 #include "cpu/matmul_tile.h"
 
 namespace zweave {
@@ -51,7 +51,7 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
     const int64_t to = end - first < groups ? end - first : groups;
     if (from < to) {
       const int64_t bytes = term.weights.panel_bytes;
-      Stream<T, Storage::plain> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
+      Stream<T> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
       // Of a later term the next tile's weights lie two panels on.
       Ahead ahead = fetch.ahead(stream.at, i == 0 ? fetch.next : stream.at + kTilePanels * bytes, bytes);
       accumulate<T, rows, panels>(term, row, from, to, stream, ahead, sum);
@@ -118,11 +118,10 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   for (int64_t i = 0; i < m.num_terms; ++i) {
     const Term<T>& term = m.terms[i];
     const char* then = i == 0 ? next : term.weights.panels + (panel + kTilePanels) * term.weights.panel_bytes;
-    if (term.weights.storage == Storage::int8) {
-      scaled_panels<T, panels, Storage::int8>(term, row_begin, row_end, panel, then, sums);
-    } else if (term.weights.storage == Storage::int4) {
-      scaled_panels<T, panels, Storage::int4>(term, row_begin, row_end, panel, then, sums);
-    }
+    if (term.weights.storage == Storage::plain) continue;
+    const auto add = term.weights.storage == Storage::int8 ? add_integers<T, panels, Storage::int8>
+                                                           : add_integers<T, panels, Storage::int4>;
+    add(term, row_begin, row_end, panel, then, sums);
   }
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }

@@ -37,25 +37,15 @@ struct Fetch {
 
 inline void prefetch(const char* at) { __builtin_prefetch(at, 0, 2); }
 
-// Weights of a tile, group by group. Quantised ones come as whole numbers, without their scales.
-template <class T, Storage storage>
+// Plain weights of a tile, group by group.
+template <class T>
 struct Stream {
-  // Bytes of a group of inputs in a panel, and of one output of it.
-  static constexpr int64_t step = storage == Storage::plain ? kLine : storage == Storage::int8 ? 32 : 16;
-  static constexpr int64_t output = step / kPanel;
-
   const char* at;
   int64_t panel_bytes;
 
   auto weights(int v) const {
-    const char* from = at + (v / kPanelVectors) * panel_bytes + (v % kPanelVectors) * Simd::width * output;
-    if constexpr (storage == Storage::int8) {
-      return Simd::whole(reinterpret_cast<const int8_t*>(from));
-    } else if constexpr (storage == Storage::int4) {
-      return Simd::whole(reinterpret_cast<const uint8_t*>(from));
-    } else {
-      return Simd::weights(reinterpret_cast<const T*>(from));
-    }
+    const char* from = at + (v / kPanelVectors) * panel_bytes + (v % kPanelVectors) * Simd::width * 4;
+    return Simd::weights(reinterpret_cast<const T*>(from));
   }
 };
 
@@ -72,16 +62,16 @@ inline __attribute__((always_inline)) void clear(Sums<rows, panels>& sum) {
 }
 
 // sum[r][.] += x[row + r] W^T over groups [begin, end) of one term; `stream` stands at `begin`.
-template <class T, int rows, int panels, class Weight>
+template <class T, int rows, int panels>
 inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64_t row, int64_t begin,
-                                                      int64_t end, Weight& stream, Ahead& ahead,
+                                                      int64_t end, Stream<T>& stream, Ahead& ahead,
                                                       Sums<rows, panels>& sum) {
   constexpr int vectors = panels * kPanelVectors;
   const int64_t whole = term.inputs / kGroup<T>, last = end < whole ? end : whole;
   const T* x = term.x + row * term.x_stride + begin * kGroup<T>;
   const char* next = ahead.panel[0];
   const int64_t apart = ahead.panel[kTilePanels - 1] - next;
-  for (int64_t k = begin; k < last; ++k, stream.at += Weight::step, x += kGroup<T>, next += Weight::step) {
+  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kGroup<T>, next += kLine) {
     prefetch(next);
     if constexpr (panels > 1) prefetch(next + apart);
     decltype(stream.weights(0)) loaded[vectors];
@@ -104,10 +94,10 @@ inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64
           sum[r][v] = Simd::multiply_add(sum[r][v], stream.weights(v), value);
         }
       }
-      stream.at += Weight::step;
+      stream.at += kLine;
     }
   }
-  for (const char*& at : ahead.panel) at += (end - begin) * Weight::step;
+  for (const char*& at : ahead.panel) at += (end - begin) * kLine;
 }
 
 // Calls body.operator()<count>() for a row count known only at run time.

@@ -9,9 +9,15 @@ int64_t share_of(const PackedMatrix& matrix, int64_t inputs) {
 
 }  // namespace
 
+std::array<int64_t, 4> integer_panel_shape(Storage storage, int64_t outputs, int64_t inputs) {
+  // A line of a panel holds four inputs of int8 and eight of int4.
+  const int64_t lines = divide_up(inputs, 8) * (storage == Storage::int8 ? 2 : 1);
+  return {divide_up(outputs, kPanel), lines, kPanel, 4};
+}
+
 void check_packed(const char* op, const char* name, const PackedMatrix& matrix, at::ScalarType dtype,
                   int64_t outputs, int64_t inputs) {
-  const int64_t panels = divide_up(outputs, kPanel), pairs = divide_up(inputs, 2);
+  const int64_t panels = divide_up(outputs, kPanel);
   const Argument packed{op, name, matrix.panels};
   const Storage storage = storage_of(matrix.panels);
   if (storage == Storage::plain) {
@@ -20,12 +26,10 @@ void check_packed(const char* op, const char* name, const PackedMatrix& matrix, 
     packed.dtype(dtype).shape({panels, divide_up(inputs, group), kPanel, group}).contiguous();
     return;
   }
-  packed.dtype(matrix.panels.scalar_type())
-      .shape({panels, pairs, kPanel, storage == Storage::int8 ? 2 : 1})
-      .contiguous();
+  packed.dtype(matrix.panels.scalar_type()).shape(integer_panel_shape(storage, outputs, inputs)).contiguous();
   TORCH_CHECK(matrix.scale, op, ": ", name, " is int8 or int4 and needs scales");
-  TORCH_CHECK(matrix.group >= 0 && (matrix.group % 2 == 0 || matrix.group >= inputs), op, ": ", name,
-              " has groups of ", matrix.group, " inputs, not of an even number");
+  TORCH_CHECK(matrix.group >= 0 && (matrix.group % kBlock == 0 || matrix.group >= inputs), op, ": ", name,
+              " has groups of ", matrix.group, " inputs, not of a multiple of ", kBlock);
   Argument{op, name, *matrix.scale}
       .dtype(at::kFloat)
       .shape({panels, divide_up(inputs, share_of(matrix, inputs)), kPanel, 1})

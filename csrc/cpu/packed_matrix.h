@@ -1,7 +1,10 @@
 // A packed matrix as the tensors that hold it.
 #pragma once
 
+#include <array>
+
 #include "cpu/checks.h"
+#include "cpu/integer_rows.h"
 
 namespace zweave {
 
@@ -16,6 +19,9 @@ inline Storage storage_of(const at::Tensor& panels) {
   if (panels.scalar_type() == at::kChar) return Storage::int8;
   return panels.scalar_type() == at::kByte ? Storage::int4 : Storage::plain;
 }
+
+// Of panels of int8 or int4.
+std::array<int64_t, 4> integer_panel_shape(Storage storage, int64_t outputs, int64_t inputs);
 
 // Throws unless `matrix` holds a packed [outputs, inputs] of this dtype, or of integers with scales.
 void check_packed(const char* op, const char* name, const PackedMatrix& matrix, at::ScalarType dtype,

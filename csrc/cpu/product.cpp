@@ -65,16 +65,25 @@ at::Tensor readable_rows(const at::Tensor& x) {
   return empty_rows<T>(x.size(0), x.size(1), x.options()).copy_(x);
 }
 
-template <class T>
-void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight) {
-  const int64_t inputs = x.size(1);
-  product.terms[product.num_terms++] = {data<T>(x), x.stride(0), weights_of(weight, inputs), inputs};
+at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
+  if (!weight.scale) return {};
+  const int64_t bytes = IntegerRows(nullptr, inputs).bytes(rows);
+  return at::empty({at::get_num_threads(), bytes}, weight.panels.options().dtype(at::kChar));
 }
 
 template <class T>
-Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y) {
+void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight,
+              const at::Tensor& integers) {
+  const int64_t inputs = x.size(1);
+  char* room = integers.defined() ? mutable_data<char>(integers) : nullptr;
+  product.terms[product.num_terms++] = {data<T>(x), x.stride(0), weights_of(weight, inputs), inputs, room};
+}
+
+template <class T>
+Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y,
+                  const at::Tensor& integers) {
   Matmul<T> result{};
-  add_term(result, x, weight);
+  add_term(result, x, weight, integers);
   result.outputs = y.size(1);
   if (y.scalar_type() == kScalarType<T>) {
     result.y = mutable_data<T>(y);
@@ -97,6 +106,7 @@ void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> pro
   std::vector<Phase<T>> phases(products.size());
   int64_t cost = 0;
   for (size_t i = 0; i < phases.size(); ++i) {
+    phases[i].clear(rows);
     phases[i].add(products.begin()[i], 0, rows);
     cost += phases[i].cost();
   }
@@ -111,15 +121,15 @@ void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> pro
   run(Team(0, 1, barrier));
 }
 
-#define ZWEAVE_INSTANTIATE(T)                                                                       \
-  template PackedMatrix packed(const TypedKernels<T>&, const Argument&, int64_t, int64_t);          \
-  template PackedMatrix packed_factor(const TypedKernels<T>&, const Argument&,                      \
-                                      const std::optional<at::Tensor>&, int64_t, int64_t, int64_t); \
-  template Matmul<T> product(const at::Tensor&, const PackedMatrix&, const at::Tensor&);            \
-  template at::Tensor empty_rows<T>(int64_t, int64_t, const at::TensorOptions&);                    \
-  template at::Tensor readable_rows<T>(const at::Tensor&);                                          \
-  template void add_term(Matmul<T>&, const at::Tensor&, const PackedMatrix&);                       \
-  template void scale_rows(Matmul<T>&, const at::Tensor&, const at::Tensor&);                       \
+#define ZWEAVE_INSTANTIATE(T)                                                                               \
+  template PackedMatrix packed(const TypedKernels<T>&, const Argument&, int64_t, int64_t);                  \
+  template PackedMatrix packed_factor(const TypedKernels<T>&, const Argument&,                              \
+                                      const std::optional<at::Tensor>&, int64_t, int64_t, int64_t);         \
+  template Matmul<T> product(const at::Tensor&, const PackedMatrix&, const at::Tensor&, const at::Tensor&); \
+  template at::Tensor empty_rows<T>(int64_t, int64_t, const at::TensorOptions&);                            \
+  template at::Tensor readable_rows<T>(const at::Tensor&);                                                  \
+  template void add_term(Matmul<T>&, const at::Tensor&, const PackedMatrix&, const at::Tensor&);            \
+  template void scale_rows(Matmul<T>&, const at::Tensor&, const at::Tensor&);                               \
   template void compute(const TypedKernels<T>&, std::initializer_list<Matmul<T>>, int64_t);
 ZWEAVE_INSTANTIATE(float)
 ZWEAVE_INSTANTIATE(bf16)

@@ -38,13 +38,20 @@ at::Tensor empty_rows(int64_t rows, int64_t width, const at::TensorOptions& opti
 template <class T>
 at::Tensor readable_rows(const at::Tensor& x);
 
+// Room for every thread's x [rows, inputs] as integers, for a product with `weight`; nothing where that is
+// plain.
+at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs);
+
 // y = x W^T for x [T, inputs] and y [T, outputs] in T or float32.
+// `integers`: room_for_integers of x, where the weight is not plain.
 template <class T>
-Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y);
+Matmul<T> product(const at::Tensor& x, const PackedMatrix& weight, const at::Tensor& y,
+                  const at::Tensor& integers = {});
 
 // The sum of `product` and x W^T.
 template <class T>
-void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight);
+void add_term(Matmul<T>& product, const at::Tensor& x, const PackedMatrix& weight,
+              const at::Tensor& integers = {});
 
 // Multiplies row t of y by scale[slot[t]].
 template <class T>

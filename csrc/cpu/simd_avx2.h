@@ -15,6 +15,8 @@ struct Simd {
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
   static constexpr int max_rows = 2;
+  static constexpr int integer_rows = 2;
+  static constexpr int byte_offset = 0;
   static constexpr int mix_rows = 2;
   static constexpr int mix_vectors = 4;
   static constexpr int value_rows = 4;
@@ -24,6 +26,8 @@ struct Simd {
   struct Pair {
     F even, odd;
   };
+  using I = __m256i;
+  using Bytes = __m256i;
 
   static __m256i first(int64_t n) {
     const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -92,25 +96,6 @@ struct Simd {
   static Pair weights(const bf16* at) {
     return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
   }
-  static Pair whole(const int8_t* at) {
-    const __m256i pairs = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, 16), 16)),
-            _mm256_cvtepi32_ps(_mm256_srai_epi32(pairs, 16))};
-  }
-  static Pair whole(const uint8_t* at) {
-    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
-    const __m256i eight = _mm256_set1_epi32(8);
-    const __m256i low = _mm256_and_si256(bytes, _mm256_set1_epi32(15)), high = _mm256_srli_epi32(bytes, 4);
-    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(low, eight)),
-            _mm256_cvtepi32_ps(_mm256_sub_epi32(high, eight))};
-  }
-  static F even(Pair x) { return x.even; }
-  static F odd(Pair x) { return x.odd; }
-  // Of values that bf16 holds exactly.
-  static void store(bf16* at, Pair x) {
-    const __m256i even = _mm256_srli_epi32(_mm256_castps_si256(x.even), 16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm256_or_si256(even, _mm256_castps_si256(x.odd)));
-  }
   static F broadcast(const float* at) { return _mm256_broadcast_ss(at); }
   static Pair broadcast(const bf16* at) {
     int32_t pair;
@@ -120,6 +105,42 @@ struct Simd {
   static Pair broadcast_last(const bf16* at) { return split(_mm256_set1_epi32(at->bits)); }
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
+
+  static Bytes bytes(const int8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static void nibbles(const uint8_t* at, Bytes& low, Bytes& high) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    const __m256i mask = _mm256_set1_epi8(15);
+    low = _mm256_and_si256(both, mask);
+    high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+  }
+  static Bytes broadcast(const int8_t* at) {
+    int32_t four;
+    std::memcpy(&four, at, 4);
+    return _mm256_set1_epi32(four);
+  }
+  static I whole(int32_t x) { return _mm256_set1_epi32(x); }
+  // |w| times x under w's sign: a sum of two such products stays below 2^15, where vpmaddubsw would saturate.
+  static I dot(I sum, Bytes w, Bytes x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  static I to_whole(F x) { return _mm256_cvtps_epi32(x); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static int32_t reduce_add(I x) {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
+  }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[8]) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < 8; i += 4) {
+      const __m256i low = _mm256_packs_epi32(x[i], x[i + 1]), high = _mm256_packs_epi32(x[i + 2], x[i + 3]);
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + i * width), bytes);
+    }
+  }
 
   static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {
     F row[8], a[8], b[8];

@@ -1,4 +1,4 @@
-// Vectors of 16 floats; products of bf16 pairs by vdpbf16ps.
+// Vectors of 16 floats; products of bf16 pairs by vdpbf16ps, of bytes by vpdpbusd.
 #pragma once
 
 #include <immintrin.h>
@@ -15,6 +15,8 @@ struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
   static constexpr int max_rows = 12;
+  static constexpr int integer_rows = 6;
+  static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
   static constexpr int mix_vectors = 4;
   static constexpr int value_rows = 6;
@@ -22,13 +24,8 @@ struct Simd {
 
   using F = __m512;
   using Pair = __m512i;
-
-  // -8 to 7 in bf16, twice.
-  alignas(64) static constexpr uint16_t kWhole[32] = {
-      0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000,
-      0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040,
-      0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
-  };
+  using I = __m512i;
+  using Bytes = __m512i;
 
   static __mmask16 first(int64_t n) { return n >= width ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
 
@@ -63,23 +60,6 @@ struct Simd {
 
   static F weights(const float* at) { return load(at); }
   static Pair weights(const bf16* at) { return _mm512_loadu_si512(at); }
-  static Pair whole(const int8_t* at) {
-    const __m128i* from = reinterpret_cast<const __m128i*>(at);
-    const F low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
-    const F high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
-    return (Pair)_mm512_cvtne2ps_pbh(high, low);
-  }
-  static Pair whole(const uint8_t* at) {
-    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    // The nibbles at the bottom of either half; the table repeats, whatever the fifth bit of an index is.
-    const __m512i index = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-    return _mm512_permutexvar_epi16(index, _mm512_loadu_si512(kWhole));
-  }
-  static F even(Pair x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
-  static F odd(Pair x) {
-    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
-  }
-  static void store(bf16* at, Pair x) { _mm512_storeu_si512(at, x); }
   static F broadcast(const float* at) { return _mm512_set1_ps(*at); }
   static Pair broadcast(const bf16* at) {
     int32_t pair;
@@ -89,6 +69,49 @@ struct Simd {
   static Pair broadcast_last(const bf16* at) { return _mm512_set1_epi32(at->bits); }
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+
+  // Weights as vpdpbusd wants them, unsigned: q + 128, or the nibbles as they are; inputs are signed.
+  static Bytes bytes(const int8_t* at) {
+    return _mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8(char(0x80)));
+  }
+  static void nibbles(const uint8_t* at, Bytes& low, Bytes& high) {
+    const __m512i both = _mm512_loadu_si512(at), mask = _mm512_set1_epi8(15);
+    low = _mm512_and_si512(both, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+  static Bytes broadcast(const int8_t* at) {
+    int32_t four;
+    std::memcpy(&four, at, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static I whole(int32_t x) { return _mm512_set1_epi32(x); }
+  static I dot(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static I to_whole(F x) { return _mm512_cvtps_epi32(x); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static int32_t reduce_add(I x) { return _mm512_reduce_add_epi32(x); }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[4]) {
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(at, _mm512_permutexvar_epi32(order, bytes));
+  }
+  // The largest magnitude of 64; infinity or NaN if one of them is. Magnitudes of bf16 are ordered as their
+  // bits are.
+  static float peak(const bf16* at) {
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    const __m512i low = _mm512_and_si512(_mm512_loadu_si512(at), magnitude);
+    const __m512i high = _mm512_and_si512(_mm512_loadu_si512(at + 32), magnitude);
+    const __m512i both = _mm512_max_epu16(low, high);
+    const __m256i four = _mm256_max_epu16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+    const __m128i two = _mm_max_epu16(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    // There is a horizontal minimum, of the complements then.
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(two, _mm_set1_epi16(-1)));
+    const uint32_t bits = uint32_t(uint16_t(~_mm_extract_epi16(least, 0))) << 16;
+    float peak;
+    std::memcpy(&peak, &bits, 4);
+    return peak;
+  }
 
   static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {
     __m512i row[16], a[16];

@@ -15,6 +15,9 @@ struct Simd {
   static constexpr int width = 8;
   // Register tile of a product: at most this many rows, times the panels of a tile.
   static constexpr int max_rows = 4;
+  // The same of a product with integer weights, and what `bytes` adds to them.
+  static constexpr int integer_rows = 4;
+  static constexpr int byte_offset = 0;
   // Register tile of a mix.
   static constexpr int mix_rows = 1;
   static constexpr int mix_vectors = 2;
@@ -27,6 +30,12 @@ struct Simd {
   };
   struct Pair {
     F even, odd;
+  };
+  struct I {
+    int32_t lane[width];
+  };
+  struct Bytes {
+    int8_t byte[4 * width];
   };
 
   static float widen(bf16 x) {
@@ -126,27 +135,63 @@ struct Simd {
   static Pair weights(const bf16* at) {
     return {each([&](int i) { return widen(at[2 * i]); }), each([&](int i) { return widen(at[2 * i + 1]); })};
   }
-  // The same of whole numbers: int8, or int4 as n + 8, the even input in the low nibble.
-  static Pair whole(const int8_t* at) {
-    return {each([&](int i) { return float(at[2 * i]); }), each([&](int i) { return float(at[2 * i + 1]); })};
-  }
-  static Pair whole(const uint8_t* at) {
-    return {each([&](int i) { return float((at[i] & 15) - 8); }),
-            each([&](int i) { return float((at[i] >> 4) - 8); })};
-  }
-  static F even(Pair x) { return x.even; }
-  static F odd(Pair x) { return x.odd; }
-  static void store(bf16* at, Pair x) {
-    for (int i = 0; i < width; ++i) {
-      put(at + 2 * i, x.even.lane[i]);
-      put(at + 2 * i + 1, x.odd.lane[i]);
-    }
-  }
   static F broadcast(const float* at) { return set1(*at); }
   static Pair broadcast(const bf16* at) { return {set1(widen(at[0])), set1(widen(at[1]))}; }
   static Pair broadcast_last(const bf16* at) { return {set1(widen(at[0])), set1(0)}; }
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
+
+  // Four inputs of `width` outputs of integer weights: int8, or nibbles of two times four inputs, as they
+  // are.
+  static Bytes bytes(const int8_t* at) {
+    Bytes y;
+    std::memcpy(y.byte, at, sizeof(y.byte));
+    return y;
+  }
+  static void nibbles(const uint8_t* at, Bytes& low, Bytes& high) {
+    for (int i = 0; i < 4 * width; ++i) {
+      low.byte[i] = int8_t(at[i] & 15);
+      high.byte[i] = int8_t(at[i] >> 4);
+    }
+  }
+  // Four inputs of a row for every output.
+  static Bytes broadcast(const int8_t* at) {
+    Bytes y;
+    for (int i = 0; i < width; ++i) std::memcpy(y.byte + 4 * i, at, 4);
+    return y;
+  }
+  static I whole(int32_t x) {
+    I y;
+    for (int i = 0; i < width; ++i) y.lane[i] = x;
+    return y;
+  }
+  static I dot(I sum, Bytes w, Bytes x) {
+    for (int i = 0; i < 4 * width; ++i) sum.lane[i / 4] += int32_t(w.byte[i]) * x.byte[i];
+    return sum;
+  }
+  static F to_float(I x) {
+    return each([&](int i) { return float(x.lane[i]); });
+  }
+  // To the nearest whole number, as `round`.
+  static I to_whole(F x) {
+    const F rounded = round(x);
+    I y;
+    for (int i = 0; i < width; ++i) y.lane[i] = int32_t(rounded.lane[i]);
+    return y;
+  }
+  static I add(I a, I b) {
+    for (int i = 0; i < width; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  static int32_t reduce_add(I x) {
+    int32_t sum = 0;
+    for (int i = 0; i < width; ++i) sum += x.lane[i];
+    return sum;
+  }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[8]) {
+    for (int i = 0; i < 64; ++i) at[i] = int8_t(x[i / width].lane[i % width]);
+  }
 
   // to[j * stride + i] = from[i][j] for i, j < width, in 4-byte units.
   static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {

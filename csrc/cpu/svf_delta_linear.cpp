@@ -32,11 +32,13 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const
       return y;
     }
     const at::Tensor hidden = empty_rows<T>(rows, kept, x.options());
-    Matmul<T> inner = product<T>(readable, packed_vt, hidden);
+    const at::Tensor x_integers = room_for_integers(packed_vt, rows, inputs);
+    const at::Tensor hidden_integers = room_for_integers(packed_u, rows, kept);
+    Matmul<T> inner = product<T>(readable, packed_vt, hidden, x_integers);
     scale_rows(inner, delta, slot);
     // The base's rows take W x alone, whatever row 0 of the table holds.
     inner.zero_base = true;
-    add_term(product_of_w, hidden, packed_u);
+    add_term(product_of_w, hidden, packed_u, hidden_integers);
     compute(kernel, {inner, product_of_w}, rows);
     return y;
   });

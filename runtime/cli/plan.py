@@ -16,6 +16,7 @@ from zweave.cost_model import cost_model
 from zweave.decompose import Decomposition, decompose
 from zweave.engine_config import DTYPES, EngineConfig
 from zweave.expert import Expert
+from zweave.integer_factors import STATED_ERROR
 from zweave.plan import MatrixPlan, Plan, make_plan, memory
 from zweave.plan_report import way_costs
 
@@ -65,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     config = EngineConfig(dtype=args.dtype, max_memory=budget, max_error=args.max_error)
     checkpoint = resolve_model(args.model)
     shapes = checkpoint.config.adapted_shapes()
-    plan = make_plan(shapes, value_bytes=config.torch_dtype.itemsize, max_memory=budget)
+    plan = make_plan(
+        shapes, value_bytes=config.torch_dtype.itemsize, max_memory=budget, max_error=args.max_error
+    )
     experts = {name: Expert.load(bundled_experts().get(name, name)) for name in args.certify}
     figures: dict[str, Any] = {
         "model": args.model,
@@ -107,6 +110,8 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "dense": matrix.dense,
                 "leading": matrix.leading,
                 "factored": matrix.factored,
+                "format": matrix.format,
+                "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
                 "base_way": None if base is None else base.name.lower(),
                 "expert_way": "refused" if unlimited is None else unlimited.name.lower(),
                 "ways": [
@@ -140,7 +145,9 @@ def _certificate(
         "factored": len(found) - len(limited),
         "worst_error_of_leading": worst.error,
         "worst_matrix": worst.module,
-        "error_served": max((one.error for one in limited), default=0.0),
+        "error_served": max(
+            (one.error + one.rounding(plan[one.module].format) for one in limited), default=0.0
+        ),
         "refused": sum(not plan[one.module].factored and one.error > max_error for one in found),
     }
 
@@ -152,7 +159,10 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
     for row in figures["shapes"]:
         keeps = ["W"] * row["dense"] + ["U, V"] * row["factored"]
         if row["leading"]:
-            keeps.append(f"deltas of up to {row['leading']} components")
+            keeps.append(
+                f"deltas of up to {row['leading']} components"
+                + (f" in {row['format']}" if row["format"] else "")
+            )
         table.add_row(
             f"{row['count']} {row['matrix']}",
             " x ".join(map(str, row["shape"])),
@@ -161,6 +171,12 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
             row["expert_way"],
         )
     console.print(table)
+    for format, share in {
+        row["format"]: row["stated_error"] for row in figures["shapes"] if row["format"]
+    }.items():
+        console.print(
+            f"{format}: a delta loses at most {share:g} of its own spectral norm, sigma |z - 1| at its largest"
+        )
     if explain:
         _show_ways(console, figures["shapes"])
     for one in figures["certificates"]:

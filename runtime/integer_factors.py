@@ -1,0 +1,23 @@
+"""Factors of a delta in int8 or int4: their bytes, and what they cost an expert.
+
+A product with them rounds the activations to 1/254 of the peak of 64 inputs, and the factors to half a scale.
+The spectral norm of what a delta loses is at most a share of the delta's own, max |sigma (z - 1)|, that depends on
+the format alone: U and V are orthonormal, so that the error of U_q D V_q^T is at most
+(|U_q - U| + |V_q - V| + |U_q - U| |V_q - V|) max |D|, and of x at most sqrt(64) / 254 of itself, twice.
+"""
+
+from typing import Literal, TypeAlias
+
+IntegerFormat: TypeAlias = Literal["int8", "int4"]
+# Bytes of a weight; int4 with float32 scales of 64.
+BYTES: dict[IntegerFormat, float] = {"int8": 1.0, "int4": 0.5 + 4 / 64}
+# Share of a delta's spectral norm that is lost at most; docs/kernels/quantize.md says how it was found.
+STATED_ERROR: dict[IntegerFormat, float] = {"int8": 0.12, "int4": 0.65}
+# The largest sigma |z - 1| over the largest sigma that a plan made for an error expects of experts: trained
+# ones reach .07. What an expert really loses is checked when it is bound.
+EXPECTED_CHANGE = 0.1
+
+
+def within(format: IntegerFormat, max_error: float) -> bool:
+    """Whether the format keeps experts of the expected change within a share of a matrix's spectral norm."""
+    return STATED_ERROR[format] * EXPECTED_CHANGE <= max_error
