@@ -15,10 +15,6 @@ namespace {
 // second-level cache, and so do those of the next tile, which are fetched meanwhile.
 constexpr int64_t kSlice = 1024;
 
-// Up to so many rows a product waits for memory alone. The processor fetches one stretch of addresses faster
-// than two beside one another, and faster by itself than when it is told line by line.
-constexpr int64_t kStreamedRows = 4;
-
 // Groups of the plain terms.
 template <class T>
 int64_t plain_groups(const Matmul<T>& m) {
@@ -117,7 +113,7 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
   for (int64_t i = 0; i < m.num_terms; ++i) {
     const Term<T>& term = m.terms[i];
-    const char* then = i == 0 ? next : term.weights.panels + (panel + kTilePanels) * term.weights.panel_bytes;
+    const char* then = i == 0 ? next : term.weights.panels + (panel + panels) * term.weights.panel_bytes;
     if (term.weights.storage == Storage::plain) continue;
     const auto add = term.weights.storage == Storage::int8 ? add_integers<T, panels, Storage::int8>
                                                            : add_integers<T, panels, Storage::int4>;

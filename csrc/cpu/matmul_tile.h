@@ -11,6 +11,10 @@ constexpr int kPanelVectors = int(kPanel) / Simd::width;
 constexpr int64_t kTileOutputs = kTilePanels * kPanel;
 constexpr int64_t kLine = 64;
 
+// Up to so many rows a product waits for memory alone. The processor fetches one stretch of addresses faster
+// than two beside one another, and faster by itself than when it is told line by line.
+constexpr int64_t kStreamedRows = 4;
+
 template <class T>
 int64_t groups_of(const Term<T>& term) {
   return divide_up(term.inputs, kGroup<T>);

@@ -96,6 +96,8 @@ struct Simd {
   static Pair weights(const bf16* at) {
     return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
   }
+  static F even(Pair x) { return x.even; }
+  static F odd(Pair x) { return x.odd; }
   static F broadcast(const float* at) { return _mm256_broadcast_ss(at); }
   static Pair broadcast(const bf16* at) {
     int32_t pair;

@@ -60,6 +60,10 @@ struct Simd {
 
   static F weights(const float* at) { return load(at); }
   static Pair weights(const bf16* at) { return _mm512_loadu_si512(at); }
+  static F even(Pair x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  static F odd(Pair x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
+  }
   static F broadcast(const float* at) { return _mm512_set1_ps(*at); }
   static Pair broadcast(const bf16* at) {
     int32_t pair;

@@ -135,6 +135,8 @@ struct Simd {
   static Pair weights(const bf16* at) {
     return {each([&](int i) { return widen(at[2 * i]); }), each([&](int i) { return widen(at[2 * i + 1]); })};
   }
+  static F even(Pair x) { return x.even; }
+  static F odd(Pair x) { return x.odd; }
   static F broadcast(const float* at) { return set1(*at); }
   static Pair broadcast(const bf16* at) { return {set1(widen(at[0])), set1(widen(at[1]))}; }
   static Pair broadcast_last(const bf16* at) { return {set1(widen(at[0])), set1(0)}; }
