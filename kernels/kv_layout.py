@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zweave.kernels import _C
-from zweave.kernels.packed import PAIRED, PANEL
+from zweave.kernels.packed import PANEL
 
 
 def empty_kv(
@@ -30,7 +30,7 @@ def empty_kv(
     if device.type != "cpu":
         rows = torch.empty(blocks, kv_heads, block_size, head_size, dtype=dtype, device=device)
         return rows, torch.empty_like(rows)
-    group = 2 if dtype in PAIRED else 1
+    group = 2 if dtype == torch.bfloat16 else 1
     if block_size % group:
         raise ValueError(f"a block in {dtype} must hold an even number of positions, not {block_size}")
     keys = (-(-block_size // PANEL), -(-head_size // group))

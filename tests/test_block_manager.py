@@ -15,6 +15,7 @@ from zweave import Request
 from zweave.bank import BoundMixture
 from zweave.block_manager import BlockManager
 from zweave.config import ModelConfig
+from zweave.kernels.kv_layout import read_kv, store_kv
 from zweave.kv_cache import KVCache
 from zweave.scheduler import Scheduler
 from zweave.sequence import Sequence
@@ -45,6 +46,7 @@ class Simulation:
     """A scheduler, its blocks, and steps that check what the cache holds."""
 
     def __init__(self, config: ModelConfig, blocks: int, **limits: int) -> None:
+        self.heads = config.num_kv_heads, config.head_dim
         self.cache = KVCache(config, blocks, BLOCK, torch.float32, torch.device("cpu"))
         self.blocks = BlockManager(self.cache)
         self.scheduler = Scheduler(self.blocks, AllSlots(), **limits)
@@ -114,16 +116,17 @@ class Simulation:
     def write(self, sequence: Sequence, position: int) -> None:
         block, offset = self.place(sequence, position)
         for index, layer in enumerate(self.cache.layers):
-            layer.k[block, :, offset] = fingerprint(sequence, position, index)
-            layer.v[block, :, offset] = -fingerprint(sequence, position, index)
+            k = torch.full((1, *self.heads), fingerprint(sequence, position, index), dtype=torch.float32)
+            store_kv(k, -k, layer.k, layer.v, torch.tensor([block]), torch.tensor([offset]))
 
     def check_content(self, sequence: Sequence) -> None:
         for position in range(len(sequence.tokens)):
             block, offset = self.place(sequence, position)
             for index, layer in enumerate(self.cache.layers):
                 wanted = fingerprint(sequence, position, index)
-                assert (layer.k[block, :, offset] == wanted).all()
-                assert (layer.v[block, :, offset] == -wanted).all()
+                at = torch.tensor([block]), torch.tensor([offset])
+                k, v = read_kv(layer.k, layer.v, *at, self.heads[1])
+                assert (k == wanted).all() and (v == -wanted).all()
 
     def draw(self, sequence: Sequence) -> int:
         """Few tokens, so that answers under other seeds begin alike too."""
