@@ -59,7 +59,7 @@ def traffic(count: int) -> list[Request]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"kv_tokens": 76, "slots": 3}, {"max_batch_tokens": 7, "max_sequences": 7}, {"block_size": 5}],
+    [{}, {"kv_tokens": 76, "slots": 3}, {"max_batch_tokens": 7, "max_sequences": 7}, {"block_size": 6}],
     ids=str,
 )
 def test_results_are_the_same_bit_for_bit(make_engine: TinyEngine, dtype: str, options: dict) -> None:
