@@ -15,7 +15,7 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A prompt that ends where the answer begins, and the answer with its leading space.
+    """A prompt that ends where the answer begins, and the answer, with its leading space where it has one.
 
     data: what the reward needs beside the text. Samples with an equal "group" fall into the same split, so that
         b + a is not trained where a + b is held out; without one each prompt is a group of its own.
