@@ -1,6 +1,7 @@
 """The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from itertools import count
 from os import PathLike
@@ -23,7 +24,7 @@ from zweave.mixture import Mixture
 from zweave.model import Model, Weights
 from zweave.plan import Plan, make_plan
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
-from zweave.sampling import draw, logprobs
+from zweave.sampling import draw, logprobs, scores
 from zweave.scheduler import Scheduler
 from zweave.sequence import Chunk, Sequence
 from zweave.stop import StopText
@@ -206,6 +207,8 @@ class Engine:
     def _sample(self, chunk: Chunk, row: Tensor, token_id: int) -> None:
         """Adds the next token: the greedy one, or one drawn from the logits `row`."""
         sequence, request = chunk.sequence, chunk.sequence.request
+        if request.score and sequence.num_generated == 0:
+            sequence.scores = scores(row, request.score)
         if request.sampling.temperature > 0:
             token_id = draw(row, request.sampling, sequence.seed, sequence.num_generated)
         entry = None if request.logprobs is None else logprobs(row, token_id, request.logprobs)
@@ -263,6 +266,7 @@ class Engine:
         else:
             tokens = list(request.prompt or ())
         self._check_ids(tokens)
+        self._check_ids(request.score)
         if not tokens:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self.max_length:
@@ -281,7 +285,7 @@ class Engine:
             text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
         )
 
-    def _check_ids(self, tokens: list[int]) -> None:
+    def _check_ids(self, tokens: Seq[int]) -> None:
         vocabulary = self.model.config.vocab_size
         for token in tokens:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:

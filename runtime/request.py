@@ -66,6 +66,7 @@ class Request:
     stop: the answer ends before the first of these strings.
     ignore_eos: go on after the model's end token.
     logprobs: give each token's log-probability and those of the so many most likely ones.
+    score: token ids whose log-probabilities at the prompt's end are wanted, whatever is generated there.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -77,6 +78,7 @@ class Request:
     ignore_eos: bool = False
     sampling: Sampling = Sampling()
     logprobs: int | None = None
+    score: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -102,6 +104,8 @@ class Request:
             _is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
         ):
             raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
+        if not isinstance(self.score, Sequence) or isinstance(self.score, str | bytes | bytearray):
+            raise ZweaveError(f"score must be a list of token ids, not {type(self.score).__name__}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -124,7 +128,8 @@ class Result:
 
     token_ids holds what was generated, the end token included; text leaves out special tokens and ends
     before the stop string. finish_reason: "stop" (end token or stop string), "length" (max_tokens or the
-    model's context is used up), "cancelled", or "error" with the reason in `error`.
+    model's context is used up), "cancelled", or "error" with the reason in `error`. scores are the natural
+    log-probabilities of the tokens that `Request.score` names, in its order.
     """
 
     text: str
@@ -134,6 +139,7 @@ class Result:
     finish_reason: FinishReason
     prompt_tokens: int
     error: str | None = None
+    scores: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

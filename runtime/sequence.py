@@ -29,6 +29,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    scores: list[float] | None = None
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +70,7 @@ class Sequence:
             finish_reason=reason,
             prompt_tokens=self.prompt_tokens,
             error=error,
+            scores=self.scores,
         )
 
 

@@ -139,7 +139,7 @@ def test_answers_are_right_by_their_own_rule(data: Path) -> None:
     for sample in BUILT_IN["last-letters"].samples("test")[:50]:
         words = re.findall(r"together: (.*)\.<", sample.prompt)[0].split(", ")
         assert sample.answer == " " + "".join(word[-1] for word in words)
-    assert {len(s.prompt.split("\n")) for s in BUILT_IN["arc-easy"].samples("test", data)} == {7}
+    assert {len(s.prompt.split("\n")) for s in BUILT_IN["arc-easy"].samples("test", data)} == {8}
     assert BUILT_IN["trec"].samples("test", data)[0].prompt.count("Où is") == 1
     news = BUILT_IN["ag-news"].samples("train", data)[0]
     index = int(re.findall(r"News: Title (\d+) Text, of \1\n", news.prompt)[0])
