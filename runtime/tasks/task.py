@@ -86,6 +86,10 @@ class Task:
         random.Random(seed).shuffle(found)
         return found
 
+    def has(self, split: Split, data: Path | None = None) -> bool:
+        """Whether a split holds samples; raises as `samples` does, but not for an empty one."""
+        return bool(getattr(self._splits(data), split))
+
     def reward(self, sample: Sample, text: str) -> float:
         """What an answer is worth, a finite number; ZweaveError when the judge raises or gives none."""
         try:
