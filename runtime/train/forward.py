@@ -84,8 +84,3 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
     gate, up = mlp.get_submodule("gate_proj")(x), mlp.get_submodule("up_proj")(x)
     return mlp.get_submodule("down_proj")(F.silu(gate) * up)
-
-
-def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Float32 logits [nodes, vocabulary] of final hidden states."""
-    return model.get_submodule("lm_head")(hidden).float()

@@ -67,5 +67,9 @@ class Policy:
         return hidden_states(self.model, planted.tree, nodes, planted.cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits [nodes, vocabulary]."""
-        return self.model.get_submodule("lm_head")(hidden).float()
+        """Float32 logits [nodes, vocabulary]; ZweaveError when they are not finite."""
+        logits = self.model.get_submodule("lm_head")(hidden).float()
+        # NaN and infinity last in a sum.
+        if not logits.detach().sum().isfinite():
+            raise ZweaveError("the model's logits are not finite: lower the learning rate")
+        return logits
