@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import count
 from os import PathLike
 
+import torch
 from torch import Tensor
 
 from zweave.bank import Bank
@@ -23,6 +24,7 @@ from zweave.merger import Merger
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
 from zweave.plan import Plan, make_plan
+from zweave.pooled_state import pooled_states
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
 from zweave.sampling import draw, logprobs, scores
 from zweave.scheduler import Scheduler
@@ -144,6 +146,52 @@ class Engine:
         """Yields what each step adds to the answer; leaving the loop early cancels the request."""
         for _, delta in self._serve([request]):
             yield delta
+
+    def pooled_states(self, prompts: Seq[Seq[int]], layers: Seq[int]) -> Tensor:
+        """Mean over each prompt's tokens of the base model's state that enters each layer.
+
+        prompts: token ids. layers: from 1 to the model's number of layers. Nothing above them is computed.
+        Returns [layers, prompts, hidden] float32. Raises ZweaveError for what cannot be a prompt or a layer,
+        and when other requests have taken the cache.
+        """
+        if not layers or not all(1 <= layer <= self.model.config.num_layers for layer in layers):
+            raise ZweaveError(f"layers are from 1 to {self.model.config.num_layers}, one or more")
+        sequences = [self._prepare(Request(prompt)) for prompt in prompts]
+        parts = [self._pooled(batch, layers) for batch in self._batches(sequences)]
+        if not parts:
+            raise ZweaveError("there is no prompt: give at least one")
+        return torch.cat(parts, dim=1)
+
+    def _batches(self, sequences: Seq[Sequence]) -> Iterator[list[Sequence]]:
+        """Sequences together as long as a batch and the cache's free blocks hold them; one at least."""
+        batch: list[Sequence] = []
+        tokens = blocks = 0
+        for sequence in sequences:
+            size = len(sequence.tokens)
+            needed = self._cache.blocks_for(size)
+            full = tokens + size > self.config.max_batch_tokens or blocks + needed > self._cache.num_free
+            if batch and full:
+                yield batch
+                batch, tokens, blocks = [], 0, 0
+            batch.append(sequence)
+            tokens, blocks = tokens + size, blocks + needed
+        if batch:
+            yield batch
+
+    def _pooled(self, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
+        counts = [len(sequence.tokens) for sequence in sequences]
+        if sum(map(self._cache.blocks_for, counts)) > self._cache.num_free:
+            raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
+        try:
+            for sequence, count in zip(sequences, counts, strict=True):
+                sequence.slot = 0
+                sequence.blocks = self._cache.allocate(self._cache.blocks_for(count))
+            chunks = [Chunk(sequence, count) for sequence, count in zip(sequences, counts, strict=True)]
+            batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+            return pooled_states(self.model, batch, counts, layers)
+        finally:
+            for sequence in sequences:
+                self._cache.release(sequence.blocks)
 
     def add(self, request: Request) -> int:
         """Queues a request and returns its id; the deltas come from `step`."""

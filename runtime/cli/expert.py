@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zweave.checkpoint import resolve_model
-from zweave.cli import expert_search
+from zweave.cli import expert_classifier, expert_search
 from zweave.cli.arguments import positive_number, positive_whole, whole
 from zweave.difference import Difference, differences
 from zweave.errors import ZweaveError
@@ -62,6 +62,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     diff.set_defaults(run=_diff)
 
     expert_search.add_parser(commands)
+    expert_classifier.add_parser(commands)
 
     imported = commands.add_parser("import", help="convert Sakana's policy_params.pt or learnable_params.pt")
     imported.add_argument("file", type=Path)
