@@ -68,7 +68,7 @@ def test_generated_answers_are_learnt(make_policy: Any, kind: Any) -> None:
         LETTERS, labels=(), judge=lambda s, text: 1.0 if len(text.encode()) and text.encode()[0] % 2 else -1.0
     )
     rewards = [step.reward for step in run(make_policy(recipe), recipe, even)]
-    assert sum(rewards[:3]) / 3 < 0.5 and sum(rewards[-3:]) / 3 > 0.7
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2
 
 
 def test_given_answers_become_likely(make_policy: Any) -> None:
@@ -94,14 +94,13 @@ def test_a_sparse_support_is_pruned_to_its_size(make_policy: Any, tmp_path: Path
 def test_the_best_on_validation_is_what_stays(make_policy: Any) -> None:
     policy = make_policy(QUICK)
     looked: list[Tensor] = []
-    # Right at the first look and wrong from then on.
-    turned = replace(LETTERS, judge=lambda s, t: exact(s, t) if len(looked) < 1 else -1.0 + (t == "c"))
-    for step in train(policy, turned, SAMPLES, SAMPLES, replace(QUICK, lr=0.1, patience=2)):
+    # Whatever is answered is right until the first look and wrong after it; what is learnt from stays the same.
+    turned = replace(LETTERS, judge=lambda s, t: exact(s, t) + (-2.0 if looked else 2.0))
+    for step in train(policy, turned, SAMPLES, SAMPLES, replace(QUICK, validate_every=5, patience=2)):
         if step.validation is not None:
             looked.append(z_of(policy))
             assert step.improved == (len(looked) == 1)
-    # Two looks without gain end it.
-    assert len(looked) == 3 or step.step < 29
+    assert step.step == 14 and len(looked) == 3
     assert torch.equal(z_of(policy), looked[0])
 
 
@@ -175,7 +174,7 @@ def test_a_gradient_that_is_not_finite_ends_it_and_keeps_the_state(make_policy: 
     list(itertools.islice(steps, 6))
     saved = state.read_bytes()
     policy.adapter.parameters()[0].data.fill_(float("nan"))
-    with pytest.raises(ZweaveError, match=r"step 7 is not finite: lower the learning rate"):
+    with pytest.raises(ZweaveError, match="not finite: lower the learning rate"):
         next(steps)
     assert state.read_bytes() == saved
     fresh = make_policy(QUICK)

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, step
+from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, step, train
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
 from zweave.errors import ZweaveError
@@ -19,6 +19,7 @@ BENCHES = {
     "step": step,
     "engine": engine,
     "experts": experts,
+    "train": train,
     "gpu-linear": gpu_linear,
 }
 
