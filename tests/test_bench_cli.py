@@ -165,3 +165,12 @@ def test_usage() -> None:
         with pytest.raises(SystemExit) as leaving:
             main(args)
         assert leaving.value.code == 2
+
+
+def test_train(capsys: pytest.CaptureFixture, model: Path) -> None:
+    options = ("--model", model, "--dtype", "float32", "--batch", 3, "--prompt", 12, "--rounds", 1)
+    status, _, line = bench(capsys, "train", *options)
+    assert status == 0
+    rows = {row["provider"]: row for row in line["rows"]}
+    assert len(rows) == 4 and rows["rebuilt weights"]["vs_recomposed"] == 1.0
+    assert all(row["seconds"] > 0 and row["error"] < 1e-3 for row in rows.values())
