@@ -1,7 +1,7 @@
 """Tells what a prompt is about from the mean hidden state of an early layer: a few layers and one small product.
 
-Logistic regression (scikit-learn) on labelled training prompts, for each layer asked for; validation chooses the
-layer, the earliest of those that are equally good.
+Logistic regression (scikit-learn) on labelled training prompts, for each layer asked for. Validation chooses the
+earliest layer that is within one standard error of the best: what lies between is chance, and a lower layer is cheaper.
 """
 
 import json
@@ -18,6 +18,7 @@ from zweave import prompts
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.evaluation.baselines import logistic_regression
+from zweave.evaluation.evaluate import standard_error
 from zweave.tasks import Sample, Task, balanced, prompt_ids
 from zweave.tensor_file import open_tensors, save_tensors
 
@@ -110,18 +111,21 @@ def train_classifier(
     layers = sorted(set(layers))
     states = engine.pooled_states([bare_prompt(engine, s) for s in (*train, *validation)], layers).cpu()
     shares: dict[int, float] = {}
-    best: EarlyClassifier | None = None
+    classifiers: dict[int, EarlyClassifier] = {}
     for layer, of_layer in zip(layers, states, strict=True):
         weight, bias = _fit(of_layer[: len(train)], train, task.labels)
         record = {"task": task.name, "shots": len(train), "validation": len(validation), "seed": seed}
         found = EarlyClassifier(task.labels, layer, weight, bias, base_digest, record)
         chosen = found.probabilities(of_layer[len(train) :]).argmax(dim=1).tolist()
         hits = [task.labels[i] == s.answer for i, s in zip(chosen, validation, strict=True)]
-        shares[layer] = sum(hits) / len(hits)
-        if best is None or shares[layer] > shares[best.layer]:
-            best = found
-    assert best is not None
-    return best, shares
+        shares[layer], classifiers[layer] = sum(hits) / len(hits), found
+    return classifiers[_earliest(shares, len(validation))], shares
+
+
+def _earliest(shares: Mapping[int, float], n: int) -> int:
+    """The first layer whose share of n samples is within one standard error of the best."""
+    best = max(shares.values())
+    return next(layer for layer in sorted(shares) if shares[layer] >= best - standard_error([best], n))
 
 
 def bare_prompt(engine: Engine, sample: Sample) -> list[int]:
