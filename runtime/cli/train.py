@@ -6,7 +6,6 @@ them are recorded in the expert file. A training that was interrupted goes on wh
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.arguments import positive_number, positive_whole, whole
 from zweave.cli.engine_options import stderr
+from zweave.cli.task_options import add_data_option, data_folder
 from zweave.errors import ZweaveError
 from zweave.expert import Scope
 from zweave.train.loop import Step
@@ -33,10 +33,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
     )
-    data = os.environ.get("ZWEAVE_DATA")
-    parser.add_argument(
-        "--data", type=Path, default=data, metavar="DIR", help="directory of the task files ($ZWEAVE_DATA)"
-    )
+    add_data_option(parser)
     parser.add_argument("--out", type=Path, default=Path("experts"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--name", help="of the files in it (the task's)")
     _add_recipe(parser)
@@ -93,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ZweaveError(f"--out: cannot make the directory {args.out}: {error.strerror or error}") from None
     policy = open_policy(args.model, recipe, getattr(torch, args.dtype), args.device)
-    data = args.data / "tasks" if args.data is not None and (args.data / "tasks").is_dir() else args.data
     name = args.name or task.name
-    training = Run(policy, task, recipe, args.model, args.dtype, data, args.out, name, args.held_out)
+    training = Run(
+        policy, task, recipe, args.model, args.dtype, data_folder(args), args.out, name, args.held_out
+    )
     if training.resumes:
         stderr.print(f"{name}: going on with the unfinished training in {args.out}", markup=False)
     try:
