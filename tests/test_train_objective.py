@@ -108,6 +108,19 @@ def test_given_answers_are_their_tokens_and_an_end(policy: Policy) -> None:
     torch.testing.assert_close(loss, -torch.stack(by_hand).mean(), rtol=1e-4, atol=1e-4)
 
 
+def test_answers_are_drawn_by_their_probability(policy: Policy) -> None:
+    task = replace(TASK, max_tokens=1)
+    count = 20_000
+    drawn = [
+        tokens[0]
+        for tokens in tokens_of(grow(policy, task, SAMPLES[:1], count, torch.Generator().manual_seed(0)))
+    ]
+    expected = logits_alone(policy, policy.tokenizer.encode("ab"))[-1].detach().softmax(-1)
+    found = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / count
+    # Four standard errors.
+    assert ((found - expected).abs() <= 4 * (expected / count).sqrt() + 1e-4).all()
+
+
 @pytest.mark.parametrize("kind", ["reinforce", "plain", "grpo"])
 def test_the_reward_of_generated_answers_is_the_tasks(policy: Policy, kind: Any) -> None:
     asked = []

@@ -58,27 +58,41 @@ def grow(
     steps: list[list[tuple[int, int]]] = [[] for _ in leaves]
     texts = [""] * len(leaves)
     live = list(range(len(leaves)))
-    # Logits of nodes that were computed, by node: answers often share them.
-    known: dict[int, torch.Tensor] = {}
     for position in range(task.max_tokens):
-        missing = sorted({leaves[i] for i in live} - known.keys())
-        if missing:
-            hidden = hidden_states(policy.model, tree, missing, cache, extend=True)
-            known |= dict(zip(missing, policy.logits(hidden), strict=True))
-        logits = torch.stack([known[leaves[i]] for i in live])
-        if draws is None:
-            drawn = logits.argmax(-1)
-        else:
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        for i, token in zip(live, drawn.tolist(), strict=True):
+        nodes = sorted({leaves[i] for i in live})
+        logits = policy.logits(hidden_states(policy.model, tree, nodes, cache, extend=True))
+        row = {node: index for index, node in enumerate(nodes)}
+        drawn = _draw(
+            logits.cpu(),
+            [row[leaves[i]] for i in live],
+            None if draws is None else generator or torch.default_generator,
+        )
+        for i, token in zip(live, drawn, strict=True):
             steps[i].append((leaves[i], token))
         live = [i for i in live if not _ends(policy, task, steps[i], texts, i)]
         if not live or position == task.max_tokens - 1:
             break
         for i in live:
             leaves[i] = tree.add([steps[i][-1][1]], leaves[i])
-        known = {node: row for node, row in known.items() if node in {leaves[i] for i in live}}
     return Rollout(planted, steps, texts)
+
+
+def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | None) -> list[int]:
+    """A token from each of the rows [answers] of logits [nodes, vocabulary], the likeliest without a generator.
+
+    By the sums of the probabilities of a node, which its answers share: torch.multinomial draws a number for each
+    token of the vocabulary, and took a third of a rollout's time.
+    """
+    if generator is None:
+        likeliest = logits.argmax(-1).tolist()
+        return [likeliest[row] for row in rows]
+    sums = logits.softmax(-1).double().cumsum(-1)
+    at = torch.rand(len(rows), dtype=torch.float64, generator=generator)
+    # The first token whose sum is above the number: one of probability 0 is never it.
+    return [
+        int(torch.searchsorted(sums[row], number * sums[row, -1], right=True).clamp(max=sums.shape[1] - 1))
+        for row, number in zip(rows, at, strict=True)
+    ]
 
 
 def _ends(policy: Policy, task: Task, steps: list[tuple[int, int]], texts: list[str], i: int) -> bool:
