@@ -26,8 +26,9 @@ from zweave.train.forward import TreeCache, hidden_states
 from zweave.train.svf import ADAPTED, adapt
 from zweave.train.token_tree import TokenTree
 
-# Relative distance of a gradient. Activations of 30 layers are rounded to bfloat16 between forward and backward.
-GRADIENT_LIMITS = {torch.bfloat16: 0.1, torch.float32: 1e-3}
+# Relative distance of a gradient. Activations are rounded to bfloat16 through 30 layers and back: transformers' own
+# gradient is .05 to .09 off. That of a model of which one layer learns nothing is .18 off.
+GRADIENT_LIMITS = {torch.bfloat16: 0.15, torch.float32: 1e-3}
 COLUMNS = (
     Column("provider", "provider"),
     Column("tokens", "tokens", "d"),
