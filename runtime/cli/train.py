@@ -113,11 +113,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _summary(path: Path, record: dict[str, Any]) -> str:
-    text = f"{path}: validation {record['validation_accuracy']:.3f} (step {record['best_step']})"
+    text = f"{path}:"
+    if "validation_accuracy" in record:
+        text += f" validation {record['validation_accuracy']:.3f} (step {record['best_step']}),"
     if "accuracy_after" in record:
-        text += f", {record['accuracy_before']:.3f} -> {record['accuracy_after']:.3f}"
-        text += f" on {record['held_out']} held-out samples"
-    return f"{text}, trained in {record['seconds']} s"
+        text += f" {record['accuracy_before']:.3f} -> {record['accuracy_after']:.3f}"
+        text += f" on {record['held_out']} held-out samples,"
+    return f"{text} trained in {record['seconds']} s"
 
 
 class _Bar:

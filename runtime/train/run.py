@@ -112,7 +112,9 @@ class Run:
                 self._save(record | {"unfinished": True})
             report(step)
         seconds, looks = log.seconds(), [line for line in log.lines if line["improved"]]
-        record |= {"validation_accuracy": looks[-1]["validation"], "best_step": looks[-1]["step"] + 1}
+        # A kill between the saving of a state and the writing of its line takes the line.
+        if looks:
+            record |= {"validation_accuracy": looks[-1]["validation"], "best_step": looks[-1]["step"] + 1}
         record |= {"seconds": round(seconds), "steps_done": len(log.lines)}
         if test:
             with policy.adapter.base():
