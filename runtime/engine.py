@@ -1,6 +1,7 @@
 """The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
 
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from itertools import count
 from os import PathLike
@@ -24,8 +25,9 @@ from zweave.merger import Merger
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
 from zweave.plan import Plan, make_plan
+from zweave.pooled_state import check_layers, pooled_states
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
-from zweave.sampling import draw, logprobs
+from zweave.sampling import draw, logprobs, scores
 from zweave.scheduler import Scheduler
 from zweave.sequence import Chunk, Sequence
 from zweave.stop import StopText
@@ -148,6 +150,17 @@ class Engine:
         for _, delta in self._serve([request]):
             yield delta
 
+    def pooled_states(self, prompts: Seq[Seq[int]], layers: Seq[int]) -> Tensor:
+        """Mean over each prompt's tokens of the base model's state that enters each layer.
+
+        prompts: token ids. layers: from 1 to the model's number of layers. Nothing above them is computed.
+        Returns [layers, prompts, hidden] float32. Raises ZweaveError for what cannot be a prompt or a layer,
+        and when other requests have taken the cache.
+        """
+        check_layers(layers, self.model.config.num_layers)
+        sequences = [self._prepare(Request(prompt)) for prompt in prompts]
+        return pooled_states(self.model, self._blocks, sequences, layers, self.config.max_batch_tokens)
+
     def add(self, request: Request) -> int:
         """Queues a request and returns its id; the deltas come from `step`."""
         return self._queue(self._prepare(request))
@@ -209,6 +222,8 @@ class Engine:
     def _sample(self, chunk: Chunk, row: Tensor, token_id: int) -> None:
         """Adds the next token: the greedy one, or one drawn from the logits `row`."""
         sequence, request = chunk.sequence, chunk.sequence.request
+        if request.score and sequence.num_generated == 0:
+            sequence.scores = scores(row, request.score)
         if request.sampling.temperature > 0:
             token_id = draw(row, request.sampling, sequence.seed, sequence.num_generated)
         entry = None if request.logprobs is None else logprobs(row, token_id, request.logprobs)
@@ -266,6 +281,7 @@ class Engine:
         else:
             tokens = list(request.prompt or ())
         self._check_ids(tokens)
+        self._check_ids(request.score)
         if not tokens:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self.max_length:
@@ -284,7 +300,7 @@ class Engine:
             text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
         )
 
-    def _check_ids(self, tokens: list[int]) -> None:
+    def _check_ids(self, tokens: Seq[int]) -> None:
         vocabulary = self.model.config.vocab_size
         for token in tokens:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:

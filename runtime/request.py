@@ -68,6 +68,7 @@ class Request:
     ignore_eos: go on after the model's end token.
     logprobs: give each token's log-probability and those of the so many most likely ones.
     salt: requests share keys and values only with requests of the same salt, a tenant's secret for instance.
+    score: token ids whose log-probabilities at the prompt's end are wanted, whatever is generated there.
     """
 
     prompt: str | Sequence[int] | None = None
@@ -80,6 +81,7 @@ class Request:
     sampling: Sampling = Sampling()
     logprobs: int | None = None
     salt: str | None = None
+    score: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -107,6 +109,8 @@ class Request:
             raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
         if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
+        if not isinstance(self.score, Sequence) or isinstance(self.score, str | bytes | bytearray):
+            raise ZweaveError(f"score must be a list of token ids, not {type(self.score).__name__}")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -130,6 +134,7 @@ class Result:
     token_ids holds what was generated, the end token included; text leaves out special tokens and ends
     before the stop string. finish_reason: "stop" (end token or stop string), "length" (max_tokens or the
     model's context is used up), "cancelled", or "error" with the reason in `error`.
+    scores are the natural log-probabilities of the tokens that `Request.score` names, in its order.
     reused_tokens: how many of the prompt's tokens were not computed, because their keys and values were in
     the cache. reuse: which kind (docs/kv_cache.md), None if there were none: "same_mixture", or
     "after_prompt" if they all are the base model's, before the tokens that the expert acts on.
@@ -145,6 +150,7 @@ class Result:
     error: str | None = None
     reuse: Reuse | None = field(default=None, compare=False)
     reused_tokens: int = field(default=0, compare=False)
+    scores: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

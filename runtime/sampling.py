@@ -1,5 +1,7 @@
 """Draws next tokens from logits, each request by itself: its draw never depends on its neighbours."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,6 +57,12 @@ def _nucleus(scores: Tensor, ids: Tensor | None, share: float) -> tuple[Tensor, 
         if count >= scores.numel() or not kept[-1]:
             return head[kept], order[kept]
         count *= 8
+
+
+def scores(logits: Tensor, token_ids: Sequence[int]) -> list[float]:
+    """Log-probabilities of given tokens. logits: [vocabulary], float32."""
+    values = torch.log_softmax(logits.double(), dim=-1)
+    return [float(values[token_id]) for token_id in token_ids]
 
 
 def logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprob:

@@ -37,6 +37,7 @@ class Sequence:
     symbols: bytearray = field(default_factory=bytearray)
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    scores: list[float] | None = None
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +88,7 @@ class Sequence:
             error=error,
             reuse=self.reuse,
             reused_tokens=self.reused or 0,
+            scores=self.scores,
         )
 
 

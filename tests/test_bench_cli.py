@@ -180,3 +180,12 @@ def test_prefix_tree(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit):
         main(["bench", "prefix-tree", "--cached", "0"])
     assert main(["bench", "prefix-tree", "--shared", "3000"]) == 1
+
+
+def test_train(capsys: pytest.CaptureFixture, model: Path) -> None:
+    options = ("--model", model, "--dtype", "float32", "--batch", 3, "--prompt", 12, "--rounds", 1)
+    status, _, line = bench(capsys, "train", *options)
+    assert status == 0
+    rows = {row["provider"]: row for row in line["rows"]}
+    assert len(rows) == 4 and rows["rebuilt weights"]["vs_recomposed"] == 1.0
+    assert all(row["seconds"] > 0 and row["error"] < 1e-3 for row in rows.values())

@@ -257,3 +257,25 @@ def test_cancelled_text_is_whole(tiny_engine: TinyEngine) -> None:
     engine.cancel(request_id)
     result = engine.step()[0].result
     assert result.text == engine.tokenizer.decode(result.token_ids)
+
+
+def test_scores_are_the_log_probabilities_at_the_prompts_end(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine()
+    wanted = [5, 90, 5, 0]
+    requests = [
+        Request(PROMPT[: 2 + i], expert=[None, "a", {"a": 0.5, "b": 0.5}][i % 3], score=wanted, **fields)
+        for i, fields in enumerate(
+            [{"max_tokens": 3}, {"max_tokens": 1}, {"sampling": Sampling(1.0, seed=3)}]
+        )
+    ]
+    asked = [Request(r.prompt, expert=r.expert, max_tokens=1, logprobs=96) for r in requests]
+    for result, plain in zip(engine.generate(requests), engine.generate(asked), strict=True):
+        assert result.scores == [plain.logprobs[0].top[token] for token in wanted]
+        assert plain.scores is None and result.logprobs is None
+    for bad, words in (
+        ([96], "token ids must be"),
+        ("5", "score must be a list"),
+        (5, "score must be a list"),
+    ):
+        with pytest.raises(ZweaveError, match=words):
+            engine.generate(Request(PROMPT, score=bad))

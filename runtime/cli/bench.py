@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, prefix_tree, step
+from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, prefix_tree, step, train
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
 from zweave.errors import ZweaveError
@@ -20,6 +20,7 @@ BENCHES = {
     "engine": engine,
     "experts": experts,
     "prefix-tree": prefix_tree,
+    "train": train,
     "gpu-linear": gpu_linear,
 }
 

@@ -1,4 +1,4 @@
-"""`zweave expert`: shows, makes, mixes, compares, imports and transfers expert files."""
+"""`zweave expert`: shows, makes, mixes, compares, imports, transfers and searches expert files."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zweave.checkpoint import resolve_model
-from zweave.cli import expert_transfer
+from zweave.cli import expert_classifier, expert_search, expert_transfer
 from zweave.cli.arguments import positive_number, positive_whole, whole
 from zweave.difference import Difference, differences
 from zweave.errors import ZweaveError
@@ -60,6 +60,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     diff.add_argument("b", type=Path)
     diff.add_argument("--json", action="store_true", help="print the figures as JSON")
     diff.set_defaults(run=_diff)
+
+    expert_search.add_parser(commands)
+    expert_classifier.add_parser(commands)
 
     imported = commands.add_parser("import", help="convert Sakana's policy_params.pt or learnable_params.pt")
     imported.add_argument("file", type=Path)

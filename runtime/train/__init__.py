@@ -1,7 +1,8 @@
-"""Training of z-vector experts by reinforcement (needs the extra `zweave[train]`)."""
+"""Training of experts (needs the extra `zweave[train]`)."""
 
-from zweave.train.loop import Recipe, train_expert
-from zweave.train.svf import SvfLinear, adapt
-from zweave.train.tasks import TASKS, Sample, Task
+from zweave.train.loop import Step, train
+from zweave.train.policy import Policy
+from zweave.train.recipe import Recipe, default_recipe
+from zweave.train.run import Run, open_policy
 
-__all__ = ["TASKS", "Recipe", "Sample", "SvfLinear", "Task", "adapt", "train_expert"]
+__all__ = ["Policy", "Recipe", "Run", "Step", "default_recipe", "open_policy", "train"]

@@ -1,177 +1,155 @@
-"""The training loop: draws batches, follows the schedule, saves its state so that it can go on later."""
+"""The training loop: draws batches, follows the schedule, looks at validation, keeps what an abort must not lose."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zweave.errors import ZweaveError
-from zweave.tokenizer import Tokenizer
-from zweave.train import reinforce
-from zweave.train.svf import SvfLinear
-from zweave.train.tasks import Sample, Task, balanced
-from zweave.train.token_tree import TokenTree
+from zweave.tasks.task import Sample, Task, balanced
+from zweave.train.objective import accuracy, batch_loss
+from zweave.train.policy import Policy
+from zweave.train.recipe import Recipe
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How an expert is trained.
-
-    draws: actions a prompt, all from one forward pass; for generated answers: samples a prompt
-    entropy: weight of the bonus on the label-restricted entropy, falls to 5% of it over 80% of the steps
-    mass: weight of the bonus on the log of the probability that the whole vocabulary gives the labels
-    max_tokens: of a generated answer, its end token included
-    warmup: steps of rising learning rate; decay: share of the steps, at the end, of falling learning rate
-    """
-
-    steps: int = 40
-    batch: int = 16
-    lr: float = 2e-3
-    draws: int = 32
-    entropy: float = 0.4
-    mass: float = 0.2
-    max_tokens: int = 5
-    warmup: int = 5
-    decay: float = 0.4
-    clip: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.max_tokens) < 1 or self.draws < 2:
-            raise ZweaveError("steps, batch and max_tokens must be at least 1, draws at least 2")
-        if not (self.lr > 0 and 0 <= self.decay <= 1 and self.clip > 0):
-            raise ZweaveError("lr and clip must be positive, decay between 0 and 1")
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, constant, linear decay."""
-        rising = (step + 1) / self.warmup if step < self.warmup else 1.0
-        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.lr * min(1.0, rising, falling)
-
-    def entropy_at(self, step: int) -> float:
-        return self.entropy * (1.0 - 0.95 * min(1.0, step / max(1.0, 0.8 * self.steps)))
+SAVE_EVERY = 5
+# Steps whose answers all got the same reward, after which training gives up.
+EVEN_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did; reward is the mean over the policy, between -1 and 1."""
+    """What one step did. reward: mean over the policy; validation: accuracy, where it was looked at."""
 
     step: int
     reward: float
+    accuracy: float
     lr: float
     gradient_norm: float
     seconds: float
+    validation: float | None = None
+    improved: bool = False
 
 
-def label_ids(tokenizer: Tokenizer, task: Task) -> Tensor:
-    """Token ids [K] of the task's labels; raises ZweaveError when a label is not one token."""
-    ids = [tokenizer.encode(label, special=False) for label in task.labels]
-    for label, tokens in zip(task.labels, ids, strict=True):
-        if len(tokens) != 1:
-            raise ZweaveError(f"the label {label!r} of {task.name} is {len(tokens)} tokens, it must be one")
-    return torch.tensor([tokens[0] for tokens in ids])
+@dataclass(slots=True)
+class Progress:
+    """Everything that a training goes on from, beside the parameters and the optimizer."""
+
+    step: int = 0
+    even: int = 0
+    looks_without_gain: int = 0
+    best: float = -1.0
 
 
-def batch_loss(
-    model: nn.Module, tokenizer: Tokenizer, task: Task, recipe: Recipe, step: int, batch: list[Sample]
-) -> tuple[Tensor, float]:
-    """Loss of one batch, and the policy's mean reward."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    prompts = [tokenizer.encode(sample.prompt, special=False) for sample in batch]
-    if not task.labels:
-        generation = reinforce.generate(
-            model,
-            prompts,
-            ends=tokenizer.eos_ids,
-            max_tokens=recipe.max_tokens,
-            generator=generator,
-            samples=recipe.draws,
-        )
-        answers = [sample.answer for sample in batch for _ in range(recipe.draws)]
-        reward = reinforce.text_reward(generation, answers, tokenizer.decode)
-        advantage = reinforce.leave_one_out(reward.view(-1, recipe.draws)).flatten()
-        return reinforce.generation_loss(model, generation, advantage), reward.mean().item()
-    tree = TokenTree()
-    leaves = [tree.add(prompt) for prompt in prompts]
-    labels = label_ids(tokenizer, task)
-    logits = model.get_submodule("lm_head")(tree.hidden(model)[leaves]).float()
-    target = torch.tensor([task.labels.index(sample.answer) for sample in batch])
-    loss = reinforce.label_loss(
-        logits,
-        labels,
-        target,
-        draws=recipe.draws,
-        entropy=recipe.entropy_at(step),
-        mass=recipe.mass,
-        generator=generator,
-    )
-    hit = logits.detach()[:, labels].softmax(-1).gather(-1, target[:, None])
-    return loss, (2 * hit - 1).mean().item()
-
-
-def train_expert(
-    model: nn.Module,
-    adapted: dict[str, SvfLinear],
-    tokenizer: Tokenizer,
+def train(
+    policy: Policy,
     task: Task,
-    train: list[Sample],
+    samples: list[Sample],
+    validation: list[Sample],
     recipe: Recipe,
-    *,
     state: Path | None = None,
 ) -> Iterator[Step]:
-    """Trains the z vectors of `adapted` in place, a step each time the iterator is asked.
+    """Trains the policy's adapter in place, a step each time the iterator is asked; ends with the best one loaded.
 
-    state: file that holds the unfinished training; a training of the same task and recipe goes on from it
+    samples, validation: of the task's splits
+    state: file of the unfinished training, saved every few steps. One that exists is gone on from, and ends in
+        the same bits as a training that was never interrupted.
+    Raises ZweaveError, with the last good state kept: when a gradient is not finite, when all answers of ten steps
+        in a row got the same reward, and for what the task's reward raises.
     """
-    parameters = [module.z for module in adapted.values()]
+    if not samples or not validation:
+        raise ZweaveError(
+            f"the task {task.name} has no samples to {'train' if not samples else 'validate'} on"
+        )
+    parameters = policy.adapter.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    key = json.dumps([task.name, asdict(recipe)])
-    first = 0
+    progress, best = Progress(), policy.adapter.state()
     if state is not None and state.exists():
-        saved = torch.load(state, weights_only=True)
-        if saved["key"] == key:
-            first = saved["step"]
-            optimizer.load_state_dict(saved["optimizer"])
-            for parameter, z in zip(parameters, saved["z"], strict=True):
-                parameter.data.copy_(z)
-    stream = balanced(train, task.labels, recipe.seed)
+        progress, best = _load(state, policy, optimizer)
+    stream = balanced(samples, task.labels, recipe.seed)
     batches = (list(islice(stream, recipe.batch)) for _ in range(recipe.steps))
-    for step, batch in islice(enumerate(batches), first, None):
+    for index, batch in islice(enumerate(batches), progress.step, None):
+        if progress.looks_without_gain >= recipe.patience:
+            break
         start = time.perf_counter()
-        loss, reward = batch_loss(model, tokenizer, task, recipe, step, batch)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip).item()
-        if not math.isfinite(norm):
-            raise ZweaveError(f"the gradient of step {step} is not finite: lower the learning rate")
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(step)
-        optimizer.step()
-        optimizer.zero_grad()
-        if state is not None and ((step + 1) % 5 == 0 or step + 1 == recipe.steps):
-            z = [parameter.detach() for parameter in parameters]
-            unfinished = state.with_suffix(".part")
-            torch.save(
-                {"key": key, "step": step + 1, "z": z, "optimizer": optimizer.state_dict()}, unfinished
-            )
-            unfinished.replace(state)
-        yield Step(step, reward, recipe.lr_at(step), norm, time.perf_counter() - start)
+        loss = batch_loss(policy, task, recipe, index, batch)
+        loss.value.backward()
+        norm = _move(policy, optimizer, parameters, recipe, index)
+        progress.step, progress.even = index + 1, progress.even + 1 if loss.even else 0
+        _check_even(progress, loss.reward)
+        seconds = time.perf_counter() - start
+        found, improved = None, False
+        if _is_look(recipe, index):
+            found = accuracy(policy, task, validation)
+            # Of equals the later: it has seen more.
+            improved = found >= progress.best
+            progress.looks_without_gain = 0 if found > progress.best else progress.looks_without_gain + 1
+            if improved:
+                progress.best, best = found, policy.adapter.state()
+        if state is not None and ((index + 1) % SAVE_EVERY == 0 or found is not None):
+            _save(state, policy, optimizer, progress, best)
+        rate = recipe.lr_at(index)
+        yield Step(index, loss.reward, loss.accuracy, rate, norm, seconds, found, improved)
+    policy.adapter.load_state(best)
 
 
-def accuracy(
-    model: nn.Module, tokenizer: Tokenizer, samples: list[Sample], *, max_tokens: int, batch: int = 24
+def _is_look(recipe: Recipe, step: int) -> bool:
+    """Whether validation follows a step. An expert of sparse components is one only after the last pruning."""
+    if step + 1 == recipe.steps:
+        return True
+    pruned = not recipe.support.startswith("sparse") or 2 * (step + 1) >= recipe.steps
+    return (step + 1) % recipe.validate_every == 0 and pruned
+
+
+def _move(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    recipe: Recipe,
+    step: int,
 ) -> float:
-    """Share of samples whose greedy answer over the whole vocabulary equals the expected one."""
-    hits = 0.0
-    for start in range(0, len(samples), batch):
-        part = samples[start : start + batch]
-        prompts = [tokenizer.encode(sample.prompt, special=False) for sample in part]
-        generation = reinforce.generate(model, prompts, ends=tokenizer.eos_ids, max_tokens=max_tokens)
-        reward = reinforce.text_reward(generation, [sample.answer for sample in part], tokenizer.decode)
-        hits += (reward > 0).sum().item()
-    return hits / len(samples)
+    """Steps the optimizer; returns the norm of the gradient."""
+    policy.adapter.before_step()
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip).item()
+    if not math.isfinite(norm):
+        raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.lr_at(step)
+    optimizer.step()
+    optimizer.zero_grad()
+    policy.adapter.after_step(step)
+    return norm
+
+
+def _check_even(progress: Progress, reward: float) -> None:
+    if progress.even >= EVEN_STEPS:
+        raise ZweaveError(
+            f"all answers of the last {EVEN_STEPS} steps got the same reward ({reward:g}), there is nothing to learn "
+            "from: begin with --objective sft, or take an easier task"
+        )
+
+
+def _save(
+    path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress, best: dict[str, Any]
+) -> None:
+    """Writes the state, whole or not at all."""
+    unfinished = path.with_suffix(".part")
+    now = {"adapter": policy.adapter.state(), "optimizer": optimizer.state_dict()}
+    torch.save(now | {"progress": asdict(progress), "best": best}, unfinished)
+    unfinished.replace(path)
+
+
+def _load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
+    try:
+        saved = torch.load(path, weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        policy.adapter.load_state(saved["adapter"])
+        return Progress(**saved["progress"]), saved["best"]
+    # A file that is no state fails in any way that torch can.
+    except Exception as error:
+        raise ZweaveError(f"{path} cannot be gone on from ({type(error).__name__}): delete it") from None

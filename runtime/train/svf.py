@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zweave.expert import layer_of
+from zweave.kernels.svf_linear_train import TrainingFactors, svf_linear_train
+from zweave.support import Support
+
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Factors = Callable[[str], tuple[Tensor, Tensor, Tensor]]
@@ -14,47 +18,76 @@ Factors = Callable[[str], tuple[Tensor, Tensor, Tensor]]
 class SvfLinear(nn.Module):
     """Semantics: y = U ((σ ⊙ z) ⊙ Vᵀ x) + b, with gradients for z and x alone (Transformer², section 3.1).
 
-    u: [M, R], vt: [R, N], in the dtype of the activations
-    sigma, z: [R], float32: in bfloat16 a z near 1 would lose a tenth of z - 1
-    bias: [M] or None
+    weight: [M, N], u: [M, R], vt: [R, N], in the dtype of the activations; sigma: [R]; bias: [M] or None
+    learned: how many leading components learn. If not all do, what they change is added to W x: the products are
+        over few components, and the others stay as they are in W.
+    z: [learned], float32: in bfloat16 a z near 1 would lose a tenth of z - 1
+    base: whether the linear answers as the base model's
     """
 
     z: nn.Parameter
     sigma: Tensor
-    u: Tensor
-    vt: Tensor
+    weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        u: Tensor,
+        sigma: Tensor,
+        vt: Tensor,
+        bias: Tensor | None = None,
+        learned: int | None = None,
+    ) -> None:
         super().__init__()
-        self.z = nn.Parameter(torch.ones_like(sigma, dtype=torch.float32))
-        self.register_buffer("sigma", sigma.float())
-        self.register_buffer("u", u)
-        self.register_buffer("vt", vt)
-        self.register_buffer("bias", bias)
+        learned = learned or len(sigma)
+        self.base = False
+        self.is_delta = learned < len(sigma)
+        self.z = nn.Parameter(torch.ones(learned, dtype=torch.float32, device=weight.device))
+        self.register_buffer("sigma", sigma.float().to(weight.device))
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        vt, u = (part.to(weight) for part in (vt[:learned], u[:, :learned]))
+        self.factors = TrainingFactors.of(vt, u, self.weight if self.is_delta else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled = F.linear(x, self.vt) * (self.sigma * self.z)
-        return F.linear(scaled.to(x.dtype), self.u, self.bias)
+        if self.base:
+            return F.linear(x, self.weight, self.bias)
+        scale = self.sigma[: len(self.z)] * (self.z - 1 if self.is_delta else self.z)
+        y = svf_linear_train(x.reshape(-1, x.shape[-1]), self.factors, scale[None], bias=self.bias)
+        return y.view(*x.shape[:-1], -1)
+
+    def full_z(self) -> Tensor:
+        """z [R] of all components, detached."""
+        z = torch.ones(len(self.sigma))
+        z[: len(self.z)] = self.z.detach().cpu()
+        return z
 
 
-def adapt(model: nn.Module, factors: Factors) -> dict[str, SvfLinear]:
-    """Replaces every adapted linear of a transformers model in place and freezes all but the z vectors.
+def adapt(
+    model: nn.Module, factors: Factors, first_layer: int = 0, support: Support | None = None
+) -> dict[str, SvfLinear]:
+    """Replaces the adapted linears of a transformers model in place and freezes all but the z vectors.
 
     factors: gives u [M, R], sigma [R] and vt [R, N] for a name such as "model.layers.0.mlp.up_proj"
+    first_layer: linears of the layers below it stay as they are; no gradient goes down to them
+    support: one of leading components limits z to them
     Returns the new modules by that name, in the order of the model.
     """
     model.requires_grad_(False)
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in ADAPTED
+        if isinstance(module, nn.Linear)
+        and name.rpartition(".")[2] in ADAPTED
+        and layer_of(name) >= first_layer
     }
     adapted = {}
     for name, linear in linears.items():
         u, sigma, vt = factors(name)
-        dtype = linear.weight.dtype
-        adapted[name] = SvfLinear(u.to(dtype), sigma, vt.to(dtype), linear.bias)
+        leading = support is not None and support.kind == "leading"
+        learned = support.components(len(sigma)) if support is not None and leading else len(sigma)
+        adapted[name] = SvfLinear(linear.weight, u, sigma, vt, linear.bias, learned)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, adapted[name])
     return adapted

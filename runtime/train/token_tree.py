@@ -1,10 +1,10 @@
-"""Many token sequences in one row: shared prefixes are computed once, a mask keeps the branches apart."""
+"""Many token sequences in one row: shared prefixes are computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+import numpy.typing as npt
 
 ROOT = -1
 
@@ -36,28 +36,54 @@ class TokenTree:
             node = child
         return node
 
-    def visible(self) -> Tensor:
-        """bool [nodes, nodes]: row `i` is true at `i` and at its ancestors."""
-        seen = torch.eye(len(self), dtype=torch.bool)
+    def seal(self) -> None:
+        """No path added from now on shares the nodes that are there: what follows is computed another way."""
+        self.children.clear()
+
+    def path(self, node: int) -> list[int]:
+        """The node and its ancestors, the root's child first."""
+        found = []
+        while node != ROOT:
+            found.append(node)
+            node = self.parents[node]
+        return found[::-1]
+
+    def trunk(self) -> list[int]:
+        """The nodes that all others descend from, in order."""
+        count: dict[int, int] = {}
+        only: dict[int, int] = {}
         for node, parent in enumerate(self.parents):
-            if parent != ROOT:
-                seen[node] |= seen[parent]
+            count[parent] = count.get(parent, 0) + 1
+            only[parent] = node
+        found, node = [], ROOT
+        while count.get(node) == 1:
+            node = only[node]
+            found.append(node)
+        return found
+
+    def branches(self) -> list[list[int]]:
+        """The nodes below the trunk, a list for each of the trunk's children, in order."""
+        trunk = self.trunk()
+        end, inside = (trunk[-1] if trunk else ROOT), set(trunk)
+        branch_of: dict[int, int] = {}
+        found: list[list[int]] = []
+        for node, parent in enumerate(self.parents):
+            if node in inside:
+                continue
+            if parent == end:
+                branch_of[node] = len(found)
+                found.append([])
+            else:
+                branch_of[node] = branch_of[parent]
+            found[branch_of[node]].append(node)
+        return found
+
+    def visible(self, nodes: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """bool [nodes, nodes]: true at (i, j) where node i sees node j. nodes: closed below their first ancestor."""
+        row = {node: i for i, node in enumerate(nodes)}
+        seen = np.eye(len(nodes), dtype=np.bool_)
+        for i, node in enumerate(nodes):
+            parent = row.get(self.parents[node])
+            if parent is not None:
+                seen[i] |= seen[parent]
         return seen
-
-    def hidden(self, model: nn.Module, cache: object | None = None, start: int = 0) -> Tensor:
-        """Final hidden states [nodes - start, hidden] of the nodes from `start` on.
-
-        model: a transformers causal language model whose attention takes an additive 4-D mask.
-        cache: a transformers `Cache` that holds exactly the nodes before `start`; it is extended.
-        """
-        visible = self.visible()[start:]
-        dtype = next(model.parameters()).dtype
-        mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-        output = model.get_submodule("model")(
-            input_ids=torch.tensor([self.tokens[start:]]),
-            position_ids=torch.tensor([self.depths[start:]]),
-            attention_mask=mask[None, None],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state[0]

@@ -1,0 +1,103 @@
+"""`zweave eval`: the base, experts and baselines on tasks, with standard errors.
+
+All experts answer as one mixed batch, greedily over the whole vocabulary. The baselines are always part of the
+table: the commonest answer and, where answers are labels, the base model restricted to the labels, the same
+calibrated, and logistic regression on its label scores.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, get_args
+
+from zweave.cli.arguments import positive_whole
+from zweave.cli.engine_options import (
+    EXPERT_HELP,
+    add_engine_options,
+    load_named,
+    open_engine,
+    parse_expert,
+    stderr,
+)
+from zweave.cli.task_options import add_data_option, data_folder
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.evaluation import ExpertMethod, LabelScores, Method, Row, baselines, evaluate, markdown
+from zweave.tasks import Split, resolve_task
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("eval", help="how well tasks are answered", description=__doc__)
+    parser.add_argument(
+        "tasks", nargs="+", metavar="TASK", help="a built-in name, gym:GENERATOR, a .jsonl or a .py file"
+    )
+    parser.add_argument(
+        "--expert",
+        action="append",
+        default=[],
+        metavar="NAME|NAME=WEIGHT,...",
+        help=f"repeatable; {EXPERT_HELP}",
+    )
+    parser.add_argument(
+        "--runs",
+        action="append",
+        default=[],
+        metavar="NAME=FILE,FILE,...",
+        help="expert files of one method, trained under different seeds: one row; repeatable",
+    )
+    parser.add_argument(
+        "--samples", type=positive_whole, default=500, metavar="N", help="a task (%(default)s)"
+    )
+    parser.add_argument("--split", choices=get_args(Split), default="test", help="(%(default)s)")
+    parser.add_argument(
+        "--seeds", type=positive_whole, default=3, metavar="N", help="of baselines (%(default)s)"
+    )
+    parser.add_argument(
+        "--shots", type=positive_whole, default=256, metavar="N", help="that baselines see (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    add_data_option(parser)
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    tasks = [resolve_task(name) for name in args.tasks]
+    data = data_folder(args)
+    # Read before the model loads: a file that is missing is told at once.
+    samples = {task.name: task.samples(args.split, data)[: args.samples] for task in tasks}
+    engine = open_engine(args)
+    experts = _experts(engine, args.expert, args.runs)
+    scores = LabelScores(engine)
+    rows: list[Row] = []
+    for task in tasks:
+        methods: list[Method] = [ExpertMethod("base", engine, None)]
+        methods += baselines(scores, task, data, range(args.seeds), args.shots)
+        rows += evaluate(
+            task, samples[task.name], [*methods, *experts], lambda text: stderr.print(text, style="dim")
+        )
+    _print(rows, args)
+    return 0
+
+
+def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[Method]:
+    """The experts' methods; a mixture is named as it was written."""
+    named = [(text, parse_expert(text)) for text in choices]
+    for item in runs:
+        name, separator, files = item.partition("=")
+        if not (separator and name and files):
+            raise ZweaveError(f"--runs takes NAME=FILE,FILE,..., not {item!r}")
+        named += [(name, file) for file in files.split(",")]
+    load_named(engine, [choice for _, choice in named])
+    for _, choice in named:
+        engine.check_expert(choice)
+    return [ExpertMethod(name, engine, choice) for name, choice in named]
+
+
+def _print(rows: Sequence[Row], args: argparse.Namespace) -> None:
+    if not args.json:
+        print(markdown(rows))
+        return
+    facts = {"model": str(args.model), "dtype": args.dtype, "split": args.split}
+    print(json.dumps(facts | {"rows": [asdict(row) for row in rows]}))

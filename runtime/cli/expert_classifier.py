@@ -1,0 +1,74 @@
+"""`zweave expert classifier`: trains what tells prompts apart by an early layer's hidden state."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from zweave.checkpoint import resolve_model
+from zweave.cli.arguments import positive_whole, whole
+from zweave.cli.engine_options import add_engine_options, open_engine
+from zweave.cli.task_options import add_data_option, data_folder
+from zweave.early_classifier import bare_prompt, train_classifier
+from zweave.errors import ZweaveError
+from zweave.evaluation.evaluate import standard_error
+from zweave.tasks import resolve_task
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "classifier", help="train a light classifier of prompts on an early layer", description=__doc__
+    )
+    parser.add_argument("task", metavar="TASK", help="one with labels, for instance domains")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--layers",
+        type=positive_whole,
+        nargs="+",
+        default=[1, 2, 3, 4, 6, 8],
+        metavar="N",
+        help="to choose from by validation (1 2 3 4 6 8)",
+    )
+    parser.add_argument("--shots", type=positive_whole, default=500, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--samples", type=positive_whole, default=500, metavar="N", help="held out (%(default)s)"
+    )
+    parser.add_argument("--seed", type=whole, default=0, help="of the shots (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add_data_option(parser)
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    task, data = resolve_task(args.task), data_folder(args)
+    test = task.samples("test", data)[: args.samples]
+    if not args.out.absolute().parent.is_dir():
+        raise ZweaveError(f"--out: there is no directory {args.out.absolute().parent}")
+    digest = resolve_model(args.model).digest()
+    engine = open_engine(args)
+    layers = [layer for layer in args.layers if layer <= engine.model.config.num_layers]
+    start = time.perf_counter()
+    found, shares = train_classifier(engine, task, data, layers, args.shots, args.seed, digest)
+    seconds = time.perf_counter() - start
+    answers = found.classify(engine, [bare_prompt(engine, sample) for sample in test])
+    accuracy = sum(task.reward(s, text) > 0 for s, text in zip(test, answers, strict=True)) / len(test)
+    found.save(args.out)
+    figures = {
+        "layer": found.layer,
+        "validation": shares,
+        "accuracy": accuracy,
+        "stderr": standard_error([accuracy], len(test)),
+        "n": len(test),
+        "seconds": seconds,
+    }
+    if args.json:
+        print(json.dumps(figures))
+        return 0
+    for layer, share in shares.items():
+        print(f"layer {layer:<3} {share:.3f} of the validation samples")
+    print(
+        f"{args.out}: layer {found.layer}, {accuracy:.3f} ± {figures['stderr']:.3f} of {len(test)} held-out samples"
+    )
+    return 0

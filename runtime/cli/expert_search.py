@@ -1,0 +1,120 @@
+"""`zweave expert search`: mixes experts for a task of which there are a few samples."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from zweave.cem import CemConfig
+from zweave.cli.arguments import positive_whole, whole
+from zweave.cli.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, stderr
+from zweave.cli.task_options import add_data_option, data_folder
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.expert import Expert
+from zweave.fewshot import Found, Generation, Weighting, search
+from zweave.mixture import mix_experts
+from zweave.tasks import balanced, resolve_task
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "search",
+        help="find the mixture that answers a task's few samples best",
+        description=__doc__,
+    )
+    parser.add_argument("task", metavar="TASK", help="a built-in name, gym:GENERATOR, a .jsonl or a .py file")
+    parser.add_argument("--experts", nargs="+", required=True, metavar="NAME", help=EXPERT_HELP)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the expert file to write")
+    parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
+    parser.add_argument("--shots", type=positive_whole, default=16, metavar="N", help="samples (%(default)s)")
+    parser.add_argument("--per-layer", action="store_true", help="a weight for each expert and layer")
+    parser.add_argument("--free", action="store_true", help="weights need not add up to 1")
+    parser.add_argument("--population", type=positive_whole, default=32, metavar="N", help="(%(default)s)")
+    parser.add_argument("--generations", type=positive_whole, default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the shots and the search (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    add_data_option(parser)
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    task = resolve_task(args.task)
+    train = task.samples("train", data_folder(args), args.seed)
+    shots = list(islice(balanced(train, task.labels, args.seed), min(args.shots, len(train))))
+    config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
+    if not args.out.absolute().parent.is_dir():
+        raise ZweaveError(f"--out: there is no directory {args.out.absolute().parent}")
+    engine = open_engine(args)
+    experts = _load(engine, args.experts)
+    layers = engine.model.config.num_layers if args.per_layer else 1
+    weighting = Weighting(tuple(experts), layers, not args.free)
+    start = time.perf_counter()
+    found = search(engine, task, shots, weighting, config, _report)
+    seconds = time.perf_counter() - start
+    _save(found, experts, engine.model.config.num_layers, task.name, config, args)
+    _print(found, seconds, args)
+    return 0
+
+
+def _load(engine: Engine, names: Sequence[str]) -> dict[str, Expert]:
+    """The experts, kept in memory: each candidate of each generation reads them."""
+    load_named(engine, names)
+    experts = {name: engine.bank.registered(name).read() for name in names}
+    for name, expert in experts.items():
+        engine.load_expert(name, expert)
+    # Told before the search begins that two cannot be mixed.
+    engine.check_expert(dict.fromkeys(experts, 1.0))
+    return experts
+
+
+def _report(generation: Generation) -> None:
+    stderr.print(
+        f"generation {generation.number}: best {generation.share:.3f} of the shots "
+        f"(log-likelihood {generation.log_likelihood:.3f}), mean {generation.mean_share:.3f}",
+        style="dim",
+    )
+
+
+def _save(
+    found: Found,
+    experts: dict[str, Expert],
+    layers: int,
+    task: str,
+    config: CemConfig,
+    args: argparse.Namespace,
+) -> None:
+    weights = {
+        name: [alpha] * layers if isinstance(alpha, float) else list(alpha)
+        for name, alpha in found.mixture.items()
+    }
+    mixed = mix_experts(list(experts.values()), [weights[name] for name in experts])
+    record = {
+        "mixture": [
+            {"file": Path(name).name, "digest": expert.digest, "weight": found.mixture[name]}
+            for name, expert in experts.items()
+        ],
+        "search": {"task": task, "shots": args.shots, "share": found.share} | asdict(config),
+    }
+    replace(mixed, description=f"a mixture for {task}", training=record).save(args.out, half=args.half)
+
+
+def _print(found: Found, seconds: float, args: argparse.Namespace) -> None:
+    if args.json:
+        figures = {
+            "mixture": found.mixture,
+            "share": found.share,
+            "singles": found.singles,
+            "seconds": seconds,
+        }
+        print(json.dumps(figures))
+        return
+    for name, row in zip(args.experts, found.weights, strict=True):
+        spread = f", from {row.min():.3f} to {row.max():.3f}" if args.per_layer else ""
+        print(f"{name}: weight {row.mean():.3f}{spread}; alone {found.singles[name]:.3f} of the shots")
+    print(f"{args.out}: {found.share:.3f} of the shots, {seconds:.1f} s")

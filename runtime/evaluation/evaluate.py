@@ -1,0 +1,102 @@
+"""Rows of a result table: how often each method is right, and how sure that is."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zweave.evaluation.method import ExpertMethod, Method, answer_together
+from zweave.tasks import Sample, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method on one task.
+
+    accuracy: mean over the runs; stderr: of that mean, both for the samples drawn and between runs
+    n: samples; runs: methods of that name, with different seeds
+    seconds: of all runs. Experts of one engine answer as one mixed batch: each has its share by tokens.
+    """
+
+    task: str
+    method: str
+    accuracy: float
+    stderr: float
+    n: int
+    runs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    name: str
+    answers: list[str]
+    seconds: float
+
+
+def evaluate(
+    task: Task,
+    samples: Sequence[Sample],
+    methods: Sequence[Method],
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """A row a name, in the order of first mention. report: is told what begins.
+
+    An answer is right if its reward is above 0. Raises ZweaveError as the task and the methods do.
+    """
+    together = [method for method in methods if isinstance(method, ExpertMethod)]
+    if together:
+        report(f"{task.name}: {len(samples)} samples under {len(together)} experts, one batch")
+    runs = {
+        id(method): run for method, run in zip(together, _answer_as_one(task, samples, together), strict=True)
+    }
+    for method in methods:
+        if id(method) not in runs:
+            report(f"{task.name}: {method.name}")
+            start = time.perf_counter()
+            answers = method.answers(task, samples)
+            runs[id(method)] = _Run(method.name, answers, time.perf_counter() - start)
+    by_name: dict[str, list[_Run]] = {}
+    for method in methods:
+        by_name.setdefault(method.name, []).append(runs[id(method)])
+    return [_row(task, samples, name, some) for name, some in by_name.items()]
+
+
+def _answer_as_one(task: Task, samples: Sequence[Sample], methods: Sequence[ExpertMethod]) -> list[_Run]:
+    if not methods:
+        return []
+    start = time.perf_counter()
+    results = answer_together(methods[0].engine, task, samples, [method.choice for method in methods])
+    seconds = time.perf_counter() - start
+    tokens = [sum(result.prompt_tokens + len(result.token_ids) for result in part) for part in results]
+    return [
+        _Run(method.name, [result.text for result in part], seconds * count / sum(tokens))
+        for method, part, count in zip(methods, results, tokens, strict=True)
+    ]
+
+
+def _row(task: Task, samples: Sequence[Sample], name: str, runs: Sequence[_Run]) -> Row:
+    shares = []
+    for run in runs:
+        rewards = [task.reward(sample, text) for sample, text in zip(samples, run.answers, strict=True)]
+        shares.append(sum(reward > 0 for reward in rewards) / len(samples))
+    return Row(
+        task=task.name,
+        method=name,
+        accuracy=statistics.fmean(shares),
+        stderr=standard_error(shares, len(samples)),
+        n=len(samples),
+        runs=len(runs),
+        seconds=sum(run.seconds for run in runs),
+    )
+
+
+def standard_error(shares: Sequence[float], n: int) -> float:
+    """Of the mean of the shares that some runs answer rightly of the same n samples.
+
+    The variance of the draw of samples, p (1 - p) / n, which more runs do not lessen, and that between runs.
+    """
+    mean = statistics.fmean(shares)
+    between = statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0
+    return math.sqrt(mean * (1 - mean) / n + between)

@@ -1,0 +1,24 @@
+"""Rows as a Markdown table."""
+
+from collections.abc import Sequence
+
+from zweave.evaluation.evaluate import Row
+
+_HEADINGS = ("task", "method", "accuracy", "± stderr", "n", "runs", "seconds")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One line a row; the task is named once."""
+    lines = [_HEADINGS, ("---", "---", "---:", "---:", "---:", "---:", "---:")]
+    shown = ""
+    for row in rows:
+        task, shown = ("" if row.task == shown else row.task), row.task
+        figures = (
+            f"{row.accuracy:.3f}",
+            f"{row.stderr:.3f}",
+            str(row.n),
+            str(row.runs),
+            f"{row.seconds:.1f}",
+        )
+        lines.append((task, row.method.replace("|", r"\|"), *figures))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,127 @@
+"""Few-shot adaptation (Transformer², section 3.2): weights of known experts that answer a few samples best.
+
+The cross-entropy method searches the weights. A whole population answers as one mixed batch: each candidate is a row
+of the bank, and no weight matrix is rebuilt. Fitness is the share of right answers; between equals the mean
+log-likelihood of the right answers' tokens decides, as in the reference implementation. There it decides only which
+candidate is the best; here also which are the elites, since among a few samples most candidates tie.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zweave.cem import Cem, CemConfig, Fitness, Vector
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.evaluation import answer_together
+from zweave.request import ExpertChoice, Result
+from zweave.tasks import Sample, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Weighting:
+    """What a vector of the search means: weights of experts, global or one a layer.
+
+    layers: of the model for a weight a layer, 1 for global weights.
+    normalised: the experts' weights add up to 1 in each layer, as they do at the search's start.
+    """
+
+    names: tuple[str, ...]
+    layers: int = 1
+    normalised: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.names) < 2 or len(set(self.names)) != len(self.names):
+            raise ZweaveError("a search takes two experts or more, all different")
+
+    def weights(self, vector: Vector) -> Vector:
+        """[experts, layers]; experts whose weights are all 0 in a layer count alike where they must add up to 1."""
+        weights = vector.reshape(len(self.names), self.layers)
+        if not self.normalised:
+            return weights
+        whole = weights.sum(axis=0)
+        shares: Vector = np.where(whole > 1e-9, weights / np.where(whole > 1e-9, whole, 1), 1 / len(weights))
+        return shares
+
+    def mixture(self, vector: Vector) -> dict[str, float | tuple[float, ...]]:
+        """As a request's `expert` takes it."""
+        rows = self.weights(vector).tolist()
+        return {
+            name: tuple(row) if self.layers > 1 else row[0]
+            for name, row in zip(self.names, rows, strict=True)
+        }
+
+    def uniform(self) -> Vector:
+        return np.full(len(self.names) * self.layers, 1 / len(self.names))
+
+    def singles(self) -> list[Vector]:
+        """Each expert alone."""
+        return [np.repeat(row, self.layers) for row in np.eye(len(self.names))]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """share: of the shots that the best candidate so far answers rightly; log_likelihood: see the module;
+    mean_share: over the population."""
+
+    number: int
+    share: float
+    log_likelihood: float
+    mean_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best mixture, its share of right answers among the shots, and each expert's own."""
+
+    mixture: dict[str, float | tuple[float, ...]]
+    weights: Vector
+    share: float
+    singles: dict[str, float]
+
+
+def search(
+    engine: Engine,
+    task: Task,
+    shots: Sequence[Sample],
+    weighting: Weighting,
+    config: CemConfig,
+    report: Callable[[Generation], None] = lambda _: None,
+) -> Found:
+    """Searches the weights of loaded experts. The first generation holds their mean and each expert alone, so what is
+    found answers the shots at least as well as any of them.
+
+    Raises ZweaveError as the engine, the bank and the task do.
+    """
+    cem = Cem(config, weighting.uniform(), weighting.singles())
+    singles: dict[str, float] = {}
+    for number in range(config.generations):
+        choices = [weighting.mixture(vector) for vector in cem.ask()]
+        fitness = population_fitness(engine, task, shots, choices)
+        if number == 0:
+            singles = {name: share for name, (share, _) in zip(weighting.names, fitness[1:], strict=False)}
+        cem.tell(fitness)
+        mean_share = statistics.fmean(share for share, _ in fitness)
+        report(Generation(number + 1, *cem.best_fitness, mean_share))
+    return Found(weighting.mixture(cem.best), weighting.weights(cem.best), cem.best_fitness[0], singles)
+
+
+def population_fitness(
+    engine: Engine, task: Task, shots: Sequence[Sample], choices: Sequence[ExpertChoice]
+) -> list[Fitness]:
+    """(share of right answers, their mean log-likelihood) of each choice; all answer as one batch."""
+    together = answer_together(engine, task, shots, choices, logprobs=0)
+    return [_fitness(task, shots, results) for results in together]
+
+
+def _fitness(task: Task, shots: Sequence[Sample], results: Sequence[Result]) -> Fitness:
+    likelihoods = []
+    for shot, result in zip(shots, results, strict=True):
+        if task.reward(shot, result.text) > 0:
+            tokens = result.logprobs or ()
+            likelihoods.append(statistics.fmean(token.logprob for token in tokens))
+    if not likelihoods:
+        return 0.0, -np.inf
+    return len(likelihoods) / len(shots), statistics.fmean(likelihoods)

@@ -1,0 +1,18 @@
+"""Tasks: prompts, answers, rewards and splits. What is trained on, searched on and evaluated on."""
+
+from zweave.tasks.registry import BUILT_IN, resolve_task
+from zweave.tasks.render import answer_ids, label_ids, prompt_ids
+from zweave.tasks.task import Sample, Split, Splits, Task, balanced
+
+__all__ = [
+    "BUILT_IN",
+    "Sample",
+    "Split",
+    "Splits",
+    "Task",
+    "answer_ids",
+    "balanced",
+    "label_ids",
+    "prompt_ids",
+    "resolve_task",
+]

@@ -1,0 +1,57 @@
+"""Prompts and answers as token ids, for whatever chat template a model has."""
+
+import re
+
+from zweave.errors import ZweaveError
+from zweave.tasks.task import Task
+from zweave.tokenizer import Tokenizer
+
+# What `prompts.chat` writes.
+_CHAT = re.compile(
+    r"<\|im_start\|>user\n(?P<user>.*)<\|im_end\|>\n<\|im_start\|>assistant\n(?P<opening>.*)", re.DOTALL
+)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids of a sample's prompt.
+
+    A prompt of `prompts.chat` is kept as it is for models of ChatML. For another chat template it is rendered by
+    that, with the opening as an assistant's message that is continued; without one it is the bare words. Any
+    other text is taken as it stands, as the engine takes it.
+    """
+    found = _CHAT.fullmatch(prompt)
+    if found is None:
+        return tokenizer.encode(prompt)
+    if len(tokenizer.encode("<|im_start|>", special=False)) == 1:
+        return tokenizer.encode(prompt, special=False)
+    user, opening = found["user"], found["opening"]
+    if not tokenizer.assistant_header:
+        return tokenizer.encode(f"{user}\n{opening}")
+    messages = [{"role": "user", "content": user}]
+    if opening:
+        messages.append({"role": "assistant", "content": opening})
+    return tokenizer.chat(messages)
+
+
+def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
+    """Token ids of an answer where it follows a word.
+
+    Some tokenizers put a space before whatever text they are given: only what comes after a word counts.
+    """
+    before, whole = (tokenizer.encode(text, special=False) for text in ("is", f"is{answer}"))
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    return tokenizer.encode(answer, special=False)
+
+
+def label_ids(tokenizer: Tokenizer, task: Task) -> list[int]:
+    """Token ids of a task's labels; ZweaveError when a label is not one token of its own."""
+    found = []
+    for label in task.labels:
+        ids = answer_ids(tokenizer, label)
+        if len(ids) != 1:
+            raise ZweaveError(f"the label {label!r} of {task.name} is {len(ids)} tokens, it must be one")
+        found.append(ids[0])
+    if len(set(found)) != len(found):
+        raise ZweaveError(f"two labels of {task.name} are the same token for this model")
+    return found

@@ -1,0 +1,158 @@
+"""What a task is: samples with a verifiable reward, in three splits that share no prompt."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from zweave.errors import ZweaveError
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt that ends where the answer begins, and the answer, with its leading space where it has one.
+
+    data: what the reward needs beside the text. Samples with an equal "group" fall into the same split, so that
+        b + a is not trained where a + b is held out; without one each prompt is a group of its own.
+    """
+
+    prompt: str
+    answer: str
+    data: Mapping[str, object] = field(default_factory=dict, hash=False)
+
+    @property
+    def group(self) -> object:
+        return self.data.get("group", self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """A task's samples in the order of their source; validation is carved out of `train` by the task."""
+
+    train: Sequence[Sample]
+    test: Sequence[Sample]
+    validation: Sequence[Sample] = ()
+
+
+def exact(sample: Sample, text: str) -> float:
+    """+1 when the text is the answer but for white space, else -1."""
+    return 1.0 if "".join(text.split()) == "".join(sample.answer.split()) else -1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where samples come from and what an answer is worth.
+
+    labels: the possible answers, each one token; empty when the answer is generated
+    max_tokens: of an answer, its end token included
+    stop: strings before which an answer ends
+    read: (directory of the task files, None without one) -> samples. The splits follow from the files alone and
+        never from a seed: what one seed trains on, no other seed tests on.
+    judge: (sample, answered text) -> reward, above 0 where the answer is right
+    validation: how many samples validation takes of `train`, at most a fifth of them
+    """
+
+    name: str
+    description: str
+    read: Callable[[Path | None], Splits]
+    labels: tuple[str, ...] = ()
+    max_tokens: int = 1
+    stop: tuple[str, ...] = ()
+    judge: Callable[[Sample, str], float] = exact
+    validation: int = 500
+
+    def __post_init__(self) -> None:
+        if not self.name or self.max_tokens < 1 or self.validation < 1:
+            raise ZweaveError("a task has a name, and max_tokens and validation of at least 1")
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ZweaveError(f"the labels of {self.name} must be two or more, all different")
+
+    def samples(self, split: Split, data: Path | None = None, seed: int = 0) -> list[Sample]:
+        """Samples of a split in an order that the seed draws.
+
+        data: directory of the task files; tasks that are generated need none
+        Raises ZweaveError for files that are missing or malformed, and when the split is empty.
+        """
+        if split not in get_args(Split):
+            raise ZweaveError(f"a split is one of {', '.join(get_args(Split))}, not {split!r}")
+        found = list(getattr(self._splits(data), split))
+        if not found:
+            raise ZweaveError(f"the task {self.name} has no {split} samples")
+        random.Random(seed).shuffle(found)
+        return found
+
+    def has(self, split: Split, data: Path | None = None) -> bool:
+        """Whether a split holds samples; raises as `samples` does, but not for an empty one."""
+        return bool(getattr(self._splits(data), split))
+
+    def reward(self, sample: Sample, text: str) -> float:
+        """What an answer is worth, a finite number; ZweaveError when the judge raises or gives none."""
+        try:
+            value = float(self.judge(sample, text))
+        except ZweaveError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ZweaveError(f"the reward of the task {self.name} fails: {reason[:200]}") from error
+        if not math.isfinite(value):
+            raise ZweaveError(f"the reward of the task {self.name} is {value}: it must be a finite number")
+        return value
+
+    def _splits(self, data: Path | None) -> Splits:
+        try:
+            source = self.read(data)
+        except FileNotFoundError as error:
+            raise ZweaveError(f"{error.filename} is missing: the task {self.name} reads it") from None
+        self._check_labels(source)
+        test_groups = {sample.group for sample in source.test}
+        train = [sample for sample in source.train if sample.group not in test_groups]
+        if source.validation:
+            held = [sample for sample in source.validation if sample.group not in test_groups]
+        else:
+            held = self._carve(train)
+        held_groups = {sample.group for sample in held}
+        train = [sample for sample in train if sample.group not in held_groups]
+        return Splits(train, list(source.test), held)
+
+    def _check_labels(self, source: Splits) -> None:
+        if not self.labels:
+            return
+        for sample in (*source.train, *source.validation, *source.test):
+            if sample.answer not in self.labels:
+                known = ", ".join(map(repr, self.labels))
+                raise ZweaveError(
+                    f"the task {self.name} has an answer {sample.answer!r} that is none of {known}"
+                )
+
+    def _carve(self, train: Sequence[Sample]) -> list[Sample]:
+        """Whole groups, drawn without a seed, until validation has its samples."""
+        groups: dict[object, list[Sample]] = {}
+        for sample in train:
+            groups.setdefault(sample.group, []).append(sample)
+        order = list(groups.values())
+        random.Random(0).shuffle(order)
+        held: list[Sample] = []
+        wanted = min(self.validation, len(train) // 5)
+        for group in order:
+            if len(held) + len(group) <= wanted:
+                held += group
+        return held
+
+
+def balanced(samples: Sequence[Sample], labels: Sequence[str], seed: int) -> Iterator[Sample]:
+    """Draws endlessly, one label after the other, each label's samples in a new order every round."""
+    rng = random.Random(seed)
+
+    def shuffled(pool: list[Sample]) -> Iterator[Sample]:
+        while True:
+            yield from rng.sample(pool, len(pool))
+
+    pools = [[s for s in samples if s.answer == label] for label in labels] or [list(samples)]
+    streams = [shuffled(pool) for pool in pools if pool]
+    for stream in cycle(streams):
+        yield next(stream)

@@ -1,0 +1,123 @@
+"""What learns: the z vectors of an expert."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from zweave.errors import ZweaveError
+from zweave.expert import Expert
+from zweave.support import Support
+from zweave.train.recipe import Recipe
+from zweave.train.svf import Factors, adapt
+
+
+class Adapter(Protocol):
+    """The learnable part of a frozen model, whatever it is."""
+
+    suffix: str
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def base(self) -> Any:
+        """A context in which the model answers as without the adapter."""
+
+    def before_step(self) -> None:
+        """Called when the gradients are there."""
+
+    def after_step(self, step: int) -> None:
+        """Called when the parameters have moved."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def save(self, path: Path, description: str, training: dict[str, Any]) -> None: ...
+
+
+class SvfAdapter:
+    """z vectors of all adapted matrices of a model, limited to the recipe's support and layers.
+
+    A support of sparse components is learned: three times in the first half of the training the components are cut
+    down, to those that change the matrix most, the last time to as many as the support allows.
+    """
+
+    suffix = ".safetensors"
+
+    def __init__(
+        self, model: nn.Module, factors: Factors, recipe: Recipe, base_digest: str | None = None
+    ) -> None:
+        self._recipe, self._digest = recipe, base_digest
+        self._support = Support.parse(recipe.support)
+        self.linears = adapt(model, factors, recipe.first_layer, self._support)
+        if not self.linears:
+            raise ZweaveError(f"the model has no layer {recipe.first_layer}: lower first_layer")
+        self._kept = {name: torch.ones_like(linear.z) for name, linear in self.linears.items()}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [linear.z for linear in self.linears.values()]
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        for linear in self.linears.values():
+            linear.base = True
+        try:
+            yield
+        finally:
+            for linear in self.linears.values():
+                linear.base = False
+
+    def before_step(self) -> None:
+        if self._support.kind == "sparse":
+            for name, linear in self.linears.items():
+                if linear.z.grad is not None:
+                    linear.z.grad *= self._kept[name]
+
+    def after_step(self, step: int) -> None:
+        if self._support.kind != "sparse":
+            return
+        for share, at in ((1 / 3, 0.25), (2 / 3, 0.375), (1.0, 0.5)):
+            if step + 1 == max(1, round(at * self._recipe.steps)):
+                self._prune(share)
+        for name, linear in self.linears.items():
+            # AdamW's momentum moves a component whose gradient is gone.
+            linear.z.data.copy_(torch.where(self._kept[name] > 0, linear.z.data, 1.0))
+
+    def _prune(self, share: float) -> None:
+        """Keeps the components that matter most; the shares lead from all to the support's in equal ratios."""
+        for name, linear in self.linears.items():
+            rank, target = len(linear.z), self._support.components(len(linear.z))
+            count = max(target, round(rank * (target / rank) ** share))
+            weight = (linear.sigma * (linear.z.detach() - 1)).abs() * self._kept[name]
+            kept = torch.zeros_like(weight)
+            kept[weight.topk(count).indices] = 1
+            self._kept[name] = kept
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "z": [linear.z.detach().clone() for linear in self.linears.values()],
+            "kept": [kept.clone() for kept in self._kept.values()],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, z, kept in zip(self.linears, state["z"], state["kept"], strict=True):
+            self.linears[name].z.data.copy_(z)
+            self._kept[name] = kept.to(z)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """z [R] of each matrix as a half-precision file holds it."""
+        return {name: (linear.full_z() - 1).half().float() + 1 for name, linear in self.linears.items()}
+
+    def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
+        Expert(
+            z=self.vectors(),
+            base_digest=self._digest,
+            scope=self._recipe.scope,
+            first_layer=self._recipe.first_layer,
+            support=self._recipe.support,
+            description=description,
+            training=training,
+        ).save(path, half=True)

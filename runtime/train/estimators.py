@@ -1,0 +1,55 @@
+"""Gradient estimators: for answers from a fixed list, and what makes rewards of drawn answers into advantages."""
+
+import torch
+from torch import Tensor
+
+
+def leave_one_out(reward: Tensor) -> Tensor:
+    """Advantage [B, draws] of each draw over the mean of the prompt's other draws (Kool et al. 2019)."""
+    draws = reward.shape[-1]
+    return (reward - reward.mean(-1, keepdim=True)) * draws / (draws - 1)
+
+
+def group_normalised(reward: Tensor) -> Tensor:
+    """Advantage [B, draws] in standard deviations of the prompt's draws; 0 where all are equal (GRPO)."""
+    deviation = reward.std(-1, keepdim=True)
+    centred = reward - reward.mean(-1, keepdim=True)
+    return torch.where(deviation > 0, centred / deviation.clamp(min=1e-6), 0.0)
+
+
+def label_loss(
+    logits: Tensor,
+    labels: Tensor,
+    reward: Tensor,
+    *,
+    draws: int,
+    entropy: float,
+    mass: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Loss whose gradient estimates that of -(E[reward] + entropy * H + mass * log sum p(label)).
+
+    Policy, reward and entropy H are over the labels alone: a small model hardly ever says one unprompted, and
+    would learn nothing. The last term makes it say them: without it another word stays above the right label.
+    Half of the actions are drawn from the policy and half uniformly, weighted by their importance: a policy
+    that has collapsed onto one label still hears of the others.
+
+    logits: [B, vocabulary], float32
+    labels: [K], int64, token ids
+    reward: [B, K], float32, of each label
+    draws: actions a prompt, at least 2
+    """
+    label_logits = logits[:, labels]
+    log_policy = label_logits.log_softmax(-1)
+    policy = log_policy.exp()
+    with torch.no_grad():
+        behaviour = 0.5 * policy + 0.5 / len(labels)
+        action = torch.multinomial(behaviour, draws, replacement=True, generator=generator)
+        importance = policy.gather(-1, action) / behaviour.gather(-1, action)
+        gained = reward.gather(-1, action)
+        baseline = importance * gained - leave_one_out(importance * gained)
+        advantage = importance * (gained - baseline)
+    score = (advantage * log_policy.gather(-1, action)).mean()
+    entropy_bonus = -(policy * log_policy).sum(-1).mean()
+    log_mass = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).mean()
+    return -(score + entropy * entropy_bonus + mass * log_mass)

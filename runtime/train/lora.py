@@ -1,0 +1,59 @@
+"""The baseline: low-rank adapters of PEFT on the same matrices, trained by the same objectives."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zweave.errors import ZweaveError
+from zweave.train.recipe import Recipe
+from zweave.train.svf import ADAPTED
+
+
+class LoraAdapter:
+    """LoRA of the recipe's rank, alpha twice that, float32; saved as a PEFT directory."""
+
+    suffix = ""
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise ZweaveError("the adapter lora needs peft: pip install 'zweave[train]' peft") from None
+        config = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=2 * recipe.rank,
+            target_modules=list(ADAPTED),
+            task_type="CAUSAL_LM",
+        )
+        # PEFT draws the first factors from the global generator; nothing else here does.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self._peft = get_peft_model(model, config)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._peft.parameters() if parameter.requires_grad]
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        with self._peft.disable_adapter():
+            yield
+
+    def before_step(self) -> None:
+        pass
+
+    def after_step(self, step: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {"lora": [parameter.detach().clone() for parameter in self.parameters()]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for parameter, value in zip(self.parameters(), state["lora"], strict=True):
+            parameter.data.copy_(value)
+
+    def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
+        self._peft.save_pretrained(path)

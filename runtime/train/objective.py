@@ -1,0 +1,141 @@
+"""The loss of a batch under each objective."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from zweave.tasks.render import label_ids
+from zweave.tasks.task import Sample, Task
+from zweave.train import estimators
+from zweave.train.policy import Policy
+from zweave.train.recipe import Recipe
+from zweave.train.rollout import Rollout, given, grow
+
+# Nodes whose logits are there at once: 100 MB of a vocabulary of 49,152.
+CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """value: differentiable; reward: its mean; accuracy: share of answers of a reward above 0.
+
+    even: whether all answers got the same reward, so that there is nothing to learn from them.
+    """
+
+    value: Tensor
+    reward: float
+    accuracy: float
+    even: bool = False
+
+
+def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample]) -> Loss:
+    """The loss of one step. What is drawn follows from the recipe's seed and the step alone."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    if recipe.objective == "sft":
+        return _likelihood(policy, task, batch)
+    if recipe.objective == "reinforce" and task.labels:
+        return _labels(policy, task, recipe, step, batch, generator)
+    rollout = grow(policy, task, batch, recipe.draws, generator)
+    asked = [sample for sample in batch for _ in range(recipe.draws)]
+    reward = torch.tensor([task.reward(s, text) for s, text in zip(asked, rollout.texts, strict=True)])
+    grouped = reward.view(-1, recipe.draws)
+    if recipe.objective == "plain":
+        advantage = grouped
+    elif recipe.objective == "grpo":
+        advantage = estimators.group_normalised(grouped)
+    else:
+        advantage = estimators.leave_one_out(grouped)
+    value = answer_loss(
+        policy, rollout, advantage.flatten(), recipe.kl if recipe.objective == "plain" else 0.0
+    )
+    # The bare reward teaches even where all answers got the same.
+    even = recipe.objective != "plain" and bool((grouped == grouped[:, :1]).all())
+    return Loss(value, reward.mean().item(), (reward > 0).float().mean().item(), even)
+
+
+def _labels(
+    policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample], generator: torch.Generator
+) -> Loss:
+    labels = torch.tensor(label_ids(policy.tokenizer, task))
+    reward = torch.tensor([[task.reward(sample, label) for label in task.labels] for sample in batch])
+    planted = policy.plant([sample.prompt for sample in batch])
+    logits = policy.logits(policy.hidden(planted, planted.leaves)).cpu()
+    value = estimators.label_loss(
+        logits,
+        labels,
+        reward,
+        draws=recipe.draws,
+        entropy=recipe.entropy_at(step),
+        mass=recipe.mass,
+        generator=generator,
+    )
+    with torch.no_grad():
+        expected = (logits[:, labels].softmax(-1) * reward).sum(-1).mean().item()
+        is_label = logits.argmax(-1, keepdim=True) == labels
+        right = (is_label & (reward > 0)).any(-1).float().mean().item()
+    return Loss(value, expected, right, bool((reward == reward[:, :1]).all()))
+
+
+def _likelihood(policy: Policy, task: Task, batch: list[Sample]) -> Loss:
+    rollout = given(policy, task, batch)
+    tokens = sum(map(len, rollout.steps))
+    value = answer_loss(policy, rollout, torch.ones(len(batch)) * len(batch) / tokens)
+    # The geometric mean of the tokens' probabilities stands for a reward.
+    return Loss(value, value.neg().exp().item(), value.neg().exp().item())
+
+
+def answer_loss(policy: Policy, rollout: Rollout, advantage: Tensor, kl: float = 0.0) -> Tensor:
+    """Loss whose gradient is -mean over the answers of advantage * grad log p(answer | prompt), plus kl times the
+    mean over the answers of the sum over their tokens of KL(policy || base).
+
+    advantage: [answers], float32
+    """
+    weights: dict[tuple[int, int], float] = {}
+    visits: dict[int, int] = {}
+    for steps, weight in zip(rollout.steps, advantage.tolist(), strict=True):
+        for step in steps:
+            weights[step] = weights.get(step, 0.0) + weight
+            visits[step[0]] = visits.get(step[0], 0) + 1
+    nodes = sorted(visits)
+    hidden = policy.hidden(rollout.planted, nodes)
+    base = None
+    if kl:
+        with torch.no_grad(), policy.adapter.base():
+            base = policy.hidden(rollout.planted, nodes)
+    total = torch.zeros((), device=hidden.device)
+    for start in range(0, len(nodes), CHUNK):
+        part = slice(start, start + CHUNK)
+        row = {node: i for i, node in enumerate(nodes[part])}
+        mine = [(row[node], token, weight) for (node, token), weight in weights.items() if node in row]
+        at, drawn, weight = (torch.tensor(column, device=hidden.device) for column in zip(*mine, strict=True))
+        counts = kl * torch.tensor([float(visits[node]) for node in nodes[part]], device=hidden.device)
+        arguments = (policy, hidden[part], None if base is None else base[part], at, drawn, weight, counts)
+        # One chunk's logits need no second computation.
+        if len(nodes) <= CHUNK:
+            total = total + _chunk_loss(*arguments)
+        else:
+            total = total + checkpoint(_chunk_loss, *arguments, use_reentrant=False)
+    return total / len(rollout.steps)
+
+
+def _chunk_loss(
+    policy: Policy, hidden: Tensor, base: Tensor | None, at: Tensor, drawn: Tensor, weight: Tensor, kl: Tensor
+) -> Tensor:
+    log_policy = policy.logits(hidden).log_softmax(-1)
+    loss = -(weight * log_policy[at, drawn]).sum()
+    if base is not None:
+        difference = log_policy - policy.logits(base).log_softmax(-1)
+        loss = loss + (kl * (log_policy.exp() * difference).sum(-1)).sum()
+    return loss
+
+
+def accuracy(policy: Policy, task: Task, samples: list[Sample], batch: int = 32) -> float:
+    """Share of samples whose greedy answer over the whole vocabulary has a reward above 0."""
+    hits = 0
+    for start in range(0, len(samples), batch):
+        part = samples[start : start + batch]
+        texts = grow(policy, task, part).texts
+        hits += sum(task.reward(sample, text) > 0 for sample, text in zip(part, texts, strict=True))
+    return hits / len(samples)

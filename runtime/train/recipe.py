@@ -1,0 +1,100 @@
+"""How an expert is trained: everything that the result follows from, but for the task and the weights."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+from zweave.errors import ZweaveError
+from zweave.expert import Scope
+from zweave.support import Support
+from zweave.tasks.task import Task
+
+Objective: TypeAlias = Literal["reinforce", "plain", "grpo", "sft"]
+AdapterKind: TypeAlias = Literal["svf", "lora"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """objective: "reinforce" (many actions a prompt against each other's mean; labels explored among themselves),
+        "plain" (the paper's: the bare reward, and KL to the base), "grpo" (rewards normalised within a prompt's
+        answers) or "sft" (likelihood of the samples' answers).
+    support, scope, first_layer: what the expert may change, see zweave.Expert.
+    batch: prompts a step; draws: actions a prompt, all from one forward pass.
+    lr: of AdamW; warmup: steps of rising rate; decay: share of the steps, at the end, of falling rate.
+    entropy: weight of the bonus on the entropy among the labels, falls to 5% of it over 80% of the steps.
+    mass: weight of the bonus on the log of the probability that the whole vocabulary gives the labels.
+    kl: weight of the KL divergence to the base, for "plain".
+    validate_every: steps between looks at the validation samples; validation: how many of them.
+    patience: looks without a better one after which training ends.
+    adapter: "svf", or "lora" of a rank, the baseline.
+    """
+
+    objective: Objective = "reinforce"
+    support: str = "full"
+    scope: Scope = "always"
+    first_layer: int = 0
+    steps: int = 60
+    batch: int = 16
+    draws: int = 32
+    lr: float = 2e-3
+    warmup: int = 5
+    decay: float = 0.4
+    clip: float = 1.0
+    entropy: float = 0.4
+    mass: float = 0.2
+    kl: float = 0.1
+    validate_every: int = 20
+    validation: int = 200
+    patience: int = 5
+    adapter: AdapterKind = "svf"
+    rank: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("objective", Objective), ("scope", Scope), ("adapter", AdapterKind)):
+            if getattr(self, name) not in get_args(kinds):
+                wanted = ", ".join(get_args(kinds))
+                raise ZweaveError(f"{name} must be one of {wanted}, not {getattr(self, name)!r}")
+        for name in ("steps", "batch", "validate_every", "validation", "patience", "rank"):
+            if getattr(self, name) < 1:
+                raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.draws < 2 and self.objective in ("reinforce", "grpo"):
+            raise ZweaveError(f"{self.objective} compares a prompt's answers: draws must be at least 2")
+        if self.draws < 1 or self.first_layer < 0 or self.warmup < 0:
+            raise ZweaveError("draws must be at least 1, first_layer and warmup at least 0")
+        if not (self.lr > 0 and 0 <= self.decay <= 1 and self.clip > 0):
+            raise ZweaveError("lr and clip must be positive, decay between 0 and 1")
+        if min(self.entropy, self.mass, self.kl) < 0:
+            raise ZweaveError("entropy, mass and kl must be at least 0")
+        if self.adapter == "lora" and (self.support != "full" or self.first_layer):
+            raise ZweaveError("support and first_layer are for the adapter svf")
+        Support.parse(self.support)
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, constant, linear decay."""
+        rising = (step + 1) / self.warmup if step < self.warmup else 1.0
+        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.lr * min(1.0, rising, falling)
+
+    def entropy_at(self, step: int) -> float:
+        return self.entropy * (1.0 - 0.95 * min(1.0, step / max(1.0, 0.8 * self.steps)))
+
+
+STEPS = {"sst2": 40, "addition": 60, "subtraction": 60}
+
+
+def default_recipe(task: Task, **chosen: Any) -> Recipe:
+    """The recipe that does well on a task, but for what is chosen; None chooses nothing.
+
+    Fewer components need larger steps and more of them; an expert that acts after the prompt needs more.
+    """
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    recipe = Recipe(steps=STEPS.get(task.name, 60))
+    if not task.labels:
+        recipe = replace(recipe, draws=8)
+    if not chosen.get("support", "full").startswith("full"):
+        recipe = replace(recipe, lr=3 * recipe.lr, steps=recipe.steps * 3 // 2)
+    if chosen.get("scope") == "after_prompt":
+        recipe = replace(recipe, steps=recipe.steps * 3 // 2)
+    if chosen.get("adapter") == "lora":
+        recipe = replace(recipe, lr=1e-3)
+    return replace(recipe, **chosen)

@@ -1,0 +1,156 @@
+"""One training from its name to its files: the expert, its log, its curves, and the state while it is unfinished."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zweave.checkpoint import Checkpoint, resolve_model
+from zweave.decompose import decompose
+from zweave.errors import ZweaveError
+from zweave.tasks.task import Task
+from zweave.tokenizer import Tokenizer
+from zweave.train.adapter import Adapter, SvfAdapter
+from zweave.train.curves import save_curves
+from zweave.train.loop import Step, train
+from zweave.train.lora import LoraAdapter
+from zweave.train.objective import accuracy
+from zweave.train.policy import Policy
+from zweave.train.recipe import Recipe
+
+Report = Callable[[Step], None]
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """The transformers model of a checkpoint; ZweaveError when transformers is not installed."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype).eval()
+
+
+def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "cpu") -> Policy:
+    """A model under a fresh adapter, ready to be trained by the recipe.
+
+    model: as of zweave.Engine. Raises ZweaveError for a model, a device or a recipe that cannot be.
+    """
+    checkpoint = resolve_model(model)
+    config = checkpoint.config
+    if recipe.first_layer >= config.num_layers:
+        raise ZweaveError(
+            f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
+        )
+    module = load_model(checkpoint, dtype).to(device)
+    module.requires_grad_(False)
+    adapter: Adapter
+    if recipe.adapter == "lora":
+        adapter = LoraAdapter(module, recipe)
+    else:
+        adapter = SvfAdapter(module, decompose(checkpoint).factors, recipe, checkpoint.digest())
+    # The attention of training sees a whole sequence, a window none of it can leave.
+    longest = min([config.max_position, *(window for window in config.sliding_window if window)])
+    return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A task to train on and where its files go.
+
+    model, dtype: for the record; data: directory of the task files; held_out: test samples of the final figure
+    """
+
+    policy: Policy
+    task: Task
+    recipe: Recipe
+    model: str
+    dtype: str
+    data: Path | None
+    out: Path
+    name: str
+    held_out: int = 500
+
+    @property
+    def path(self) -> Path:
+        """Of the expert; it is the best so far until the training ends."""
+        return self.out / f"{self.name}{self.policy.adapter.suffix}"
+
+    @property
+    def _state(self) -> Path:
+        """Named after all that the training follows from: no other can take it up."""
+        key = json.dumps([self.task.name, self.model, self.dtype, asdict(self.recipe)])
+        return self.out / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.state"
+
+    @property
+    def resumes(self) -> bool:
+        return self._state.exists()
+
+    def train(self, report: Report) -> dict[str, Any]:
+        """Trains to the end, going on from an unfinished training; returns the record that the expert carries.
+
+        Writes NAME.safetensors (a directory for LoRA), NAME.jsonl and NAME.png. Raises ZweaveError; the best expert
+        so far and the last saved state are kept then.
+        """
+        train_samples = self.task.samples("train", self.data, self.recipe.seed)
+        validation = self.task.samples("validation", self.data)[: self.recipe.validation]
+        test = self.task.samples("test", self.data)[: self.held_out] if self.held_out else []
+        record = asdict(self.recipe) | {"task": self.task.name, "model": self.model, "dtype": self.dtype}
+        log = Log(self.out / f"{self.name}.jsonl", keep=self.resumes)
+        state, policy = self._state, self.policy
+        for step in train(policy, self.task, train_samples, validation, self.recipe, state):
+            log.add(step)
+            if step.improved:
+                record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
+                self._save(record | {"unfinished": True})
+            report(step)
+        seconds, looks = log.seconds(), [line for line in log.lines if line["improved"]]
+        # A kill between the saving of a state and the writing of its line takes the line.
+        if looks:
+            record |= {"validation_accuracy": looks[-1]["validation"], "best_step": looks[-1]["step"] + 1}
+        record |= {"seconds": round(seconds), "steps_done": len(log.lines)}
+        if test:
+            with policy.adapter.base():
+                before = accuracy(policy, self.task, test)
+            after = accuracy(policy, self.task, test)
+            record |= {"held_out": len(test)}
+            record |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
+        self._save(record)
+        save_curves(log.lines, self.out / f"{self.name}.png", self.name)
+        state.unlink(missing_ok=True)
+        return record
+
+    def _save(self, record: dict[str, Any]) -> None:
+        self.policy.adapter.save(self.path, self.task.description, record)
+
+
+class Log:
+    """A file of one JSON line a step. One that is gone on with drops the steps that are done once more."""
+
+    def __init__(self, path: Path, keep: bool) -> None:
+        self._path = path
+        self.lines: list[dict[str, Any]] = []
+        if keep and path.exists():
+            # The last line may have been cut off by what ended the process.
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    self.lines.append(json.loads(line))
+                except ValueError:
+                    break
+
+    def add(self, step: Step) -> None:
+        self.lines = [line for line in self.lines if line["step"] < step.step] + [
+            asdict(step) | {"time": round(time.time(), 1)}
+        ]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
+
+    def seconds(self) -> float:
+        """Of all steps together, those before an interruption included."""
+        return sum(line["seconds"] for line in self.lines)
