@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 class _NoText:
-    def add(self, token: int) -> str:
+    def add(self, token_id: int) -> str:
         return ""
 
     def finish(self) -> str:

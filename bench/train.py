@@ -139,7 +139,7 @@ def _providers(stage: Stage, batch: Batch) -> list[Provider]:
 
         def error() -> float:
             step()
-            found = torch.cat([linear.z.grad for linear in learnt.values()])
+            found = torch.cat([linear.z.grad for linear in learnt.values() if linear.z.grad is not None])
             wanted = torch.cat([truth[key][: len(linear.z)] for key, linear in learnt.items()])
             return (torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted)).item()
 
@@ -151,9 +151,9 @@ def _providers(stage: Stage, batch: Batch) -> list[Provider]:
         learnt = adapt(model, stage.decomposition.factors, support=Support.parse(support))
         providers.append(provider(name, tree_score(model, batch), learnt))
     model = copy.deepcopy(stage.transformers)
-    learnt = recompose(model, stage)
-    providers.append(provider("rebuilt weights", tree_score(model, batch), learnt))
-    providers.append(provider("rebuilt weights, transformers", padded_score(model, batch), learnt))
+    rebuilt = recompose(model, stage)
+    providers.append(provider("rebuilt weights", tree_score(model, batch), rebuilt))
+    providers.append(provider("rebuilt weights, transformers", padded_score(model, batch), rebuilt))
     return providers
 
 

@@ -29,7 +29,8 @@ from zweave.kernels.svf_linear import DTYPES, svf_linear_triton
 def _pack_fake(weight: Tensor) -> Tensor:
     if weight.is_cuda:
         return weight.new_empty(weight.shape)
-    return weight.new_empty(panel_shape(*weight.shape, weight.dtype))
+    rows, columns = weight.shape
+    return weight.new_empty(panel_shape(rows, columns, weight.dtype))
 
 
 @torch.library.register_fake("zweave::unpack")

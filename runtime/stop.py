@@ -1,14 +1,21 @@
 """Text of a growing answer that ends before its first stop string."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from zweave.tokenizer import TextStream
+
+class Text(Protocol):
+    """What turns tokens into text as they come (`TextStream`)."""
+
+    def add(self, token_id: int) -> str: ...
+
+    def finish(self) -> str: ...
 
 
 class StopText:
     """Turns generated tokens into text and holds back what may yet become a stop string."""
 
-    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
+    def __init__(self, stream: Text, stops: Sequence[str]) -> None:
         self._stream = stream
         self._stops = stops
         self._held = ""

@@ -56,12 +56,12 @@ def test_pooled_states_do_not_depend_on_the_batch_and_leave_the_engine_as_it_was
     tiny_engine: TinyEngine,
 ) -> None:
     engine = tiny_engine(max_batch_tokens=8, max_sequences=8)
-    free = engine._cache.num_free
     before = engine.generate(Request(PROMPTS[0], expert="a", max_tokens=5))
+    held = engine.stats().blocks_in_use
     together = engine.pooled_states(PROMPTS, [1])
     for index, prompt in enumerate(PROMPTS):
         assert torch.equal(engine.pooled_states([prompt], [1])[:, 0], together[:, index])
-    assert engine._cache.num_free == free
+    assert engine.stats().blocks_in_use == held == 0
     assert engine.generate(Request(PROMPTS[0], expert="a", max_tokens=5)) == before
 
 

@@ -56,4 +56,4 @@ class LoraAdapter:
             parameter.data.copy_(value)
 
     def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
-        self._peft.save_pretrained(path)
+        self._peft.save_pretrained(str(path))
