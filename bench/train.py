@@ -129,7 +129,7 @@ def _providers(stage: Stage, batch: Batch) -> list[Provider]:
     float32 = Stage(str(stage.checkpoint.directory), "float32").transformers
     linears = recompose(float32, stage)
     padded_score(float32, batch)().backward()
-    truth = {name: linear.z.grad for name, linear in linears.items()}
+    truth = {name: linear.z.grad for name, linear in linears.items() if linear.z.grad is not None}
 
     def provider(name: str, score: Callable[[], Tensor], learnt: dict[str, Any]) -> Provider:
         def step() -> None:
