@@ -177,10 +177,16 @@ def test_bundled_experts_are_small_and_say_how_good_they_are(name: str, least: f
 
 
 @pytest.mark.slow
-def test_an_expert_for_sst2_is_trained_from_scratch(tmp_path: Path) -> None:
+def test_an_expert_for_sst2_is_trained_from_scratch(
+    tmp_path: Path, smollm2: Path, user_cache: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = os.environ.get("ZWEAVE_DATA")
     if not data:
         pytest.skip("ZWEAVE_DATA names no task files")
+    if user_cache is None:
+        monkeypatch.delenv("ZWEAVE_CACHE")
+    else:
+        monkeypatch.setenv("ZWEAVE_CACHE", user_cache)
     command = [sys.executable, "-m", "zweave.cli.main", "train", "sst2", "--out", str(tmp_path), "--json"]
     done = subprocess.run([*command, "--data", data], capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr

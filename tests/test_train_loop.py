@@ -62,13 +62,13 @@ def test_labels_are_learnt(make_policy: Any, chosen: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["reinforce", "plain", "grpo"])
 def test_generated_answers_are_learnt(make_policy: Any, kind: Any) -> None:
-    recipe = replace(QUICK, objective=kind, batch=2, draws=32)
-    # About half of what a random model says.
+    recipe = replace(QUICK, steps=80, objective=kind, batch=2, draws=32)
+    # About half of what a random model says: 640 answers of it would hardly reach 56%.
     even = replace(
         LETTERS, labels=(), judge=lambda s, text: 1.0 if len(text.encode()) and text.encode()[0] % 2 else -1.0
     )
     rewards = [step.reward for step in run(make_policy(recipe), recipe, even)]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:3]) / 3 + 0.2
+    assert sum(rewards[:10]) / 10 < 0.56 < sum(rewards[-10:]) / 10
 
 
 def test_given_answers_become_likely(make_policy: Any) -> None:
@@ -119,7 +119,9 @@ step = 0
 def judge(sample, text):
     if step == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
-    return exact(sample, text)
+    # Of a random model's texts about half begin so; hardly any is the right one.
+    odd = bool(text) and text.encode()[0] % 2 == 1
+    return exact(sample, text) if labelled else 2.0 * odd - 1.0
 
 labels, tokens = (("a", "b"), 1) if labelled else ((), 2)
 task = Task("letters", "", lambda data: Splits(samples, samples), labels, tokens, judge=judge)
