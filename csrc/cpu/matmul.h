@@ -25,6 +25,16 @@ int64_t plain_groups(const Matmul<T>& m) {
   return groups;
 }
 
+// Whether so few rows wait for memory alone. Integers are read so fast that their arithmetic counts from one
+// row on.
+template <class T>
+bool is_streamed(const Matmul<T>& m, int64_t rows) {
+  for (int64_t i = 0; i < m.num_terms; ++i) {
+    if (m.terms[i].weights.storage != Storage::plain) return false;
+  }
+  return rows <= kStreamedRows;
+}
+
 // One tile over groups [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
 // at 0.
 template <class T, int rows, int panels>
@@ -68,7 +78,7 @@ template <class T, int panels>
 void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                   float* sums) {
   const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows);
-  const bool told = row_end - row_begin > kStreamedRows;
+  const bool told = !is_streamed(m, row_end - row_begin);
   const int64_t groups = plain_groups(m);
   const Weights& first = m.terms[0].weights;
   const int64_t first_groups = first.storage == Storage::plain ? groups_of(m.terms[0]) : 0;
@@ -127,7 +137,7 @@ void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t pane
   const Weights& first = m.terms[0].weights;
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int64_t end = row + kRows < row_end ? row + kRows : row_end;
-    const int64_t step = end - row > kStreamedRows ? kTilePanels : 1;
+    const int64_t step = is_streamed(m, end - row) ? 1 : kTilePanels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += step) {
       const int64_t after = panel + step;
       const void* next = after < panel_end || !m.next ? first.panels + after * first.panel_bytes : m.next;

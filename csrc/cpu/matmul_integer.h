@@ -165,7 +165,6 @@ void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int
   constexpr int64_t slice_bytes = kIntegerSlice * (kBlock / kUnit) * IntegerStream<storage>::step;
   const int64_t count = divide_up(row_end - row_begin, Simd::integer_rows);
   const int64_t blocks = divide_up(term.inputs, kBlock);
-  const bool told = row_end - row_begin > kStreamedRows;
   const char* here = term.weights.panels + panel * term.weights.panel_bytes;
   for (int64_t begin = 0; begin < blocks; begin += kIntegerSlice, here += slice_bytes) {
     const int64_t end = begin + kIntegerSlice < blocks ? begin + kIntegerSlice : blocks;
@@ -174,7 +173,7 @@ void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int
     for (int64_t i = 0; i < count; ++i) {
       const int64_t rows = divide_up(row_end - row, count - i);
       // One block of rows fetches all that comes next, of several the first two half of it each.
-      const Fetch fetch{then, {told && (count == 1 || i == 0), told && (count == 1 || i == 1)}};
+      const Fetch fetch{then, {count == 1 || i == 0, count == 1 || i == 1}};
       with_rows<Simd::integer_rows>(rows, [&]<int known>() {
         integer_tile<T, known, panels, storage, a_block>(term, row, panel, begin, end, fetch,
                                                          sums + (row - row_begin) * kTileOutputs);
