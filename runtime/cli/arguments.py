@@ -1,7 +1,10 @@
-"""Types of command line arguments."""
+"""Types and checks of command line arguments."""
 
 import argparse
 import math
+from pathlib import Path
+
+from zweave.errors import ZweaveError
 
 
 def positive_whole(text: str) -> int:
@@ -27,3 +30,10 @@ def positive_number(text: str) -> float:
     if not (math.isfinite(number) and number > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Raises ZweaveError, before any work, if a file that is to be written has no directory."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ZweaveError(f"{option}: there is no directory {folder}")

@@ -11,7 +11,7 @@ from typing import Any
 from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, prefix_tree, step, train
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
-from zweave.errors import ZweaveError
+from zweave.cli.arguments import check_folder
 
 BENCHES = {
     "linear": linear,
@@ -44,8 +44,8 @@ def _add(benches: Any, name: str, bench: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.plot is not None and not args.plot.absolute().parent.is_dir():
-        raise ZweaveError(f"--plot: there is no directory {args.plot.absolute().parent}")
+    if args.plot is not None:
+        check_folder("--plot", args.plot)
     report = args.bench.run(args)
     status = print_report(report, args.json)
     if args.plot is not None:

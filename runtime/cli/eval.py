@@ -20,7 +20,7 @@ from zweave.cli.engine_options import (
     parse_expert,
     stderr,
 )
-from zweave.cli.task_options import add_data_option, data_folder
+from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.evaluation import ExpertMethod, LabelScores, Method, Row, baselines, evaluate, markdown
@@ -29,9 +29,7 @@ from zweave.tasks import Split, resolve_task
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("eval", help="how well tasks are answered", description=__doc__)
-    parser.add_argument(
-        "tasks", nargs="+", metavar="TASK", help="a built-in name, gym:GENERATOR, a .jsonl or a .py file"
-    )
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help=TASK_HELP)
     parser.add_argument(
         "--expert",
         action="append",

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from zweave.checkpoint import resolve_model
-from zweave.cli.arguments import positive_whole, whole
+from zweave.cli.arguments import check_folder, positive_whole, whole
 from zweave.cli.engine_options import add_engine_options, open_engine
 from zweave.cli.task_options import add_data_option, data_folder
 from zweave.early_classifier import bare_prompt, train_classifier
-from zweave.errors import ZweaveError
 from zweave.evaluation.evaluate import standard_error
 from zweave.tasks import resolve_task
 
@@ -44,8 +43,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     task, data = resolve_task(args.task), data_folder(args)
     test = task.samples("test", data)[: args.samples]
-    if not args.out.absolute().parent.is_dir():
-        raise ZweaveError(f"--out: there is no directory {args.out.absolute().parent}")
+    check_folder("--out", args.out)
     digest = resolve_model(args.model).digest()
     engine = open_engine(args)
     layers = [layer for layer in args.layers if layer <= engine.model.config.num_layers]

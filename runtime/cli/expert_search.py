@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zweave.cem import CemConfig
-from zweave.cli.arguments import positive_whole, whole
+from zweave.cli.arguments import check_folder, positive_whole, whole
 from zweave.cli.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, stderr
-from zweave.cli.task_options import add_data_option, data_folder
+from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.engine import Engine
-from zweave.errors import ZweaveError
 from zweave.expert import Expert
 from zweave.fewshot import Found, Generation, Weighting, search
 from zweave.mixture import mix_experts
@@ -27,7 +26,7 @@ def add_parser(commands: Any) -> None:
         help="find the mixture that answers a task's few samples best",
         description=__doc__,
     )
-    parser.add_argument("task", metavar="TASK", help="a built-in name, gym:GENERATOR, a .jsonl or a .py file")
+    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     parser.add_argument("--experts", nargs="+", required=True, metavar="NAME", help=EXPERT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the expert file to write")
     parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
@@ -48,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     train = task.samples("train", data_folder(args), args.seed)
     shots = list(islice(balanced(train, task.labels, args.seed), min(args.shots, len(train))))
     config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
-    if not args.out.absolute().parent.is_dir():
-        raise ZweaveError(f"--out: there is no directory {args.out.absolute().parent}")
+    check_folder("--out", args.out)
     engine = open_engine(args)
     experts = _load(engine, args.experts)
     layers = engine.model.config.num_layers if args.per_layer else 1

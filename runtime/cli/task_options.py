@@ -4,6 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+TASK_HELP = "a built-in name, gym:GENERATOR, a .jsonl or a .py file"
+
 
 def add_data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

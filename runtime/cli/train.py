@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.arguments import positive_number, positive_whole, whole
 from zweave.cli.engine_options import stderr
-from zweave.cli.task_options import add_data_option, data_folder
+from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.errors import ZweaveError
 from zweave.expert import Scope
 from zweave.train.loop import Step
@@ -27,9 +27,7 @@ CHOSEN = tuple(Recipe.__dataclass_fields__)
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("train", help="teach an expert a task", description=__doc__)
-    parser.add_argument(
-        "task", metavar="TASK", help="a built-in task, gym:GENERATOR, or a .jsonl or .py file of your own"
-    )
+    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
     )
