@@ -23,6 +23,10 @@ from zweave.kv_cache import KVCache, LayerCache
 from zweave.plan import Plan
 from zweave.rope import rope_tables
 
+# Tokens of a step whose logits nobody wants, from which on the last layer leaves them out: for fewer the weights
+# are read all the same.
+MANY_UNSAMPLED = 64
+
 
 class Weights:
     """Reads a model's tensors, cast and packed for a device."""
@@ -120,7 +124,25 @@ class Model:
         """Returns float32 logits [len(batch.sampled), vocabulary]."""
         x = self.embedding[batch.tokens]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        x = self.decoder(x, residual, batch.places)
         sampled = batch.sampled
-        x = add_rms_norm(x[sampled], residual[sampled], self.norm, self.config.rms_norm_eps)
+        if len(x) - len(sampled) < MANY_UNSAMPLED:
+            x = self.decoder(x, residual, batch.places)
+            x, residual = x[sampled], residual[sampled]
+        else:
+            x, residual = self._sampled_only(x, residual, batch)
+        x = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return linear(x, self.head, out_dtype=torch.float32)
+
+    def _sampled_only(self, x: Tensor, residual: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the decoder gives for the sampled tokens. Of the others the last layer computes keys and values."""
+        last, places, sampled = len(self.decoder.layers) - 1, batch.places, batch.sampled
+        if last:
+            x = self.decoder(x, residual, places, last=last)
+        is_other = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        is_other[sampled] = False
+        others = is_other.nonzero().flatten()
+        self.decoder.store_keys(x[others], residual[others], places.at(others), last)
+        x, residual = x[sampled], residual[sampled]
+        if len(sampled):
+            x = self.decoder(x, residual, places.at(sampled), last)
+        return x, residual
