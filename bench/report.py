@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +31,7 @@ class Report:
     sections: keys whose change draws a line in the table.
     plot: which figure shows the rows.
     roofs: read and arithmetic roof for the roofline plot, bytes and operations a second.
+    markdown: whether the table is one that a document can take as it is.
     """
 
     bench: str
@@ -39,6 +41,7 @@ class Report:
     sections: tuple[str, ...] = ()
     plot: Literal["roofline", "bars"] = "bars"
     roofs: tuple[float, float] | None = None
+    markdown: bool = False
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -73,12 +76,15 @@ def print_report(report: Report, json_only: bool = False) -> int:
 
 def make_table(report: Report) -> Table:
     table = Table(title=report.title, title_justify="left", caption=_caption(), caption_justify="left")
+    if report.markdown:
+        table.box = box.MARKDOWN
     for column in report.columns:
         table.add_column(column.heading, justify="right" if column.format else "left", no_wrap=True)
     rows = list(report.rows)
     for index, row in enumerate(rows):
         following = rows[index + 1] if index + 1 < len(rows) else row
         ends = any(row.get(key) != following.get(key) for key in report.sections)
+        ends = ends and not report.markdown
         table.add_row(*(_cell(row, column) for column in report.columns), end_section=ends)
     return table
 

@@ -2,8 +2,10 @@
 singular values (Transformer², section 4.4), and a report says how alike the models' components are.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -55,6 +57,23 @@ def overlap(module: str, a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tens
         aligned=same.float().mean().item(),
         spectrum=torch.nn.functional.cosine_similarity(sigma_a, sigma_b, dim=0).item(),
     )
+
+
+def by_kind(found: Sequence[Overlap]) -> list[Overlap]:
+    """The means over the layers of each kind of matrix, "q_proj" to "down_proj"."""
+    kinds: dict[str, list[Overlap]] = defaultdict(list)
+    for entry in found:
+        kinds[entry.module.rpartition(".")[2]].append(entry)
+    return [
+        Overlap(
+            kind,
+            subspace=fmean(entry.subspace for entry in entries),
+            chance=fmean(entry.chance for entry in entries),
+            aligned=fmean(entry.aligned for entry in entries),
+            spectrum=fmean(entry.spectrum for entry in entries),
+        )
+        for kind, entries in kinds.items()
+    ]
 
 
 def transfer(expert: Expert, source: Checkpoint, target: Checkpoint) -> Expert:

@@ -8,7 +8,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zweave.bench import engine, experts, few_shot, gpu, gpu_linear, linear, mix, prefix_tree, step, train
+from zweave.bench import (
+    engine,
+    experts,
+    few_shot,
+    gpu,
+    gpu_linear,
+    linear,
+    mix,
+    prefix_tree,
+    step,
+    train,
+    transfer,
+)
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
 from zweave.cli.arguments import check_folder
@@ -22,6 +34,7 @@ BENCHES = {
     "prefix-tree": prefix_tree,
     "train": train,
     "few-shot": few_shot,
+    "transfer": transfer,
     "gpu-linear": gpu_linear,
 }
 

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +12,7 @@ from zweave.checkpoint import resolve_model
 from zweave.cli.arguments import whole
 from zweave.decompose import decompose
 from zweave.expert import Expert
-from zweave.transfer import Overlap, overlaps, shuffled, transfer
+from zweave.transfer import Overlap, by_kind, overlaps, shuffled, transfer
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,26 +44,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"output": str(args.output), "matrices": [asdict(entry) for entry in found]}))
         return 0
-    Console(highlight=False).print(_table(found if args.all else _kinds(found)))
+    Console(highlight=False).print(_table(found if args.all else by_kind(found)))
     print(args.output)
     return 0
-
-
-def _kinds(found: list[Overlap]) -> list[Overlap]:
-    """The mean over the layers of each kind of matrix."""
-    kinds: dict[str, list[Overlap]] = defaultdict(list)
-    for entry in found:
-        kinds[entry.module.rpartition(".")[2]].append(entry)
-    return [
-        Overlap(
-            kind,
-            mean(e.subspace for e in entries),
-            mean(e.chance for e in entries),
-            mean(e.aligned for e in entries),
-            mean(e.spectrum for e in entries),
-        )
-        for kind, entries in kinds.items()
-    ]
 
 
 def _table(found: list[Overlap]) -> Table:
