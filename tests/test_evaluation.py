@@ -15,6 +15,7 @@ from zweave.evaluation import ExpertMethod, LabelScores, answer_together, baseli
 from zweave.evaluation.baselines import Baselines, Calibrated, Majority, Regression, Restricted
 from zweave.evaluation.evaluate import standard_error
 from zweave.evaluation.label_scores import LabelScores as Scores
+from zweave.expert import Expert
 from zweave.tasks import Sample, Splits, Task, label_ids
 
 TinyEngine = Callable[..., Engine]
@@ -102,7 +103,7 @@ def test_baselines_that_a_task_allows(engine: Engine) -> None:
 def test_rows(engine: Engine) -> None:
     class Says:
         def __init__(self, name: str, right: int) -> None:
-            self.name, self.right = name, right
+            self.name, self.right, self.parameters = name, right, None
 
         def answers(self, task: Task, samples: list[Sample]) -> list[str]:
             return [s.answer if i < self.right else "no" for i, s in enumerate(samples)]
@@ -117,7 +118,9 @@ def test_rows(engine: Engine) -> None:
     assert (rows[2].accuracy, rows[2].stderr) == (1, 0) and rows[1].seconds > 0
     table = markdown(rows).splitlines()
     assert (
-        len(table) == 5 and table[2].startswith("| mine | m | 0.650 |") and table[3].startswith("|  | base |")
+        len(table) == 5
+        and table[2].startswith("| mine | m |  | 0.650 |")
+        and table[3].startswith("|  | base | 0 |")
     )
 
 
@@ -154,11 +157,13 @@ def test_the_command_prints_rows_with_baselines(
     assert list(rows) == [
         "base", "majority", "base, labels only", "base, calibrated", "logistic regression on label scores", expert, "e"
     ]  # fmt: skip
-    assert set(rows["base"]) == {"task", "method", "accuracy", "stderr", "n", "runs", "seconds"}
+    assert set(rows["base"]) == {"task", "method", "accuracy", "stderr", "n", "runs", "seconds", "parameters"}
+    assert rows["e"]["parameters"] == sum(len(z) for z in Expert.load(expert).z.values())
+    assert rows["base"]["parameters"] == 0 and rows["majority"]["parameters"] is None
     assert rows["e"]["runs"] == 2 and rows["e"]["accuracy"] == rows[expert]["accuracy"]
     assert {row["n"] for row in rows.values()} == {10}
     assert main(["eval", task_file, *options]) == 0
-    assert capsys.readouterr().out.startswith("| task | method | accuracy |")
+    assert capsys.readouterr().out.startswith("| task | method | parameters | accuracy |")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +172,8 @@ def test_the_command_prints_rows_with_baselines(
         (["sstt"], "there is no task 'sstt'"),
         (["sst2", "--data", "/nowhere"], "sst2_train.tsv is missing"),
         (["addition", "--runs", "x"], "--runs takes NAME=FILE"),
+        (["addition", "--lora", "low=a,,b"], "--lora takes NAME=PATH"),
+        (["addition", "--lora", "low=/nowhere"], "holds no adapter_config.json"),
         (["addition", "--expert", "unknown"], "there is no expert 'unknown'"),
     ],
 )

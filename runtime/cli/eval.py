@@ -1,6 +1,7 @@
 """`zweave eval`: the base, experts and baselines on tasks, with standard errors.
 
-All experts answer as one mixed batch, greedily over the whole vocabulary. The baselines are always part of the
+All experts answer as one mixed batch, greedily over the whole vocabulary; LoRA adapters by the same rule, in the forward
+pass of training. The baselines are always part of the
 table: the commonest answer and, where answers are labels, the base model restricted to the labels, the same
 calibrated, and logistic regression on its label scores.
 """
@@ -9,6 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, get_args
 
 from zweave.cli.arguments import positive_whole
@@ -22,6 +24,7 @@ from zweave.cli.engine_options import (
 )
 from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.engine import Engine
+from zweave.engine_config import DTYPES
 from zweave.errors import ZweaveError
 from zweave.evaluation import ExpertMethod, LabelScores, Method, Row, baselines, evaluate, markdown
 from zweave.tasks import Split, resolve_task
@@ -45,6 +48,13 @@ def add_parser(subparsers: Any) -> None:
         help="expert files of one method, trained under different seeds: one row; repeatable",
     )
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME=DIR,DIR,...",
+        help="the same for LoRA adapters, directories of PEFT (zweave train --adapter lora)",
+    )
+    parser.add_argument(
         "--samples", type=positive_whole, default=500, metavar="N", help="a task (%(default)s)"
     )
     parser.add_argument("--split", choices=get_args(Split), default="test", help="(%(default)s)")
@@ -66,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     # Read before the model loads: a file that is missing is told at once.
     samples = {task.name: task.samples(args.split, data)[: args.samples] for task in tasks}
     engine = open_engine(args)
-    experts = _experts(engine, args.expert, args.runs)
+    experts = [*_experts(engine, args.expert, args.runs), *_loras(args)]
     scores = LabelScores(engine)
     rows: list[Row] = []
     for task in tasks:
@@ -82,15 +92,31 @@ def run(args: argparse.Namespace) -> int:
 def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[Method]:
     """The experts' methods; a mixture is named as it was written."""
     named = [(text, parse_expert(text)) for text in choices]
-    for item in runs:
-        name, separator, files = item.partition("=")
-        if not (separator and name and files):
-            raise ZweaveError(f"--runs takes NAME=FILE,FILE,..., not {item!r}")
-        named += [(name, file) for file in files.split(",")]
+    named += _named("--runs", runs)
     load_named(engine, [choice for _, choice in named])
     for _, choice in named:
         engine.check_expert(choice)
     return [ExpertMethod(name, engine, choice) for name, choice in named]
+
+
+def _loras(args: argparse.Namespace) -> list[Method]:
+    if not args.lora:
+        return []
+    from zweave.evaluation.lora import LoraModel
+
+    model = LoraModel(args.model, DTYPES[args.dtype], args.device)
+    return [model.method(name, Path(directory)) for name, directory in _named("--lora", args.lora)]
+
+
+def _named(option: str, items: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of a name and one of its paths."""
+    found = []
+    for item in items:
+        name, separator, paths = item.partition("=")
+        if not (separator and name and all(paths.split(","))):
+            raise ZweaveError(f"{option} takes NAME=PATH,PATH,..., not {item!r}")
+        found += [(name, path) for path in paths.split(",")]
+    return found
 
 
 def _print(rows: Sequence[Row], args: argparse.Namespace) -> None:

@@ -42,6 +42,7 @@ class Baselines:
 class Majority:
     of: Baselines
     name: str = "majority"
+    parameters: int | None = None
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         ((answer, _),) = Counter(sample.answer for sample in self.of.train).most_common(1)
@@ -52,6 +53,7 @@ class Majority:
 class Restricted:
     of: Baselines
     name: str = "base, labels only"
+    parameters: int | None = None
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         return likeliest(task, self.of.scores.of(task, samples))
@@ -61,6 +63,7 @@ class Restricted:
 class Calibrated:
     of: Baselines
     name: str = "base, calibrated"
+    parameters: int | None = None
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         scores = self.of.scores
@@ -72,6 +75,7 @@ class Calibrated:
 class Regression:
     of: Baselines
     name: str = "logistic regression on label scores"
+    parameters: int | None = None
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         shots = min(self.of.shots, len(self.of.train))

@@ -17,6 +17,7 @@ class Row:
     accuracy: mean over the runs; stderr: of that mean, both for the samples drawn and between runs
     n: samples; runs: methods of that name, with different seeds
     seconds: of all runs. Experts of one engine answer as one mixed batch: each has its share by tokens.
+    parameters: trained for a run; None where that says nothing
     """
 
     task: str
@@ -26,6 +27,7 @@ class Row:
     n: int
     runs: int
     seconds: float
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +60,11 @@ def evaluate(
             answers = method.answers(task, samples)
             runs[id(method)] = _Run(method.name, answers, time.perf_counter() - start)
     by_name: dict[str, list[_Run]] = {}
+    parameters: dict[str, int | None] = {}
     for method in methods:
         by_name.setdefault(method.name, []).append(runs[id(method)])
-    return [_row(task, samples, name, some) for name, some in by_name.items()]
+        parameters[method.name] = method.parameters
+    return [_row(task, samples, name, some, parameters[name]) for name, some in by_name.items()]
 
 
 def _answer_as_one(task: Task, samples: Sequence[Sample], methods: Sequence[ExpertMethod]) -> list[_Run]:
@@ -76,7 +80,9 @@ def _answer_as_one(task: Task, samples: Sequence[Sample], methods: Sequence[Expe
     ]
 
 
-def _row(task: Task, samples: Sequence[Sample], name: str, runs: Sequence[_Run]) -> Row:
+def _row(
+    task: Task, samples: Sequence[Sample], name: str, runs: Sequence[_Run], parameters: int | None
+) -> Row:
     shares = []
     for run in runs:
         rewards = [task.reward(sample, text) for sample, text in zip(samples, run.answers, strict=True)]
@@ -89,6 +95,7 @@ def _row(task: Task, samples: Sequence[Sample], name: str, runs: Sequence[_Run])
         n=len(samples),
         runs=len(runs),
         seconds=sum(run.seconds for run in runs),
+        parameters=parameters,
     )
 
 

@@ -7,14 +7,21 @@ from typing import Protocol
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import ExpertChoice, Request, Result
+from zweave.support import Support
 from zweave.tasks import Sample, Task, prompt_ids
 
 
 class Method(Protocol):
-    """Anything that answers prompts. Methods of one name are runs of one method, under different seeds."""
+    """Anything that answers prompts. Methods of one name are runs of one method, under different seeds.
+
+    parameters: how many numbers were trained for it; None where that says nothing.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def parameters(self) -> int | None: ...
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         """The answered text of each sample, in order."""
@@ -28,6 +35,17 @@ class ExpertMethod:
     name: str
     engine: Engine
     choice: ExpertChoice
+
+    @property
+    def parameters(self) -> int | None:
+        """Components that the expert may change, none of the base; a mixture's weights are not counted."""
+        if self.choice is None:
+            return 0
+        if not isinstance(self.choice, str):
+            return None
+        expert = self.engine.bank.registered(self.choice).read()
+        support = Support.parse(expert.support)
+        return sum(support.components(len(z)) for z in expert.z.values())
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         (results,) = answer_together(self.engine, task, samples, [self.choice])

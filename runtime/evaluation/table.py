@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 from zweave.evaluation.evaluate import Row
 
-_HEADINGS = ("task", "method", "accuracy", "± stderr", "n", "runs", "seconds")
+_HEADINGS = ("task", "method", "parameters", "accuracy", "± stderr", "n", "runs", "seconds")
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """One line a row; the task is named once."""
-    lines = [_HEADINGS, ("---", "---", "---:", "---:", "---:", "---:", "---:")]
+    lines = [_HEADINGS, ("---", "---", *["---:"] * 6)]
     shown = ""
     for row in rows:
         task, shown = ("" if row.task == shown else row.task), row.task
         figures = (
+            "" if row.parameters is None else f"{row.parameters:,}",
             f"{row.accuracy:.3f}",
             f"{row.stderr:.3f}",
             str(row.n),

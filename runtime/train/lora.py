@@ -1,5 +1,6 @@
 """The baseline: low-rank adapters of PEFT on the same matrices, trained by the same objectives."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from zweave.errors import ZweaveError
 from zweave.train.recipe import Recipe
 from zweave.train.svf import ADAPTED
 
+# Beside PEFT's own files: what these do not say, the scope and how it was trained.
+RECORD = "zweave.json"
+
 
 class LoraAdapter:
     """LoRA of the recipe's rank, alpha twice that, float32; saved as a PEFT directory."""
@@ -19,6 +23,7 @@ class LoraAdapter:
     suffix = ""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self._scope = recipe.scope
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError:
@@ -57,3 +62,5 @@ class LoraAdapter:
 
     def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
         self._peft.save_pretrained(str(path))
+        record = {"scope": self._scope, "description": description, "training": training}
+        (path / RECORD).write_text(json.dumps(record), "utf-8")

@@ -1,0 +1,111 @@
+"""LoRA adapters as methods: PEFT directories, answered by the forward pass that trained them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from zweave.checkpoint import resolve_model
+from zweave.errors import ZweaveError
+from zweave.expert import Scope
+from zweave.tasks import Sample, Task
+from zweave.tokenizer import Tokenizer
+from zweave.train.adapter import Adapter
+from zweave.train.lora import RECORD
+from zweave.train.policy import Policy
+from zweave.train.rollout import grow
+from zweave.train.run import load_model
+
+# Prompts of a forward pass, as validation has them in training.
+BATCH = 32
+
+
+class LoraModel:
+    """A model of transformers with any number of adapters, one of them active.
+
+    model: as of zweave.Engine. Raises ZweaveError for one that cannot be opened, and without transformers.
+    """
+
+    def __init__(self, model: str, dtype: torch.dtype, device: str = "cpu") -> None:
+        checkpoint = resolve_model(model)
+        self.module = load_model(checkpoint, dtype).to(device).requires_grad_(False)
+        self.tokenizer = Tokenizer(checkpoint.directory)
+        self.max_length = checkpoint.config.max_position
+        self._peft: Any = None
+        self._count = 0
+
+    def method(self, name: str, directory: Path) -> "LoraMethod":
+        """The adapter of a directory that `zweave train --adapter lora` or PEFT wrote.
+
+        Raises ZweaveError if it is none, or for another model.
+        """
+        try:
+            from peft import PeftModel
+        except ImportError:
+            raise ZweaveError("--lora needs peft: pip install 'zweave[train]' peft") from None
+        scope = _scope(directory)
+        adapter = f"adapter{self._count}"
+        self._count += 1
+        try:
+            if self._peft is None:
+                self._peft = PeftModel.from_pretrained(self.module, str(directory), adapter_name=adapter)
+            else:
+                self._peft.load_adapter(str(directory), adapter_name=adapter)
+        # What does not fit fails in many types, over many lines.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ZweaveError(f"{directory} is no adapter for this model: {reason}") from None
+        self._peft.requires_grad_(False).eval()
+        size = sum(p.numel() for key, p in self.module.named_parameters() if adapter in key.split("."))
+        if not size:
+            raise ZweaveError(f"{directory} adapts none of this model's matrices")
+        return LoraMethod(name, self, adapter, scope, size)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """A context in which the model answers without adapters."""
+        with self._peft.disable_adapter():
+            yield
+
+    def activate(self, adapter: str) -> None:
+        self._peft.set_adapter(adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraMethod:
+    """One adapter: greedy over the whole vocabulary. parameters: of its matrices A and B."""
+
+    name: str
+    model: LoraModel
+    adapter: str
+    scope: Scope
+    parameters: int
+
+    def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
+        self.model.activate(self.adapter)
+        # Answering asks nothing of an adapter but its base.
+        adapter = cast(Adapter, self.model)
+        policy = Policy(self.model.module, adapter, self.model.tokenizer, self.scope, self.model.max_length)
+        texts: list[str] = []
+        for start in range(0, len(samples), BATCH):
+            texts += grow(policy, task, list(samples[start : start + BATCH])).texts
+        return texts
+
+
+def _scope(directory: Path) -> Scope:
+    """Which tokens it acts on: by the trainer's record, on all of them without one."""
+    if not (directory / "adapter_config.json").is_file():
+        raise ZweaveError(f"{directory} holds no adapter_config.json: give a directory that PEFT wrote")
+    if not (directory / RECORD).is_file():
+        return "always"
+    try:
+        scope: Scope = json.loads((directory / RECORD).read_text("utf-8"))["scope"]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise ZweaveError(f"{directory / RECORD} is damaged: train the adapter again") from None
+    if scope not in get_args(Scope):
+        raise ZweaveError(f"{directory / RECORD} names the scope {scope!r}, which there is not")
+    return scope
