@@ -24,7 +24,8 @@ from zweave.kv_cache import KVCache
 from zweave.merger import Merger
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
-from zweave.plan import Plan, make_plan
+from zweave.plan import Plan
+from zweave.planner import plan_for
 from zweave.pooled_state import check_layers, pooled_states
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
 from zweave.sampling import draw, logprobs, scores
@@ -59,13 +60,7 @@ class Engine:
         self.max_length = min(checkpoint.config.max_position, num_blocks * self.config.block_size)
         sigmas = {name: decomposition.sigma(name) for name in decomposition.names}
         shapes = checkpoint.config.adapted_shapes()
-        plan = make_plan(
-            {name: shapes[name] for name in sigmas},
-            device.type,
-            self.config.torch_dtype.itemsize,
-            self.config.max_memory,
-            self.config.max_error,
-        )
+        plan = plan_for(self.config, {name: shapes[name] for name in sigmas})
         try:
             self.bank = Bank(
                 sigmas,
