@@ -96,7 +96,7 @@ class Engine:
     def _look_at_batches(self, decomposition: Decomposition, plan: Plan) -> None:
         """Has steps choose the ways of their tokens, and hot experts merged."""
         costs = cost_model(self.config.torch_dtype)
-        self._batch_planner = BatchPlanner(plan, self.bank.ways, costs)
+        self._batch_planner = BatchPlanner(plan, self.bank.tables.ways, costs)
         if self.config.merge_memory:
             self._merger = Merger(
                 decomposition,
@@ -183,7 +183,7 @@ class Engine:
         for sequence, reason in failed:
             self._undelivered.append(self._finish(sequence, "", [], "error", reason))
         if chunks:
-            chunks.sort(key=lambda chunk: self.bank.way_key(chunk.sequence.slot or 0))
+            chunks.sort(key=lambda chunk: self.bank.tables.way_key(chunk.sequence.slot or 0))
             batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
             self._advance(chunks, self.model(self._planned(batch)))
         deltas, self._undelivered = self._undelivered, []

@@ -64,11 +64,11 @@ class Weights:
             dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
             vt=factor(vt) if some else None,
             u=factor(u) if some else None,
-            scale=self._bank.columns(module) if plan.factored else None,
-            delta=self._bank.leading(module) if plan.leading else None,
+            scale=self._bank.tables.columns(module) if plan.factored else None,
+            delta=self._bank.tables.leading(module) if plan.leading else None,
             bias=self.tensor(bias) if bias in self._present else None,
-            ways=self._bank.ways_of(module) if plan.dense else None,
-            supports=self._bank.supports_of(module) if plan.leading else None,
+            ways=self._bank.tables.ways_of(module) if plan.dense else None,
+            supports=self._bank.tables.supports_of(module) if plan.leading else None,
         )
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
