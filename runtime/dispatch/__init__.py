@@ -1,6 +1,7 @@
 """Dispatchers: which expert answers a request that names none."""
 
 from zweave.dispatch.dispatcher import Dispatcher, Look, Prompt, ReadScores, ReadState
+from zweave.dispatch.file import load_dispatcher
 from zweave.dispatch.fixed import FixedDispatcher, few_shot
 from zweave.dispatch.hidden import HiddenDispatcher
 from zweave.dispatch.prompt import PromptDispatcher
@@ -19,4 +20,5 @@ __all__ = [
     "ReadState",
     "Routes",
     "few_shot",
+    "load_dispatcher",
 ]

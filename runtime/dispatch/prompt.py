@@ -87,7 +87,7 @@ class PromptDispatcher:
         failed = [result.error for result in results if result.error]
         if failed or not results:
             raise ZweaveError(f"the dispatcher cannot be calibrated: {failed[0] if failed else 'no texts'}")
-        means = np.mean([result.scores for result in results], axis=0)
+        means = np.mean([result.scores or () for result in results], axis=0)
         return PromptDispatcher(
             self.routes,
             self.instruction,
