@@ -14,7 +14,7 @@ of the one before. It computes what `decoder_ref` does, op by op, bit for bit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,18 @@ class DecoderBatch:
     kv_index: Tensor
     block_table: Tensor
     all_factored: bool = False
+
+    def first(self, tokens: int) -> "DecoderBatch":
+        """The first tokens alone."""
+        if tokens == len(self.slot):
+            return self
+        return replace(
+            self,
+            slot=self.slot[:tokens],
+            sequence=self.sequence[:tokens],
+            position=self.position[:tokens],
+            kv_index=self.kv_index[:tokens],
+        )
 
 
 def decoder_ref(

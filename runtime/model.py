@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from zweave.bank import Bank
-from zweave.batch import Batch
+from zweave.batch import Batch, Reading
 from zweave.checkpoint import Checkpoint
 from zweave.config import ModelConfig
 from zweave.decompose import Decomposition
@@ -115,12 +115,32 @@ class Model:
             [weights.layer(config, layer, caches) for layer, caches in enumerate(cache.layers)],
         )
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Returns float32 logits [len(batch.sampled), vocabulary]."""
+        return self.read(batch)[0]
+
+    @torch.inference_mode()
+    def read(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Logits as above, and the states of each of the batch's readings, [tokens, hidden] float32.
+
+        Rows that end at a layer are left out of the layers above it.
+        """
+        places = batch.places
         x = self.embedding[batch.tokens]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        x = self.decoder(x, residual, batch.places)
+        states: dict[Reading, Tensor] = {}
+        computed = 0
+        for layer in sorted({reading.layer for reading in batch.readings}):
+            x = self.decoder(x, residual, places, computed, layer)
+            computed = layer
+            here = [reading for reading in batch.readings if reading.layer == layer]
+            for reading in here:
+                rows = slice(reading.first, reading.last)
+                states[reading] = residual[rows] + x[rows].float()
+            left = min([reading.first for reading in here if reading.ends], default=len(x))
+            x, residual, places = x[:left], residual[:left], places.first(left)
+        if computed < self.config.num_layers and len(x):
+            x = self.decoder(x, residual, places, computed)
         sampled = batch.sampled
         x = add_rms_norm(x[sampled], residual[sampled], self.norm, self.config.rms_norm_eps)
-        return linear(x, self.head, out_dtype=torch.float32)
+        return linear(x, self.head, out_dtype=torch.float32), [states[r] for r in batch.readings]
