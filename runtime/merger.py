@@ -107,7 +107,7 @@ class Merger:
     def _install(self, slot: int, merged: _Merged) -> None:
         assert merged.making is not None
         for module, weight in merged.making.result().items():
-            self._decoder.set_merged(*_place(module), slot, weight)
+            self._decoder.set_merged(*place_of(module), slot, weight)
             self._bank.tables.ways_of(module)[slot] = int(Way.MERGED)
         merged.making = None
 
@@ -119,9 +119,9 @@ class Merger:
         if self._bank.digest_of(slot) == merged.digest:
             self._bank.tables.restore_ways(slot)
         for module in self._modules:
-            self._decoder.set_merged(*_place(module), slot, None)
+            self._decoder.set_merged(*place_of(module), slot, None)
 
 
-def _place(module: str) -> tuple[int, str]:
+def place_of(module: str) -> tuple[int, str]:
     """Layer and linear of a decoder that a matrix is."""
     return layer_of(module), module.rpartition(".")[2].removesuffix("_proj")

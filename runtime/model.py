@@ -23,6 +23,10 @@ from zweave.kv_cache import KVCache, LayerCache
 from zweave.plan import Plan
 from zweave.rope import rope_tables
 
+# Tokens of a step whose logits nobody wants, from which on the last layer leaves them out: for fewer the weights
+# are read all the same.
+MANY_UNSAMPLED = 64
+
 
 class Weights:
     """Reads a model's tensors, cast and packed for a device."""
@@ -139,8 +143,28 @@ class Model:
                 states[reading] = residual[rows] + x[rows].float()
             left = min([reading.first for reading in here if reading.ends], default=len(x))
             x, residual, places = x[:left], residual[:left], places.first(left)
-        if computed < self.config.num_layers and len(x):
-            x = self.decoder(x, residual, places, computed)
-        sampled = batch.sampled
-        x = add_rms_norm(x[sampled], residual[sampled], self.norm, self.config.rms_norm_eps)
+        x, residual = self._sampled_only(x, residual, places, batch.sampled, computed)
+        x = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return linear(x, self.head, out_dtype=torch.float32), [states[r] for r in batch.readings]
+
+    def _sampled_only(
+        self, x: Tensor, residual: Tensor, places: DecoderBatch, sampled: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the layers from `first` on give for the sampled tokens. Of many others the last layer computes keys
+        and values alone."""
+        last = self.config.num_layers - 1
+        if first > last or not len(x):
+            return x[sampled], residual[sampled]
+        if len(x) - len(sampled) < MANY_UNSAMPLED:
+            x = self.decoder(x, residual, places, first)
+            return x[sampled], residual[sampled]
+        if first < last:
+            x = self.decoder(x, residual, places, first, last)
+        is_other = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        is_other[sampled] = False
+        others = is_other.nonzero().flatten()
+        self.decoder.store_keys(x[others], residual[others], places.at(others), last)
+        x, residual = x[sampled], residual[sampled]
+        if len(sampled):
+            x = self.decoder(x, residual, places.at(sampled), last)
+        return x, residual
