@@ -150,8 +150,10 @@ class Model:
     def _sampled_only(
         self, x: Tensor, residual: Tensor, places: DecoderBatch, sampled: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
-        """What the layers from `first` on give for the sampled tokens. Of many others the last layer computes keys
-        and values alone."""
+        """What the layers from `first` on give for the sampled tokens.
+
+        Of the others, if they are many, the last layer computes keys and values alone.
+        """
         last = self.config.num_layers - 1
         if first > last or not len(x):
             return x[sampled], residual[sampled]
