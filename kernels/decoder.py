@@ -96,8 +96,13 @@ class DecoderBatch:
 
     def at(self, rows: Tensor) -> "DecoderBatch":
         """Some of the tokens. rows: [n] int64."""
-        tokens = (self.slot, self.sequence, self.position, self.kv_index)
-        return DecoderBatch(*(values[rows] for values in tokens), self.block_table, self.all_factored)
+        return replace(
+            self,
+            slot=self.slot[rows],
+            sequence=self.sequence[rows],
+            position=self.position[rows],
+            kv_index=self.kv_index[rows],
+        )
 
 
 def decoder_ref(

@@ -11,6 +11,7 @@ from zweave.decompose import Decomposition
 from zweave.kernels import (
     AdaptedLinear,
     Decoder,
+    DecoderBatch,
     DecoderConfig,
     DecoderLayer,
     Packed,
