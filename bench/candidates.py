@@ -95,12 +95,12 @@ class RebuiltInEngine(MixedBatch):
     def _rebuild(self, slot: int) -> None:
         bank, decoder = self.engine.bank, self.engine.model.decoder
         for name, (u, vt) in self._factors.items():
-            weight = (u * bank.columns(name)[slot].to(u.dtype)) @ vt
+            weight = (u * bank.tables.columns(name)[slot].to(u.dtype)) @ vt
             decoder.set_merged(*place_of(name), slot, pack(weight))
-            bank.ways_of(name)[slot] = int(Way.MERGED)
+            bank.tables.ways_of(name)[slot] = int(Way.MERGED)
 
     def _forget(self, slot: int) -> None:
-        self.engine.bank.restore_ways(slot)
+        self.engine.bank.tables.restore_ways(slot)
         for name in self._factors:
             self.engine.model.decoder.set_merged(*place_of(name), slot, None)
 

@@ -1,8 +1,8 @@
 """How many tokens a second does a mixed batch get, here and elsewhere?
 
 16 requests of 64 prompt and 64 new tokens, greedy, whatever they say, under no, one or eight experts, by our engine,
-transformers, PEFT's mixed batch of LoRA adapters, and by the paper's procedure, which rebuilds the weights for each
-expert; then one request alone. A judge in float32 looks at every answer first.
+transformers, our experts attached to its model, PEFT's mixed batch of LoRA adapters, and by the paper's procedure,
+which rebuilds the weights for each expert; then one request alone. A judge in float32 looks at every answer first.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from zweave.bench.harness import Outcome, Provider, find, measure, ratio
 from zweave.bench.options import add_pace, chosen, pace
-from zweave.bench.peers import PeftLora, Recompose, generate
+from zweave.bench.peers import AttachedExperts, PeftLora, Recompose, generate
 from zweave.bench.report import Column, Report, Row
 from zweave.bench.stage import Stage
 from zweave.bench.workload import Workload
@@ -120,6 +120,24 @@ def _transformers(stage: Stage, workload: Workload, experts: int) -> Provider:
     )
 
 
+def _attached(many: bool) -> Callable[[Stage, Workload, int], Provider]:
+    """transformers with our experts attached: all of them, or none."""
+
+    def make(stage: Stage, workload: Workload, experts: int) -> Provider:
+        count = experts if many else 0
+        prompts = workload.prompts(stage.config)
+        loaded = [stage.expert("always", index) for index in range(count)]
+        attached = AttachedExperts(stage.checkpoint.directory, loaded, stage.torch_dtype)
+        return stage.text_provider(
+            f"transformers-zweave{count}",
+            lambda: attached(prompts, workload.new),
+            lambda answers: stage.regret(prompts, answers, "always", count),
+            experts=count,
+        )
+
+    return make
+
+
 def _peft(stage: Stage, workload: Workload, experts: int) -> Provider:
     prompts = workload.prompts(stage.config)
     lora = PeftLora(stage.checkpoint.directory, stage.decomposition.names, experts, stage.torch_dtype)
@@ -152,7 +170,9 @@ PROVIDERS: dict[str, Callable[[Stage, Workload, int], Provider]] = {
     "leading": _ours("leading", many=True),
     "after_prompt": _ours("after_prompt", many=True),
     "transformers": _transformers,
+    "attached_base": _attached(many=False),
+    "attached": _attached(many=True),
     "peft": _peft,
     "recompose": _recompose,
 }
-ALONE = ("base", "one", "leading", "transformers", "peft")
+ALONE = ("base", "one", "leading", "transformers", "attached", "peft")

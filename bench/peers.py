@@ -1,4 +1,4 @@
-"""The same workload served by others: transformers, PEFT, and the paper's procedure."""
+"""The same workload served by others: transformers, PEFT, our experts in transformers, and the paper's procedure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +65,25 @@ class Recompose:
             ):
                 answers[index] = answer
         return answers
+
+
+class AttachedExperts:
+    """Our experts inside transformers' model, one a prompt; without experts its base."""
+
+    def __init__(self, directory: Path, experts: Sequence[Expert], dtype: torch.dtype) -> None:
+        from zweave.integrations.transformers import attach
+
+        self._model = load_transformers(directory, dtype)
+        self._names = [f"expert{index}" for index in range(len(experts))]
+        self._attached = attach(self._model, dict(zip(self._names, experts, strict=True)))
+
+    def __call__(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+        """Answers; prompt i is under expert i mod E."""
+        names = [
+            self._names[index % len(self._names)] if self._names else None for index in range(len(prompts))
+        ]
+        with self._attached.use(names):
+            return generate(self._model, prompts, new)
 
 
 class PeftLora:

@@ -14,7 +14,7 @@ of the one before. It computes what `decoder_ref` does, op by op, bit for bit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,10 +82,27 @@ class DecoderBatch:
     block_table: Tensor
     all_factored: bool = False
 
+    def first(self, tokens: int) -> "DecoderBatch":
+        """The first tokens alone."""
+        if tokens == len(self.slot):
+            return self
+        return replace(
+            self,
+            slot=self.slot[:tokens],
+            sequence=self.sequence[:tokens],
+            position=self.position[:tokens],
+            kv_index=self.kv_index[:tokens],
+        )
+
     def at(self, rows: Tensor) -> "DecoderBatch":
         """Some of the tokens. rows: [n] int64."""
-        tokens = (self.slot, self.sequence, self.position, self.kv_index)
-        return DecoderBatch(*(values[rows] for values in tokens), self.block_table, self.all_factored)
+        return replace(
+            self,
+            slot=self.slot[rows],
+            sequence=self.sequence[rows],
+            position=self.position[rows],
+            kv_index=self.kv_index[rows],
+        )
 
 
 def decoder_ref(

@@ -1,9 +1,7 @@
 """A model on disk: its config and its tensors, memory mapped from safetensors files."""
 
-import hashlib
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from zweave.config_file import read_json
 from zweave.errors import ZweaveError
 from zweave.gguf_file import convert_cached
 from zweave.pull import MODELS, model_directory
+from zweave.weight_source import weights_digest
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _INDEX = "model.safetensors.index.json"
@@ -47,20 +46,13 @@ class Checkpoint:
             raise KeyError(name)
         return self._files[name].get_tensor(name)
 
+    def adapted_shapes(self) -> dict[str, tuple[int, int]]:
+        """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
+        return self.config.adapted_shapes()
+
     def digest(self) -> str:
         """SHA-256 in hex over name, dtype, shape and bytes of all adapted matrices, in layer order."""
-        names = [f"{module}.weight" for module in self.config.adapted_shapes()]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            digests = list(pool.map(self._tensor_digest, names))
-        return hashlib.sha256(b"".join(digests)).hexdigest()
-
-    def _tensor_digest(self, name: str) -> bytes:
-        tensor = self.tensor(name)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shape = "x".join(map(str, tensor.shape))
-        digest = hashlib.sha256(f"{name}\n{dtype}\n{shape}\n".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data)
-        return digest.digest()
+        return weights_digest(self)
 
     def _check(self) -> None:
         missing = [name for name in self._shapes if name not in self._files]

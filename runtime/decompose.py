@@ -14,12 +14,12 @@ from torch import Tensor
 
 from zweave.bounded_pool import BoundedPool, Job
 from zweave.cache import cache_dir, disk_errors, flush, lock, require_space
-from zweave.checkpoint import Checkpoint
 from zweave.errors import ZweaveError
 from zweave.expert import layer_of
 from zweave.progress import Report, progress_bar
 from zweave.svd import TOLERANCE, Svd, relative_error, svd, working_bytes
 from zweave.tensor_file import open_tensors, save_tensors
+from zweave.weight_source import WeightSource
 
 FORMAT = "zweave-decomposition-1"
 DEFAULT_MEMORY = 2 << 30
@@ -84,7 +84,7 @@ class Decomposition:
 
 
 def decompose(
-    checkpoint: Checkpoint,
+    source: WeightSource,
     *,
     progress: Report | None = None,
     workers: int | None = None,
@@ -101,8 +101,8 @@ def decompose(
     A second process waits for the first. What a killed run had finished is checked and kept. Raises
     ZweaveError if a matrix is not finite, the memory is too little, or the disk is full or cannot be written.
     """
-    digest = checkpoint.digest()
-    shapes = checkpoint.config.adapted_shapes()
+    digest = source.digest()
+    shapes = source.adapted_shapes()
     bound = memory_bound(shapes, memory)
     workers = torch.get_num_threads() if workers is None else workers
     if workers < 1:
@@ -113,7 +113,7 @@ def decompose(
             waiting = partial(report, "waiting for another process that decomposes this model", 0, 0)
             with lock(target, waiting):
                 if force or not target.is_dir():
-                    _make(checkpoint, digest, workers, bound, report)
+                    _make(source, digest, workers, bound, report)
     found = Decomposition.open(digest)
     if {module: matrix.shape for module, matrix in found.matrices.items()} != shapes:
         raise ZweaveError("the decomposition is of other matrices: run `zweave decompose MODEL --force`")
@@ -137,8 +137,8 @@ def memory_bound(shapes: Mapping[str, tuple[int, int]], memory: int | None = Non
     return memory
 
 
-def _make(checkpoint: Checkpoint, digest: str, workers: int, memory: int, report: Report) -> None:
-    shapes = checkpoint.config.adapted_shapes()
+def _make(source: WeightSource, digest: str, workers: int, memory: int, report: Report) -> None:
+    shapes = source.adapted_shapes()
     target = _directory(digest)
     unfinished = target.with_name(f"{digest}.partial")
     with disk_errors(unfinished):
@@ -150,7 +150,7 @@ def _make(checkpoint: Checkpoint, digest: str, workers: int, memory: int, report
     missing = [shape for module, shape in shapes.items() if not _file(unfinished, module).is_file()]
     require_space(unfinished, sum(map(_stored_bytes, missing)))
     jobs = [
-        Job(working_bytes(shape), partial(_factor, checkpoint, module, unfinished))
+        Job(working_bytes(shape), partial(_factor, source, module, unfinished))
         for module, shape in shapes.items()
     ]
     found: dict[str, Matrix] = {}
@@ -175,10 +175,10 @@ def _make(checkpoint: Checkpoint, digest: str, workers: int, memory: int, report
         flush(target.parent)
 
 
-def _factor(checkpoint: Checkpoint, module: str, directory: Path) -> tuple[str, Matrix]:
+def _factor(source: WeightSource, module: str, directory: Path) -> tuple[str, Matrix]:
     """Brings one matrix's file into `directory`, unless a sound one is there."""
     path = _file(directory, module)
-    weight = checkpoint.tensor(f"{module}.weight")
+    weight = source.tensor(f"{module}.weight")
     shape = (weight.shape[0], weight.shape[1])
     try:
         result = _read_back(path, weight)

@@ -119,7 +119,9 @@ def test_loaded_expert_does_not_hang_on_its_file(tmp_path):
     ("fields", "message"),
     [
         ({"z": {}}, "no z vectors"),
-        ({"z": {"model.layers.0.mlp.router": torch.ones(3)}}, "not a matrix that an expert can adapt"),
+        ({"z": {"lm_head": torch.ones(3)}}, "not a matrix that an expert can adapt"),
+        ({"z": {"model.layers.0": torch.ones(3)}}, "not a matrix that an expert can adapt"),
+        ({"z": {"model.layers.0.mlp.up/proj": torch.ones(3)}}, "not a matrix that an expert can adapt"),
         ({"z": {"model.layers.00.mlp.up_proj": torch.ones(3)}}, "not a matrix that an expert can adapt"),
         ({"z": {UP + ".weight": torch.ones(3)}}, "not a matrix that an expert can adapt"),
         ({"z": {UP: torch.ones(3, dtype=torch.float64)}}, "vector of float32"),
@@ -257,6 +259,14 @@ def test_saved_file_has_the_usual_mode(tmp_path):
     assert (tmp_path / "e.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("module", ["model.layers.12.mlp.gate_proj", "model.layers.0.self_attn.o_proj"])
-def test_layer_of(module):
-    assert layer_of(module) == int(module.split(".")[2])
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        ("model.layers.12.mlp.gate_proj", 12),
+        ("model.layers.0.self_attn.o_proj", 0),
+        ("transformer.h.3.attn.c_attn", 3),
+        ("decoder.block.1.layer.2.DenseReluDense.wo", 1),
+    ],
+)
+def test_layer_of(module, layer):
+    assert layer_of(module) == layer

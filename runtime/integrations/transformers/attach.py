@@ -1,0 +1,70 @@
+"""Attaches experts to a loaded model."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from zweave.bank import Bank
+from zweave.errors import ZweaveError
+from zweave.integrations.transformers.attached import Attached, ExpertFile, load_expert
+from zweave.integrations.transformers.factors import decomposition_of
+from zweave.integrations.transformers.linear import AttachedLinear
+from zweave.integrations.transformers.rows import Router
+from zweave.integrations.transformers.targets import find_targets
+from zweave.plan import MatrixPlan
+from zweave.progress import Report
+
+
+def attach(
+    model: nn.Module,
+    experts: Mapping[str, ExpertFile] | None = None,
+    *,
+    targets: Sequence[str] | None = None,
+    slots: int = 64,
+    progress: Report | None = None,
+) -> Attached:
+    """Replaces the linears of a loaded model of transformers in place, so that each row of a batch can have an expert.
+
+    experts: name to expert or expert file; more can be loaded later.
+    targets: ends of the names of the linears to adapt, such as "q_proj"; by default every nn.Linear and Conv1D in a
+        numbered layer.
+    slots: how many experts and mixtures, the base included, have their scales in memory at once.
+    progress: as `zweave.decompose.decompose` takes it; by default a bar shows how far a first decomposition is.
+
+    The decomposition comes from the cache where the model's weights are known, and is made and cached where they are
+    not. The model's parameters are frozen meanwhile. `Attached.detach` puts the very modules back that stood here
+    before.
+    Raises ZweaveError for linears that are quantised, without data or not in bfloat16 or float32, a model that is
+    attached already, experts that do not fit, and a decomposition that fails.
+    """
+    _require_transformers()
+    found = find_targets(model, targets)
+    decomposition = decomposition_of(model, found, progress)
+    device = next(iter(found.values())).weight.device
+    plan = {name: MatrixPlan(target.shape, dense=True) for name, target in found.items()}
+    sigmas = {name: decomposition.sigma(name) for name in found}
+    bank = Bank(sigmas, slots, device, decomposition.digest, plan)
+    # What cannot be loaded is refused before the model changes.
+    for name, expert in (experts or {}).items():
+        load_expert(bank, name, expert)
+    router = Router()
+    linears = {
+        name: AttachedLinear(
+            name,
+            target.module,
+            target.transposed,
+            decomposition.factors(name),
+            bank.tables.columns(name),
+            index,
+            router,
+        )
+        for index, (name, target) in enumerate(found.items())
+    }
+    return Attached(model, bank, router, decomposition.digest, found, linears)
+
+
+def _require_transformers() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ZweaveError("attach needs transformers: pip install 'zweave[transformers]'") from None

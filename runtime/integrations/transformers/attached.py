@@ -1,0 +1,230 @@
+"""The experts of a model they are attached to: loaded, used, taught and saved."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from zweave.bank import Bank
+from zweave.errors import ZweaveError
+from zweave.expert import Expert, layer_of
+from zweave.integrations.transformers.linear import AttachedLinear
+from zweave.integrations.transformers.rows import Router, Rows
+from zweave.integrations.transformers.targets import Target
+from zweave.mixture import Mixture, check_name
+
+# A name, a mixture as {name: weight}, or None for the base model.
+Choice: TypeAlias = Any
+ExpertFile: TypeAlias = Expert | str | PathLike[str]
+
+
+class Attached:
+    """Experts attached to a model. Get one by `attach`.
+
+    Outside of `use` the model is the base model, or the expert that `learn` named last. Like the model it serves one
+    thread at a time; another thread may run the model inside a `use`, but not enter one of its own meanwhile.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: Bank,
+        router: Router,
+        digest: str,
+        targets: Mapping[str, Target],
+        linears: Mapping[str, AttachedLinear],
+    ) -> None:
+        self._model, self._bank, self._router, self._digest = model, bank, router, digest
+        self._linears = dict(linears)
+        # Name to first layer of the experts that learn.
+        self._learnt: dict[str, int] = {}
+        self._is_attached = True
+        self._frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        self._replaced = {path: target.module for target in targets.values() for path in target.paths}
+        for name, target in targets.items():
+            for path in target.paths:
+                _place(model, path, linears[name])
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the experts, those that learn at the end."""
+        return self._bank.experts() + list(self._learnt)
+
+    @property
+    def base_digest(self) -> str:
+        """Digest of the weights that the experts are for: it opens their `Decomposition`."""
+        return self._digest
+
+    def load(self, name: str, expert: ExpertFile) -> None:
+        """Registers an expert under a name, in the place of one that had it.
+
+        Raises ZweaveError if it cannot be read, does not fit the model, or acts after the prompt only: where a prompt
+        ends, a model cannot tell.
+        """
+        self._check_attached()
+        if name in self._learnt:
+            raise ZweaveError(f"the expert {name!r} learns: freeze it first")
+        load_expert(self._bank, name, expert)
+
+    def unload(self, name: str) -> None:
+        """Forgets an expert; whoever uses it now goes on with it."""
+        self._check_attached()
+        if name in self._learnt:
+            self._drop(name)
+        else:
+            self._bank.unload(name)
+
+    @contextmanager
+    def use(self, choice: Choice | Sequence[Choice]) -> Iterator[None]:
+        """Inside, the model's forward passes run under these experts.
+
+        choice: one for all rows of a batch, or a list of one a row. Each is a name, a mixture {name: weight} or
+            {name: [a weight a layer]}, or None for the base model. A batch of k times as many rows as the list gives
+            each entry k rows in succession, which is how beams and returned sequences lie.
+
+        Where gradient checkpointing computes the forward pass again, the backward pass belongs inside as well.
+        Raises ZweaveError for an unknown name, and if more experts are in use than the bank has slots.
+        """
+        self._check_attached()
+        choices = list(choice) if isinstance(choice, list | tuple) else [choice]
+        if not choices:
+            raise ZweaveError("the list of experts is empty: name one for each row")
+        with ExitStack() as held:
+            rows = self._rows(choices, held)
+            before = self._router.enter(rows)
+            try:
+                yield
+            finally:
+                self._router.leave(before)
+
+    def learn(self, name: str, first_layer: int = 0) -> list[nn.Parameter]:
+        """Makes an expert learn: gradients flow to its z, the model's own parameters being frozen.
+
+        name: a loaded expert, which learns on from where it is, or a new name, whose z begin at 1.
+        first_layer: it adapts nothing below this layer.
+        Returns its z, [R] float32 each, in the model's order. Outside of `use` the model runs under it, so that
+        trainers need not know of it; `save` writes it, `freeze` ends its learning.
+        Raises ZweaveError if it learns already, asks for renormalisation, or nothing lies above `first_layer`.
+        """
+        self._check_attached()
+        check_name(name)
+        if name in self._learnt:
+            raise ZweaveError(f"the expert {name!r} learns already")
+        if "." in name:
+            raise ZweaveError(f"the expert {name!r} cannot learn: parameters have no dots in their names")
+        start = self._bank.registered(name).read() if name in self._bank.experts() else None
+        if start is not None and start.renormalise:
+            raise ZweaveError(f"the expert {name!r} asks for renormalisation, which is not learnt through")
+        first_layer = max(first_layer, start.first_layer if start else 0)
+        mine = {n: linear for n, linear in self._linears.items() if layer_of(n) >= first_layer}
+        if not mine:
+            raise ZweaveError(f"the model has no layer {first_layer}: lower first_layer")
+        for module, linear in mine.items():
+            z = torch.ones_like(linear.sigma)
+            if start is not None and module in start.z:
+                z.copy_(start.z[module])
+            linear.z[name] = nn.Parameter(z)
+        if start is not None:
+            self._bank.unload(name)
+        self._learnt[name] = first_layer
+        self._set_otherwise(name)
+        return [linear.z[name] for linear in mine.values()]
+
+    def freeze(self, name: str) -> None:
+        """Ends an expert's learning: it stays loaded as it is, served as fast as any."""
+        expert = self.expert(name)
+        if name in self._learnt:
+            self._drop(name)
+            self._bank.load(name, expert)
+
+    def expert(self, name: str, description: str = "") -> Expert:
+        """The expert as it is now; ZweaveError if there is none of that name, or its z are not finite."""
+        self._check_attached()
+        if name not in self._learnt:
+            return self._bank.registered(name).read()
+        z: dict[str, Tensor] = {
+            module: linear.z[name].detach().float().cpu().clone()
+            for module, linear in self._linears.items()
+            if name in linear.z
+        }
+        return Expert(z, self._digest, first_layer=self._learnt[name], description=description)
+
+    def save(self, name: str, path: str | PathLike[str], half: bool = True, description: str = "") -> None:
+        """Writes an expert file (docs/experts.md), which the engine and other models of these weights load.
+
+        half: z - 1 in float16, an error of 2e-4 of z - 1. description: of an expert that learns.
+        Raises ZweaveError as `expert` does, and if the file cannot be written.
+        """
+        self.expert(name, description).save(Path(path), half=half)
+
+    def detach(self) -> None:
+        """Puts the replaced modules back: the model is what it was, to the bit. What learns and is not saved is lost.
+
+        Raises ZweaveError inside a `use`.
+        """
+        self._check_attached()
+        if self._router.depth:
+            raise ZweaveError("the experts are in use: leave `use` before you detach them")
+        for path, module in self._replaced.items():
+            _place(self._model, path, module)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._linears.clear()
+        self._replaced.clear()
+        self._is_attached = False
+
+    def _rows(self, choices: Sequence[Choice], held: ExitStack) -> Rows | None:
+        """The rows of these choices, whose slots are held by `held`; None if all are the base's."""
+        slots, learning = [], []
+        for choice in choices:
+            learns = isinstance(choice, str) and choice in self._learnt
+            mixture = None if learns else Mixture.parse(choice)
+            for name in mixture.names if mixture else ():
+                if name in self._learnt:
+                    raise ZweaveError(f"the expert {name!r} learns: freeze it before you mix it")
+            slots.append(self._bank.acquire(mixture))
+            held.callback(self._bank.release, slots[-1])
+            learning.append(choice if learns else None)
+        if not any(slots) and not any(learning):
+            return None
+        return Rows(slots, self._bank.tables.ways[:, slots], learning, self._bank.tables.scale.device)
+
+    def _set_otherwise(self, name: str | None) -> None:
+        self._router.otherwise = self._rows([name], ExitStack())
+        if not self._router.depth:
+            self._router.rows = self._router.otherwise
+
+    def _drop(self, name: str) -> None:
+        if self._router.depth:
+            raise ZweaveError(f"the expert {name!r} is in use: leave `use` first")
+        del self._learnt[name]
+        for linear in self._linears.values():
+            if name in linear.z:
+                del linear.z[name]
+        self._set_otherwise(next(reversed(self._learnt), None))
+
+    def _check_attached(self) -> None:
+        if not self._is_attached:
+            raise ZweaveError("the experts were detached from the model: attach them again")
+
+
+def load_expert(bank: Bank, name: str, expert: ExpertFile) -> None:
+    """Loads an expert into a bank; ZweaveError if it does not fit, or acts after the prompt only."""
+    held = expert if isinstance(expert, Expert) else Expert.load(Path(expert))
+    if held.scope != "always":
+        raise ZweaveError(
+            f"the expert {name!r} acts after the prompt only, and a model cannot tell where it ends: "
+            "serve it with zweave.Engine"
+        )
+    bank.load(name, expert)
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, child = path.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

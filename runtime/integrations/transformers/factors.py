@@ -1,0 +1,62 @@
+"""The decomposition of a loaded model: that of its checkpoint where it is the same, or one of its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from zweave.checkpoint import Checkpoint
+from zweave.decompose import Decomposition, decompose
+from zweave.errors import ZweaveError
+from zweave.integrations.transformers.targets import Target, shapes_of
+from zweave.progress import Report
+from zweave.weight_source import weights_digest
+
+
+class ModelWeights:
+    """The matrices of a loaded model as a source for `decompose`."""
+
+    def __init__(self, targets: Mapping[str, Target]) -> None:
+        self._targets = targets
+
+    def adapted_shapes(self) -> dict[str, tuple[int, int]]:
+        return shapes_of(self._targets)
+
+    def tensor(self, name: str) -> Tensor:
+        return self._targets[name.removesuffix(".weight")].weight.cpu()
+
+    def digest(self) -> str:
+        return weights_digest(self)
+
+
+def decomposition_of(
+    model: nn.Module, targets: Mapping[str, Target], progress: Report | None = None
+) -> Decomposition:
+    """Opens or makes the decomposition, cached under a digest of the weights.
+
+    A model that was loaded from the directory of a checkpoint that zweave knows, and has its weights (rounded to
+    the model's dtype), shares the checkpoint's: its experts are those that the engine serves and trains.
+    progress: as `decompose` takes it.
+    Raises ZweaveError as `decompose` does.
+    """
+    return decompose(_checkpoint_of(model, targets) or ModelWeights(targets), progress=progress)
+
+
+def _checkpoint_of(model: nn.Module, targets: Mapping[str, Target]) -> Checkpoint | None:
+    path = getattr(model, "name_or_path", "")
+    if not isinstance(path, str) or not path or not Path(path).is_dir():
+        return None
+    try:
+        checkpoint = Checkpoint(path)
+    except ZweaveError:
+        # Of an architecture that only transformers knows.
+        return None
+    known = checkpoint.adapted_shapes()
+    for name, target in targets.items():
+        if known.get(name) != target.shape:
+            return None
+        stored = checkpoint.tensor(f"{name}.weight")
+        if not torch.equal(stored.to(target.weight.dtype), target.weight.cpu()):
+            return None
+    return checkpoint

@@ -1,0 +1,121 @@
+"""Which expert each row of a batch takes, and by which way its tokens pass through each matrix."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zweave.errors import ZweaveError
+from zweave.kernels import Way
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A batch's tokens at one matrix.
+
+    dense, factored: int64 indices of those that go the way; None where all tokens go one way.
+    slot: int32, of the factored ones; None if there are none.
+    """
+
+    dense: Tensor | None
+    factored: Tensor | None
+    slot: Tensor | None
+
+
+class Rows:
+    """The experts of a batch's rows, in order.
+
+    slots: the bank's slot of each row, 0 for the base and for experts that learn.
+    ways: [matrices, rows] uint8, the bank's ways of these slots.
+    learning: for each row the name of the expert that learns, or None.
+
+    A batch of k times as many rows gives each of them k rows in succession, as beams and returned sequences lie.
+    """
+
+    def __init__(
+        self, slots: Sequence[int], ways: Tensor, learning: Sequence[str | None], device: torch.device
+    ) -> None:
+        self.slots = list(slots)
+        self.learning = list(learning)
+        self.learns = any(name is not None for name in learning)
+        self._slots = torch.tensor(self.slots, dtype=torch.int32)
+        self._device = device
+        self._patterns = [row.tobytes() for row in ways.numpy()]
+        self._tokens: dict[tuple[bytes, int], Tokens] = {}
+        self._index: dict[int, Tensor] = {}
+
+    def is_base(self, matrix: int, row: int) -> bool:
+        """Whether a row that does not learn passes through a matrix as the base does."""
+        return self._patterns[matrix][row] == Way.DENSE
+
+    def tokens(self, matrix: int, count: int) -> Tokens:
+        """How `count` tokens pass through a matrix."""
+        key = self._patterns[matrix], count
+        found = self._tokens.get(key)
+        if found is None:
+            found = self._tokens[key] = self._make(*key)
+        return found
+
+    def index(self, count: int) -> Tensor:
+        """The row of each of `count` tokens, [count] int32."""
+        found = self._index.get(count)
+        if found is None:
+            numbers = torch.arange(len(self.slots), dtype=torch.int32)
+            found = self._index[count] = self._spread(numbers, count).to(self._device)
+        return found
+
+    def _spread(self, values: Tensor, count: int) -> Tensor:
+        return values.repeat_interleave(count // len(self.slots))
+
+    def _make(self, pattern: bytes, count: int) -> Tokens:
+        is_dense = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8) == Way.DENSE)
+        slot = self._spread(self._slots, count)
+        if is_dense.all():
+            return Tokens(None, None, None)
+        if not is_dense.any():
+            return Tokens(None, None, slot.to(self._device))
+        mask = self._spread(is_dense, count)
+        dense, factored = mask.nonzero().flatten(), (~mask).nonzero().flatten()
+        return Tokens(dense.to(self._device), factored.to(self._device), slot[factored].to(self._device))
+
+    def check(self, name: str, x: Tensor) -> None:
+        """Raises ZweaveError if the rows of x [rows, ..., in_features] cannot be told apart."""
+        rows = x.shape[0] if x.dim() > 1 else 1
+        if rows % len(self.slots):
+            raise ZweaveError(
+                f"{len(self.slots)} experts are named and the batch has {rows} rows at {name}: name one expert for "
+                "all rows, or one for each"
+            )
+
+
+@dataclass(slots=True)
+class Router:
+    """What all linears of a model look at in a forward pass.
+
+    rows: None for the base model. otherwise: the rows outside of `use`.
+    owner: the thread inside `use`; depth: how many it is inside of.
+    """
+
+    rows: Rows | None = None
+    otherwise: Rows | None = None
+    owner: int | None = None
+    depth: int = 0
+
+    def enter(self, rows: Rows | None) -> Rows | None:
+        """Makes rows the current ones and returns those before; ZweaveError inside another thread's `use`."""
+        thread = threading.get_ident()
+        if self.depth and self.owner != thread:
+            raise ZweaveError(
+                "another thread uses the model's experts: wait for it, or give it a model of its own"
+            )
+        before = self.rows
+        self.rows, self.owner, self.depth = rows, thread, self.depth + 1
+        return before
+
+    def leave(self, before: Rows | None) -> None:
+        """Ends an `enter`, which returned `before`."""
+        self.depth -= 1
+        self.rows = before if self.depth else self.otherwise
