@@ -19,14 +19,13 @@ from zweave.bench.options import chosen
 from zweave.bench.report import Column, Report, Row
 from zweave.bench.rounded import write_rounded
 from zweave.bench.twins import TASK, make_model
-from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.bundled import DEFAULT_MODEL, bundled_expert
 from zweave.cache import CACHE_VARIABLE
 from zweave.checkpoint import Checkpoint, resolve_model
 from zweave.cli.arguments import positive_whole
 from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.decompose import Decomposition, decompose
 from zweave.engine import Engine
-from zweave.errors import ZweaveError
 from zweave.evaluation import ExpertMethod, evaluate
 from zweave.expert import Expert
 from zweave.progress import Report as Progress
@@ -171,12 +170,7 @@ def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list
 
 
 def _expert(name: str) -> Expert:
-    path = bundled_experts().get(name) or Path(name)
-    if not path.is_file():
-        raise ZweaveError(
-            f"--expert: there is no {name}: give a file or one of {', '.join(bundled_experts())}"
-        )
-    return Expert.load(path)
+    return Expert.load(Path(name) if Path(name).is_file() else bundled_expert(name))
 
 
 @contextmanager

@@ -106,8 +106,8 @@ def test_a_rounded_copy(
     ("args", "words"),
     [
         (("--pairs", "triplets"), "--pairs knows no 'triplets'"),
-        (("--pairs", "rounded", "--expert", "nobody"), "there is no nobody"),
-        (("--pairs", "rounded", "--expert", "sentiment"), "trained for other weights"),
+        (("--pairs", "rounded", "--expert", "nobody"), "no expert 'nobody' comes with zweave"),
+        (("--pairs", "rounded", "--expert", "sst2"), "trained for other weights"),
         (("--pairs", "rounded", "--task", "sst2", "--data", "/nowhere"), "sst2_train.tsv is missing"),
     ],
     ids=str,

@@ -171,7 +171,7 @@ def test_the_command_prints_rows_with_baselines(
     [
         (["sstt"], "there is no task 'sstt'"),
         (["sst2", "--data", "/nowhere"], "sst2_train.tsv is missing"),
-        (["addition", "--runs", "x"], "--runs takes NAME=FILE"),
+        (["addition", "--runs", "x"], "--runs takes NAME=PATH"),
         (["addition", "--lora", "low=a,,b"], "--lora takes NAME=PATH"),
         (["addition", "--lora", "low=/nowhere"], "holds no adapter_config.json"),
         (["addition", "--expert", "unknown"], "there is no expert 'unknown'"),

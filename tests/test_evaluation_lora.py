@@ -107,11 +107,11 @@ def test_what_is_no_adapter_is_one_line(
     model: str, make: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     lora = LoraModel(model, torch.float32)
-    with pytest.raises(ZweaveError, match="holds no adapter_config.json"):
+    with pytest.raises(ZweaveError, match=r"holds no adapter_config\.json"):
         lora.method("x", tmp_path)
     other = make("other", rank=2)
     wide = LoraModel(str(tiny_model("llama", hidden_size=64)), torch.float32)
-    with pytest.raises(ZweaveError, match="is no adapter for this model: .*size mismatch") as raised:
+    with pytest.raises(ZweaveError, match=r"is no adapter for this model: .*size mismatch") as raised:
         wide.method("x", other)
     assert "\n" not in str(raised.value)
     for text, words in (("{", "is damaged"), ('{"scope": "sometimes"}', "names the scope 'sometimes'")):

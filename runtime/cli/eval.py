@@ -1,9 +1,8 @@
 """`zweave eval`: the base, experts and baselines on tasks, with standard errors.
 
-All experts answer as one mixed batch, greedily over the whole vocabulary; LoRA adapters by the same rule, in the forward
-pass of training. The baselines are always part of the
-table: the commonest answer and, where answers are labels, the base model restricted to the labels, the same
-calibrated, and logistic regression on its label scores.
+All experts answer as one mixed batch, greedily over the whole vocabulary; LoRA adapters by the same rule, in the
+forward pass of training. The baselines are always part of the table: the commonest answer and, where answers are
+labels, the base model restricted to the labels, the same calibrated, and logistic regression on its label scores.
 """
 
 import argparse
