@@ -15,8 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from zweave.checkpoint import Checkpoint
+from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.expert import Expert
+from zweave.kernels import Way
+from zweave.mixture import Mixture
+from zweave.planner import plan_for
 from zweave.tasks.task import Sample, Splits, Task, exact
 from zweave.train import Policy, Recipe, default_recipe, open_policy, train
 
@@ -110,6 +115,33 @@ def test_a_sparse_support_is_pruned_to_its_size(make_policy: Any, tmp_path: Path
     expert = Expert.load(tmp_path / "it.safetensors")
     assert expert.support == "sparse:5"
     assert not all((z[:5] != 1).all() for z in expert.z.values())
+
+
+def test_a_sparse_expert_is_served_exactly(
+    make_policy: Any,
+    tiny_model: Callable[..., Path],
+    prompt_logits: Any,
+    merged_logits: Any,
+    tmp_path: Path,
+) -> None:
+    recipe = replace(QUICK, support="sparse:5", steps=8, validate_every=4)
+    policy = make_policy(recipe)
+    run(policy, recipe)
+    policy.adapter.save(tmp_path / "it.safetensors", "", {})
+    directory, expert = tiny_model("llama"), Expert.load(tmp_path / "it.safetensors")
+    engine = Engine(directory, dtype="float32", kv_tokens=64, block_size=4)
+    engine.load_expert("it", tmp_path / "it.safetensors")
+    prompt = [5, 40, 41, 77, 9]
+    (found,) = prompt_logits(engine, [(prompt, "it")])
+    truth = merged_logits(directory, {"it": expert}, "it", prompt)
+    assert (truth - merged_logits(directory, {}, None, prompt)).abs().max() > 0.05
+    torch.testing.assert_close(found, truth, rtol=1e-3, atol=2e-4)
+    slot = engine.bank.acquire(engine.bank.bind(Mixture.parse("it")))
+    plan = plan_for(engine.config, Checkpoint(directory).config.adapted_shapes())
+    for module, z in expert.z.items():
+        # By the last component that it changes: a delta is over leading ones.
+        way = Way.DELTA if (z[plan[module].leading :] == 1).all() else Way.FACTORED
+        assert engine.bank.tables.ways_of(module)[slot] == int(way)
 
 
 def test_the_best_on_validation_is_what_stays(make_policy: Any) -> None:
