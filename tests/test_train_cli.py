@@ -146,16 +146,37 @@ def test_an_interrupted_command_goes_on(
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(60))
 
 
+def step_of(index: int, reward: float = 0.0) -> Step:
+    return Step(index, reward, 0.0, 0.1, 1.0, 2.0)
+
+
 def test_a_log_that_was_cut_off_drops_what_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "it.jsonl"
     log = Log(path, keep=False)
     for index in range(4):
-        log.add(Step(index, 0.0, 0.0, 0.1, 1.0, 2.0))
+        log.add(step_of(index))
     path.write_text(path.read_text() + '{"step": 4, "rew')
     again = Log(path, keep=True)
-    again.add(Step(2, 0.5, 0.0, 0.1, 1.0, 2.0))
+    again.add(step_of(2, 0.5))
     assert [line["step"] for line in again.lines] == [0, 1, 2] and again.seconds() == 6.0
     assert json.loads(path.read_text().splitlines()[-1])["reward"] == 0.5
+    again.add(step_of(3))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == again.lines
+
+
+def test_an_older_log_stays_until_the_first_step_is_done_and_then_lines_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "it.jsonl"
+    path.write_text('{"step": 7}\n')
+    log = Log(path, keep=False)
+    assert path.read_text() == '{"step": 7}\n'
+    log.add(step_of(0))
+    assert json.loads(path.read_text())["step"] == 0
+    # What is in the file is not written again.
+    path.write_text("written before\n")
+    log.add(step_of(1))
+    first, second = path.read_text().splitlines()
+    assert first == "written before" and json.loads(second)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["it.jsonl"]
 
 
 def test_missing_transformers_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

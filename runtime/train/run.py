@@ -132,10 +132,14 @@ class Run:
 
 
 class Log:
-    """A file of one JSON line a step. One that is gone on with drops the steps that are done once more."""
+    """A file of one JSON line a step. One that is gone on with drops the steps that are done once more.
+
+    The first step writes the file anew, whole or not at all: until it is done an older log stays. The others append.
+    """
 
     def __init__(self, path: Path, keep: bool) -> None:
         self._path = path
+        self._is_begun = False
         self.lines: list[dict[str, Any]] = []
         if keep and path.exists():
             # The last line may have been cut off by what ended the process.
@@ -146,11 +150,23 @@ class Log:
                     break
 
     def add(self, step: Step) -> None:
-        self.lines = [line for line in self.lines if line["step"] < step.step] + [
-            asdict(step) | {"time": round(time.time(), 1)}
-        ]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
+        """step: of a higher number than the last one added"""
+        line = asdict(step) | {"time": round(time.time(), 1)}
+        if self._is_begun:
+            self.lines.append(line)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(_written(line))
+            return
+        self.lines = [*(kept for kept in self.lines if kept["step"] < step.step), line]
+        unfinished = self._path.with_suffix(".part")
+        unfinished.write_text("".join(map(_written, self.lines)), "utf-8")
+        unfinished.replace(self._path)
+        self._is_begun = True
 
     def seconds(self) -> float:
         """Of all steps together, those before an interruption included."""
         return sum(line["seconds"] for line in self.lines)
+
+
+def _written(line: dict[str, Any]) -> str:
+    return json.dumps(line) + "\n"
