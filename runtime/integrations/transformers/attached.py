@@ -56,6 +56,11 @@ class Attached:
         """Names of the experts, those that learn at the end."""
         return self._bank.experts() + list(self._learnt)
 
+    @property
+    def base_digest(self) -> str:
+        """Digest of the weights that the experts are for: it opens their `Decomposition`."""
+        return self._digest
+
     def load(self, name: str, expert: ExpertFile) -> None:
         """Registers an expert under a name, in the place of one that had it.
 
