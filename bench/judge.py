@@ -67,6 +67,28 @@ class Judge:
         chosen = logits.gather(2, torch.tensor(answers).unsqueeze(2)).squeeze(2)
         return (logits.amax(2) - chosen).sum().item()
 
+    @torch.inference_mode()
+    def likeliest(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        changes: Changes | None = None,
+    ) -> list[list[float]]:
+        """The log-probability of the judge's own choice at each token of the answers, whose words it follows.
+
+        prompts, answers: of any lengths. changes: weights that differ from the base's.
+        """
+        self._apply(changes or {})
+        rows = [[*p, *a][:-1] for p, a in zip(prompts, answers, strict=True)]
+        longest = max(map(len, rows))
+        # What is padded on the right is seen by nothing before it.
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        best = self._model(tokens).logits.log_softmax(2).amax(2)
+        return [
+            best[i, len(p) - 1 : len(row)].tolist()
+            for i, (p, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+
     def _apply(self, changes: Changes) -> None:
         for name, weight in self.base.items():
             self._model.get_submodule(name).weight.copy_(changes.get(name, weight))

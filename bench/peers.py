@@ -39,7 +39,7 @@ class Recompose:
     """
 
     def __init__(self, directory: Path, decomposition: Decomposition, dtype: torch.dtype) -> None:
-        self._model = load_transformers(directory, dtype)
+        self.model = load_transformers(directory, dtype)
         self._factors = {}
         for name in decomposition.names:
             u, sigma, vt = decomposition.factors(name)
@@ -50,7 +50,7 @@ class Recompose:
         for name, z in expert.z.items():
             u, sigma, vt = self._factors[name]
             scale = (sigma * z).to(u.dtype)
-            torch.mm(u * scale, vt, out=self._model.get_submodule(name).weight.data)
+            torch.mm(u * scale, vt, out=self.model.get_submodule(name).weight.data)
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], experts: Sequence[Expert], new: int
@@ -61,7 +61,7 @@ class Recompose:
             mine = range(first, len(prompts), len(experts))
             self.become(expert)
             for index, answer in zip(
-                mine, generate(self._model, [prompts[i] for i in mine], new), strict=True
+                mine, generate(self.model, [prompts[i] for i in mine], new), strict=True
             ):
                 answers[index] = answer
         return answers

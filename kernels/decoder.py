@@ -14,7 +14,7 @@ of the one before. It computes what `decoder_ref` does, op by op, bit for bit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,28 @@ class DecoderBatch:
     block_table: Tensor
     all_factored: bool = False
 
+    def first(self, tokens: int) -> "DecoderBatch":
+        """The first tokens alone."""
+        if tokens == len(self.slot):
+            return self
+        return replace(
+            self,
+            slot=self.slot[:tokens],
+            sequence=self.sequence[:tokens],
+            position=self.position[:tokens],
+            kv_index=self.kv_index[:tokens],
+        )
+
+    def at(self, rows: Tensor) -> "DecoderBatch":
+        """Some of the tokens. rows: [n] int64."""
+        return replace(
+            self,
+            slot=self.slot[rows],
+            sequence=self.sequence[rows],
+            position=self.position[rows],
+            kv_index=self.kv_index[rows],
+        )
+
 
 def decoder_ref(
     config: DecoderConfig, layers: Sequence[DecoderLayer], x: Tensor, residual: Tensor, batch: DecoderBatch
@@ -92,9 +114,7 @@ def decoder_ref(
     """
 
     def heads(y: Tensor, norm: Tensor | None) -> Tensor:
-        if norm is not None:
-            y = rms_norm(y.view(-1, config.head_size), norm, config.eps)
-        return y.view(x.shape[0], -1, config.head_size)
+        return _heads(config, y, norm)
 
     def through(linear: AdaptedLinear, h: Tensor) -> Tensor:
         return linear(h, batch.slot, batch.all_factored)
@@ -120,6 +140,13 @@ def decoder_ref(
         h = add_rms_norm(x, residual, layer.mlp_norm, config.eps)
         x = through(layer.down, silu_mul(through(layer.gate, h), through(layer.up, h)))
     return x
+
+
+def _heads(config: DecoderConfig, y: Tensor, norm: Tensor | None) -> Tensor:
+    """[tokens, heads, head_size] of [tokens, heads * head_size], normed where the model does that."""
+    if norm is not None:
+        y = rms_norm(y.view(-1, config.head_size), norm, config.eps).view(y.shape)
+    return y.unflatten(1, (-1, config.head_size))
 
 
 class Decoder:
@@ -159,6 +186,19 @@ class Decoder:
             first,
             last,
         )
+
+    def store_keys(self, x: Tensor, residual: Tensor, batch: DecoderBatch, layer: int) -> None:
+        """Computes of a layer only the keys and values that it leaves in its cache, with the same bits.
+
+        x, residual: as `__call__` takes them; residual is changed in place, as there.
+        Raises: RuntimeError as `__call__` does.
+        """
+        part, config = self.layers[layer], self.config
+        h = add_rms_norm(x, residual, part.input_norm, config.eps)
+        k = _heads(config, part.k(h, batch.slot, batch.all_factored), part.k_norm)
+        v = _heads(config, part.v(h, batch.slot, batch.all_factored), None)
+        rope(k[:, :0], k, config.cos, config.sin, batch.position)
+        write_kv(k, v, part.k_cache, part.v_cache, batch.kv_index)
 
     def set_merged(self, layer: int, name: str, slot: int, weight: Packed | None) -> None:
         """Gives a slot a weight W' of its own in a linear ("q" to "down"), or takes it away.

@@ -116,10 +116,10 @@ def split(weight: Weight) -> tuple[Tensor, int]:
 
 def split_factor(weight: FactorWeight) -> tuple[Tensor, Tensor | None, int]:
     """What the ops take for a factor: its data, its scales or None, and the in_features that share one, 0: all."""
-    if isinstance(weight, Tensor):
-        return weight, None, 0
     if isinstance(weight, Packed):
         return weight.data, weight.scale, weight.group
+    if isinstance(weight, Tensor):
+        return weight, None, 0
     return weight.data, weight.scale, 0 if weight.scale_a_row else weight.group
 
 

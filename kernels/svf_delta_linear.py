@@ -243,8 +243,11 @@ def svf_delta_linear(
     w_data, out_features = split(w)
     kept, in_features = delta.shape[-1], x.shape[-1]
     # The op itself cannot tell 31 components from 32 in packed weights.
-    shapes = tuple(w.shape), tuple(vt.shape), tuple(u.shape)
-    if shapes != ((out_features, in_features), (kept, in_features), (out_features, kept)):
+    if (
+        w.shape != (out_features, in_features)
+        or vt.shape != (kept, in_features)
+        or u.shape != (out_features, kept)
+    ):
         raise ValueError(
             f"svf_delta_linear: x {list(x.shape)}, w {list(w.shape)}, vt {list(vt.shape)}, u {list(u.shape)} and "
             f"delta {list(delta.shape)} do not fit: want [T, N], [M, N], [K, N], [M, K] and [S, K]"

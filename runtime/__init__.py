@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from zweave.engine import Engine
     from zweave.errors import ZweaveError
     from zweave.expert import Expert
-    from zweave.request import Delta, Request, Result, Sampling, TokenLogprob
+    from zweave.request import Delta, Dispatch, Request, Result, Sampling, TokenLogprob
 
 __all__ = [
     "AsyncEngine",
     "Delta",
+    "Dispatch",
     "Engine",
     "Expert",
     "Request",

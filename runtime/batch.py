@@ -12,14 +12,25 @@ from zweave.sequence import Chunk
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """The states of the rows [first, last) as they enter a layer are wanted. ends: the rows go no further."""
+
+    layer: int
+    first: int
+    last: int
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """tokens: [T] int64. places: their slots, positions and places in the cache; a row of the block table
     is a sequence's, its unused entries are 0 and never read. sampled: [rows] int64, the tokens whose logits
-    are wanted."""
+    are wanted. readings: in the order of the chunks; rows that end at a layer come after all that go further."""
 
     tokens: Tensor
     places: DecoderBatch
     sampled: Tensor
+    readings: tuple[Reading, ...] = ()
 
     @classmethod
     def of(cls, chunks: Seq[Chunk], block_size: int, device: torch.device) -> "Batch":
@@ -52,4 +63,15 @@ class Batch:
                 block_table=tensor(table, np.int32),
             ),
             sampled=tensor(last[[chunk.complete for chunk in chunks]], np.int64),
+            readings=_readings(chunks),
         )
+
+
+def _readings(chunks: Seq[Chunk]) -> tuple[Reading, ...]:
+    found, row = [], 0
+    for chunk in chunks:
+        pooling = chunk.sequence.pooling
+        if pooling is not None:
+            found.append(Reading(pooling.layer, row, row + chunk.count, pooling.ends))
+        row += chunk.count
+    return tuple(found)

@@ -62,10 +62,18 @@ class BlockManager:
         return sequence.symbols
 
     def match(self, sequence: Sequence) -> Match:
-        """What the tree has of a sequence, its last token excepted: that one's logits are wanted."""
+        """What the tree has of a sequence, its last token excepted: that one's logits, or state, are wanted.
+
+        While states are read only whole blocks that know the sum up to their end will do.
+        """
         if not self._share:
             return Match([], None, 0)
-        return self._tree.match(bytes(self.symbols(sequence)[:-SYMBOL]))
+        found = self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
+        pooling = sequence.pooling
+        if pooling is None:
+            return found
+        known = max((i for i, node in enumerate(found.nodes, 1) if pooling.layer in node.sums), default=0)
+        return Match(found.nodes[:known], None, known * self.block_size)
 
     def fits(self, sequence: Sequence, match: Match) -> bool:
         """Whether there are blocks for the tokens of a sequence that were not found in whole blocks."""
@@ -83,6 +91,9 @@ class BlockManager:
             sequence.blocks += self.allocate(1)
             self._cache.copy(match.source.block, sequence.blocks[-1])
             self._tree.touch(match.source)
+        if sequence.pooling is not None:
+            last = match.nodes[-1].sums[sequence.pooling.layer] if match.nodes else None
+            sequence.pooling.restart(match.tokens, last)
         sequence.computed = sequence.committed = match.tokens
         self.tokens_looked_up += len(sequence.tokens)
         self.tokens_reused += match.tokens
@@ -109,24 +120,30 @@ class BlockManager:
             return
         before, sequence.committed = sequence.committed, sequence.computed
         self.tokens_computed += sequence.computed - before
+        if not self._keeps(sequence):
+            return
         whole = sequence.computed // self.block_size
-        if self._share and whole > len(sequence.nodes) - self._has_open_end(sequence):
+        if whole > len(sequence.nodes) - self._has_open_end(sequence):
             self._close(sequence)
             while len(sequence.nodes) < whole:
                 self._insert(sequence, (len(sequence.nodes) + 1) * self.block_size)
-        if self._share and before < sequence.prompt_tokens <= sequence.computed:
+        if before < sequence.prompt_tokens <= sequence.computed:
             self._insert_end(sequence)
 
     def detach(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks away; what is computed stays in the tree until its blocks are wanted."""
         self.commit(sequence)
-        if self._share and sequence.computed:
+        if self._keeps(sequence) and sequence.computed:
             self._close(sequence)
             self._insert_end(sequence)
         self._tree.release(sequence.nodes)
         self._cache.release(sequence.blocks[len(sequence.nodes) :])
         sequence.nodes, sequence.blocks = [], []
         sequence.computed = sequence.committed = 0
+
+    def _keeps(self, sequence: Sequence) -> bool:
+        """Whether the tree takes a sequence's blocks: not those that are computed in some layers only."""
+        return self._share and not (sequence.pooling is not None and sequence.pooling.ends)
 
     def _has_open_end(self, sequence: Sequence) -> bool:
         """Whether the last node is a block that its sequence, which alone holds it, still writes to."""
@@ -155,6 +172,10 @@ class BlockManager:
         if node.block != sequence.blocks[index]:
             self._cache.release([sequence.blocks[index]])
             sequence.blocks[index] = node.block
+        if sequence.pooling is not None:
+            known = sequence.pooling.mark(stop)
+            if known is not None:
+                node.sums[sequence.pooling.layer] = known
         sequence.nodes.append(node)
 
 

@@ -47,7 +47,7 @@ class Cem:
 
     start: mean of the first distribution, whose deviation is half the range.
     guesses: candidates that the first generation holds beside the mean.
-    The best candidate so far stands in every generation, so it is only ever replaced by a better one.
+    The best candidate so far stands first in every later generation, so it is only ever replaced by a better one.
     """
 
     def __init__(self, config: CemConfig, start: Vector, guesses: Sequence[Vector] = ()) -> None:

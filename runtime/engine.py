@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from itertools import count
 from os import PathLike
 
 from torch import Tensor
@@ -15,6 +14,8 @@ from zweave.block_manager import BlockManager
 from zweave.checkpoint import resolve_model
 from zweave.cost_model import cost_model
 from zweave.decompose import Decomposition, decompose
+from zweave.dispatch.dispatcher import Dispatcher
+from zweave.dispatch.first_passes import FirstPasses
 from zweave.engine_config import EngineConfig
 from zweave.engine_stats import EngineStats
 from zweave.errors import ZweaveError
@@ -24,14 +25,18 @@ from zweave.kv_cache import KVCache
 from zweave.merger import Merger
 from zweave.mixture import Mixture
 from zweave.model import Model, Weights
-from zweave.plan import Plan, make_plan
+from zweave.plan import Plan
+from zweave.planner import plan_for
 from zweave.pooled_state import check_layers, pooled_states
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
+from zweave.request_reader import RequestReader
 from zweave.sampling import draw, logprobs, scores
 from zweave.scheduler import Scheduler
 from zweave.sequence import Chunk, Sequence
-from zweave.stop import StopText
-from zweave.tokenizer import TextStream, Tokenizer
+from zweave.tokenizer import Tokenizer
+
+# Seconds that a step waits for dispatchers when there is nothing else to do.
+_PATIENCE = 0.05
 
 
 class Engine:
@@ -39,14 +44,17 @@ class Engine:
 
     model: a name that `zweave pull` knows, a Hugging Face directory, or a GGUF file. A model that was never
     decomposed is decomposed first, with progress on standard error.
+    dispatcher: finds the expert of requests with expert="auto" that bring no dispatcher; it may be set later.
     options: the fields of EngineConfig.
     """
 
     def __init__(
         self,
         model: str | PathLike[str],
+        dispatcher: Dispatcher | None = None,
         **options: object,
     ) -> None:
+        self.dispatcher = dispatcher
         try:
             self.config = EngineConfig(**options)  # type: ignore[arg-type]  # checked by EngineConfig
         except TypeError as error:
@@ -59,13 +67,7 @@ class Engine:
         self.max_length = min(checkpoint.config.max_position, num_blocks * self.config.block_size)
         sigmas = {name: decomposition.sigma(name) for name in decomposition.names}
         shapes = checkpoint.config.adapted_shapes()
-        plan = make_plan(
-            {name: shapes[name] for name in sigmas},
-            device.type,
-            self.config.torch_dtype.itemsize,
-            self.config.max_memory,
-            self.config.max_error,
-        )
+        plan = plan_for(self.config, {name: shapes[name] for name in sigmas})
         try:
             self.bank = Bank(
                 sigmas,
@@ -94,14 +96,18 @@ class Engine:
         self._scheduler = Scheduler(
             self._blocks, self.bank, self.config.max_sequences, self.config.max_batch_tokens
         )
+        config = checkpoint.config
+        self._reader = RequestReader(self.tokenizer, self.bank, config.vocab_size, self.max_length)
+        self._first_passes = FirstPasses(
+            self.config, self._reader, self._scheduler, self.bank, config.num_layers
+        )
         self._sequences: dict[int, Sequence] = {}
         self._undelivered: list[Delta] = []
-        self._ids = count()
 
     def _look_at_batches(self, decomposition: Decomposition, plan: Plan) -> None:
         """Has steps choose the ways of their tokens, and hot experts merged."""
         costs = cost_model(self.config.torch_dtype)
-        self._batch_planner = BatchPlanner(plan, self.bank.ways, costs)
+        self._batch_planner = BatchPlanner(plan, self.bank.tables.ways, costs)
         if self.config.merge_memory:
             self._merger = Merger(
                 decomposition,
@@ -127,7 +133,8 @@ class Engine:
 
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
-        self.bank.bind(Mixture.parse(expert))
+        if expert != "auto" or self.dispatcher is None:
+            self.bank.bind(Mixture.parse(expert))
 
     def check(self, request: Request) -> None:
         """Raises ZweaveError unless this engine could serve the request now."""
@@ -169,7 +176,7 @@ class Engine:
         """Ends a request where it stands; its last delta comes with the next step. Unknown ids are ignored."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
-            self._undelivered.append(self._finish(sequence, sequence.text.finish(), [], "cancelled"))
+            self._finish(sequence, sequence.text.finish(), [], "cancelled")
 
     @property
     def has_work(self) -> bool:
@@ -184,13 +191,17 @@ class Engine:
 
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
+        for sequence, reason in self._first_passes.advance():
+            self._finish(sequence, "", [], "error", reason)
         chunks, failed = self._scheduler.schedule()
         for sequence, reason in failed:
-            self._undelivered.append(self._finish(sequence, "", [], "error", reason))
+            self._finish(sequence, "", [], "error", reason)
         if chunks:
-            chunks.sort(key=lambda chunk: self.bank.way_key(chunk.sequence.slot or 0))
+            chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.way_key(c.sequence.slot or 0)))
             batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
-            self._advance(chunks, self.model(self._planned(batch)))
+            self._advance(chunks, *self.model.read(self._planned(batch)))
+        elif not self._undelivered:
+            self._first_passes.wait(_PATIENCE)
         deltas, self._undelivered = self._undelivered, []
         return deltas
 
@@ -203,19 +214,27 @@ class Engine:
             return batch
         return replace(batch, places=replace(batch.places, all_factored=True))
 
-    def _advance(self, chunks: list[Chunk], logits: Tensor) -> None:
-        """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those."""
+    def _advance(self, chunks: list[Chunk], logits: Tensor, states: list[Tensor]) -> None:
+        """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those;
+        states: for each chunk of a first pass that reads them."""
         ids, finite = greedy(logits)
         rows = iter(zip(logits, ids.tolist(), finite.tolist(), strict=True))
+        readings = iter(states)
         for chunk in chunks:
             sequence = chunk.sequence
+            if sequence.pooling is not None:
+                sequence.pooling.add(sequence.computed, next(readings), self._cache.block_size)
+                sequence.computed += chunk.count
+                if sequence.pooling.done:
+                    self._first_passes.has_pooled(sequence)
+                continue
             if not chunk.complete:
                 sequence.computed += chunk.count
                 continue
             row, token_id, finite = next(rows)
             if not finite:
                 reason = "the model's logits are not finite: its weights or the expert's scales are too large"
-                self._undelivered.append(self._finish(sequence, sequence.text.finish(), [], "error", reason))
+                self._finish(sequence, sequence.text.finish(), [], "error", reason)
                 continue
             self._sample(chunk, row, token_id)
 
@@ -233,7 +252,7 @@ class Engine:
         if reason is None:
             self._undelivered.append(Delta(sequence.request_id, text, [token_id]))
         else:
-            self._undelivered.append(self._finish(sequence, text, [token_id], reason))
+            self._finish(sequence, text, [token_id], reason)
 
     def _finish(
         self,
@@ -242,10 +261,14 @@ class Engine:
         token_ids: list[int],
         reason: FinishReason,
         error: str | None = None,
-    ) -> Delta:
-        self._sequences.pop(sequence.request_id, None)
+    ) -> None:
         self._scheduler.remove(sequence)
-        return Delta(sequence.request_id, text, token_ids, sequence.result(reason, error))
+        if self._first_passes.has_read(sequence, error):
+            return
+        self._first_passes.remove(sequence)
+        self._sequences.pop(sequence.request_id, None)
+        result = sequence.result(reason, error)
+        self._undelivered.append(Delta(sequence.request_id, text, token_ids, result))
 
     def _serve(self, requests: list[Request]) -> Iterator[tuple[int, Delta]]:
         """Runs requests to their end; deltas of other requests are kept for the next `step`."""
@@ -271,42 +294,21 @@ class Engine:
             self._undelivered = others + rest
 
     def _prepare(self, request: Request) -> Sequence:
-        """Checks a request against this model and the loaded experts."""
-        if not isinstance(request, Request):
-            raise ZweaveError(f"the engine takes zweave.Request, not {type(request).__name__}")
-        if request.messages is not None:
-            tokens = self.tokenizer.chat(request.messages)
-        elif isinstance(request.prompt, str):
-            tokens = self.tokenizer.encode(request.prompt)
-        else:
-            tokens = list(request.prompt or ())
-        self._check_ids(tokens)
-        self._check_ids(request.score)
-        if not tokens:
-            raise ZweaveError("the prompt gives no token: give at least one")
-        if len(tokens) >= self.max_length:
-            raise ZweaveError(
-                f"the prompt has {len(tokens)} tokens, this engine takes at most {self.max_length - 1}: shorten it"
-            )
-        mixture = self.bank.bind(Mixture.parse(request.expert))
-        after_prompt = mixture.scope == "after_prompt"
-        return Sequence(
-            request_id=next(self._ids),
-            request=request,
-            mixture=mixture,
-            tokens=tokens,
-            adapted_from=self.tokenizer.after_prompt_start(tokens) if after_prompt else 0,
-            max_length=min(self.max_length, len(tokens) + request.max_tokens),
-            text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
-        )
+        """Checks a request against this model, the loaded experts and the dispatcher."""
+        sequence = self._reader.sequence(request)
+        if request.is_auto and self._dispatcher_of(request) is None:
+            Mixture.parse(request.expert)  # says that a dispatcher is needed
+        return sequence
 
-    def _check_ids(self, tokens: Seq[int]) -> None:
-        vocabulary = self.model.config.vocab_size
-        for token in tokens:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
-                raise ZweaveError(f"token ids must be integers from 0 to {vocabulary - 1}, not {token!r}")
+    def _dispatcher_of(self, request: Request) -> Dispatcher | None:
+        return self.dispatcher if request.dispatcher is None else request.dispatcher
 
     def _queue(self, sequence: Sequence) -> int:
+        request = sequence.request
+        dispatcher = self._dispatcher_of(request) if request.is_auto else None
         self._sequences[sequence.request_id] = sequence
-        self._scheduler.add(sequence)
+        if dispatcher is None:
+            self._scheduler.add(sequence)
+        else:
+            self._first_passes.add(sequence, dispatcher)
         return sequence.request_id

@@ -1,6 +1,7 @@
 """The engine's settings."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -28,6 +29,9 @@ class EngineConfig:
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
+    dispatch_timeout: seconds that a call of a dispatcher which may block can take.
+    on_dispatch_error: what becomes of a request whose dispatcher raises, takes too long or names an unknown expert:
+        "error" ends it with the reason, "base" has the base model answer.
     """
 
     dtype: str = "bfloat16"
@@ -42,6 +46,8 @@ class EngineConfig:
     max_error: float = 0.0
     batch_invariant: bool = True
     merge_memory: int = 0
+    dispatch_timeout: float = 10.0
+    on_dispatch_error: Literal["base", "error"] = "error"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -59,6 +65,7 @@ class EngineConfig:
         if self.kv_tokens < self.block_size:
             raise ZweaveError(f"kv_tokens ({self.kv_tokens}) must hold a block of {self.block_size} tokens")
         self._check_plan()
+        self._check_dispatch()
         self._check_device()
 
     def _check_plan(self) -> None:
@@ -80,6 +87,13 @@ class EngineConfig:
             )
         if self.device != "cpu" and not self.batch_invariant:
             raise ZweaveError("batch_invariant=False is for device='cpu': elsewhere everything is factored")
+
+    def _check_dispatch(self) -> None:
+        timeout = self.dispatch_timeout
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= 86400:
+            raise ZweaveError(f"dispatch_timeout must be seconds above 0 and at most a day, not {timeout!r}")
+        if self.on_dispatch_error not in ("base", "error"):
+            raise ZweaveError(f"on_dispatch_error must be 'base' or 'error', not {self.on_dispatch_error!r}")
 
     def _check_device(self) -> None:
         try:

@@ -99,7 +99,9 @@ def search(
     singles: dict[str, float] = {}
     for number in range(config.generations):
         choices = [weighting.mixture(vector) for vector in cem.ask()]
-        fitness = population_fitness(engine, task, shots, choices)
+        # The best so far stands first among them, and answers as it did.
+        known = [cem.best_fitness] if number else []
+        fitness = known + population_fitness(engine, task, shots, choices[len(known) :])
         if number == 0:
             singles = {name: share for name, (share, _) in zip(weighting.names, fitness[1:], strict=False)}
         cem.tell(fitness)

@@ -25,8 +25,11 @@ class KVCache:
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        shape = num_blocks, config.num_kv_heads, block_size, config.head_dim
-        self.layers = [LayerCache(*empty_kv(*shape, dtype, device)) for _ in range(config.num_layers)]
+        # All layers' in one: a block is copied by one call for its keys and one for its values.
+        shape = config.num_layers * num_blocks, config.num_kv_heads, block_size, config.head_dim
+        k, v = (t.unflatten(0, (config.num_layers, num_blocks)) for t in empty_kv(*shape, dtype, device))
+        self.layers = [LayerCache(*of_layer) for of_layer in zip(k, v, strict=True)]
+        self._k, self._v = k, v
         self._free = list(range(num_blocks - 1, -1, -1))
 
     @property
@@ -49,6 +52,5 @@ class KVCache:
 
     def copy(self, source: int, target: int) -> None:
         """Copies a block's keys and values in all layers."""
-        for layer in self.layers:
-            layer.k[target].copy_(layer.k[source])
-            layer.v[target].copy_(layer.v[source])
+        self._k[:, target].copy_(self._k[:, source])
+        self._v[:, target].copy_(self._v[:, source])

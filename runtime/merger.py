@@ -92,7 +92,7 @@ class Merger:
                 return
             self._drop(oldest)
         digest = self._bank.digest_of(slot)
-        scales = {module: self._bank.columns(module)[slot].clone() for module in self._modules}
+        scales = {module: self._bank.tables.columns(module)[slot].clone() for module in self._modules}
         self._merged[slot] = _Merged(digest, self._step, self._pool.submit(self._make, scales))
         self._tokens = {key: count for key, count in self._tokens.items() if key[0] != slot}
 
@@ -107,8 +107,8 @@ class Merger:
     def _install(self, slot: int, merged: _Merged) -> None:
         assert merged.making is not None
         for module, weight in merged.making.result().items():
-            self._decoder.set_merged(*_place(module), slot, weight)
-            self._bank.ways_of(module)[slot] = int(Way.MERGED)
+            self._decoder.set_merged(*place_of(module), slot, weight)
+            self._bank.tables.ways_of(module)[slot] = int(Way.MERGED)
         merged.making = None
 
     def _drop(self, slot: int) -> None:
@@ -117,11 +117,11 @@ class Merger:
             merged.making.cancel()
             return
         if self._bank.digest_of(slot) == merged.digest:
-            self._bank.restore_ways(slot)
+            self._bank.tables.restore_ways(slot)
         for module in self._modules:
-            self._decoder.set_merged(*_place(module), slot, None)
+            self._decoder.set_merged(*place_of(module), slot, None)
 
 
-def _place(module: str) -> tuple[int, str]:
+def place_of(module: str) -> tuple[int, str]:
     """Layer and linear of a decoder that a matrix is."""
     return layer_of(module), module.rpartition(".")[2].removesuffix("_proj")

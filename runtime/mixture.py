@@ -65,7 +65,7 @@ class Mixture:
             return choice
         if choice == "auto":
             raise ZweaveError(
-                "the expert 'auto' needs a dispatcher, which this engine has not: name an expert"
+                "the expert 'auto' needs a dispatcher, and there is none here: give one, or name an expert"
             )
         if isinstance(choice, str):
             return cls(((choice, 1.0),))

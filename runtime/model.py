@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from zweave.bank import Bank
-from zweave.batch import Batch
+from zweave.batch import Batch, Reading
 from zweave.checkpoint import Checkpoint
 from zweave.config import ModelConfig
 from zweave.decompose import Decomposition
 from zweave.kernels import (
     AdaptedLinear,
     Decoder,
+    DecoderBatch,
     DecoderConfig,
     DecoderLayer,
     Packed,
@@ -22,6 +23,10 @@ from zweave.kernels import (
 from zweave.kv_cache import KVCache, LayerCache
 from zweave.plan import Plan
 from zweave.rope import rope_tables
+
+# Tokens of a step whose logits nobody wants, from which on the last layer leaves them out: for fewer the weights
+# are read all the same.
+MANY_UNSAMPLED = 64
 
 
 class Weights:
@@ -64,11 +69,11 @@ class Weights:
             dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
             vt=factor(vt) if some else None,
             u=factor(u) if some else None,
-            scale=self._bank.columns(module) if plan.factored else None,
-            delta=self._bank.leading(module) if plan.leading else None,
+            scale=self._bank.tables.columns(module) if plan.factored else None,
+            delta=self._bank.tables.leading(module) if plan.leading else None,
             bias=self.tensor(bias) if bias in self._present else None,
-            ways=self._bank.ways_of(module) if plan.dense else None,
-            supports=self._bank.supports_of(module) if plan.leading else None,
+            ways=self._bank.tables.ways_of(module) if plan.dense else None,
+            supports=self._bank.tables.supports_of(module) if plan.leading else None,
         )
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
@@ -115,12 +120,54 @@ class Model:
             [weights.layer(config, layer, caches) for layer, caches in enumerate(cache.layers)],
         )
 
-    @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Returns float32 logits [len(batch.sampled), vocabulary]."""
+        return self.read(batch)[0]
+
+    @torch.inference_mode()
+    def read(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Logits as above, and the states of each of the batch's readings, [tokens, hidden] float32.
+
+        Rows that end at a layer are left out of the layers above it.
+        """
+        places = batch.places
         x = self.embedding[batch.tokens]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        x = self.decoder(x, residual, batch.places)
-        sampled = batch.sampled
-        x = add_rms_norm(x[sampled], residual[sampled], self.norm, self.config.rms_norm_eps)
-        return linear(x, self.head, out_dtype=torch.float32)
+        states: dict[Reading, Tensor] = {}
+        computed = 0
+        for layer in sorted({reading.layer for reading in batch.readings}):
+            x = self.decoder(x, residual, places, computed, layer)
+            computed = layer
+            here = [reading for reading in batch.readings if reading.layer == layer]
+            for reading in here:
+                rows = slice(reading.first, reading.last)
+                states[reading] = residual[rows] + x[rows].float()
+            left = min([reading.first for reading in here if reading.ends], default=len(x))
+            x, residual, places = x[:left], residual[:left], places.first(left)
+        x, residual = self._sampled_only(x, residual, places, batch.sampled, computed)
+        x = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        return linear(x, self.head, out_dtype=torch.float32), [states[r] for r in batch.readings]
+
+    def _sampled_only(
+        self, x: Tensor, residual: Tensor, places: DecoderBatch, sampled: Tensor, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the layers from `first` on give for the sampled tokens.
+
+        Of the others, if they are many, the last layer computes keys and values alone.
+        """
+        last = self.config.num_layers - 1
+        if first > last or not len(x):
+            return x[sampled], residual[sampled]
+        if len(x) - len(sampled) < MANY_UNSAMPLED:
+            x = self.decoder(x, residual, places, first)
+            return x[sampled], residual[sampled]
+        if first < last:
+            x = self.decoder(x, residual, places, first, last)
+        is_other = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        is_other[sampled] = False
+        others = is_other.nonzero().flatten()
+        self.decoder.store_keys(x[others], residual[others], places.at(others), last)
+        x, residual = x[sampled], residual[sampled]
+        if len(sampled):
+            x = self.decoder(x, residual, places.at(sampled), last)
+        return x, residual

@@ -84,7 +84,7 @@ def make_plan(
 
     max_memory: bytes for the weights of adapted matrices, of `value_bytes` a weight.
     max_error: share of a matrix's spectral norm that an expert may lose.
-    costs: of the machine; nominal ones by default.
+    costs: of the machine, see cost_model; nominal ones by default. Only a choice under `max_memory` depends on them.
     Raises ZweaveError, with the least that would do, if not even W and one panel of int4 components fit.
     """
     if device_type != "cpu":

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
+from zweave.pooling import Sum
+
 SYMBOL = 8  # bytes
 
 # Time of release of a block that another one holds all positions of.
@@ -28,9 +30,10 @@ class Node:
     key: symbols of its positions; fewer than a block has if it was computed or ended there. Only blocks
         whose key is whole have children.
     holders: how many sequences read or write the block; it is evicted only when there are none.
+    sums: of the states of all positions up to the block's end, by the layer that they enter (pooling.py).
     """
 
-    __slots__ = ("block", "children", "holders", "key", "keys", "parent", "released")
+    __slots__ = ("block", "children", "holders", "key", "keys", "parent", "released", "sums")
 
     def __init__(self, parent: "Node | None", key: bytes, block: int) -> None:
         self.parent = parent
@@ -40,6 +43,7 @@ class Node:
         self.children: list[Node] = []
         self.holders = 0
         self.released = 0
+        self.sums: dict[int, Sum] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from zweave.errors import ZweaveError
 from zweave.mixture import Mixture
+
+if TYPE_CHECKING:
+    from zweave.dispatch import Dispatcher
 
 Message: TypeAlias = Mapping[str, str]
 ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
@@ -62,7 +65,9 @@ class Request:
     prompt: text, taken as it is, or token ids.
     messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
         a final assistant message is continued.
-    expert: a loaded expert's name, a mixture {name: weight or one weight a layer}, or None for the base.
+    expert: a loaded expert's name, a mixture {name: weight or one weight a layer}, None for the base, or "auto":
+        a dispatcher finds out which (docs/dispatch.md).
+    dispatcher: for "auto", instead of the engine's.
     max_tokens: at most so many tokens are generated.
     stop: the answer ends before the first of these strings.
     ignore_eos: go on after the model's end token.
@@ -82,11 +87,15 @@ class Request:
     logprobs: int | None = None
     salt: str | None = None
     score: Sequence[int] = ()
+    dispatcher: "Dispatcher | None" = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
-        Mixture.parse(self.expert)
+        if not self.is_auto:
+            Mixture.parse(self.expert)
+            if self.dispatcher is not None:
+                raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:
             _check_sequence("prompt", self.prompt, "text or a list of token ids")
         if self.messages is not None:
@@ -113,6 +122,11 @@ class Request:
             raise ZweaveError(f"score must be a list of token ids, not {type(self.score).__name__}")
 
     @property
+    def is_auto(self) -> bool:
+        """Whether a dispatcher chooses the expert."""
+        return isinstance(self.expert, str) and self.expert == "auto"
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple, however they were given."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -128,9 +142,42 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What a first pass found out about a prompt, and which mixture answers it therefore.
+
+    label: what the prompt was taken for, None if nobody asked.
+    probabilities: of the labels it was chosen from.
+    mixture: as `Request.expert` takes it; None is the base, which answers below a threshold, too.
+    confidence: from 0 to 1.
+    tokens: computed for the first pass alone; 0 where it read what the answer needs anyway.
+    seconds: from the dispatcher's first call to its choice, whatever else the batch held meanwhile.
+    error: why there was no choice.
+    tokens and seconds tell of the way: records that differ in nothing else are equal.
+    """
+
+    label: str | None = None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    mixture: ExpertChoice = None
+    confidence: float = 1.0
+    tokens: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.label, str | None):
+            raise ZweaveError(f"a dispatch's label must be a string or None, not {type(self.label).__name__}")
+        if not isinstance(self.probabilities, Mapping):
+            raise ZweaveError("a dispatch's probabilities must be a mapping of labels to numbers")
+        if not (_is_number(self.confidence) and 0 <= self.confidence <= 1):
+            raise ZweaveError(f"a dispatch's confidence must be from 0 to 1, not {self.confidence!r}")
+        Mixture.parse(self.mixture)
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A finished request.
 
+    expert: what the request said, or what was chosen for "auto"; dispatch tells how.
     token_ids holds what was generated, the end token included; text leaves out special tokens and ends
     before the stop string. finish_reason: "stop" (end token or stop string), "length" (max_tokens or the
     model's context is used up), "cancelled", or "error" with the reason in `error`.
@@ -151,6 +198,7 @@ class Result:
     reuse: Reuse | None = field(default=None, compare=False)
     reused_tokens: int = field(default=0, compare=False)
     scores: list[float] | None = None
+    dispatch: Dispatch | None = None
 
 
 @dataclass(frozen=True, slots=True)

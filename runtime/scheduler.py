@@ -1,9 +1,10 @@
 """Continuous batching: which tokens of which sequences the next step computes."""
 
+from bisect import insort
 from collections import deque
 from itertools import islice
 
-from zweave.bank import Bank
+from zweave.bank import Bank, BoundMixture
 from zweave.block_manager import BlockManager
 from zweave.engine_stats import EngineStats
 from zweave.errors import ZweaveError
@@ -35,7 +36,35 @@ class Scheduler:
         return len(self._waiting) + len(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        """Has a sequence wait in the order of arrival, which a first pass may have held up."""
+        if self._waiting and _arrival(self._waiting[-1]) > _arrival(sequence):
+            insort(self._waiting, sequence, key=_arrival)
+        else:
+            self._waiting.append(sequence)
+
+    def bind(self, sequence: Sequence, mixture: BoundMixture, adapted_from: int) -> None:
+        """Gives a sequence the mixture that its first pass chose.
+
+        What it has computed goes on where it is, if the mixture computes the same and has a slot at once. Else it
+        waits again, and finds in the cache what it can keep.
+        """
+        is_running = sequence in self._running
+        goes_on = is_running and sequence.can_keep(mixture, adapted_from)
+        if goes_on:
+            self._blocks.commit(sequence)
+        elif is_running:
+            self.remove(sequence)
+        sequence.bind(mixture, adapted_from)
+        if goes_on:
+            sequence.slot = None
+            try:
+                goes_on = self._take_slot(sequence)
+            except ZweaveError:  # told when it is to be taken up
+                goes_on = False
+            if not goes_on:
+                self.remove(sequence)
+        if not goes_on:
+            self.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
@@ -100,10 +129,14 @@ class Scheduler:
     def _awaits_blocks(self, sequence: Sequence, found: int) -> bool:
         """Whether a running prompt will soon have computed a block more of a sequence than was found of it,
         or half of what is missing."""
-        missing = len(sequence.tokens) - 1 - found
+        missing = sequence.target - 1 - found
         worthwhile = min(self._blocks.block_size, (missing + 1) // 2)
         for leader in self._running if missing else ():
-            if leader.request_id < sequence.request_id and _is_prefilling(leader):
+            if (
+                _arrival(leader) < _arrival(sequence)
+                and _is_prefilling(leader)
+                and _can_give(leader, sequence)
+            ):
                 common = common_positions(self._blocks.symbols(leader), self._blocks.symbols(sequence))
                 if min(common - found, missing) >= worthwhile:
                     return True
@@ -144,11 +177,19 @@ class Scheduler:
 
 
 def _pending(sequence: Sequence) -> int:
-    return len(sequence.tokens) - sequence.computed
+    return sequence.target - sequence.computed
 
 
 def _is_prefilling(sequence: Sequence) -> bool:
     return _pending(sequence) > 1
+
+
+def _can_give(leader: Sequence, sequence: Sequence) -> bool:
+    """Whether the blocks of the one will be of use to the other."""
+    one, other = leader.pooling, sequence.pooling
+    if one is not None and one.ends:
+        return False
+    return other is None or (one is not None and one.layer == other.layer)
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -22,6 +22,7 @@ class Tokenizer:
 
     assistant_header: the token ids that the chat template puts between the end of the user's words and the
         beginning of the assistant's; empty without a chat template.
+    user_opening: the token ids that it puts before the user's first words.
     eos_ids: the tokens that end an answer.
     Raises ZweaveError for missing or malformed files.
     """
@@ -35,8 +36,9 @@ class Tokenizer:
         special = _special_tokens(config)
         self._template = ChatTemplate.from_directory(self.directory, config, special)
         self.eos_ids = eos_token_ids(self.directory) or self._ids_of(special.get("eos_token"))
-        self.assistant_header = self._probe_header()
+        self.user_opening, self.assistant_header = self._probe_headers()
         self._header_words = self._without_trailing_space(self.assistant_header)
+        self._user_header = self._without_trailing_space(self._last_turn(self.user_opening))
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text. Special tokens written out in it are recognised.
@@ -77,19 +79,28 @@ class Tokenizer:
                 return start
         return max(len(tokens) - 1, 0)
 
-    def _probe_header(self) -> list[int]:
-        """The longest end that conversations with different user messages have in common."""
+    def user_text_start(self, ids: Sequence[int], end: int) -> int:
+        """Index after the last user's header in ids[:end]; 0 if there is none."""
+        header, tokens = self._user_header, list(ids[:end])
+        for start in range(len(tokens) - len(header), -1, -1) if header else ():
+            if tokens[start : start + len(header)] == header:
+                return start + len(header)
+        return 0
+
+    def _probe_headers(self) -> tuple[list[int], list[int]]:
+        """The longest beginning and end that conversations with different user messages have in common."""
         if self._template is None:
-            return []
+            return [], []
         try:
             chats = [self.chat([{"role": "user", "content": probe}]) for probe in _PROBES]
         except ZweaveError:
-            return []
-        length = 0
-        shortest = min(map(len, chats))
-        while length < shortest and len({chat[-1 - length] for chat in chats}) == 1:
-            length += 1
-        return chats[0][len(chats[0]) - length :]
+            return [], []
+        return _common_beginning(chats), _common_beginning([chat[::-1] for chat in chats])[::-1]
+
+    def _last_turn(self, opening: list[int]) -> list[int]:
+        """The opening from its last special token on: what stands before a user's words in any turn."""
+        special = [index for index, token in enumerate(opening) if not self.decode([token])]
+        return opening[special[-1] :] if special else opening
 
     def _without_trailing_space(self, ids: list[int]) -> list[int]:
         """Leaves out a header's last line break: with white space after it, it becomes part of another token."""
@@ -127,6 +138,13 @@ class TextStream:
     def finish(self) -> str:
         """What was held back: U+FFFD for an unfinished character."""
         return self._decoder.finish()
+
+
+def _common_beginning(lists: Sequence[list[int]]) -> list[int]:
+    length = 0
+    while length < min(map(len, lists)) and len({one[length] for one in lists}) == 1:
+        length += 1
+    return lists[0][:length]
 
 
 def _load(path: Path) -> tokenizers.Tokenizer:

@@ -37,7 +37,7 @@ def bank(slots=4, **experts):
 
 
 def rows(made, slot):
-    return {module: made.columns(module)[slot] for module in RANKS}
+    return {module: made.tables.columns(module)[slot] for module in RANKS}
 
 
 def test_row_0_is_the_base_and_unused_rows_are_poisoned():
@@ -46,15 +46,15 @@ def test_row_0_is_the_base_and_unused_rows_are_poisoned():
     made.release(0)
     for module, row in rows(made, 0).items():
         torch.testing.assert_close(row, SIGMAS[module], rtol=0, atol=0)
-    assert made.table.shape == (3, sum(RANKS.values())) and made.table.dtype == torch.float32
-    assert made.table[1:].isnan().all()
+    assert made.tables.scale.shape == (3, sum(RANKS.values())) and made.tables.scale.dtype == torch.float32
+    assert made.tables.scale[1:].isnan().all()
 
 
 def test_columns_are_views_in_layer_order():
     made = bank()
-    assert made.columns(UP0).shape == (4, 199)
-    assert made.columns(UP0).stride() == (325, 1)
-    assert made.columns(UP0).data_ptr() == made.table.data_ptr() + 4 * 63
+    assert made.tables.columns(UP0).shape == (4, 199)
+    assert made.tables.columns(UP0).stride() == (325, 1)
+    assert made.tables.columns(UP0).data_ptr() == made.tables.scale.data_ptr() + 4 * 63
 
 
 def test_row_of_an_expert_is_sigma_times_z():
@@ -106,7 +106,7 @@ def test_renormalisation_by_nothing_is_refused_and_costs_no_slot():
 def test_a_zero_matrix_can_be_renormalised():
     made = Bank({Q0: torch.zeros(63)}, 2)
     made.load("a", expert(1, modules=[Q0], renormalise=True))
-    assert (made.table[made.acquire(Mixture.parse("a"))] == 0).all()
+    assert (made.tables.scale[made.acquire(Mixture.parse("a"))] == 0).all()
 
 
 def test_overflow_is_refused():
@@ -192,7 +192,10 @@ def test_changed_file_is_noticed(tmp_path):
         made.acquire(Mixture.parse("a"))
     made.load("a", path)
     torch.testing.assert_close(
-        made.columns(Q0)[made.acquire(Mixture.parse("a"))], SIGMAS[Q0] * expert(2).z[Q0], rtol=0, atol=0
+        made.tables.columns(Q0)[made.acquire(Mixture.parse("a"))],
+        SIGMAS[Q0] * expert(2).z[Q0],
+        rtol=0,
+        atol=0,
     )
 
 
@@ -201,7 +204,10 @@ def test_expert_objects_are_copied():
     made = bank(a=a)
     a.z[Q0].fill_(7)
     torch.testing.assert_close(
-        made.columns(Q0)[made.acquire(Mixture.parse("a"))], SIGMAS[Q0] * expert(1).z[Q0], rtol=0, atol=0
+        made.tables.columns(Q0)[made.acquire(Mixture.parse("a"))],
+        SIGMAS[Q0] * expert(1).z[Q0],
+        rtol=0,
+        atol=0,
     )
 
 
@@ -225,7 +231,7 @@ def test_unloading_while_in_use():
         made.acquire(Mixture.parse("a"))
     with pytest.raises(ZweaveError):
         made.unload("a")
-    torch.testing.assert_close(made.columns(Q0)[slot], SIGMAS[Q0] * expert(1).z[Q0], rtol=0, atol=0)
+    torch.testing.assert_close(made.tables.columns(Q0)[slot], SIGMAS[Q0] * expert(1).z[Q0], rtol=0, atol=0)
     made.release(slot)
     assert made.acquire(bound) == slot, "what was bound before stays usable"
 
@@ -238,7 +244,7 @@ def test_reloading_a_name_changes_it_for_new_requests_only():
     new = made.acquire(Mixture.parse("a"))
     assert new != old and made.acquire(bound) == old
     assert made.experts() == ["a"]
-    torch.testing.assert_close(made.columns(Q0)[new], SIGMAS[Q0] * expert(2).z[Q0], rtol=0, atol=0)
+    torch.testing.assert_close(made.tables.columns(Q0)[new], SIGMAS[Q0] * expert(2).z[Q0], rtol=0, atol=0)
 
 
 def test_unknown_names_come_with_suggestions():
@@ -277,7 +283,7 @@ def test_loading_while_others_acquire():
                 made.load(f"{name}{turn % 3}", expert(seed))
                 slot = made.acquire(Mixture.parse({name: 0.5, f"{name}{turn % 3}": 0.5}))
                 expected = SIGMAS[Q0] * expert(seed).z[Q0]
-                torch.testing.assert_close(made.columns(Q0)[slot], expected, rtol=1e-6, atol=0)
+                torch.testing.assert_close(made.tables.columns(Q0)[slot], expected, rtol=1e-6, atol=0)
                 made.release(slot)
                 made.unload(f"{name}{turn % 3}")
         except BaseException as error:

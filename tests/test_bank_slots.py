@@ -42,7 +42,7 @@ def test_full_bank_says_so_and_waits():
     assert made.try_acquire(Mixture.parse("c")) is None, "a is still held once"
     made.release(a)
     assert made.acquire(Mixture.parse("c")) == a
-    torch.testing.assert_close(made.columns(Q0)[b], SIGMAS[Q0] * expert(1).z[Q0], rtol=0, atol=0)
+    torch.testing.assert_close(made.tables.columns(Q0)[b], SIGMAS[Q0] * expert(1).z[Q0], rtol=0, atol=0)
 
 
 def test_release_without_acquire_is_an_error():
@@ -138,10 +138,10 @@ class BankMachine(RuleBasedStateMachine):
             assert slot > 0 and slots.setdefault(key, slot) == slot
             z = sum(weight * expert(seed).z[Q0].double() for seed, weight in key)
             torch.testing.assert_close(
-                self.bank.columns(Q0)[slot], (SIGMAS[Q0] * z).float(), rtol=1e-6, atol=1e-9
+                self.bank.tables.columns(Q0)[slot], (SIGMAS[Q0] * z).float(), rtol=1e-6, atol=1e-9
             )
         assert len(set(slots.values())) == len(slots)
-        torch.testing.assert_close(self.bank.columns(Q0)[0], SIGMAS[Q0], rtol=0, atol=0)
+        torch.testing.assert_close(self.bank.tables.columns(Q0)[0], SIGMAS[Q0], rtol=0, atol=0)
         assert sorted(self.bank.experts()) == sorted(self.names)
 
     @invariant()

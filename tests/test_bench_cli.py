@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from zweave.bench import linear_ways
+from zweave.bench.candidates import MixedBatch
 from zweave.bench.engine import PROVIDERS
 from zweave.bench.served import Served
 from zweave.bench.stage import Stage
@@ -148,6 +149,7 @@ def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
         (("engine", "--model", "gpt-17"), "gpt-17"),
         (("mix", "--mixtures", ""), "--mixtures"),
         (("gpu-linear",), "CUDA"),
+        (("few-shot", "mpqa", "--data", "/nowhere"), "mpqa.all"),
     ],
     ids=str,
 )
@@ -180,6 +182,40 @@ def test_prefix_tree(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit):
         main(["bench", "prefix-tree", "--cached", "0"])
     assert main(["bench", "prefix-tree", "--shared", "3000"]) == 1
+
+
+@pytest.fixture
+def few_shot(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture) -> tuple[object, ...]:
+    """A small search's options, with two experts."""
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for seed, file in enumerate(files):
+        new = ("expert", "new", file, "--random", "0.3", "--seed", seed, "--model", model)
+        assert main([str(part) for part in new]) == 0
+    capsys.readouterr()
+    sizes = ("--shots", 4, "--population", 3, "--rebuilt", 2, "--rounds", 1, "--dtype", "float32")
+    return ("subtraction", "--model", model, "--experts", *files, *sizes, "--json")
+
+
+def test_few_shot(capsys: pytest.CaptureFixture, few_shot: tuple[object, ...]) -> None:
+    status, _, line = bench(capsys, "few-shot", *few_shot)
+    rows = {row["provider"]: row for row in line["rows"]}
+    assert status == 0, line["rows"]
+    assert len(rows) == 4 and rows.pop("rebuilt, transformers bfloat16")["error"] < 0.1
+    assert all(row["error"] < 1e-3 and row["vs_rebuilt"] > 0 for row in rows.values())
+    assert {(row["task"], row["shots"], row["candidates"]) for row in rows.values()} == {
+        ("subtraction", 4, 3)
+    }
+
+
+def test_the_scores_of_other_candidates_are_refused(
+    capsys: pytest.CaptureFixture, few_shot: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = MixedBatch.__call__
+    monkeypatch.setattr(MixedBatch, "__call__", lambda self, *args: right(self, *args[:2], args[2][::-1]))
+    status, _, line = bench(capsys, "few-shot", *few_shot)
+    statuses = {row["provider"]: row["status"] for row in line["rows"]}
+    assert status == 1 and statuses["zweave"] == "wrong"
+    assert statuses["rebuilt, transformers float32"] == "ok"
 
 
 def test_train(capsys: pytest.CaptureFixture, model: Path) -> None:

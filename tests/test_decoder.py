@@ -173,6 +173,26 @@ def test_layers_may_be_run_in_parts(dtype) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("extras", [False, True], ids=["llama", "qwen"])
+def test_tokens_may_leave_only_keys_and_values_in_a_layer(dtype, extras) -> None:
+    slots, hidden = [0, 2, 1, 1, 4, 0, 3], 40
+    decoder = Decoder(config(), [layer(1, dtype, hidden, extras, window=5)])
+    y, residual, *caches = run(decoder, slots, True, dtype, hidden)
+    for cache in (decoder.layers[0].k_cache, decoder.layers[0].v_cache):
+        cache.fill_(float("nan"))
+    random = torch.Generator().manual_seed(9)
+    x = torch.randn(len(slots), hidden, generator=random).to(dtype)
+    stream = torch.randn(len(slots), hidden, generator=random)
+    others, wanted = torch.tensor([0, 1, 3, 4, 5]), torch.tensor([2, 6])
+    decoder.store_keys(x[others], stream[others], batch(slots).at(others), 0)
+    rest = stream[wanted]
+    assert torch.equal(decoder(x[wanted], rest, batch(slots).at(wanted)), y[wanted])
+    assert torch.equal(rest, residual[wanted])
+    for got, want in zip((decoder.layers[0].k_cache, decoder.layers[0].v_cache), caches, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@DTYPES
 def test_all_factored(dtype) -> None:
     hidden = 40
     decoder = Decoder(config(), [layer(3, dtype, hidden, True)])

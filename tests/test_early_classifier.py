@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from zweave import Engine, Request
+from zweave.classifier_training import _earliest, _fit, bare_prompt, train_classifier
 from zweave.cli.main import main
-from zweave.early_classifier import EarlyClassifier, _earliest, _fit, bare_prompt, train_classifier
+from zweave.early_classifier import EarlyClassifier
 from zweave.errors import ZweaveError
 from zweave.evaluation.baselines import logistic_regression
 from zweave.tasks import Sample, Splits, Task

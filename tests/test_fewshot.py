@@ -123,6 +123,20 @@ def test_search_is_no_worse_than_any_expert_alone(
         assert sum(found.mixture.values()) == pytest.approx(1)
 
 
+def test_the_best_so_far_is_not_asked_again(
+    engine: Engine, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shots, asked = task.samples("train"), []
+
+    def counted(engine: Engine, task: Task, shots: list[Sample], choices: list) -> list[tuple[float, float]]:
+        asked.append(len(choices))
+        return population_fitness(engine, task, shots, choices)
+
+    monkeypatch.setattr("zweave.fewshot.population_fitness", counted)
+    search(engine, task, shots, Weighting(("a", "b")), CemConfig(population=10, generations=3))
+    assert asked == [10, 9, 9]
+
+
 @pytest.fixture
 def files(tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Two experts and a task."""

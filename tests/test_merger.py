@@ -55,7 +55,7 @@ def settle(engine: Engine) -> None:
 
 
 def merged_slots(engine: Engine) -> set[int]:
-    return set((engine.bank.ways == int(Way.MERGED)).nonzero()[:, 1].tolist())
+    return set((engine.bank.tables.ways == int(Way.MERGED)).nonzero()[:, 1].tolist())
 
 
 def test_a_hot_expert_is_merged_and_means_the_same(engines: Callable[..., Engine]) -> None:
@@ -103,8 +103,8 @@ def test_a_bounded_error_opens_the_cheaper_way(tiny_engine: Callable[..., Engine
     name = names(strict)[0]
     serve(strict, [name])
     serve(loose, [name])
-    assert (strict.bank.ways[:, 1] == int(Way.FACTORED)).any()
-    assert not (loose.bank.ways[:, 1] == int(Way.FACTORED)).any()
+    assert (strict.bank.tables.ways[:, 1] == int(Way.FACTORED)).any()
+    assert not (loose.bank.tables.ways[:, 1] == int(Way.FACTORED)).any()
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_expert_beyond_the_kept_components_is_refused() -> None:
     z[16] = 1.1
     bank.load("more", Expert(z={module: z}))
     slot = bank.acquire(Mixture.parse("few"))
-    assert bank.ways_of(module)[slot] == int(Way.DELTA)
-    torch.testing.assert_close(bank.leading(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
+    assert bank.tables.ways_of(module)[slot] == int(Way.DELTA)
+    torch.testing.assert_close(bank.tables.leading(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
     with pytest.raises(ZweaveError, match=r"adapts 17 components of .*keeps 16: allow it more memory"):
         bank.acquire(Mixture.parse("more"))

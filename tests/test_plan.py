@@ -1,7 +1,7 @@
 """Plans: what they keep within a budget, which ways they open, what a batch costs, and how ways are chosen."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,13 @@ from zweave.bank import Bank
 from zweave.batch_planner import BatchPlanner, count_by_slot
 from zweave.certificate import certify
 from zweave.cost_model import CostModel, cost_model, measure
+from zweave.engine_config import EngineConfig
 from zweave.expert import Expert
 from zweave.integer_factors import STATED_ERROR, IntegerFormat
 from zweave.kernels import Way, dequantize, pack, quantize
 from zweave.mixture import Mixture
 from zweave.plan import MatrixPlan, make_plan, memory, worthwhile_components
+from zweave.planner import plan_for
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (576, 576),
@@ -187,6 +189,21 @@ class TestCostModel:
         assert len(calls) == 4
         cost_model(torch.float32)
         assert len(calls) == 5
+
+
+class TestPlanFor:
+    def test_weighs_the_machines_costs_under_a_limit_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "zweave.planner.cost_model", lambda dtype: pytest.fail("nothing depends on costs")
+        )
+        assert plan_for(EngineConfig(), SHAPES) == make_plan(SHAPES)
+        # Where integers take hours to multiply none are taken, whatever error is allowed.
+        slow = replace(COSTS, integer_ops_per_second=1.0)
+        monkeypatch.setattr("zweave.planner.cost_model", lambda dtype: slow)
+        config = EngineConfig(max_memory=factors_alone(), max_error=0.1)
+        plan = plan_for(config, SHAPES)
+        assert plan == make_plan(SHAPES, max_memory=factors_alone(), max_error=0.1, costs=slow)
+        assert plan != make_plan(SHAPES, max_memory=factors_alone(), max_error=0.1, costs=COSTS)
 
 
 class TestBatchPlanner:

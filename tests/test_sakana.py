@@ -64,7 +64,7 @@ def test_merged_weights_are_theirs(tmp_path, checkpoint, state, form, max_mult):
     bank.load("imported", expert)
     slot = bank.acquire(Mixture.parse("imported"))
     for module, found in factors.items():
-        merged = (found.u * bank.columns(module)[slot]) @ found.vt
+        merged = (found.u * bank.tables.columns(module)[slot]) @ found.vt
         weight = state[f"{module}.weight"]
         if module in expert.z:
             weight = reference_weight(weight, policy.learnable_params[f"{module}.weight"], max_mult).float()

@@ -60,6 +60,27 @@ def test_labels_are_learnt(make_policy: Any, chosen: dict[str, Any]) -> None:
     assert sum(step.reward for step in steps[:3]) / 3 < 0.4 and steps[-1].reward > 0.6
 
 
+@pytest.mark.parametrize("adapter", ["svf", "lora"])
+def test_the_base_answers_as_the_base_after_the_prompt_too(make_policy: Any, adapter: Any) -> None:
+    policy = make_policy(Recipe(scope="after_prompt", adapter=adapter))
+    prompts = [sample.prompt for sample in LETTERS.samples("test")[:4]]
+
+    def answered() -> Tensor:
+        planted = policy.plant(prompts)
+        return policy.logits(policy.hidden(planted, planted.leaves)).detach()
+
+    base = answered() if adapter == "lora" else None
+    with torch.no_grad():
+        for parameter in policy.adapter.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    with policy.adapter.base():
+        one = answered()
+        torch.testing.assert_close(answered(), one, rtol=0, atol=0)
+    assert (answered() - one).abs().max() > 1e-3
+    if base is not None:
+        torch.testing.assert_close(one, base, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["reinforce", "plain", "grpo"])
 def test_generated_answers_are_learnt(make_policy: Any, kind: Any) -> None:
     recipe = replace(QUICK, steps=80, objective=kind, batch=2, draws=32)

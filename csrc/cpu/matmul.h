@@ -93,10 +93,9 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
       const int64_t count = divide_up(row_end - row, blocks - block);
       // One block fetches all that comes next, of several the first two half of it each.
       const Fetch fetch{then, {told && (blocks == 1 || block == 0), told && (blocks == 1 || block == 1)}};
-      with_rows(count, [&]<int rows>() {
-        matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch,
-                                     sums + (row - row_begin) * kTileOutputs);
-      });
+      float* to = sums + (row - row_begin) * kTileOutputs;
+      with_rows(count,
+                [&]<int rows>() { matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch, to); });
       row += count;
     }
     begin = end;
@@ -132,12 +131,41 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }
 
+// A few rows under many panels: first the one term of all of them, then the other, each in one stretch.
+template <class T>
+void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                   int64_t panel_end) {
+  constexpr int64_t most = 32;
+  alignas(64) float sums[most][kStreamedRows * kTileOutputs];
+  const int64_t groups[] = {0, groups_of(m.terms[0]), plain_groups(m)};
+  for (int64_t first = panel_begin; first < panel_end; first += most) {
+    const int64_t count = panel_end - first < most ? panel_end - first : most;
+    if (m.scale) {
+      for (int64_t i = 0; i < count; ++i) fetch_scales(m, row_begin, row_end, first + i);
+    }
+    for (int64_t term = 0; term < m.num_terms; ++term) {
+      for (int64_t i = 0; i < count; ++i) {
+        with_rows<kStreamedRows>(row_end - row_begin, [&]<int rows>() {
+          matmul_tile<T, rows, 1>(m, row_begin, first + i, groups[term], groups[term + 1], Fetch{}, sums[i]);
+        });
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      finish<T, 1>(m, row_begin, row_end - row_begin, first + i, sums[i]);
+    }
+  }
+}
+
 template <class T>
 void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
   const Weights& first = m.terms[0].weights;
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int64_t end = row + kRows < row_end ? row + kRows : row_end;
-    const int64_t step = is_streamed(m, end - row) ? 1 : kTilePanels;
+    if (is_streamed(m, end - row)) {
+      stream_panels(m, row, end, panel_begin, panel_end);
+      continue;
+    }
+    const int64_t step = kTilePanels;
     for (int64_t panel = panel_begin; panel < panel_end; panel += step) {
       const int64_t after = panel + step;
       const void* next = after < panel_end || !m.next ? first.panels + after * first.panel_bytes : m.next;

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zweave.bench import engine, experts, gpu, gpu_linear, linear, mix, prefix_tree, step, train
+from zweave.bench import engine, experts, few_shot, gpu, gpu_linear, linear, mix, prefix_tree, step, train
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
 from zweave.cli.arguments import check_folder
@@ -21,6 +21,7 @@ BENCHES = {
     "experts": experts,
     "prefix-tree": prefix_tree,
     "train": train,
+    "few-shot": few_shot,
     "gpu-linear": gpu_linear,
 }
 

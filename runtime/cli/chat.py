@@ -9,13 +9,21 @@ from typing import Any
 from rich.console import Console
 
 from zweave.bundled import bundled_experts
-from zweave.cli.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, parse_expert
+from zweave.cli.engine_options import (
+    EXPERT_HELP,
+    add_dispatcher_option,
+    add_engine_options,
+    load_named,
+    open_engine,
+    parse_expert,
+)
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import ExpertChoice, Request, Sampling
 
 HELP = """\
-/expert NAME      answer under an expert, or a mixture: /expert sentiment=0.8,addition=0.2; /expert base
+/expert NAME      answer under an expert, or a mixture: /expert sentiment=0.8,addition=0.2; /expert base;
+                  /expert auto has the dispatcher choose for each answer
 /experts          names of the experts
 /reset            forget the conversation
 /quit             leave (or Ctrl-D)"""
@@ -23,12 +31,13 @@ HELP = """\
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("chat", help="talk to the model", description=__doc__)
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help=EXPERT_HELP)
+    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int)
+    add_dispatcher_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -71,9 +80,7 @@ class Conversation:
 
     @property
     def expert_name(self) -> str:
-        if isinstance(self.expert, str):
-            return self.expert
-        return "+".join(self.expert) if self.expert else "base"
+        return _name(self.expert)
 
     def choose(self, text: str | None) -> None:
         """Changes the expert; an unknown one leaves it as it was."""
@@ -92,7 +99,7 @@ class Conversation:
             messages=messages, expert=self.expert, max_tokens=self._max_tokens, sampling=self._sampling
         )
         start = time.perf_counter()
-        answer, tokens = "", 0
+        answer, tokens, chosen = "", 0, ""
         try:
             for delta in self.engine.stream(request):
                 console.print(delta.text, end="", markup=False, soft_wrap=True)
@@ -100,11 +107,22 @@ class Conversation:
                 tokens += len(delta.token_ids)
                 if delta.result is not None and delta.result.error:
                     raise ZweaveError(delta.result.error)
+                if delta.result is not None and delta.result.dispatch is not None:
+                    dispatch = delta.result.dispatch
+                    chosen = f", by {_name(dispatch.mixture)} ({dispatch.label}, {dispatch.confidence:.2f})"
         except KeyboardInterrupt:
             console.print(" [interrupted]", end="", style="dim", markup=False)
         seconds = time.perf_counter() - start
-        console.print(f"\n{tokens} tokens, {tokens / seconds:.0f} tokens/s", style="dim")
+        console.print(
+            f"\n{tokens} tokens, {tokens / seconds:.0f} tokens/s{chosen}", style="dim", markup=False
+        )
         self.messages = [*messages, {"role": "assistant", "content": answer}]
+
+
+def _name(choice: ExpertChoice) -> str:
+    if isinstance(choice, str):
+        return choice
+    return "+".join(choice) if choice else "base"
 
 
 def _handle(line: str, conversation: Conversation, console: Console) -> None:

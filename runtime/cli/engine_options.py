@@ -2,13 +2,16 @@
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 
 from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.dispatch import load_dispatcher
 from zweave.engine import Engine
 from zweave.engine_config import DTYPES
 from zweave.errors import ZweaveError
+from zweave.mixture import RESERVED_NAMES
 from zweave.request import ExpertChoice
 
 stderr = Console(stderr=True, highlight=False)
@@ -36,14 +39,26 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dispatcher_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dispatcher",
+        type=Path,
+        metavar="FILE",
+        help="finds the expert of prompts under --expert auto: a .json or .py file, see docs/dispatch.md",
+    )
+
+
 def open_engine(args: argparse.Namespace) -> Engine:
-    """Loads the model and the experts of --load."""
+    """Loads the model, the experts of --load and the dispatcher."""
     engine = Engine(args.model, dtype=args.dtype, device=args.device, prefix_cache=not args.no_prefix_cache)
     for item in args.load:
         name, separator, path = item.partition("=")
         if not (separator and name and path):
             raise ZweaveError(f"--load takes NAME=FILE, not {item!r}")
         engine.load_expert(name, path)
+    path = getattr(args, "dispatcher", None)
+    if path is not None:
+        engine.dispatcher = load_dispatcher(engine, path, load_named)
     return engine
 
 
@@ -70,7 +85,7 @@ def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
     bundled = bundled_experts()
     for choice in choices:
         for name in [choice] if isinstance(choice, str) else choice or ():
-            if name in engine.experts():
+            if name in engine.experts() or name in RESERVED_NAMES:
                 continue
             if name in bundled:
                 engine.load_expert(name, bundled[name])

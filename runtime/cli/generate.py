@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from zweave.cli.engine_options import (
     EXPERT_HELP,
+    add_dispatcher_option,
     add_engine_options,
     load_named,
     open_engine,
@@ -24,7 +25,7 @@ from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import Request, Result, Sampling
 
-REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)}
+REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)} - {"dispatcher"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "max_tokens, sampling, ...) and results are written as JSON lines with their index, as they finish",
     )
     parser.add_argument("--output", metavar="FILE", help="write results there instead of standard output")
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...", help=EXPERT_HELP)
+    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
     parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
@@ -54,6 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
     )
+    add_dispatcher_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
 

@@ -17,8 +17,9 @@ from zweave.decompose import Decomposition, decompose
 from zweave.engine_config import DTYPES, EngineConfig
 from zweave.expert import Expert
 from zweave.integer_factors import STATED_ERROR
-from zweave.plan import MatrixPlan, Plan, make_plan, memory
+from zweave.plan import MatrixPlan, Plan, memory
 from zweave.plan_report import way_costs
+from zweave.planner import plan_for
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -65,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
     budget = None if args.max_memory is None else int(args.max_memory * (1 << 20))
     config = EngineConfig(dtype=args.dtype, max_memory=budget, max_error=args.max_error)
     checkpoint = resolve_model(args.model)
-    shapes = checkpoint.config.adapted_shapes()
-    plan = make_plan(
-        shapes, value_bytes=config.torch_dtype.itemsize, max_memory=budget, max_error=args.max_error
-    )
+    plan = plan_for(config, checkpoint.config.adapted_shapes())
     experts = {name: Expert.load(bundled_experts().get(name, name)) for name in args.certify}
     figures: dict[str, Any] = {
         "model": args.model,

@@ -1,6 +1,5 @@
 """A user's own task: a JSONL file of prompts and answers, or a Python file that makes a Task."""
 
-import importlib.util
 import random
 from collections.abc import Mapping
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from zweave.errors import ZweaveError
+from zweave.python_file import python_object
 from zweave.tasks.files import read_json_lines
 from zweave.tasks.task import Sample, Split, Splits, Task
 
@@ -17,18 +17,7 @@ _WHAT = 'a JSON object with the texts "prompt" and "answer"'
 
 def python_task(path: Path) -> Task:
     """The Task that a Python file calls `task`; ZweaveError with the file's own error if it fails."""
-    spec = importlib.util.spec_from_file_location(f"zweave_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ZweaveError:
-        raise
-    # The file is the user's program: it may fail in any way.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ZweaveError(f"{path} fails: {reason[:200]}") from error
-    task = getattr(module, "task", None)
+    task = python_object(path, "task")
     if not isinstance(task, Task):
         raise ZweaveError(f"{path} defines no task: write task = zweave.tasks.Task(...)")
     return task

@@ -23,7 +23,7 @@ class Adapter(Protocol):
     def parameters(self) -> list[nn.Parameter]: ...
 
     def base(self) -> Any:
-        """A context in which the model answers as without the adapter."""
+        """A context in which the model answers as without the adapter; one may stand within another."""
 
     def before_step(self) -> None:
         """Called when the gradients are there."""
@@ -62,13 +62,16 @@ class SvfAdapter:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        for linear in self.linears.values():
-            linear.base = True
+        before = next(iter(self.linears.values())).base
+        self._set_base(True)
         try:
             yield
         finally:
-            for linear in self.linears.values():
-                linear.base = False
+            self._set_base(before)
+
+    def _set_base(self, base: bool) -> None:
+        for linear in self.linears.values():
+            linear.base = base
 
     def before_step(self) -> None:
         if self._support.kind == "sparse":

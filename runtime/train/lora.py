@@ -33,14 +33,23 @@ class LoraAdapter:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self._peft = get_peft_model(model, config)
+        self._is_off = False
 
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._peft.parameters() if parameter.requires_grad]
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        with self._peft.disable_adapter():
+        # PEFT switches the adapter on again at the end of the inner one of two contexts.
+        if self._is_off:
             yield
+            return
+        self._is_off = True
+        try:
+            with self._peft.disable_adapter():
+                yield
+        finally:
+            self._is_off = False
 
     def before_step(self) -> None:
         pass

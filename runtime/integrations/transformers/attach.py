@@ -54,7 +54,7 @@ def attach(
             target.module,
             target.transposed,
             decomposition.factors(name),
-            bank.columns(name),
+            bank.tables.columns(name),
             index,
             router,
         )

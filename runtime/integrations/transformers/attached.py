@@ -161,7 +161,7 @@ class Attached:
         half: z - 1 in float16, an error of 2e-4 of z - 1. description: of an expert that learns.
         Raises ZweaveError as `expert` does, and if the file cannot be written.
         """
-        self.expert(name, description).save(path, half=half)
+        self.expert(name, description).save(Path(path), half=half)
 
     def detach(self) -> None:
         """Puts the replaced modules back: the model is what it was, to the bit. What learns and is not saved is lost.
@@ -193,7 +193,7 @@ class Attached:
             learning.append(choice if learns else None)
         if not any(slots) and not any(learning):
             return None
-        return Rows(slots, self._bank.ways[:, slots], learning, self._bank.table.device)
+        return Rows(slots, self._bank.tables.ways[:, slots], learning, self._bank.tables.scale.device)
 
     def _set_otherwise(self, name: str | None) -> None:
         self._router.otherwise = self._rows([name], ExitStack())

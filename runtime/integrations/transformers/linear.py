@@ -26,6 +26,7 @@ class AttachedLinear(nn.Module):
     """
 
     sigma: Tensor
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -107,8 +108,10 @@ class AttachedLinear(nn.Module):
     def _training_factors(self) -> TrainingFactors:
         if self._training is None:
             vt, u = _plain(self._vt), _plain(self._u)
-            packed = [part if isinstance(part, Packed) else pack(part) for part in (self._vt, self._u)]
-            self._training = TrainingFactors(*packed, pack(u.T.contiguous()), pack(vt.T.contiguous()))
+            packed_vt, packed_u = (p if isinstance(p, Packed) else pack(p) for p in (self._vt, self._u))
+            self._training = TrainingFactors(
+                packed_vt, packed_u, pack(u.T.contiguous()), pack(vt.T.contiguous())
+            )
         return self._training
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AttachedLinear":

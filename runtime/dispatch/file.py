@@ -1,0 +1,126 @@
+"""A dispatcher from a file: JSON that names a strategy and its parts, or Python that makes one (docs/dispatch.md)."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zweave.dispatch.dispatcher import Dispatcher
+from zweave.dispatch.fixed import FixedDispatcher, few_shot
+from zweave.dispatch.hidden import HiddenDispatcher
+from zweave.dispatch.prompt import CONTENT_FREE, PromptDispatcher
+from zweave.dispatch.routes import Routes
+from zweave.early_classifier import EarlyClassifier
+from zweave.errors import ZweaveError
+from zweave.python_file import python_object
+from zweave.request import ExpertChoice
+
+if TYPE_CHECKING:
+    from zweave.engine import Engine
+
+Load = Callable[["Engine", Iterable[ExpertChoice]], None]
+
+_ROUTES = {"experts", "threshold", "soft"}
+_KEYS: Mapping[str, tuple[set[str], set[str]]] = {  # strategy: what it must say, and what it may
+    "prompt": (
+        {"experts", "instruction"},
+        {"opening", "expert", "instruction_first", "text_tokens", "calibration"},
+    ),
+    "hidden": ({"experts", "classifier"}, set()),
+    "few-shot": ({"file"}, set()),
+    "fixed": ({"expert"}, set()),
+}
+
+
+def load_dispatcher(engine: "Engine", path: Path, load: Load = lambda engine, choices: None) -> Dispatcher:
+    """Reads a .json or runs a .py file. A `prompt` strategy is calibrated on the engine.
+
+    load: makes experts that the file names known to the engine; without it they have to be. Names that end in
+    .safetensors are files beside this one.
+    Raises ZweaveError for a file that is missing or malformed.
+    """
+    if path.suffix not in (".json", ".py") or not path.is_file():
+        raise ZweaveError(f"a dispatcher is a .json or .py file, and {path} is none")
+    if path.suffix == ".py":
+        dispatcher: Any = python_object(path, "dispatcher")
+        if not (
+            callable(getattr(dispatcher, "look", None)) and callable(getattr(dispatcher, "choose", None))
+        ):
+            raise ZweaveError(
+                f"{path} defines no dispatcher: give the name to an object with look and choose"
+            )
+        return dispatcher
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ZweaveError("it must be a JSON object")
+        return _from_fields(engine, fields, path.parent, load)
+    except (ValueError, RecursionError):
+        raise ZweaveError(f"{path} is not JSON in UTF-8") from None
+    except ZweaveError as error:
+        raise ZweaveError(f"{path}: {error}") from None
+
+
+def _from_fields(engine: "Engine", fields: dict[str, Any], folder: Path, load: Load) -> Dispatcher:
+    strategy = fields.get("strategy")
+    if not isinstance(strategy, str) or strategy not in _KEYS:
+        raise ZweaveError(f"strategy must be one of {', '.join(_KEYS)}, not {strategy!r}")
+    needed, optional = _KEYS[strategy]
+    allowed = needed | optional | (_ROUTES if "experts" in needed else set())
+    for key in sorted(needed - fields.keys()):
+        raise ZweaveError(f"the strategy {strategy} needs {key!r}")
+    for key in sorted(fields.keys() - allowed - {"strategy"}):
+        raise ZweaveError(f"the strategy {strategy} has no {key!r}: it takes {', '.join(sorted(allowed))}")
+    if strategy == "few-shot":
+        return few_shot(engine, _beside(folder, fields["file"], "file"))
+    expert = _resolved(fields.get("expert"), folder)
+    load(engine, [expert])
+    if strategy == "fixed":
+        engine.check_expert(expert)
+        return FixedDispatcher(expert)
+    routes = _routes(fields, folder)
+    load(engine, routes.experts.values())
+    for choice in routes.experts.values():
+        engine.check_expert(choice)
+    if strategy == "hidden":
+        path = _beside(folder, fields["classifier"], "classifier")
+        return HiddenDispatcher(EarlyClassifier.load(path), routes)
+    return _prompt(engine, fields, routes, expert)
+
+
+def _prompt(
+    engine: "Engine", fields: Mapping[str, Any], routes: Routes, expert: ExpertChoice
+) -> PromptDispatcher:
+    texts = fields.get("calibration", list(CONTENT_FREE))
+    words = [fields["instruction"], fields.get("opening", "")]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in (*words, *texts)):
+        raise ZweaveError("instruction and opening must be texts, and calibration a list of texts")
+    first, limit = fields.get("instruction_first", False), fields.get("text_tokens")
+    if not isinstance(first, bool) or not (limit is None or type(limit) is int):
+        raise ZweaveError("instruction_first must be true or false, and text_tokens a whole number")
+    found = PromptDispatcher(routes, *words, expert=expert, instruction_first=first, text_tokens=limit)
+    return found.calibrated(engine, texts) if texts else found
+
+
+def _routes(fields: Mapping[str, Any], folder: Path) -> Routes:
+    experts = fields["experts"]
+    if not isinstance(experts, dict):
+        raise ZweaveError("experts must map labels to experts")
+    resolved = {label: _resolved(choice, folder) for label, choice in experts.items()}
+    return Routes(resolved, fields.get("threshold", 0.0), fields.get("soft", False))
+
+
+def _resolved(choice: Any, folder: Path) -> ExpertChoice:
+    """An expert as the file says it, with expert files found beside it."""
+    if isinstance(choice, dict):
+        return {str(_resolved(name, folder)): weight for name, weight in choice.items()}
+    if isinstance(choice, str) and choice.endswith(".safetensors"):
+        return str(folder / choice)
+    found: ExpertChoice = choice
+    return found
+
+
+def _beside(folder: Path, name: object, key: str) -> Path:
+    if not isinstance(name, str) or not name:
+        raise ZweaveError(f"{key} must be a file's name, not {name!r}")
+    return folder / name

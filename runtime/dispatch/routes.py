@@ -1,0 +1,81 @@
+"""From what a prompt was taken for to the mixture that answers it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from zweave.errors import ZweaveError
+from zweave.mixture import Mixture, spread
+from zweave.request import Dispatch, ExpertChoice
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """experts: what answers each label, as `Request.expert` takes it; None is the base.
+    threshold: below this probability of the likeliest label the base answers.
+    soft: the experts answer together, weighted by their labels' probabilities (docs/dispatch.md).
+    """
+
+    experts: Mapping[str, ExpertChoice] = field(hash=False)
+    threshold: float = 0.0
+    soft: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.experts, Mapping) or not self.experts:
+            raise ZweaveError("a dispatcher's experts must map labels to experts, one label at least")
+        for label, choice in self.experts.items():
+            if not isinstance(label, str):
+                raise ZweaveError(f"a label must be a string, not {label!r}")
+            Mixture.parse(choice)
+        threshold = self.threshold
+        if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
+            raise ZweaveError(f"a dispatcher's threshold must be from 0 to 1, not {threshold!r}")
+        if not isinstance(self.soft, bool):
+            raise ZweaveError(f"soft must be True or False, not {self.soft!r}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.experts)
+
+    @property
+    def candidates(self) -> tuple[ExpertChoice, ...]:
+        """What may answer, the base aside."""
+        return tuple(choice for choice in self.experts.values() if Mixture.parse(choice) is not None)
+
+    def dispatch(self, labels: Sequence[str], probabilities: Sequence[float]) -> Dispatch:
+        """The choice for the probabilities of labels, those that no expert answers among them.
+
+        Raises ZweaveError if a probability is no number: what they were read from is not finite.
+        """
+        if not all(math.isfinite(p) for p in probabilities):
+            raise ZweaveError("the probabilities of the labels are not finite")
+        found = dict(zip(labels, probabilities, strict=True))
+        label = max(found, key=found.__getitem__)
+        choice = self.experts.get(label)
+        if found[label] < self.threshold:
+            choice = None
+        elif self.soft and choice is not None:
+            choice = self._together(found)
+        # Rounding may leave a sum a little above 1.
+        return Dispatch(label, found, choice, min(found[label], 1.0))
+
+    def _together(self, probabilities: Mapping[str, float]) -> ExpertChoice:
+        """sum_k p_k z_k over the experts, the p of their labels made to add up to 1; without the base."""
+        shares = [
+            (mixture, probabilities.get(label, 0.0))
+            for label, choice in self.experts.items()
+            if (mixture := Mixture.parse(choice)) is not None
+        ]
+        whole = sum(share for _, share in shares)
+        layers = max(
+            (len(alpha) for m, _ in shares for _, alpha in m.parts if isinstance(alpha, tuple)), default=1
+        )
+        weights: dict[str, list[float]] = {}
+        for mixture, share in shares:
+            for name, alpha in mixture.parts:
+                row = weights.setdefault(name, [0.0] * layers)
+                for layer, value in enumerate(spread(name, alpha, layers)):
+                    row[layer] += share / whole * value
+        if layers == 1:
+            return {name: row[0] for name, row in weights.items()}
+        return {name: tuple(row) for name, row in weights.items()}
