@@ -11,6 +11,7 @@ from zweave.bank import Bank
 from zweave.batch import Batch
 from zweave.batch_planner import BatchPlanner
 from zweave.block_manager import BlockManager
+from zweave.bundled import bundled_expert
 from zweave.checkpoint import resolve_model
 from zweave.cost_model import cost_model
 from zweave.decompose import Decomposition, decompose
@@ -119,9 +120,13 @@ class Engine:
                 self.config.merge_memory,
             )
 
-    def load_expert(self, name: str, expert: str | PathLike[str] | Expert) -> None:
-        """Makes an expert known under a name; an expert of that name is replaced for new requests."""
-        self.bank.load(name, expert)
+    def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
+        """Makes an expert known under a name; an expert of that name is replaced for new requests.
+
+        expert: a file or an Expert, by default the one of that name that comes with zweave (docs/experts.md).
+        Raises ZweaveError if there is none, or it is not for this model.
+        """
+        self.bank.load(name, bundled_expert(name) if expert is None else expert)
 
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it end undisturbed."""

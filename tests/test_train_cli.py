@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zweave.bundled import bundled_experts
+from zweave.bundled import bundled_expert
 from zweave.checkpoint import Checkpoint
 from zweave.errors import ZweaveError
 from zweave.expert import Expert
@@ -165,11 +165,24 @@ def test_missing_transformers_is_named(directory: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("sentiment", 0.86), ("question-type", 0.88), ("addition", 0.78)]
+    ("kind", "support", "scope"),
+    [
+        ("", "full", "always"),
+        ("-leading", "leading:R/8", "always"),
+        ("-after-prompt", "full", "after_prompt"),
+    ],
 )
-def test_bundled_experts_are_small_and_say_how_good_they_are(name: str, least: float) -> None:
-    path = bundled_experts()[name]
+@pytest.mark.parametrize(("task", "least"), [("sst2", 0.86), ("trec", 0.86), ("addition", 0.82)])
+def test_bundled_experts_are_small_and_say_how_they_were_made_and_how_good_they_are(
+    task: str, least: float, kind: str, support: str, scope: str
+) -> None:
+    path = bundled_expert(task + kind)
     expert = Expert.load(path)
+    assert (expert.support, expert.scope, expert.training["task"]) == (support, scope, task)
+    # The log that came with it is of the same training.
+    log = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(log) == expert.training["steps_done"]
+    assert max(line["validation"] or 0 for line in log) == expert.training["validation_accuracy"]
     assert path.stat().st_size < 250_000
     assert len(expert.z) == 210 and sum(z.numel() for z in expert.z.values()) == 97_920
     assert expert.base_digest and expert.description and expert.training["held_out"] >= 300

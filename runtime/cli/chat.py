@@ -22,7 +22,7 @@ from zweave.errors import ZweaveError
 from zweave.request import ExpertChoice, Request, Sampling
 
 HELP = """\
-/expert NAME      answer under an expert, or a mixture: /expert sentiment=0.8,addition=0.2; /expert base;
+/expert NAME      answer under an expert, or a mixture: /expert sst2=0.8,addition=0.2; /expert base;
                   /expert auto has the dispatcher choose for each answer
 /experts          names of the experts
 /reset            forget the conversation

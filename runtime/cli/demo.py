@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zweave import prompts
-from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.engine_options import add_engine_options, open_engine
 from zweave.engine import Engine
 from zweave.progress import progress_bar
@@ -41,11 +41,11 @@ class Example:
 
 
 def review(text: str, answer: str) -> Example:
-    return Example(text, prompts.sentiment(text), answer, "sentiment", 1)
+    return Example(text, prompts.sentiment(text), answer, "sst2", 1)
 
 
 def question(text: str, answer: str) -> Example:
-    return Example(text, prompts.question_type(text), answer, "question-type", 1)
+    return Example(text, prompts.question_type(text), answer, "trec", 1)
 
 
 def addition(a: int, b: int) -> Example:
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
         with progress_bar() as report:
             pull(DEFAULT_MODEL, report)
     engine = open_engine(args)
-    for name, path in bundled_experts().items():
-        engine.load_expert(name, path)
+    for name in {example.expert for example in EXAMPLES if example.expert}:
+        engine.load_expert(name)
     with_experts = [example.request(example.expert) for example in EXAMPLES]
     under_base = [example.request(None) for example in EXAMPLES]
     adapted, base = engine.generate(with_experts), engine.generate(under_base)

@@ -79,7 +79,7 @@ class Recipe:
         return self.entropy * (1.0 - 0.95 * min(1.0, step / max(1.0, 0.8 * self.steps)))
 
 
-STEPS = {"sst2": 40, "addition": 60, "subtraction": 60}
+STEPS = {"sst2": 40, "trec": 90, "addition": 90, "subtraction": 90}
 
 
 def default_recipe(task: Task, **chosen: Any) -> Recipe:
