@@ -3,6 +3,7 @@
 // Prints the instruction set, then the outputs of svf_linear and svf_delta_linear, a token a line.
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -39,9 +40,7 @@ void print(const char* name, const std::vector<float>& y) {
   }
 }
 
-}  // namespace
-
-int main() {
+void run() {
   const Weight w(numbers(kOut * kIn, 3), kOut, kIn);
   const Weight vt(numbers(kRank * kIn, 5), kRank, kIn), u(numbers(kOut * kRank, 7), kOut, kRank);
   const std::vector<float> x = numbers(kTokens * kIn, 11), table = numbers(kSlots * kRank, 13);
@@ -56,4 +55,15 @@ int main() {
   print("svf_linear", y);
   svf_delta_linear(input, w.matrix, vt.matrix, u.matrix, scales, bias.data(), {y.data(), kOut});
   print("svf_delta_linear", y);
+}
+
+}  // namespace
+
+int main() {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
 }
