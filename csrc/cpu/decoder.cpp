@@ -7,6 +7,7 @@
 #include "cpu/checks.h"
 #include "cpu/decoder_step.h"
 #include "cpu/kv_caches.h"
+#include "cpu/run_team.h"
 
 namespace zweave {
 namespace {

@@ -1,13 +1,10 @@
 #include "cpu/product.h"
 
-#include "cpu/phase.h"
+#include "cpu/run_products.h"
+#include "cpu/run_team.h"
 
 namespace zweave {
 namespace {
-
-// Cost of products below which other threads are not worth waking: some 100,000 weights and up to twelve
-// rows.
-constexpr int64_t kWorthWaking = 100000;
 
 void check_matrix(const Argument& weight, int64_t outputs, int64_t columns) {
   const at::Tensor& w = weight.tensor;
@@ -103,22 +100,7 @@ void scale_rows(Matmul<T>& product, const at::Tensor& scale, const at::Tensor& s
 
 template <class T>
 void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> products, int64_t rows) {
-  std::vector<Phase<T>> phases(products.size());
-  int64_t cost = 0;
-  for (size_t i = 0; i < phases.size(); ++i) {
-    phases[i].clear(rows);
-    phases[i].add(products.begin()[i], 0, rows);
-    cost += phases[i].cost();
-  }
-  const auto run = [&](const Team& team) {
-    for (size_t i = 0; i < phases.size(); ++i) {
-      if (i > 0) team.wait();
-      phases[i].run(kernel, team, i + 1 < phases.size() ? phases[i + 1].first_weight(team) : nullptr);
-    }
-  };
-  if (cost >= kWorthWaking) return run_team(run);
-  Team::Barrier barrier;
-  run(Team(0, 1, barrier));
+  run_products(kernel, products, rows, [](const auto& run) { run_team(run); });
 }
 
 #define ZWEAVE_INSTANTIATE(T)                                                                               \

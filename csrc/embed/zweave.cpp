@@ -1,0 +1,186 @@
+#include "embed/zweave.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/isa.h"
+#include "cpu/run_products.h"
+
+namespace zweave::embed {
+namespace {
+
+void require(bool holds, const char* function, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string(function) + ": " + what);
+}
+
+// Calls run(kernels of the dtype).
+template <class Run>
+auto dispatch(Dtype dtype, Run run) {
+  return dtype == Dtype::bfloat16 ? run(kernels().b16) : run(kernels().f32);
+}
+
+template <class T>
+int64_t panel_bytes(int64_t columns) {
+  return divide_up(columns, kGroup<T>) * kPanel * kGroup<T> * int64_t(sizeof(T));
+}
+
+template <class T>
+Term<T> term(const void* x, int64_t stride, const Matrix& matrix) {
+  Weights weights{};
+  weights.panels = static_cast<const char*>(matrix.panels);
+  weights.panel_bytes = panel_bytes<T>(matrix.columns);
+  weights.storage = Storage::plain;
+  return {static_cast<const T*>(x), stride, weights, matrix.columns, nullptr};
+}
+
+template <class T>
+Matmul<T> product(const Term<T>& first, int64_t outputs, const void* bias, void* y, int64_t stride) {
+  Matmul<T> result{};
+  result.terms[result.num_terms++] = first;
+  result.outputs = outputs;
+  result.bias = static_cast<const T*>(bias);
+  result.y = static_cast<T*>(y);
+  result.y_stride = stride;
+  return result;
+}
+
+template <class T>
+void scale_rows(Matmul<T>& product, const Scales& scales) {
+  product.scale = scales.data;
+  product.scale_stride = scales.stride;
+  product.slot = scales.slot;
+}
+
+// Rows [tokens, width] between two products.
+template <class T>
+class Hidden {
+ public:
+  Hidden(int64_t tokens, int64_t width) : stride(row_stride<T>(width)) {
+    const size_t bytes =
+        size_t(divide_up(std::max<int64_t>(1, tokens * stride) * int64_t(sizeof(T)), 64) * 64);
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+  }
+  T* data() const { return data_.get(); }
+
+  const int64_t stride;
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+template <class T>
+void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> products, int64_t tokens,
+             int threads) {
+  run_products(kernel, products, tokens, [&](const auto& run) {
+    Team::Barrier barrier;
+    const int wanted = omp_in_parallel() ? 1 : threads > 0 ? threads : omp_get_max_threads();
+#pragma omp parallel num_threads(wanted)
+    run(Team(omp_get_thread_num(), omp_get_num_threads(), barrier));
+  });
+}
+
+void check_matrix(const char* function, const Matrix& matrix) {
+  require(matrix.panels && matrix.rows >= 0 && matrix.columns >= 0, function, "a matrix has no panels");
+  require(reinterpret_cast<uintptr_t>(matrix.panels) % 64 == 0, function, "panels must be aligned to 64");
+}
+
+void check_rows(const char* function, const Input& x, const Matrix& in, const Matrix& out, const Output& y) {
+  check_matrix(function, in);
+  check_matrix(function, out);
+  require(in.dtype == out.dtype, function, "the matrices must share their dtype");
+  require(x.tokens >= 0 && x.width == in.columns, function, "x does not fit the matrices");
+  require(x.tokens == 0 || (x.data && y.data), function, "x or y is null");
+  require(x.stride >= x.width && y.stride >= out.rows, function, "rows of x or y overlap");
+}
+
+void check_scales(const char* function, const Input& x, const Matrix& vt, const Matrix& u,
+                  const Scales& scales) {
+  require(vt.rows == u.columns && scales.width == vt.rows, function,
+          "vt, u and the scales must share their rank");
+  require(scales.stride >= scales.width, function, "rows of scales overlap");
+  require(x.tokens == 0 || (scales.slot && (scales.data || !scales.width)), function,
+          "scales or slots are null");
+  const bool inside = std::all_of(scales.slot, scales.slot + x.tokens,
+                                  [&](int32_t slot) { return slot >= 0 && slot < scales.slots; });
+  require(inside, function, "a token's slot lies outside the scales");
+}
+
+}  // namespace
+
+int64_t packed_bytes(Dtype dtype, int64_t rows, int64_t columns) {
+  require(rows >= 0 && columns >= 0, "packed_bytes", "sizes must be at least 0");
+  const int64_t panel = dtype == Dtype::bfloat16 ? panel_bytes<bf16>(columns) : panel_bytes<float>(columns);
+  return divide_up(rows, kPanel) * panel;
+}
+
+Matrix pack(Dtype dtype, const void* matrix, int64_t stride, int64_t rows, int64_t columns, void* panels) {
+  const Matrix result{dtype, rows, columns, panels};
+  check_matrix("pack", result);
+  require(packed_bytes(dtype, rows, columns) == 0 || matrix, "pack", "the matrix is null");
+  require(stride >= columns, "pack", "rows of the matrix overlap");
+  dispatch(dtype, [&]<class T>(const TypedKernels<T>& kernel) {
+    kernel.pack(static_cast<const T*>(matrix), stride, rows, columns, static_cast<T*>(panels), 0,
+                divide_up(rows, kPanel));
+  });
+  return result;
+}
+
+void linear(const Input& x, const Matrix& w, const void* bias, const Output& y, int threads) {
+  check_rows("linear", x, w, w, y);
+  if (x.tokens == 0 || w.rows == 0) return;
+  dispatch(w.dtype, [&]<class T>(const TypedKernels<T>& kernel) {
+    compute(kernel, {product(term<T>(x.data, x.stride, w), w.rows, bias, y.data, y.stride)}, x.tokens,
+            threads);
+  });
+}
+
+void svf_linear(const Input& x, const Matrix& vt, const Matrix& u, const Scales& scale, const void* bias,
+                const Output& y, int threads) {
+  check_rows("svf_linear", x, vt, u, y);
+  check_scales("svf_linear", x, vt, u, scale);
+  if (x.tokens == 0 || u.rows == 0) return;
+  dispatch(u.dtype, [&]<class T>(const TypedKernels<T>& kernel) {
+    const Hidden<T> hidden(x.tokens, vt.rows);
+    Matmul<T> first = product(term<T>(x.data, x.stride, vt), vt.rows, nullptr, hidden.data(), hidden.stride);
+    scale_rows(first, scale);
+    const Matmul<T> second =
+        product(term<T>(hidden.data(), hidden.stride, u), u.rows, bias, y.data, y.stride);
+    compute(kernel, {first, second}, x.tokens, threads);
+  });
+}
+
+void svf_delta_linear(const Input& x, const Matrix& w, const Matrix& vt, const Matrix& u, const Scales& delta,
+                      const void* bias, const Output& y, int threads) {
+  check_rows("svf_delta_linear", x, vt, u, y);
+  check_rows("svf_delta_linear", x, w, u, y);
+  require(w.rows == u.rows, "svf_delta_linear", "w and u must share their rows");
+  check_scales("svf_delta_linear", x, vt, u, delta);
+  if (x.tokens == 0 || w.rows == 0) return;
+  dispatch(w.dtype, [&]<class T>(const TypedKernels<T>& kernel) {
+    Matmul<T> outer = product(term<T>(x.data, x.stride, w), w.rows, bias, y.data, y.stride);
+    const bool adapted =
+        std::any_of(delta.slot, delta.slot + x.tokens, [](int32_t slot) { return slot != 0; });
+    if (!adapted || vt.rows == 0) return compute(kernel, {outer}, x.tokens, threads);
+    const Hidden<T> hidden(x.tokens, vt.rows);
+    Matmul<T> inner = product(term<T>(x.data, x.stride, vt), vt.rows, nullptr, hidden.data(), hidden.stride);
+    scale_rows(inner, delta);
+    // The base's rows take W x alone, whatever row 0 of the table holds.
+    inner.zero_base = true;
+    outer.terms[outer.num_terms++] = term<T>(hidden.data(), hidden.stride, u);
+    compute(kernel, {inner, outer}, x.tokens, threads);
+  });
+}
+
+const char* instruction_set() { return kernels().name; }
+
+}  // namespace zweave::embed
