@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+DOMAIN_QUESTION = "Is this text a review, question, maths, science or news?"
+DOMAIN_OPENING = "This text is"
+
 
 def chat(user: str, opening: str = "") -> str:
     """A user's turn in ChatML without a system message, and the first words of the assistant's."""
@@ -32,8 +35,11 @@ def topic(text: str) -> str:
 
 
 def domain(text: str) -> str:
-    """Answered by one of the five words that the prompt lists."""
-    return chat(f"Text: {text}\nIs this text a review, question, maths, science or news?", "This text is")
+    """Answered by one of the five words that the prompt lists.
+
+    The text is as its user sends it, so that a dispatcher which asks the same asks it in the same tokens.
+    """
+    return chat(f"{text}\n{DOMAIN_QUESTION}", DOMAIN_OPENING)
 
 
 def choice(question: str, options: Sequence[str]) -> str:

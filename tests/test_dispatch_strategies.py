@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from zweave import Dispatch, Engine, Request, ZweaveError
+from zweave import Dispatch, Engine, Request, ZweaveError, prompts
 from zweave.dispatch import HiddenDispatcher, Prompt, PromptDispatcher, Routes, few_shot
 from zweave.dispatch.calls import Calls
 from zweave.early_classifier import EarlyClassifier
+from zweave.tasks import prompt_ids
 
 TinyEngine = Callable[..., Engine]
 EXPERTS = {"x": "a", "y": {"a": 0.25, "b": [0.5, 1.5]}, "z": None}
@@ -93,6 +94,13 @@ def test_the_question_stands_after_the_text_or_before_it(engine: Engine) -> None
     # What comes after the text does not change the tokens before it: their keys and values are the request's.
     look = PromptDispatcher(routes, "x, y or z?").look(prompt)
     assert list(look.tokens[: prompt.text_end]) == list(prompt.tokens[: prompt.text_end])
+
+
+def test_the_expert_of_domains_is_trained_on_what_a_dispatcher_asks(engine: Engine) -> None:
+    dispatcher = PromptDispatcher(Routes(EXPERTS), prompts.DOMAIN_QUESTION, prompts.DOMAIN_OPENING)
+    for text in ("What is a fish ?", "so long ", "two\nlines"):
+        look = dispatcher.look(prompt_of(engine, text))
+        assert list(look.tokens) == prompt_ids(engine.tokenizer, prompts.domain(text))
 
 
 def test_scores_become_probabilities_less_the_offsets(engine: Engine) -> None:
