@@ -8,7 +8,7 @@ The control has the same values of z in random places. A second table says how a
 import argparse
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,10 +122,8 @@ def _seeds(args: argparse.Namespace, folder: Path, progress: Progress) -> list[R
         models = {}
         for seed, name in enumerate("AB"):
             directory = folder / name
-            steps, stage = args.pretraining, f"training the small model {name}"
-            make_model(
-                directory, seed, steps, lambda done, stage=stage, steps=steps: progress(stage, done, steps)
-            )
+            stage = f"training the small model {name}"
+            make_model(directory, seed, args.pretraining, _steps_of(progress, stage, args.pretraining))
             models[name] = Checkpoint(directory)
         expert, own = (_train(models[name], name, args.steps, folder, progress) for name in "AB")
         a, b = models["A"], models["B"]
@@ -134,6 +132,11 @@ def _seeds(args: argparse.Namespace, folder: Path, progress: Progress) -> list[R
         rows += evaluation.carried("B", a, b, expert, args.controls)
         rows += evaluation.rows("B", b.directory, [("an expert of its own", own)])
         return rows + _overlap_rows("seeds", decompose(a), decompose(b))
+
+
+def _steps_of(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """Reports the steps done of a stage."""
+    return lambda done: progress(stage, done, total)
 
 
 def _train(checkpoint: Checkpoint, name: str, steps: int, folder: Path, progress: Progress) -> Expert:

@@ -7,7 +7,7 @@ from pathlib import Path
 TASK_HELP = "a built-in name, gym:GENERATOR, a .jsonl or a .py file"
 
 
-def add_data_option(parser: argparse.ArgumentParser) -> None:
+def add_data_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="with the task files in it or in its tasks/ ($ZWEAVE_DATA)"
     )
