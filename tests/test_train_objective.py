@@ -44,9 +44,9 @@ def test_answer_loss_has_the_gradient_of_the_answers_one_by_one(
     policy: Policy, kl: float, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objective, "CHUNK", chunk)
-    for z in policy.adapter.parameters():
-        z.data.uniform_(0.9, 1.1)
     generator = torch.Generator().manual_seed(3)
+    for z in policy.adapter.parameters():
+        z.data.uniform_(0.9, 1.1, generator=generator)
     rollout = grow(policy, TASK, SAMPLES, 6, generator)
     answers = tokens_of(rollout)
     assert len(answers) == 12 and len(set(map(tuple, answers))) < 12
