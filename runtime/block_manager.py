@@ -108,8 +108,7 @@ class BlockManager:
     def _resumed_reading(self, sequence: Sequence, layers: Seq[int]) -> LowerMatch | None:
         """For a first pass that ends at a layer: whole blocks that know their states there, and the sum."""
         pooling, ends = sequence.pooling, sequence.ends_at
-        assert pooling is not None
-        if ends not in layers:
+        if pooling is None or ends is None or ends not in layers:
             return None
         found = self._lower.match(sequence, Match([], None, 0), [ends])
         known = min(found.tokens, sequence.target - 1) if found else 0
@@ -272,8 +271,8 @@ class BlockManager:
             if len(states) > len(node.states.get(layer, ())):
                 node.states[layer] = states
         if stop % self.block_size == 0:
-            kept = (known.since(stop) for known in sequence.kept.values())
-            sequence.kept = {known.layer: known for known in kept if known is not None}
+            left = [rest for known in sequence.kept.values() if (rest := known.since(stop)) is not None]
+            sequence.kept = {rest.layer: rest for rest in left}
         self._lower.note(sequence)
         sequence.nodes.append(node)
 
