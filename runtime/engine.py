@@ -1,5 +1,6 @@
 """The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
 
+import time
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -35,6 +36,7 @@ from zweave.request_reader import RequestReader
 from zweave.sampling import draw, logprobs, scores
 from zweave.scheduler import Scheduler
 from zweave.sequence import Chunk, Sequence
+from zweave.step_trace import Observer, Span, StepTrace
 from zweave.tokenizer import Tokenizer
 
 # Seconds that a step waits for dispatchers when there is nothing else to do.
@@ -47,6 +49,7 @@ class Engine:
     model: a name that `zweave pull` knows, a Hugging Face directory, or a GGUF file. A model that was never
     decomposed is decomposed first, with progress on standard error.
     dispatcher: finds the expert of requests with expert="auto" that bring no dispatcher; it may be set later.
+    observer: an attribute; is told what each step has computed, if it is set.
     options: the fields of EngineConfig.
     """
 
@@ -105,6 +108,7 @@ class Engine:
         )
         self._sequences: dict[int, Sequence] = {}
         self._undelivered: list[Delta] = []
+        self.observer: Observer | None = None
 
     def _look_at_batches(self, decomposition: Decomposition, plan: Plan) -> None:
         """Has steps choose the ways of their tokens, and hot experts merged."""
@@ -197,6 +201,7 @@ class Engine:
 
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
+        start = time.perf_counter()
         for sequence, reason in self._first_passes.advance():
             self._finish(sequence, "", [], "error", reason)
         chunks, failed = self._scheduler.schedule()
@@ -205,11 +210,17 @@ class Engine:
         if chunks:
             chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.way_key(c.sequence.slot or 0)))
             batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+            spans = self._spans(chunks) if self.observer is not None else []
             self._advance(chunks, *self.model.read(self._planned(batch)))
+            if self.observer is not None:
+                self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
         elif not self._undelivered:
             self._first_passes.wait(_PATIENCE)
         deltas, self._undelivered = self._undelivered, []
         return deltas
+
+    def _spans(self, chunks: list[Chunk]) -> list[Span]:
+        return [Span.of(chunk, self._first_passes.reads(chunk.sequence)) for chunk in chunks]
 
     def _planned(self, batch: Batch) -> Batch:
         """The batch with its tokens' ways chosen, where they may depend on the batch."""

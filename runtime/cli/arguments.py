@@ -32,6 +32,17 @@ def positive_number(text: str) -> float:
     return number
 
 
+def number_from_zero(text: str) -> float:
+    """A finite number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
+
+
 def check_folder(option: str, path: Path) -> None:
     """Raises ZweaveError, before any work, if a file that is to be written has no directory."""
     folder = path.absolute().parent

@@ -5,9 +5,8 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, Any, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,11 +20,10 @@ from zweave.cli.engine_options import (
     parse_expert,
     stderr,
 )
+from zweave.cli.request_lines import json_request, numbered, open_text, plain_request, shown_prompt
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import KVReuse, Request, Result, Sampling
-
-REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)} - {"dispatcher"}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -80,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             raise ZweaveError(f"{where}{error}") from None
     with ExitStack() as stack:
         # Opened last: an error before it leaves an earlier run's results alone.
-        output = stack.enter_context(_open(args.output, "w")) if args.output else sys.stdout
+        output = stack.enter_context(open_text(args.output, "w")) if args.output else sys.stdout
         if len(requests) == 1 and not args.jsonl:
             results = _stream_one(engine, requests[0], output)
         else:
@@ -101,60 +99,17 @@ def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
         "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
     }
     for prompt in args.prompts:
-        yield _plain_request(prompt, args.chat, defaults)
+        yield plain_request(prompt, args.chat, defaults)
     if args.input is None:
         return
     with ExitStack() as stack:
-        lines = sys.stdin if args.input == "-" else stack.enter_context(_open(args.input, "r"))
+        lines = sys.stdin if args.input == "-" else stack.enter_context(open_text(args.input, "r"))
         source = "standard input" if args.input == "-" else args.input
-        for where, line in _numbered(lines, source):
+        for where, line in numbered(lines, source):
             if args.jsonl:
-                yield _json_request(line, where, defaults)
+                yield json_request(line, where, defaults)
             else:
-                yield _plain_request(line, args.chat, defaults)
-
-
-def _numbered(lines: Iterable[str], source: str) -> Iterator[tuple[str, str]]:
-    """Where each line stands, and the line; empty ones are left out."""
-    try:
-        for number, line in enumerate(lines, 1):
-            text = line.rstrip("\n").removeprefix("\ufeff" if number == 1 else "")
-            if text.strip():
-                yield f"{source}, line {number}", text
-    except UnicodeDecodeError as error:
-        raise ZweaveError(f"{source} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-
-
-def _plain_request(prompt: str, chat: bool, defaults: dict[str, Any]) -> Request:
-    if chat:
-        return Request(messages=[{"role": "user", "content": prompt}], **defaults)
-    return Request(prompt, **defaults)
-
-
-def _json_request(line: str, where: str, defaults: dict[str, Any]) -> Request:
-    try:
-        fields = json.loads(line)
-        if not isinstance(fields, dict):
-            raise ZweaveError("a line must be a JSON object")
-        unknown = fields.keys() - REQUEST_KEYS
-        if unknown:
-            raise ZweaveError(f"unknown field {sorted(unknown)[0]!r}: use {', '.join(sorted(REQUEST_KEYS))}")
-        if "sampling" in fields:
-            if not isinstance(fields["sampling"], dict):
-                raise ZweaveError('sampling must be an object such as {"temperature": 0.7, "seed": 1}')
-            fields["sampling"] = Sampling(**fields["sampling"])
-        return Request(**{**defaults, **fields})
-    except (ValueError, RecursionError) as error:
-        raise ZweaveError(f"{where}: not JSON: {error}") from None
-    except (ZweaveError, TypeError) as error:
-        raise ZweaveError(f"{where}: {error}") from None
-
-
-def _open(path: str, mode: str) -> IO[str]:
-    try:
-        return Path(path).open(mode, encoding="utf-8")
-    except OSError as error:
-        raise ZweaveError(f"cannot open {path}: {error.strerror}") from None
+                yield plain_request(line, args.chat, defaults)
 
 
 def _stream_one(engine: Engine, request: Request, output: IO[str]) -> dict[int, Result]:
@@ -186,8 +141,7 @@ def _run_all(engine: Engine, requests: list[Request], output: IO[str], as_json: 
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
             while not as_json and written in results:
                 request = requests[written]
-                prompt = request.messages[-1]["content"] if request.messages else request.prompt
-                output.write(f"> {prompt}\n{results[written].text}\n\n")
+                output.write(f"> {shown_prompt(request)}\n{results[written].text}\n\n")
                 written += 1
             output.flush()
     _print_speed(results, time.perf_counter() - start)

@@ -86,11 +86,16 @@ class FirstPasses:
         """Waits so long, or less, for a dispatcher that blocks."""
         self._calls.wait(seconds)
 
+    def reads(self, sequence: Sequence) -> bool:
+        """Whether a sequence is one that reads scores."""
+        found = self._passes.get(sequence.request_id)
+        return found is not None and found.reading is sequence
+
     def has_read(self, sequence: Sequence, error: str | None) -> bool:
         """Told of every sequence that has ended: whether it was one that read scores."""
-        found = self._passes.get(sequence.request_id)
-        if found is None or found.reading is not sequence:
+        if not self.reads(sequence):
             return False
+        found = self._passes[sequence.request_id]
         found.reading = None
         found.tokens = sequence.prompt_tokens - (sequence.reused or 0)
         if error is not None:

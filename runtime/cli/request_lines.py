@@ -1,0 +1,61 @@
+"""Requests from text: a prompt a line, or a JSON object a line."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from zweave.errors import ZweaveError
+from zweave.request import Request, Sampling
+
+REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)} - {"dispatcher"}
+
+
+def numbered(lines: Iterable[str], source: str) -> Iterator[tuple[str, str]]:
+    """Where each line stands, and the line; empty ones are left out."""
+    try:
+        for number, line in enumerate(lines, 1):
+            text = line.rstrip("\n").removeprefix("\ufeff" if number == 1 else "")
+            if text.strip():
+                yield f"{source}, line {number}", text
+    except UnicodeDecodeError as error:
+        raise ZweaveError(f"{source} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def plain_request(prompt: str, chat: bool, defaults: dict[str, Any]) -> Request:
+    if chat:
+        return Request(messages=[{"role": "user", "content": prompt}], **defaults)
+    return Request(prompt, **defaults)
+
+
+def json_request(line: str, where: str, defaults: dict[str, Any]) -> Request:
+    """The fields of a Request, those that are missing from `defaults`; ZweaveError says where a line is wrong."""
+    try:
+        fields = json.loads(line)
+        if not isinstance(fields, dict):
+            raise ZweaveError("a line must be a JSON object")
+        unknown = fields.keys() - REQUEST_KEYS
+        if unknown:
+            raise ZweaveError(f"unknown field {sorted(unknown)[0]!r}: use {', '.join(sorted(REQUEST_KEYS))}")
+        if "sampling" in fields:
+            if not isinstance(fields["sampling"], dict):
+                raise ZweaveError('sampling must be an object such as {"temperature": 0.7, "seed": 1}')
+            fields["sampling"] = Sampling(**fields["sampling"])
+        return Request(**{**defaults, **fields})
+    except (ValueError, RecursionError) as error:
+        raise ZweaveError(f"{where}: not JSON: {error}") from None
+    except (ZweaveError, TypeError) as error:
+        raise ZweaveError(f"{where}: {error}") from None
+
+
+def shown_prompt(request: Request) -> str:
+    """The prompt as the user sees it: its text, or that of the last message."""
+    return str(request.messages[-1]["content"] if request.messages else request.prompt)
+
+
+def open_text(path: str, mode: str) -> IO[str]:
+    try:
+        return Path(path).open(mode, encoding="utf-8")
+    except OSError as error:
+        raise ZweaveError(f"cannot open {path}: {error.strerror}") from None
