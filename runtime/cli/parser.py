@@ -3,9 +3,9 @@
 import argparse
 from importlib.metadata import version
 
-from zweave.cli import bench, chat, decompose, demo, eval, expert, generate, plan, pull, train
+from zweave.cli import bench, chat, decompose, demo, eval, expert, generate, plan, pull, train, vllm_export
 
-COMMANDS = (demo, pull, decompose, expert, generate, chat, train, eval, plan, bench)
+COMMANDS = (demo, pull, decompose, expert, generate, chat, train, eval, plan, vllm_export, bench)
 
 
 def make_parser() -> argparse.ArgumentParser:
