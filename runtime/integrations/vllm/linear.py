@@ -76,7 +76,7 @@ class ServedLinear:
         outputs = [
             svf_linear(x, part.vt, part.u, scale, slot, None if bias is None else bias[start:stop])
             for part, scale, start, stop in zip(
-                self.parts, self.scales, self._outputs, self._outputs[1:], strict=True
+                self.parts, self.scales, self._outputs[:-1], self._outputs[1:], strict=True
             )
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
