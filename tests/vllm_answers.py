@@ -2,9 +2,9 @@
 
     python vllm_answers.py MODEL < job.json
 
-job: {"max_tokens", "batches": [{"prompts": [[token ids]], "adapters": [directory or null], "copy"}]}. "copy", [from, to]
-or null, overwrites one adapter directory by another before the batch. The last line of the output is a list, for each
-batch of a list, for each request of [token ids, log-probabilities, tokens from the prefix cache].
+job: {"max_tokens", "batches": [{"prompts": [[token ids]], "adapters": [directory or null], "copy"}]}. "copy" is
+[from, to] or null: it overwrites one adapter directory by another before the batch. The last line of the output is a
+list, for each batch of a list, for each request of [token ids, log-probabilities, tokens from the prefix cache].
 """
 
 import json

@@ -4,8 +4,8 @@
 
 job: {"models": [names], "prompts": [texts], "max_tokens", "bad": [directories],
       "changing": {"name", "directory", "contents": [directories]}}
-Threads ask for `models` all the while. Meanwhile the changing adapter is loaded with each of its contents in turn, asked
-for, and unloaded; the last time it is replaced in place. The last line of the output is
+Threads ask for `models` all the while. Meanwhile the changing adapter is loaded with each of its contents in turn,
+asked for, and unloaded; the last time it is replaced in place. The last line of the output is
     {"steady": {model: [distinct answers a prompt]}, "changing": [[answers] a content], "refusals": [texts],
      "listed": [names], "failures": [texts]}
 """
