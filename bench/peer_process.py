@@ -4,6 +4,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,48 +12,48 @@ Answers = list[list[int]]
 
 
 class PeerProcess:
-    """Starts `zweave.bench.peer_worker` under an interpreter.
+    """Runs `zweave.bench.peer_worker` under an interpreter, from the first call on.
 
-    job: what the worker is to load and answer. Raises RuntimeError, with the last line that it wrote, if it ends.
+    job: what the worker is to load and answer. Calls raise RuntimeError, with the last line that it wrote, if it ends.
     """
 
     def __init__(self, python: Path, job: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        self._command = [str(python), "-m", "zweave.bench.peer_worker", json.dumps(job)]
+        self._environment = dict(environment)
         self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
-        self._process = subprocess.Popen(
-            [python, "-m", "zweave.bench.peer_worker", json.dumps(job)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=dict(environment),
-            text=True,
-        )
-        try:
-            self._read()
-        except BaseException:
-            self.close()
-            raise
+        self._process: subprocess.Popen[str] | None = None
 
     def __call__(self) -> Answers:
         """The answers' token ids, computed anew."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=self._environment,
+                text=True,
+            )
+            self._read(self._process)
         assert self._process.stdin is not None
-        try:
+        # A process that has ended is told by what it no longer writes.
+        with suppress(BrokenPipeError):
             self._process.stdin.write("\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        return self._read()
+        return self._read(self._process)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+    def _read(self, process: "subprocess.Popen[str]") -> Any:
+        assert process.stdout is not None
+        line = process.stdout.readline()
         if line:
             return json.loads(line)
-        self._process.wait()
+        process.wait()
         self._log.seek(0)
         written = [text.strip() for text in self._log if text.strip()]
-        raise RuntimeError(written[-1] if written else f"ended with {self._process.returncode}")
+        raise RuntimeError(written[-1] if written else f"ended with {process.returncode}")

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> Report:
         for name in names:
             try:
                 providers.append(_provider(name, peers[name], stage, workload, adapters, stack))
-            except (RuntimeError, ZweaveError) as error:
+            except ZweaveError as error:
                 missing.append(f"Left out {name}: {error}")
         outcomes = measure(providers, pace(args, warmup=0))
     work = f"{args.requests} requests of {args.prompt} prompt and {args.new} new tokens"

@@ -135,10 +135,11 @@ def test_a_peer_that_ends_gets_no_time(
     capsys: pytest.CaptureFixture, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZWEAVE_VLLM_PYTHON", "/bin/false")
-    status, lines, line = bench(
+    status, _, line = bench(
         capsys, "peers", "--model", model, "--requests", 2, "--rounds", 1, "--providers", "vllm"
     )
-    assert line["rows"] == [] and any(text.startswith("Left out vllm: ended with 1") for text in lines)
+    assert status == 1
+    assert line["rows"][0]["status"] == "failed" and "ended with 1" in line["rows"][0]["note"]
 
 
 def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:
