@@ -73,6 +73,24 @@ def test_each_token_goes_its_own_way(
         assert error.max() < 1e-2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_on_a_gpu_all_tokens_take_the_factors(dtype: torch.dtype) -> None:
+    matrices, factors, z, bias = make()
+    like = torch.empty(0, dtype=dtype, device="cuda")
+    served = ServedLinear(None, [Part.of(u, sigma, vt, like) for u, sigma, vt in factors], rows=ROWS)
+    served.write(0, z[0])
+    served.write(1, z[1])
+    index = [-1, 0, 1, -1, 0]
+    x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
+    # As the layers have it: the last row is the base's.
+    slot = torch.tensor([row if row >= 0 else ROWS for row in index], dtype=torch.int32)
+    y = served.factored(x.cuda(), slot.cuda(), bias.to(like)).cpu()
+    expected = truth(x, index, matrices, factors, z, bias)
+    error = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.max() < (1e-2 if dtype == torch.bfloat16 else 5e-3)
+
+
 def test_a_row_that_is_reset_is_the_base() -> None:
     _, factors, z, _ = make()
     served = ServedLinear(None, [Part.of(u, s, vt, torch.empty(0)) for u, s, vt in factors], rows=ROWS)

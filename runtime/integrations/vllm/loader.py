@@ -32,14 +32,14 @@ def use_our_loader() -> None:
     load.of_zweave = True  # type: ignore[attr-defined]
     WorkerLoRAManager._load_adapter = load
     # A name that was loaded anew and its predecessor may be in one batch: they are two adapters.
-    LoRARequest.__eq__ = _equal  # type: ignore[method-assign]
-    LoRARequest.__hash__ = _hash  # type: ignore[method-assign]
+    LoRARequest.__eq__ = _equal
+    LoRARequest.__hash__ = _hash
 
 
 def _decomposition(manager: Any) -> Any:
     """Of the model whose adapters a manager holds; None if its linears are not ours."""
     for module in manager.modules.values():
-        method = getattr(getattr(module, "base_layer", None), "quant_method", None)
+        method: Any = getattr(getattr(module, "base_layer", None), "quant_method", None)
         if hasattr(method, "config") and hasattr(method.config, "decomposition"):
             return method.config.decomposition()
     return None
