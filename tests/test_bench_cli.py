@@ -110,6 +110,38 @@ def test_answers_under_the_wrong_expert_are_refused(
     }
 
 
+def test_peers(
+    capsys: pytest.CaptureFixture, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.delenv("ZWEAVE_VLLM_PYTHON", raising=False)
+    status, lines, line = bench(
+        capsys, "peers", "--model", model, "--dtype", "float32", "--requests", 4, "--prompt", 8, "--new", 6,
+        "--experts", 2, "--rounds", 1, "--plot", tmp_path / "bars.png", "--providers",
+        "zweave2,vllm-zweave2,transformers,transformers-zweave2,peft-lora2-r16",
+    )  # fmt: skip
+    assert status == 0, line["rows"]
+    keys = ROW_KEYS | {"requests", "prompt", "new", "experts", "tok_s", "vs_vllm", "vs_transformers"}
+    assert all(row.keys() >= keys for row in line["rows"])
+    assert {row["provider"]: row["experts"] for row in line["rows"]} == {
+        "zweave2": 2, "transformers": 0, "transformers-zweave2": 2, "peft-lora2-r16": 2,
+    }  # fmt: skip
+    assert (tmp_path / "bars.png").is_file()
+    left_out = [text for text in lines if text.startswith("Left out vllm-zweave2")]
+    assert len(left_out) == 1 and "bench/vllm_environment.sh" in left_out[0]
+
+
+def test_a_peer_that_ends_gets_no_time(
+    capsys: pytest.CaptureFixture, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZWEAVE_VLLM_PYTHON", "/bin/false")
+    status, _, line = bench(
+        capsys, "peers", "--model", model, "--requests", 2, "--rounds", 1, "--providers", "vllm"
+    )
+    assert status == 1
+    assert line["rows"][0]["status"] == "failed" and "ended with 1" in line["rows"][0]["note"]
+
+
 def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:
     common = ("--model", model, "--dtype", "float32", "--prompt", 8, "--rounds", 2, "--json")
     status, _, line = bench(capsys, "step", *common, "--tokens", "1,3", "--experts", 2)

@@ -3,9 +3,22 @@
 import argparse
 from importlib.metadata import version
 
-from zweave.cli import bench, chat, decompose, demo, eval, expert, generate, plan, pull, trace, train
+from zweave.cli import (
+    bench,
+    chat,
+    decompose,
+    demo,
+    eval,
+    expert,
+    generate,
+    plan,
+    pull,
+    trace,
+    train,
+    vllm_export,
+)
 
-COMMANDS = (demo, pull, decompose, expert, generate, chat, train, eval, plan, trace, bench)
+COMMANDS = (demo, pull, decompose, expert, generate, chat, train, eval, plan, trace, vllm_export, bench)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,59 @@
+"""The directory that vLLM's LoRA plane takes for an adapter, with an expert in it."""
+
+import json
+from pathlib import Path
+
+from zweave.cache import disk_errors
+from zweave.errors import ZweaveError
+from zweave.expert import Expert
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+FORMAT = "zweave-vllm-1"
+
+
+def save_adapter(expert: Expert, directory: str | Path) -> None:
+    """Writes an expert as an adapter directory: a config of PEFT's shape beside the expert file, z in float32.
+
+    Raises ZweaveError for an expert that acts after the prompt only, for vLLM's LoRA plane adapts whole requests, and
+    if the directory cannot be written.
+    """
+    if expert.scope != "always":
+        raise ZweaveError(
+            "the expert acts after the prompt only, and vLLM adapts whole requests: serve it with zweave.Engine"
+        )
+    directory = Path(directory)
+    config = {
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 1,
+        "target_modules": sorted({module.rpartition(".")[2] for module in expert.z}),
+        "zweave": {
+            "format": FORMAT,
+            "digest": expert.digest,
+            "base_digest": expert.base_digest,
+            "description": expert.description,
+        },
+    }
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        expert.save(directory / TENSORS)
+        (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def is_adapter(directory: str | Path) -> bool:
+    """Whether a directory holds an expert that `save_adapter` wrote, and not an adapter of another kind."""
+    try:
+        config = json.loads((Path(directory) / CONFIG).read_text())
+        return config["zweave"]["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def load_adapter(directory: str | Path) -> Expert:
+    """The expert of an adapter directory; ZweaveError if it holds none, or a damaged one."""
+    if not is_adapter(directory):
+        raise ZweaveError(f"{directory} holds no expert: write one with `zweave vllm-export EXPERT -o DIR`")
+    expert = Expert.load(Path(directory) / TENSORS)
+    if expert.scope != "always":
+        raise ZweaveError(f"{directory}: the expert acts after the prompt only, which vLLM cannot serve")
+    return expert

@@ -1,0 +1,88 @@
+"""Loads experts where vLLM's workers load adapters: z stays in float32, and what does not fit is refused before an
+adapter that is in use makes room for it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.exceptions import LoRAAdapterNotFoundError
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.lora_weights import LoRALayerWeights
+from vllm.lora.request import LoRARequest
+from vllm.lora.worker_manager import WorkerLoRAManager
+
+from zweave.errors import ZweaveError
+from zweave.expert import Expert
+from zweave.integrations.vllm.adapter import CONFIG, is_adapter, load_adapter
+from zweave.slot_tables import renormalisation
+
+
+def use_our_loader() -> None:
+    """Replaces the loader of vLLM's workers, once a process; other models' adapters still load as they did."""
+    others = WorkerLoRAManager._load_adapter
+    if getattr(others, "of_zweave", False):
+        return
+
+    def load(self: Any, request: Any) -> LoRAModel:
+        decomposition = _decomposition(self._adapter_manager)
+        if decomposition is None:
+            return others(self, request)
+        return _load(request, decomposition)
+
+    load.of_zweave = True  # type: ignore[attr-defined]
+    WorkerLoRAManager._load_adapter = load
+    # A name that was loaded anew and its predecessor may be in one batch: they are two adapters.
+    LoRARequest.__eq__ = _equal
+    LoRARequest.__hash__ = _hash
+
+
+def _decomposition(manager: Any) -> Any:
+    """Of the model whose adapters a manager holds; None if its linears are not ours."""
+    for module in manager.modules.values():
+        method: Any = getattr(getattr(module, "base_layer", None), "quant_method", None)
+        if hasattr(method, "config") and hasattr(method.config, "decomposition"):
+            return method.config.decomposition()
+    return None
+
+
+def _load(request: Any, decomposition: Any) -> LoRAModel:
+    path = Path(request.lora_path)
+    if not (path / CONFIG).is_file():
+        raise LoRAAdapterNotFoundError(request.lora_name, request.lora_path)
+    if not is_adapter(path):
+        raise ZweaveError(
+            f"{path} is no expert, and --quantization svf serves no others: write one with "
+            "`zweave vllm-export EXPERT -o DIR`"
+        )
+    expert = load_adapter(path)
+    shapes = {name: matrix.shape for name, matrix in decomposition.matrices.items()}
+    expert.check(shapes, decomposition.digest)
+    loras = {
+        module: LoRALayerWeights(module, 1, 1, z.unsqueeze(0), torch.empty(1, 1), 1.0)
+        for module, z in _scales(expert, decomposition).items()
+    }
+    return LoRAModel(request.lora_int_id, 1, loras)
+
+
+def _scales(expert: Expert, decomposition: Any) -> dict[str, torch.Tensor]:
+    """z of each matrix, the renormalisation included."""
+    if not expert.renormalise:
+        return dict(expert.z)
+    scales = {}
+    for module, z in expert.z.items():
+        sigma = decomposition.sigma(module).double().numpy()
+        factor = renormalisation(module, sigma, sigma * z.double().numpy())
+        scales[module] = (z.double() * factor).float()
+    return scales
+
+
+def _equal(self: Any, other: object) -> bool:
+    return (
+        isinstance(other, LoRARequest)
+        and self.lora_name == other.lora_name
+        and self.lora_int_id == other.lora_int_id
+    )
+
+
+def _hash(self: Any) -> int:
+    return hash((self.lora_name, self.lora_int_id))

@@ -1,0 +1,51 @@
+"""Adapters under the digest of what they hold, so that a name that is loaded anew never meets the old one's keys.
+
+vLLM finds the keys and values of a prefix by the adapter's name and path, and its weights by a number that a reload
+keeps. Here both follow from the content: a directory is copied once into the cache under its digest, and that copy is
+what vLLM is given. What a request began with stays what it means until it ends, and a directory may be overwritten at
+any time.
+"""
+
+import threading
+from pathlib import Path
+
+from zweave.cache import atomic_directory, cache_dir, lock
+from zweave.integrations.vllm.adapter import is_adapter, load_adapter, save_adapter
+
+_NUMBERS = 2**31 - 2
+_number_of: dict[str, int] = {}
+_digest_of: dict[int, str] = {}
+_guard = threading.Lock()
+
+
+def pinned_path(directory: str | Path) -> Path | None:
+    """The copy of an adapter directory that lies under the digest of its expert; None for other adapters.
+
+    Raises ZweaveError if the directory is damaged, or the copy cannot be written.
+    """
+    directory = Path(directory)
+    root = cache_dir() / "vllm"
+    if directory.parent == root and directory.is_dir():
+        return directory
+    if not is_adapter(directory):
+        return None
+    expert = load_adapter(directory)
+    target = root / f"{expert.digest[:32]}-{(expert.base_digest or 'any')[:16]}"
+    if not target.is_dir():
+        with lock(target):
+            if not target.is_dir():
+                with atomic_directory(target) as temporary:
+                    save_adapter(expert, temporary)
+    return target
+
+
+def number(path: Path) -> int:
+    """A number of at least 1 for a pinned path: the same in every process, unless two clash in this one."""
+    digest = path.name
+    with _guard:
+        if digest not in _number_of:
+            found = int(digest[:15], 16) % _NUMBERS + 1
+            while _digest_of.get(found, digest) != digest:
+                found = found % _NUMBERS + 1
+            _number_of[digest], _digest_of[found] = found, digest
+        return _number_of[digest]
