@@ -1,11 +1,15 @@
 """Few-shot adaptation (Transformer², section 3.2): weights of known experts that answer a few samples best.
 
 The cross-entropy method searches the weights. A whole population answers as one mixed batch: each candidate is a row
-of the bank, and no weight matrix is rebuilt. Fitness is the share of right answers; between equals the mean
-log-likelihood of the right answers' tokens decides, as in the reference implementation. There it decides only which
-candidate is the best; here also which are the elites, since among a few samples most candidates tie.
+of the bank, and no weight matrix is rebuilt. Fitness is the share of right answers. Among a few samples most candidates
+tie; between equals the mean log-likelihood of being right and wrong as they were decides: log p of a right answer,
+log (1 - p) of a wrong one. The reference implementation looks at the right answers alone.
+
+Of a hundred mixtures the one that answers some samples best owes it mostly to chance. So it has to gain more than a
+standard error on the best expert alone, or that expert is what is found.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +20,12 @@ from zweave.cem import Cem, CemConfig, Fitness, Vector
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.evaluation import answer_together
+from zweave.evaluation.evaluate import standard_error
 from zweave.request import ExpertChoice, Result
 from zweave.tasks import Sample, Task
+
+# What an answer's log-probability counts as at most where the answer is wrong: log (1 - p) stays finite.
+CERTAIN = -1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,8 @@ class Weighting:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """share: of the shots that the best candidate so far answers rightly; log_likelihood: see the module;
-    mean_share: over the population."""
+    mean_share: over the population.
+    """
 
     number: int
     share: float
@@ -74,11 +83,16 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best mixture, its share of right answers among the shots, and each expert's own."""
+    """What to answer with, its share of right answers among the shots, and each expert's own.
+
+    searched: share of the best mixture that was searched, at least `share`. Where it does not gain more than a standard
+        error on the best expert alone, `mixture` is that expert.
+    """
 
     mixture: dict[str, float | tuple[float, ...]]
     weights: Vector
     share: float
+    searched: float
     singles: dict[str, float]
 
 
@@ -95,35 +109,43 @@ def search(
 
     Raises ZweaveError as the engine, the bank and the task do.
     """
-    cem = Cem(config, weighting.uniform(), weighting.singles())
-    singles: dict[str, float] = {}
+    alone = weighting.singles()
+    cem = Cem(config, weighting.uniform(), alone)
+    singles: list[Fitness] = []
     for number in range(config.generations):
         choices = [weighting.mixture(vector) for vector in cem.ask()]
         # The best so far stands first among them, and answers as it did.
         known = [cem.best_fitness] if number else []
         fitness = known + population_fitness(engine, task, shots, choices[len(known) :])
         if number == 0:
-            singles = {name: share for name, (share, _) in zip(weighting.names, fitness[1:], strict=False)}
+            singles = fitness[1 : 1 + len(alone)]
         cem.tell(fitness)
         mean_share = statistics.fmean(share for share, _ in fitness)
         report(Generation(number + 1, *cem.best_fitness, mean_share))
-    return Found(weighting.mixture(cem.best), weighting.weights(cem.best), cem.best_fitness[0], singles)
+    best = max(range(len(alone)), key=lambda index: singles[index])
+    share, gain = singles[best][0], cem.best_fitness[0] - singles[best][0]
+    vector = alone[best]
+    if gain > standard_error([share], len(shots)):
+        vector, share = cem.best, cem.best_fitness[0]
+    shares = {name: fitness[0] for name, fitness in zip(weighting.names, singles, strict=True)}
+    return Found(weighting.mixture(vector), weighting.weights(vector), share, cem.best_fitness[0], shares)
 
 
 def population_fitness(
     engine: Engine, task: Task, shots: Sequence[Sample], choices: Sequence[ExpertChoice]
 ) -> list[Fitness]:
-    """(share of right answers, their mean log-likelihood) of each choice; all answer as one batch."""
+    """(share of right answers, mean log-likelihood) of each choice; all answer as one batch."""
     together = answer_together(engine, task, shots, choices, logprobs=0)
     return [_fitness(task, shots, results) for results in together]
 
 
 def _fitness(task: Task, shots: Sequence[Sample], results: Sequence[Result]) -> Fitness:
-    likelihoods = []
-    for shot, result in zip(shots, results, strict=True):
-        if task.reward(shot, result.text) > 0:
-            tokens = result.logprobs or ()
-            likelihoods.append(statistics.fmean(token.logprob for token in tokens))
-    if not likelihoods:
-        return 0.0, -np.inf
-    return len(likelihoods) / len(shots), statistics.fmean(likelihoods)
+    right = [task.reward(shot, result.text) > 0 for shot, result in zip(shots, results, strict=True)]
+    likelihoods = [_likelihood(*pair) for pair in zip(right, results, strict=True)]
+    return sum(right) / len(shots), statistics.fmean(likelihoods)
+
+
+def _likelihood(is_right: bool, result: Result) -> float:
+    """Log of the probability p of the answer if it is right, of 1 - p if not."""
+    answer = sum(token.logprob for token in result.logprobs or ())
+    return answer if is_right else math.log1p(-math.exp(min(answer, CERTAIN)))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from zweave.cli.main import main
 from zweave.errors import ZweaveError
 from zweave.evaluation import ExpertMethod
 from zweave.expert import Expert, layer_of
-from zweave.fewshot import Weighting, population_fitness, search
+from zweave.fewshot import Weighting, _likelihood, population_fitness, search
 from zweave.tasks import Sample, Splits, Task
 
 TinyEngine = Callable[..., Engine]
@@ -96,11 +97,18 @@ def test_a_populations_fitness_is_each_candidates_own(engine: Engine, task: Task
         right, likelihoods = 0, []
         for shot in shots:
             (result,) = engine.generate(Request(shot.prompt, expert=choice, max_tokens=2, logprobs=0))
-            if "".join(result.text.split()) == "".join(shot.answer.split()):
-                right += 1
-                likelihoods.append(np.mean([token.logprob for token in result.logprobs]))
+            p = np.exp(sum(token.logprob for token in result.logprobs))
+            is_right = "".join(result.text.split()) == "".join(shot.answer.split())
+            right += is_right
+            likelihoods.append(np.log(p if is_right else 1 - p))
         assert share == right / len(shots)
-        assert likelihood == (pytest.approx(np.mean(likelihoods)) if right else -np.inf)
+        assert likelihood == pytest.approx(np.mean(likelihoods))
+
+
+def test_a_wrong_answer_that_was_certain_stays_comparable(engine: Engine) -> None:
+    (result,) = engine.generate(Request("go", max_tokens=1, logprobs=0))
+    certain = replace(result, logprobs=(replace(result.logprobs[0], logprob=0.0),))
+    assert -25 < _likelihood(False, certain) < -15 and _likelihood(True, certain) == 0
 
 
 @pytest.mark.parametrize("layers", [1, 2], ids=["global", "per layer"])
@@ -115,12 +123,36 @@ def test_search_is_no_worse_than_any_expert_alone(
     found = search(engine, task, shots, weighting, config, lambda g: reports.append(g.share))
     alone = {name: population_fitness(engine, task, shots, [name])[0][0] for name in ("a", "b")}
     assert found.singles == alone
-    assert found.share >= max(alone.values()) and reports == sorted(reports) and len(reports) == 5
+    assert found.searched == reports[-1] and reports == sorted(reports) and len(reports) == 5
+    # What is found is a mixture that gains more than a standard error, or the best expert.
+    best = max(alone.values())
+    error = (best * (1 - best) / len(shots)) ** 0.5
+    assert found.share == (found.searched if found.searched > best + error else best)
     assert population_fitness(engine, task, shots, [found.mixture])[0][0] == found.share
     if normalised and layers == 1:
         # The rule is a mixture that no expert alone is.
-        assert found.share > max(alone.values())
+        assert found.share == found.searched > best
         assert sum(found.mixture.values()) == pytest.approx(1)
+
+
+def test_a_mixture_that_gains_little_gives_way_to_the_best_expert(
+    engine: Engine, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitness(_: Engine, task: Task, shots: list[Sample], choices: list) -> list[tuple[float, float]]:
+        """ "b" alone answers 8 of 16 shots, any mixture as many as `hits` says."""
+        return [
+            (0.5 if c == {"a": 0, "b": 1} else 0.25 if c == {"a": 1, "b": 0} else hits / 16, 0)
+            for c in choices
+        ]
+
+    monkeypatch.setattr("zweave.fewshot.population_fitness", fitness)
+    shots, config = task.samples("train")[:16], CemConfig(population=10, generations=2)
+    # A standard error of 8 of 16 is 2 of 16.
+    for hits, mixes in ((4, False), (8, False), (10, False), (11, True)):
+        found = search(engine, task, shots, Weighting(("a", "b")), config)
+        assert (found.mixture != {"a": 0, "b": 1}) == mixes
+        assert found.share == max(8, hits if mixes else 0) / 16 and found.searched == max(8, hits) / 16
+        assert found.singles == {"a": 0.25, "b": 0.5}
 
 
 def test_the_best_so_far_is_not_asked_again(

@@ -13,6 +13,7 @@ import pytest
 
 from zweave.bundled import bundled_expert
 from zweave.checkpoint import Checkpoint
+from zweave.cli.train import default_dtype
 from zweave.errors import ZweaveError
 from zweave.expert import Expert
 from zweave.train.loop import Step
@@ -148,6 +149,17 @@ def test_an_interrupted_command_goes_on(
 
 def step_of(index: int, reward: float = 0.0) -> Step:
     return Step(index, reward, 0.0, 0.1, 1.0, 2.0)
+
+
+def test_what_the_processor_multiplies_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for isa, device, dtype in (
+        ("avx512", "cpu", "bfloat16"),
+        ("avx2", "cpu", "float32"),
+        ("scalar", "cpu", "float32"),
+        ("avx2", "cuda", "bfloat16"),
+    ):
+        monkeypatch.setattr("zweave.cli.train.cpu_isa", lambda isa=isa: isa)
+        assert default_dtype(device) == dtype
 
 
 def test_a_log_that_was_cut_off_drops_what_is_done_again(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def _print(found: Found, seconds: float, args: argparse.Namespace) -> None:
         figures = {
             "mixture": found.mixture,
             "share": found.share,
+            "searched": found.searched,
             "singles": found.singles,
             "seconds": seconds,
         }
@@ -115,4 +116,8 @@ def _print(found: Found, seconds: float, args: argparse.Namespace) -> None:
     for name, row in zip(args.experts, found.weights, strict=True):
         spread = f", from {row.min():.3f} to {row.max():.3f}" if args.per_layer else ""
         print(f"{name}: weight {row.mean():.3f}{spread}; alone {found.singles[name]:.3f} of the shots")
+    if found.share < found.searched:
+        print(
+            f"the best mixture, {found.searched:.3f}, gains no standard error on the best expert: that is taken"
+        )
     print(f"{args.out}: {found.share:.3f} of the shots, {seconds:.1f} s")

@@ -19,6 +19,7 @@ from zweave.cli.engine_options import stderr
 from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.errors import ZweaveError
 from zweave.expert import Scope
+from zweave.kernels import cpu_isa
 from zweave.train.loop import Step
 from zweave.train.recipe import AdapterKind, Objective, Recipe, default_recipe
 
@@ -42,7 +43,11 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="test samples of the final figure (%(default)s)",
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="(%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="(bfloat16; float32 on a processor that cannot multiply it)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=positive_whole, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print the record of the expert as JSON")
@@ -87,11 +92,10 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ZweaveError(f"--out: cannot make the directory {args.out}: {error.strerror or error}") from None
-    policy = open_policy(args.model, recipe, getattr(torch, args.dtype), args.device)
+    dtype = args.dtype or default_dtype(args.device)
+    policy = open_policy(args.model, recipe, getattr(torch, dtype), args.device)
     name = args.name or task.name
-    training = Run(
-        policy, task, recipe, args.model, args.dtype, data_folder(args), args.out, name, args.held_out
-    )
+    training = Run(policy, task, recipe, args.model, dtype, data_folder(args), args.out, name, args.held_out)
     if training.resumes:
         stderr.print(f"{name}: going on with the unfinished training in {args.out}", markup=False)
     try:
@@ -108,6 +112,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_summary(training.path, record))
     return 0
+
+
+def default_dtype(device: str) -> str:
+    """What the device multiplies fast: without AVX-512's bfloat16, torch takes each number of a product by itself."""
+    return "bfloat16" if device != "cpu" or cpu_isa() == "avx512" else "float32"
 
 
 def _summary(path: Path, record: dict[str, Any]) -> str:
