@@ -6,7 +6,6 @@ from pathlib import Path
 from zweave.errors import ZweaveError
 from zweave.tasks.task import Sample, Split, Splits, Task
 
-
 VALIDATION = 500
 
 
