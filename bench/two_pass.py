@@ -17,6 +17,7 @@ from zweave.bundled import DEFAULT_MODEL
 from zweave.cli.arguments import positive_whole
 from zweave.cli.task_options import add_data_option, data_folder
 from zweave.errors import ZweaveError
+from zweave.progress import progress_bar
 
 COLUMNS = (
     Column("workload", "workload"),
@@ -77,12 +78,15 @@ def run(args: argparse.Namespace) -> Report:
         alone.check(length)
     reference = Reference(stage, args.guess)
     rows: list[Row] = []
-    for length in lengths:
-        rows += [{"workload": "alone"} | row for row in alone.rows(length, reference, pace(args, warmup=0))]
-    if stream is not None:
-        rows += [
-            {"workload": "stream"} | row for row in stream.rows(engine, args.layer, pace(args, warmup=0))
-        ]
+    with progress_bar() as progress:
+        for length in lengths:
+            progress(f"prompts of {length} tokens", 0, 0)
+            found = alone.rows(length, reference, pace(args, warmup=0))
+            rows += [{"workload": "alone"} | row for row in found]
+        if stream is not None:
+            progress("the stream", 0, 0)
+            found = stream.rows(engine, args.layer, pace(args, warmup=0))
+            rows += [{"workload": "stream"} | row for row in found]
     title = f"Two passes, answers of {args.new} tokens alone, {args.dtype}, medians of runs in turn"
     return Report(
         "two-pass", title, COLUMNS, rows, sections=("workload", "prompt_tokens", "reuse"), notes=notes
