@@ -107,7 +107,7 @@ class Stream:
         }
 
         def error() -> float:
-            results = serve(self._engine, requests("checked"), self._in_flight)
+            results = serve(self._engine, requests(f"run {next(self._runs)}"), self._in_flight)
             self._note((reuse, strategy), results, dispatcher)
             return self._differing(results)
 
@@ -154,13 +154,14 @@ class Stream:
 
     def _differing(self, results: Sequence[Result]) -> float:
         """Share of the answers that are others than one by one under the same experts, named and computed anew."""
+        salt = f"run {next(self._runs)}"
         requests = [
             Request(
                 arrival.tokens,
                 expert=result.expert,
                 max_tokens=self._new or self._tasks[arrival.task].max_tokens,
                 ignore_eos=self._new is not None,
-                salt="named",
+                salt=salt,
             )
             for arrival, result in zip(self._arrivals, results, strict=True)
         ]
