@@ -21,6 +21,7 @@ from zweave.cli.engine_options import (
     parse_expert,
     stderr,
 )
+from zweave.cli.eval_dispatch import add_dispatch_options, run_dispatch
 from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.engine import Engine
 from zweave.engine_config import DTYPES
@@ -63,6 +64,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--shots", type=positive_whole, default=256, metavar="N", help="that baselines see (%(default)s)"
     )
+    add_dispatch_options(parser)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     add_data_option(parser)
     add_engine_options(parser)
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     # Read before the model loads: a file that is missing is told at once.
     samples = {task.name: task.samples(args.split, data)[: args.samples] for task in tasks}
     engine = open_engine(args)
+    if args.dispatch is not None:
+        return run_dispatch(engine, args, tasks, samples, _facts(args))
     experts = [*_experts(engine, args.expert, args.runs), *_loras(args)]
     scores = LabelScores(engine)
     rows: list[Row] = []
@@ -122,5 +126,8 @@ def _print(rows: Sequence[Row], args: argparse.Namespace) -> None:
     if not args.json:
         print(markdown(rows))
         return
-    facts = {"model": str(args.model), "dtype": args.dtype, "split": args.split}
-    print(json.dumps(facts | {"rows": [asdict(row) for row in rows]}))
+    print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
+
+
+def _facts(args: argparse.Namespace) -> dict[str, str]:
+    return {"model": str(args.model), "dtype": args.dtype, "split": args.split}
