@@ -82,19 +82,13 @@ class DecoderBatch:
     block_table: Tensor
     all_factored: bool = False
 
-    def first(self, tokens: int) -> "DecoderBatch":
-        """The first tokens alone."""
-        if tokens == len(self.slot):
+    def rows(self, first: int, last: int) -> "DecoderBatch":
+        """The tokens from `first` to before `last` alone."""
+        if first == 0 and last == len(self.slot):
             return self
-        return replace(
-            self,
-            slot=self.slot[:tokens],
-            sequence=self.sequence[:tokens],
-            position=self.position[:tokens],
-            kv_index=self.kv_index[:tokens],
-        )
+        return self.at(slice(first, last))
 
-    def at(self, rows: Tensor) -> "DecoderBatch":
+    def at(self, rows: Tensor | slice) -> "DecoderBatch":
         """Some of the tokens. rows: [n] int64."""
         return replace(
             self,

@@ -76,6 +76,8 @@ class Bank:
     name and digest do. Rows are found by digest, so equal mixtures share one. `acquire` pins a row and
     `release` frees it; a row that nobody holds stays until its slot is wanted, the longest unused first.
     All methods may be called from any thread.
+
+    first_layers: those above 0 from which on some registered expert acts, ascending.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Bank:
         self._base_digest = base_digest
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
         self._experts: dict[str, Registered] = {}
+        self.first_layers: tuple[int, ...] = ()
         self._free = list(range(slots - 1, 0, -1))
         self._slot_of: dict[str, int] = {BASE_DIGEST: 0}
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
@@ -131,6 +134,7 @@ class Bank:
         )
         with self._lock:
             self._experts[name] = registered
+            self._note_first_layers()
         return registered
 
     def unload(self, name: str) -> None:
@@ -138,6 +142,7 @@ class Bank:
         with self._lock:
             self._find(name)
             del self._experts[name]
+            self._note_first_layers()
 
     def experts(self) -> list[str]:
         """Names of the registered experts, in the order of their first loading."""
@@ -223,6 +228,10 @@ class Bank:
             if not self._holders[slot]:
                 del self._holders[slot]
                 self._idle[slot] = None
+
+    def _note_first_layers(self) -> None:
+        layers = {expert.first_layer for expert in self._experts.values()}
+        self.first_layers = tuple(sorted(layer for layer in layers if 0 < layer < self._num_layers))
 
     def _find(self, name: str) -> Registered:
         if name in self._experts:

@@ -1,9 +1,27 @@
 """Gives sequences their blocks of the cache: those that the prefix tree has, and fresh ones."""
 
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
 from zweave.kv_cache import KVCache
+from zweave.layer_states import LayerStates
+from zweave.lower_layers import LowerLayers, LowerMatch
 from zweave.prefix_tree import SYMBOL, Match, Node, PrefixTree
 from zweave.sequence import Sequence
 from zweave.symbols import Symbols
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the tree has of a sequence: whole, and beyond that in the layers below one."""
+
+    whole: Match
+    lower: LowerMatch | None = None
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All whose blocks are shared or copied in several."""
+        return self.whole.nodes + (self.lower.nodes if self.lower else [])
 
 
 class BlockManager:
@@ -22,14 +40,21 @@ class BlockManager:
         self._share = share
         self._tree = PrefixTree(cache.block_size)
         self._symbols = Symbols()
+        self._lower = LowerLayers(self._tree, self._symbols, cache.block_size)
         self.tokens_computed = 0
         self.tokens_looked_up = 0
         self.tokens_reused = 0
+        self.tokens_resumed = 0
         self.tokens_evicted = 0
 
     @property
     def block_size(self) -> int:
         return self._cache.block_size
+
+    @property
+    def shares(self) -> bool:
+        """Whether sequences can have others' blocks."""
+        return self._share
 
     @property
     def num_free(self) -> int:
@@ -53,7 +78,7 @@ class BlockManager:
 
     def missing(self, sequence: Sequence, tokens: int) -> int:
         """How many more blocks a sequence needs to hold so many tokens."""
-        return self._cache.blocks_for(tokens) - len(sequence.blocks)
+        return max(0, self._cache.blocks_for(tokens) - len(sequence.blocks))
 
     def symbols(self, sequence: Sequence) -> bytearray:
         """What a sequence's tokens are computed from; its keys and values can be others' as far as these agree."""
@@ -61,44 +86,105 @@ class BlockManager:
             self._symbols.extend(sequence)
         return sequence.symbols
 
-    def match(self, sequence: Sequence) -> Match:
+    def match(self, sequence: Sequence, layers: Seq[int] = ()) -> Found:
         """What the tree has of a sequence, its last token excepted: that one's logits, or state, are wanted.
 
         While states are read only whole blocks that know the sum up to their end will do.
+        layers: those at which a sequence may be resumed.
         """
+        nothing = Match([], None, 0)
         if not self._share:
-            return Match([], None, 0)
-        found = self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
+            return Found(nothing)
+        if sequence.ends_at is not None:
+            return self._fitting(sequence, nothing, self._resumed_reading(sequence, layers))
+        whole = self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
         pooling = sequence.pooling
         if pooling is None:
-            return found
-        known = max((i for i, node in enumerate(found.nodes, 1) if pooling.layer in node.sums), default=0)
-        return Match(found.nodes[:known], None, known * self.block_size)
+            lower = self._lower.match(sequence, whole, layers) if layers else None
+            return self._fitting(sequence, whole, lower)
+        known = max((i for i, node in enumerate(whole.nodes, 1) if pooling.layer in node.sums), default=0)
+        return Found(Match(whole.nodes[:known], None, known * self.block_size))
 
-    def fits(self, sequence: Sequence, match: Match) -> bool:
+    def _resumed_reading(self, sequence: Sequence, layers: Seq[int]) -> LowerMatch | None:
+        """For a first pass that ends at a layer: whole blocks that know their states there, and the sum."""
+        pooling, ends = sequence.pooling, sequence.ends_at
+        if pooling is None or ends is None or ends not in layers:
+            return None
+        found = self._lower.match(sequence, Match([], None, 0), [ends])
+        known = min(found.tokens, sequence.target - 1) if found else 0
+        nodes = found.nodes[: known // self.block_size] if found else []
+        while nodes and pooling.layer not in nodes[-1].sums:
+            nodes.pop()
+        return LowerMatch(ends, 0, nodes, len(nodes) * self.block_size) if nodes else None
+
+    def _fitting(self, sequence: Sequence, whole: Match, lower: LowerMatch | None) -> Found:
+        """Without the lower layers where there are no blocks for copies."""
+        found = Found(whole, lower)
+        return found if lower is None or self.fits(sequence, found) else Found(whole)
+
+    def fits(self, sequence: Sequence, found: Found) -> bool:
         """Whether there are blocks for the tokens of a sequence that were not found in whole blocks."""
-        held = sum(node.holders == 0 for node in match.nodes)
-        fresh = self._cache.blocks_for(len(sequence.tokens)) - len(match.nodes)
+        held = sum(node.holders == 0 for node in found.nodes)
+        fresh = self._cache.blocks_for(len(sequence.tokens)) - len(found.whole.nodes)
         return self.num_available - held >= fresh
 
-    def attach(self, sequence: Sequence, match: Match) -> None:
+    def attach(self, sequence: Sequence, found: Found) -> None:
         """Gives a sequence without blocks what was found for it; there is room (`fits`)."""
-        self._tree.hold(match.nodes)
-        sequence.nodes = list(match.nodes)
-        sequence.blocks = [node.block for node in match.nodes]
-        if match.source is not None:
+        whole = found.whole
+        self._tree.hold(found.nodes)
+        sequence.nodes = list(whole.nodes)
+        sequence.blocks = [node.block for node in whole.nodes]
+        if whole.source is not None:
             # If the source itself had to go its block is the one allocated, and still holds what it held.
             sequence.blocks += self.allocate(1)
-            self._cache.copy(match.source.block, sequence.blocks[-1])
-            self._tree.touch(match.source)
+            self._cache.copy(whole.source.block, sequence.blocks[-1])
+            self._keep_copied(sequence, whole.source, whole.tokens)
+            self._tree.touch(whole.source)
+        sequence.computed = sequence.committed = whole.tokens
+        if found.lower is not None:
+            self._copy_lower(sequence, found.lower)
         if sequence.pooling is not None:
-            last = match.nodes[-1].sums[sequence.pooling.layer] if match.nodes else None
-            sequence.pooling.restart(match.tokens, last)
-        sequence.computed = sequence.committed = match.tokens
+            last = found.nodes[-1].sums[sequence.pooling.layer] if found.nodes else None
+            sequence.pooling.restart(sequence.position, last)
+        resumed = found.lower.tokens - whole.tokens if found.lower else 0
         self.tokens_looked_up += len(sequence.tokens)
-        self.tokens_reused += match.tokens
+        self.tokens_reused += whole.tokens
+        self.tokens_resumed += resumed
         if sequence.reused is None:
-            sequence.reused = match.tokens
+            sequence.reused, sequence.resumed = whole.tokens, resumed
+
+    def _keep_copied(self, sequence: Sequence, source: Node, tokens: int) -> None:
+        """Has the copy of a block know the states that the block knows, if it knows all that were copied."""
+        start = (len(sequence.blocks) - 1) * self.block_size
+        for layer, states in source.states.items():
+            if len(states) >= tokens - start:
+                sequence.kept[layer] = LayerStates(layer, start, states[: tokens - start])
+
+    def _copy_lower(self, sequence: Sequence, lower: LowerMatch) -> None:
+        """Copies blocks, which are held, as far as they are the sequence's, too."""
+        needed = lower.first + len(lower.nodes) - len(sequence.blocks)
+        sequence.blocks += self.allocate(needed)
+        self._cache.copy_below(
+            lower.layer, [node.block for node in lower.nodes], sequence.blocks[lower.first :]
+        )
+        known = lower.states(self.block_size)
+        sequence.kept[lower.layer] = known
+        sequence.below = known.since(sequence.computed)
+        self._tree.release(lower.nodes)
+
+    def adopt(self, sequence: Sequence) -> None:
+        """Has blocks that the tree has whole take the place of those that the sequence computed in part."""
+        if not self._share or sequence.below is None or sequence.nodes:
+            return
+        whole = self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
+        count = len(whole.nodes)
+        self._tree.hold(whole.nodes)
+        self._cache.release(sequence.blocks[:count])
+        sequence.nodes = list(whole.nodes)
+        sequence.blocks[:count] = [node.block for node in whole.nodes]
+        sequence.computed = sequence.committed = sequence.reused = count * self.block_size
+        sequence.below = sequence.below.since(sequence.computed)
+        self.tokens_reused += sequence.computed
 
     def allocate(self, count: int) -> list[int]:
         """Takes fresh blocks; the caller has made sure that there are as many."""
@@ -133,6 +219,8 @@ class BlockManager:
     def detach(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks away; what is computed stays in the tree until its blocks are wanted."""
         self.commit(sequence)
+        if sequence.ends_at is not None and sequence.below is not None:
+            self.tokens_computed += sequence.below.stop - sequence.resumed
         if self._keeps(sequence) and sequence.computed:
             self._close(sequence)
             self._insert_end(sequence)
@@ -140,10 +228,12 @@ class BlockManager:
         self._cache.release(sequence.blocks[len(sequence.nodes) :])
         sequence.nodes, sequence.blocks = [], []
         sequence.computed = sequence.committed = 0
+        sequence.below = None
+        sequence.kept.clear()
 
     def _keeps(self, sequence: Sequence) -> bool:
         """Whether the tree takes a sequence's blocks: not those that are computed in some layers only."""
-        return self._share and not (sequence.pooling is not None and sequence.pooling.ends)
+        return self._share and sequence.ends_at is None
 
     def _has_open_end(self, sequence: Sequence) -> bool:
         """Whether the last node is a block that its sequence, which alone holds it, still writes to."""
@@ -176,6 +266,14 @@ class BlockManager:
             known = sequence.pooling.mark(stop)
             if known is not None:
                 node.sums[sequence.pooling.layer] = known
+        for layer, kept in sequence.kept.items():
+            states = kept.between(index * self.block_size, stop)
+            if len(states) > len(node.states.get(layer, ())):
+                node.states[layer] = states
+        if stop % self.block_size == 0:
+            left = [rest for known in sequence.kept.values() if (rest := known.since(stop)) is not None]
+            sequence.kept = {rest.layer: rest for rest in left}
+        self._lower.note(sequence)
         sequence.nodes.append(node)
 
 

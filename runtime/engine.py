@@ -29,6 +29,7 @@ from zweave.model import Model, Weights
 from zweave.plan import Plan
 from zweave.planner import plan_for
 from zweave.pooled_state import check_layers, pooled_states
+from zweave.pooling import Pooling
 from zweave.request import Delta, ExpertChoice, FinishReason, Request, Result
 from zweave.request_reader import RequestReader
 from zweave.sampling import draw, logprobs, scores
@@ -227,14 +228,14 @@ class Engine:
         readings = iter(states)
         for chunk in chunks:
             sequence = chunk.sequence
+            read = {layer: next(readings) for layer in chunk.reads}
+            for layer in chunk.keeps:
+                sequence.keep(layer, chunk.start, read[layer])
             if sequence.pooling is not None:
-                sequence.pooling.add(sequence.computed, next(readings), self._cache.block_size)
-                sequence.computed += chunk.count
-                if sequence.pooling.done:
-                    self._first_passes.has_pooled(sequence)
+                self._read_on(chunk, sequence.pooling, read)
                 continue
             if not chunk.complete:
-                sequence.computed += chunk.count
+                sequence.advance(chunk.count)
                 continue
             row, token_id, finite = next(rows)
             if not finite:
@@ -242,6 +243,17 @@ class Engine:
                 self._finish(sequence, sequence.text.finish(), [], "error", reason)
                 continue
             self._sample(chunk, row, token_id)
+
+    def _read_on(self, chunk: Chunk, pooling: Pooling, read: dict[int, Tensor]) -> None:
+        """Takes the states of a first pass's tokens."""
+        sequence = chunk.sequence
+        pooling.add(chunk.start, read[pooling.layer], self._cache.block_size)
+        if pooling.ends is None:
+            sequence.advance(chunk.count)
+        else:
+            sequence.advance_below(read[pooling.ends])
+        if pooling.done:
+            self._first_passes.has_pooled(sequence)
 
     def _sample(self, chunk: Chunk, row: Tensor, token_id: int) -> None:
         """Adds the next token: the greedy one, or one drawn from the logits `row`."""
@@ -253,7 +265,7 @@ class Engine:
         entry = None if request.logprobs is None else logprobs(row, token_id, request.logprobs)
         text, reason = sequence.append(token_id, entry, self._eos_ids)
         # Last, so that an interrupt before it leaves a sequence that can be computed again.
-        sequence.computed += chunk.count
+        sequence.advance(chunk.count)
         if reason is None:
             self._undelivered.append(Delta(sequence.request_id, text, [token_id]))
         else:

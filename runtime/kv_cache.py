@@ -1,5 +1,6 @@
 """The paged key-value cache: fixed blocks of token positions, handed out and taken back."""
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
@@ -54,3 +55,8 @@ class KVCache:
         """Copies a block's keys and values in all layers."""
         self._k[:, target].copy_(self._k[:, source])
         self._v[:, target].copy_(self._v[:, source])
+
+    def copy_below(self, layer: int, sources: Seq[int], targets: Seq[int]) -> None:
+        """Copies blocks' keys and values in the layers below one."""
+        for values in (self._k[:layer], self._v[:layer]):
+            values[:, list(targets)] = values[:, list(sources)]

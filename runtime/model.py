@@ -128,23 +128,31 @@ class Model:
     def read(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Logits as above, and the states of each of the batch's readings, [tokens, hidden] float32.
 
-        Rows that end at a layer are left out of the layers above it.
+        Rows that enter at a layer are left out of the layers below it, rows that end at one of those above.
         """
-        places = batch.places
-        x = self.embedding[batch.tokens]
-        residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        # Of the rows of the batch, x has those from `first` to before `last`.
+        first, last = max([entry.last for entry in batch.entries], default=0), len(batch.tokens)
+        x = self.embedding[batch.tokens[first:]]
+        residual = torch.zeros((last, x.shape[1]), dtype=torch.float32, device=x.device)
         states: dict[Reading, Tensor] = {}
         computed = 0
-        for layer in sorted({reading.layer for reading in batch.readings}):
-            x = self.decoder(x, residual, places, computed, layer)
+        for layer in sorted({stop.layer for stop in (*batch.entries, *batch.readings, *batch.exits)}):
+            if len(x):
+                x = self.decoder(x, residual[first:last], batch.places.rows(first, last), computed, layer)
             computed = layer
-            here = [reading for reading in batch.readings if reading.layer == layer]
-            for reading in here:
-                rows = slice(reading.first, reading.last)
-                states[reading] = residual[rows] + x[rows].float()
-            left = min([reading.first for reading in here if reading.ends], default=len(x))
-            x, residual, places = x[:left], residual[:left], places.first(left)
-        x, residual = self._sampled_only(x, residual, places, batch.sampled, computed)
+            for entry in reversed(batch.entries):
+                if entry.layer == layer:
+                    residual[entry.first : entry.last] = entry.states
+                    x = torch.cat([x.new_zeros(entry.states.shape), x])
+                    first = entry.first
+            for reading in batch.readings:
+                if reading.layer == layer:
+                    rows = slice(reading.first, reading.last)
+                    states[reading] = residual[rows] + x[reading.first - first : reading.last - first].float()
+            last = min([exit.first for exit in batch.exits if exit.layer == layer], default=last)
+            x = x[: last - first]
+        places = batch.places.rows(0, last)
+        x, residual = self._sampled_only(x, residual[:last], places, batch.sampled, computed)
         x = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return linear(x, self.head, out_dtype=torch.float32), [states[r] for r in batch.readings]
 

@@ -69,7 +69,7 @@ def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
             sequence.blocks = [next(rest) for _ in range(count)]
-        chunks = [Chunk(sequence, count) for sequence, count in zip(sequences, counts, strict=True)]
+        chunks = [Chunk(sequence, 0, count) for sequence, count in zip(sequences, counts, strict=True)]
         batch = Batch.of(chunks, blocks.block_size, model.embedding.device)
         return _states(model, batch, counts, layers)
     finally:

@@ -29,11 +29,12 @@ def running_sums(before: Sum | None, states: Tensor) -> Sum:
 class Pooling:
     """What a first pass reads of the base's states that enter a layer, over the first `stop` tokens of a prompt.
 
-    ends: the tokens are computed up to the layer and no further, and anew for the answer.
+    ends: the layer, `layer` or one above it, up to which the tokens are computed; the answer goes on from there if
+        its mixture adapts none below. None computes them whole.
     tokens: how many are summed up.
     """
 
-    def __init__(self, layer: int, stop: int, ends: bool) -> None:
+    def __init__(self, layer: int, stop: int, ends: int | None) -> None:
         self.layer = layer
         self.stop = stop
         self.ends = ends

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
+from torch import Tensor
+
 from zweave.pooling import Sum
 
 SYMBOL = 8  # bytes
@@ -31,9 +33,10 @@ class Node:
         whose key is whole have children.
     holders: how many sequences read or write the block; it is evicted only when there are none.
     sums: of the states of all positions up to the block's end, by the layer that they enter (pooling.py).
+    states: those of the first of its positions [positions, hidden], by the layer that they enter (lower_layers.py).
     """
 
-    __slots__ = ("block", "children", "holders", "key", "keys", "parent", "released", "sums")
+    __slots__ = ("block", "children", "holders", "key", "keys", "parent", "released", "states", "sums")
 
     def __init__(self, parent: "Node | None", key: bytes, block: int) -> None:
         self.parent = parent
@@ -44,6 +47,7 @@ class Node:
         self.holders = 0
         self.released = 0
         self.sums: dict[int, Sum] = {}
+        self.states: dict[int, Tensor] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 Message: TypeAlias = Mapping[str, str]
 ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
-Reuse: TypeAlias = Literal["same_mixture", "after_prompt"]
+Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
+KVReuse: TypeAlias = Literal["exact", "approximate"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100
@@ -74,6 +75,9 @@ class Request:
     logprobs: give each token's log-probability and those of the so many most likely ones.
     salt: requests share keys and values only with requests of the same salt, a tenant's secret for instance.
     score: token ids whose log-probabilities at the prompt's end are wanted, whatever is generated there.
+    kv_reuse: "approximate" leaves the prompt to the base model, whose keys and values are shared, and has the expert
+        act from the answer's header on, as if it were of scope `after_prompt`. An expert that was not trained so
+        answers worse, or wrongly (docs/kv_cache.md).
     """
 
     prompt: str | Sequence[int] | None = None
@@ -88,6 +92,7 @@ class Request:
     salt: str | None = None
     score: Sequence[int] = ()
     dispatcher: "Dispatcher | None" = None
+    kv_reuse: KVReuse = "exact"
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
@@ -118,6 +123,8 @@ class Request:
             raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
         if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
+        if self.kv_reuse not in ("exact", "approximate"):
+            raise ZweaveError(f"kv_reuse must be 'exact' or 'approximate', not {self.kv_reuse!r}")
         if not isinstance(self.score, Sequence) or isinstance(self.score, str | bytes | bytearray):
             raise ZweaveError(f"score must be a list of token ids, not {type(self.score).__name__}")
 
@@ -183,9 +190,11 @@ class Result:
     model's context is used up), "cancelled", or "error" with the reason in `error`.
     scores are the natural log-probabilities of the tokens that `Request.score` names, in its order.
     reused_tokens: how many of the prompt's tokens were not computed, because their keys and values were in
-    the cache. reuse: which kind (docs/kv_cache.md), None if there were none: "same_mixture", or
-    "after_prompt" if they all are the base model's, before the tokens that the expert acts on.
-    Both tell of the way, not of the answer: results that differ in nothing else are equal.
+    the cache. resumed_tokens: how many more were computed only from the layer on that the expert acts from.
+    reuse: which kind (docs/kv_cache.md), None if there were none: "same_mixture"; "after_prompt" if they all
+    are the base model's, before the tokens that the expert acts on; "first_layer" if some were resumed; or
+    "approximate", where that was asked for.
+    These tell of the way, not of the answer: results that differ in nothing else are equal.
     """
 
     text: str
@@ -197,6 +206,7 @@ class Result:
     error: str | None = None
     reuse: Reuse | None = field(default=None, compare=False)
     reused_tokens: int = field(default=0, compare=False)
+    resumed_tokens: int = field(default=0, compare=False)
     scores: list[float] | None = None
     dispatch: Dispatch | None = None
 

@@ -6,7 +6,7 @@ from itertools import count
 from zweave.bank import Bank, BoundMixture
 from zweave.errors import ZweaveError
 from zweave.mixture import Mixture
-from zweave.request import Request
+from zweave.request import KVReuse, Request
 from zweave.sequence import Sequence
 from zweave.stop import StopText
 from zweave.tokenizer import TextStream, Tokenizer
@@ -44,14 +44,15 @@ class RequestReader:
             request=request,
             mixture=mixture,
             tokens=tokens,
-            adapted_from=self.adapted_from(mixture, tokens),
+            adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
         )
 
-    def adapted_from(self, mixture: BoundMixture, tokens: Seq[int]) -> int:
+    def adapted_from(self, mixture: BoundMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
         """Index of the first token that a mixture acts on."""
-        return self.tokenizer.after_prompt_start(tokens) if mixture.scope == "after_prompt" else 0
+        spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
+        return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
 
     def _tokens(self, request: Request) -> list[int]:
         if request.messages is not None:

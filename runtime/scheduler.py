@@ -2,7 +2,8 @@
 
 from bisect import insort
 from collections import deque
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, pairwise
 
 from zweave.bank import Bank, BoundMixture
 from zweave.block_manager import BlockManager
@@ -63,7 +64,9 @@ class Scheduler:
                 goes_on = False
             if not goes_on:
                 self.remove(sequence)
-        if not goes_on:
+        if goes_on:
+            self._blocks.adopt(sequence)
+        else:
             self.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -94,7 +97,27 @@ class Scheduler:
                 budget = self._max_batch_tokens - sum(plan.values())
         # Blocks that a preemption freed are spoken for: nobody is admitted in the same step.
         failed = self._admit(plan, budget) if self.preemptions == preemptions else []
-        return [Chunk(sequence, count) for sequence, count in plan.items()], failed
+        return [chunk for sequence, count in plan.items() for chunk in self._chunks(sequence, count)], failed
+
+    def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
+        """The next tokens, those that enter at another layer by themselves."""
+        start, stop = sequence.position, sequence.position + count
+        below = sequence.below
+        resumed = below.stop if below is not None and sequence.ends_at is None else start
+        edges = [start, *([resumed] if start < resumed < stop else []), stop]
+        return [self._chunk(sequence, *span) for span in pairwise(edges)]
+
+    def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
+        """With the layers noted at which experts begin and the tokens' states are the base's yet."""
+        chunk = Chunk(sequence, start, stop - start)
+        layers = self._bank.first_layers if start < sequence.prompt_tokens else ()
+        ends = sequence.ends_at
+        keeps = tuple(
+            layer
+            for layer in layers
+            if chunk.enters < layer and (ends is None or layer < ends) and start < sequence.base_until(layer)
+        )
+        return replace(chunk, keeps=keeps) if keeps and self._blocks.shares else chunk
 
     def _admit(self, plan: dict[Sequence, int], budget: int) -> list[tuple[Sequence, str]]:
         """Takes up waiting sequences and adds their tokens to the plan; returns those that cannot run."""
@@ -103,10 +126,10 @@ class Scheduler:
         for sequence in list(islice(self._waiting, 2 * self._max_sequences)):
             if budget == 0 or len(self._running) >= self._max_sequences:
                 break
-            match = self._blocks.match(sequence)
-            if self._awaits_blocks(sequence, match.tokens):
+            found = self._blocks.match(sequence, self._bank.first_layers)
+            if self._awaits_blocks(sequence, found.whole.tokens):
                 continue
-            if not self._blocks.fits(sequence, match):
+            if not self._blocks.fits(sequence, found):
                 break
             try:
                 admitted = self._take_slot(sequence)
@@ -119,7 +142,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             self._running.append(sequence)
             self._running.sort(key=_arrival)
-            self._blocks.attach(sequence, match)
+            self._blocks.attach(sequence, found)
             count = min(_pending(sequence), budget)
             self._reserve(sequence, count, plan)
             plan[sequence] = count
@@ -149,7 +172,7 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence, count: int, plan: dict[Sequence, int]) -> bool:
         """Gives the sequence blocks for `count` more tokens; False if it had to be preempted itself."""
-        needed = self._blocks.missing(sequence, sequence.computed + count)
+        needed = self._blocks.missing(sequence, sequence.position + count)
         while needed > self._blocks.num_available:
             victim = self._running.pop()
             plan.pop(victim, None)
@@ -168,6 +191,7 @@ class Scheduler:
             tokens_computed=blocks.tokens_computed,
             tokens_looked_up=blocks.tokens_looked_up,
             tokens_reused=blocks.tokens_reused,
+            tokens_resumed=blocks.tokens_resumed,
             tokens_evicted=blocks.tokens_evicted,
             preemptions=self.preemptions,
             blocks_in_use=blocks.num_held,
@@ -177,7 +201,7 @@ class Scheduler:
 
 
 def _pending(sequence: Sequence) -> int:
-    return sequence.target - sequence.computed
+    return sequence.target - sequence.position
 
 
 def _is_prefilling(sequence: Sequence) -> bool:
@@ -186,9 +210,9 @@ def _is_prefilling(sequence: Sequence) -> bool:
 
 def _can_give(leader: Sequence, sequence: Sequence) -> bool:
     """Whether the blocks of the one will be of use to the other."""
-    one, other = leader.pooling, sequence.pooling
-    if one is not None and one.ends:
+    if leader.ends_at is not None or sequence.ends_at is not None:
         return False
+    one, other = leader.pooling, sequence.pooling
     return other is None or (one is not None and one.layer == other.layer)
 
 

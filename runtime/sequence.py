@@ -1,11 +1,13 @@
 """A request on its way through the engine: its tokens, what of them is computed, and what it holds."""
 
 import os
-import sys
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from zweave.bank import BoundMixture
+from zweave.layer_states import LayerStates
 from zweave.pooling import Pooling
 from zweave.prefix_tree import Node
 from zweave.request import Dispatch, FinishReason, Request, Result, Reuse, TokenLogprob
@@ -21,6 +23,9 @@ class Sequence:
     nodes: those of the first blocks in the prefix tree; the blocks after them are the sequence's own.
     committed: how many tokens the tree was told of. reused: how many were found computed at the start.
     symbols: of the first tokens (`symbols.py`), written when they are needed.
+    below: tokens after those computed that are computed in the layers below some layer, with the states that enter
+        it: they are computed from there on. resumed: how many were found so at the start.
+    kept: states of tokens that the tree has not been given yet.
     pooling: a first pass is reading the prompt's states; the mixture is the base's until it has chosen one.
     dispatch: what was chosen.
     """
@@ -39,6 +44,9 @@ class Sequence:
     committed: int = 0
     reused: int | None = None
     symbols: bytearray = field(default_factory=bytearray)
+    below: LayerStates | None = None
+    resumed: int = 0
+    kept: dict[int, LayerStates] = field(default_factory=dict)
     pooling: Pooling | None = None
     dispatch: Dispatch | None = None
     slot: int | None = None
@@ -56,21 +64,38 @@ class Sequence:
         """How many tokens are to be computed, as far as is known now."""
         return len(self.tokens) if self.pooling is None else self.pooling.stop
 
+    @property
+    def ends_at(self) -> int | None:
+        """The layer at which a first pass stops, None if it does not or there is none."""
+        return None if self.pooling is None else self.pooling.ends
+
+    @property
+    def position(self) -> int:
+        """Of the first token to go through the next step."""
+        return self.below.stop if self.ends_at is not None and self.below is not None else self.computed
+
+    def base_until(self, layer: int) -> int:
+        """How many of the prompt's tokens are the base's in the layers below this one."""
+        is_base_there = self.mixture.first_layer >= layer
+        return self.prompt_tokens if is_base_there else min(self.adapted_from, self.prompt_tokens)
+
     def can_keep(self, mixture: BoundMixture, adapted_from: int) -> bool:
         """Whether what a first pass computes of the prompt is what another mixture computes, too."""
-        if self.pooling is not None and self.pooling.ends:
-            return False
-        if self.target == len(self.tokens):  # the last token's logits are wanted yet
-            return False
-        return not mixture.parts or self.target <= adapted_from
+        is_base = not mixture.parts or self.target <= adapted_from
+        if self.ends_at is not None:
+            return is_base or mixture.first_layer >= self.ends_at
+        # The last token's logits are wanted yet.
+        return is_base and self.target < len(self.tokens)
 
     def bind(self, mixture: BoundMixture, adapted_from: int) -> None:
         """Sets the mixture that a first pass has chosen."""
         if not self.can_keep(mixture, adapted_from):
-            self.reused = None
+            self.reused, self.resumed = None, 0
         self.mixture, self.adapted_from = mixture, adapted_from
         self.pooling = None
         self.symbols.clear()
+        if self.below is not None:
+            self.kept[self.below.layer] = self.below
 
     @property
     def generated(self) -> list[int]:
@@ -82,11 +107,36 @@ class Sequence:
 
     @property
     def reuse(self) -> Reuse | None:
-        """The kind of reuse that `reused` tokens are of."""
+        """The kind of reuse that `reused` and `resumed` tokens are of."""
+        if self.resumed:
+            return "first_layer"
         if not self.reused:
             return None
+        if self.mixture.scope == "always" and self.adapted_from:
+            return "approximate"
         after_prompt = self.mixture.scope == "after_prompt" and self.reused <= self.adapted_from
         return "after_prompt" if after_prompt else "same_mixture"
+
+    def advance(self, count: int) -> None:
+        """Marks tokens as computed."""
+        self.computed += count
+        if self.below is not None and self.computed >= self.below.stop:
+            self.below = None
+
+    def advance_below(self, states: Tensor) -> None:
+        """Marks the tokens whose states these are as computed up to the layer at which the first pass ends."""
+        assert self.ends_at is not None
+        known = self.below
+        self.below = LayerStates(self.ends_at, self.computed, states) if known is None else known.then(states)
+
+    def keep(self, layer: int, start: int, states: Tensor) -> None:
+        """Keeps the states of the tokens from `start` on, as far as they are the base's."""
+        states = states[: max(0, self.base_until(layer) - start)]
+        known = self.kept.get(layer)
+        if known is not None and known.stop == start:
+            self.kept[layer] = known.then(states)
+        else:
+            self.kept[layer] = LayerStates(layer, start, states)
 
     def append(
         self, token_id: int, entry: TokenLogprob | None, eos_ids: Seq[int]
@@ -115,6 +165,7 @@ class Sequence:
             error=error,
             reuse=self.reuse,
             reused_tokens=self.reused or 0,
+            resumed_tokens=self.resumed,
             scores=self.scores,
             dispatch=self.dispatch,
         )
@@ -122,20 +173,46 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next `count` uncomputed tokens of a sequence; the step samples if they reach its end.
+    """Some of a sequence's next tokens, all of which enter at one layer; the step samples if they reach its end.
 
-    In a batch those that end at a layer come last, the highest layer first (`depth_order`).
+    start: position of the first. keeps: the layers whose states, as they enter, are kept for others.
     """
 
     sequence: Sequence
+    start: int
     count: int
+    keeps: tuple[int, ...] = ()
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
 
     @property
     def complete(self) -> bool:
-        sequence = self.sequence
-        return sequence.pooling is None and sequence.computed + self.count == len(sequence.tokens)
+        return self.sequence.pooling is None and self.stop == len(self.sequence.tokens)
 
     @property
-    def depth_order(self) -> int:
-        pooling = self.sequence.pooling
-        return -pooling.layer if pooling is not None and pooling.ends else -sys.maxsize
+    def enters(self) -> int:
+        """The layer that the tokens go through first."""
+        below = self.sequence.below
+        return below.layer if below is not None and self.start < below.stop else 0
+
+    @property
+    def entering(self) -> Tensor | None:
+        """Their states at a layer above the first that they enter."""
+        below = self.sequence.below
+        return below.between(self.start, self.stop) if below is not None and self.enters else None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The layers whose states, as they enter, are wanted, in their order."""
+        pooling, wanted = self.sequence.pooling, set(self.keeps)
+        if pooling is not None:
+            wanted |= {pooling.layer, pooling.ends or pooling.layer}
+        return tuple(sorted(wanted))
+
+    @property
+    def depth_order(self) -> tuple[int, int]:
+        """In a batch those that enter late come first, the highest layer first, and those that end early last."""
+        ends = self.sequence.ends_at
+        return (1, -ends) if ends is not None else (0, -self.enters)

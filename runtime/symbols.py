@@ -44,6 +44,11 @@ class Symbols:
         new[base:] += self._owner(salt, sequence.mixture.digest) << _TOKEN_BITS
         sequence.symbols += new.tobytes()
 
+    def under(self, sequence: Sequence, digest: str) -> bytes:
+        """Symbols of all tokens as a mixture of this digest would compute them from the first on."""
+        tokens = np.array(sequence.tokens, dtype=np.int64)
+        return (tokens + (self._owner(sequence.request.salt, digest) << _TOKEN_BITS)).tobytes()
+
     def _owner(self, salt: str | None, digest: str) -> int:
         owner = self._owners.get((salt, digest))
         if owner is None:

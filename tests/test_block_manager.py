@@ -25,7 +25,9 @@ BLOCK = 4
 
 
 class AllSlots:
-    """A bank with a slot for everyone."""
+    """A bank with a slot for everyone, and experts that act from layer 1 on."""
+
+    first_layers = (1,)
 
     def try_acquire(self, mixture: BoundMixture) -> int:
         return 0
@@ -53,6 +55,7 @@ class Simulation:
         self.ids = 0
         self.alive: list[Sequence] = []
         self.computed: Counter[int] = Counter()
+        self.resumed: Counter[int] = Counter()
 
     def add(
         self,
@@ -67,7 +70,7 @@ class Simulation:
         sequence = Sequence(
             request_id=self.ids,
             request=Request(tokens, salt=salt),
-            mixture=BoundMixture(digest, scope, 0, ()),
+            mixture=mixture(digest, scope),
             tokens=list(tokens),
             adapted_from=adapted_from,
             max_length=len(tokens) + new,
@@ -83,19 +86,28 @@ class Simulation:
         chunks, failed = self.scheduler.schedule()
         assert not failed
         assert len(chunks) > 0 or not self.alive
-        self.check_holders([chunk.sequence for chunk in chunks])
+        self.check_holders(list(dict.fromkeys(chunk.sequence for chunk in chunks)))
         for chunk in chunks:
             sequence = chunk.sequence
-            for position in range(sequence.computed, sequence.computed + chunk.count):
-                self.write(sequence, position)
+            states = [[fingerprint(sequence, p, "state 1")] for p in range(chunk.start, chunk.stop)]
+            if chunk.entering is not None:
+                assert chunk.entering.tolist() == states
+                self.resumed[sequence.request_id] += chunk.count
+            for position in range(chunk.start, chunk.stop):
+                self.write(sequence, position, chunk.enters)
+            for layer in chunk.keeps:
+                sequence.keep(layer, chunk.start, torch.tensor(states, dtype=torch.float32))
             complete = chunk.complete
-            sequence.computed += chunk.count
+            sequence.advance(chunk.count)
             self.computed[sequence.request_id] += chunk.count
             if complete:
                 self.check_content(sequence)
                 if sequence.append(self.draw(sequence), None, ())[1] is not None:
                     self.end(sequence)
-        return {chunk.sequence.request_id: chunk.count for chunk in chunks}
+        counts: Counter[int] = Counter()
+        for chunk in chunks:
+            counts[chunk.sequence.request_id] += chunk.count
+        return dict(counts)
 
     def end(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -113,9 +125,9 @@ class Simulation:
     def place(self, sequence: Sequence, position: int) -> tuple[int, int]:
         return sequence.blocks[position // BLOCK], position % BLOCK
 
-    def write(self, sequence: Sequence, position: int) -> None:
+    def write(self, sequence: Sequence, position: int, first: int) -> None:
         block, offset = self.place(sequence, position)
-        for index, layer in enumerate(self.cache.layers):
+        for index, layer in enumerate(self.cache.layers[first:], first):
             k = torch.full((1, *self.heads), fingerprint(sequence, position, index), dtype=torch.float32)
             store_kv(k, -k, layer.k, layer.v, torch.tensor([block]), torch.tensor([offset]))
 
@@ -142,9 +154,17 @@ class Simulation:
             assert sequence.computed // BLOCK >= len(shared)
 
 
-def fingerprint(sequence: Sequence, position: int, layer: int) -> int:
+def mixture(digest: str, scope: str) -> BoundMixture:
+    """The base has no parts and adapts no layer; digests that end in "late" adapt the upper of two layers."""
+    first_layer = 2 if digest == "base" else int(digest.endswith("late"))
+    return BoundMixture(digest, scope, first_layer, () if digest == "base" else ((None, (1.0,)),))
+
+
+def fingerprint(sequence: Sequence, position: int, layer: int | str) -> int:
     """24 bits, which float32 holds, of the tokens up to a position and what computes each of them."""
-    owners = ["base" if i < sequence.adapted_from else sequence.mixture.digest for i in range(position + 1)]
+    mixture, below = sequence.mixture, 0 if layer == "state 1" else layer
+    digest = "base" if below < mixture.first_layer else mixture.digest
+    owners = ["base" if i < sequence.adapted_from else digest for i in range(position + 1)]
     text = f"{layer} {sequence.request.salt} {owners} {sequence.tokens[: position + 1]}"
     return crc32(text.encode()) >> 8
 
@@ -167,7 +187,7 @@ def test_random_traffic_never_reads_what_another_would_compute(tiny_config: Mode
     )
     for _ in range(60):
         prompt = random_prompt(rng)
-        digest = rng.choice(("base", "base", "a", "b"))
+        digest = rng.choice(("base", "base", "a", "b", "a late", "b late"))
         fields = {
             "digest": digest,
             "adapted_from": 0 if digest == "base" else rng.choice((0, len(prompt) - 1, len(prompt) // 2)),
@@ -182,6 +202,7 @@ def test_random_traffic_never_reads_what_another_would_compute(tiny_config: Mode
             simulation.end(rng.choice(simulation.alive))
     simulation.run()
     assert simulation.blocks.tokens_reused > 0
+    assert simulation.blocks.tokens_resumed > 0 or simulation.cache.num_blocks < 40
     assert simulation.blocks.tokens_computed == sum(simulation.computed.values())
 
 
@@ -273,6 +294,37 @@ def test_blocks_before_the_adapted_tokens_are_the_bases(tiny_config: ModelConfig
     base = simulation.add([1] * 20, 4)
     simulation.run()
     assert (base.reused, base.reuse) == (19, "same_mixture")
+
+
+def test_layers_that_a_mixture_leaves_alone_are_anybodys(tiny_config: ModelConfig) -> None:
+    simulation = room(tiny_config)
+    prompt = [1] * 20
+    for index, (digest, reused, resumed) in enumerate(
+        (
+            ("base", 0, 0),
+            ("a late", 0, 20),
+            ("b late", 0, 20),
+            ("a late", 19, 0),
+            ("a", 0, 0),
+            ("base", 19, 0),
+        )
+    ):
+        sequence = simulation.add(prompt, 4, digest=digest)
+        simulation.run()
+        assert (sequence.reused, sequence.resumed) == (reused, resumed)
+        assert simulation.resumed[index] == resumed
+        assert sequence.reuse == ("first_layer" if resumed else "same_mixture" if reused else None)
+
+
+def test_the_base_goes_on_from_what_an_expert_left_alone(tiny_config: ModelConfig) -> None:
+    simulation = room(tiny_config)
+    simulation.add([1] * 20, 4, digest="a late")
+    simulation.run()
+    base = simulation.add([1] * 18 + [2] * 4, 4)
+    other = simulation.add([1] * 18 + [2] * 4, 4, digest="a late", salt="x")
+    simulation.run()
+    assert (base.reused, base.resumed) == (0, 18)
+    assert (other.reused, other.resumed) == (0, 0)
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 11, 12, 13])

@@ -24,6 +24,7 @@ TinyEngine = Callable[..., Engine]
 LABELS = ("x", "y", "z")
 ALWAYS = {"x": "a", "y": "b", "z": None}
 AFTER = {"x": "tail-a", "y": "tail-b", "z": None}
+LATE = {"x": "late", "y": "late-b", "z": {"late": 0.5, "late-b": 0.5}}
 MIXED = {"x": "a", "y": "tail-b", "z": {"a": 0.5, "b": 0.5}}
 
 
@@ -37,6 +38,8 @@ def make_engine(tiny_engine: TinyEngine) -> Iterator[TinyEngine]:
         for name in ("a", "b"):
             expert = engine.bank.registered(name).read()
             engine.load_expert(f"tail-{name}", replace(expert, scope="after_prompt"))
+        late = engine.bank.registered("late").read()
+        engine.load_expert("late-b", replace(late, z={name: 2 - z for name, z in late.z.items()}))
         made.append(engine)
         return engine
 
@@ -117,11 +120,13 @@ STRATEGIES: dict[str, Callable[[], list[Dispatcher]]] = {
     "hidden, always": lambda: [hidden(ALWAYS)],
     "hidden, both": lambda: [hidden(MIXED)],
     "hidden, two layers": lambda: [hidden(AFTER), hidden(ALWAYS, 2), hidden(ALWAYS, 1), hidden(MIXED, 2)],
+    "hidden, late": lambda: [hidden(LATE), hidden(LATE, 2), hidden(LATE, soft=True)],
+    "prompt, late": lambda: [asking(LATE)],
     "prompt": lambda: [asking(AFTER)],
     "prompt, instruction first": lambda: [asking(ALWAYS, instruction_first=True)],
     "classifier": lambda: [asking(MIXED, expert="late")],
     "soft": lambda: [hidden(ALWAYS, soft=True)],
-    "all": lambda: [hidden(AFTER), asking(MIXED), FixedDispatcher("a"), hidden(ALWAYS)],
+    "all": lambda: [hidden(AFTER), asking(MIXED), FixedDispatcher("a"), hidden(ALWAYS), hidden(LATE)],
 }
 
 
@@ -172,12 +177,9 @@ def test_hidden_and_after_the_prompt_computes_no_token_twice(make_engine: TinyEn
     assert all(result.reused_tokens <= len("<>user\n") for result in results)
 
 
-def test_hidden_and_always_ends_at_the_layer(
-    make_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make_engine()
-    request = Request(messages=chat("one two three"), expert="auto", dispatcher=hidden(ALWAYS), max_tokens=1)
-    ranges = []
+def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int | None]]:
+    """Which layers were computed for how many tokens."""
+    ranges: list[tuple[int, int, int | None]] = []
     decoder = engine.model.decoder
 
     def watched(
@@ -187,12 +189,30 @@ def test_hidden_and_always_ends_at_the_layer(
         return decoder(x, residual, batch, first, last)
 
     monkeypatch.setattr(engine.model, "decoder", watched)
-    (result,) = engine.generate(request)
+    return ranges
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+@pytest.mark.parametrize("experts", [("a", "b"), ("late", "late-b")], ids=["first layer 0", "first layer 1"])
+def test_hidden_and_always_ends_at_the_layer(
+    make_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch, experts: tuple[str, str], threshold: float
+) -> None:
+    """An expert that adapts the layers below has the prompt read anew, the base and others go on from the layer."""
+    engine = make_engine()
+    dispatcher = hidden(dict(zip(LABELS, experts)), threshold=threshold)  # noqa: B905
+    request = Request(messages=chat("one two three"), expert="auto", dispatcher=dispatcher, max_tokens=1)
+    ranges = watch(engine, monkeypatch)
+    computed_tokens, (result,) = computed(engine, [request])
     tokens = engine.tokenizer.chat(request.messages)
     end = engine.tokenizer.after_prompt_start(tokens)
-    assert result.expert in ("a", "b", None)
-    assert ranges == [(end, 0, 1), (len(tokens), 0, None)] or ranges == [(end, 0, 1), (len(tokens), 0, 2)]
-    assert result.dispatch.tokens == end
+    assert (result.expert is None) == (threshold == 1.0 or result.dispatch.label == "z")
+    if result.expert in ("a", "b"):
+        assert ranges == [(end, 0, 1), (len(tokens), 0, None)]
+        assert result.dispatch.tokens == end
+    else:
+        assert ranges == [(end, 0, 1), (len(tokens) - end, 0, 1), (len(tokens), 1, None)]
+        assert result.dispatch.tokens == 0
+    assert computed_tokens == len(tokens) + result.dispatch.tokens
 
 
 def test_the_state_is_the_mean_that_the_engine_gives(make_engine: TinyEngine) -> None:

@@ -51,6 +51,7 @@ def traffic(count: int) -> list[Request]:
             logprobs=96,
             sampling=Sampling(temperature=float(i % 3 == 2), seed=i),
             salt=(None, None, "tenant")[i % 3],
+            kv_reuse="approximate" if i % 5 == 4 else "exact",
         )
         for i in range(count)
     ]
@@ -107,6 +108,76 @@ def test_an_after_prompt_expert_reuses_the_bases_prompt_whole(make_engine: TinyE
     # What the expert computed is not the base's.
     assert ask(engine, tokens) == ask(fresh, tokens)
     assert ask(engine, tokens, expert="b") == ask(fresh, tokens, expert="b")
+
+
+def test_an_expert_that_leaves_layers_alone_goes_on_from_the_bases(make_engine: TinyEngine) -> None:
+    engine, fresh = make_engine(), make_engine(prefix_cache=False)
+    ask(engine)
+    first = ask(engine, expert="late")
+    assert first == ask(fresh, expert="late")
+    assert (first.reuse, first.reused_tokens, first.resumed_tokens) == ("first_layer", 0, len(PROMPT))
+    again = ask(engine, expert="late")
+    assert (again.reuse, again.reused_tokens, again.resumed_tokens) == ("same_mixture", len(PROMPT) - 1, 0)
+    # A mixture adapts what any of its experts does.
+    mixed = ask(engine, expert={"late": 0.5, "a": 0.5})
+    assert (mixed.resumed_tokens, mixed) == (0, ask(fresh, expert={"late": 0.5, "a": 0.5}))
+    # A part of it under a longer prompt, and a part of the prompt's last block.
+    longer = [*PROMPT[:18], 1, 2, 3, 4, 5]
+    part = ask(engine, longer, expert={"late": 0.5})
+    assert (part.reused_tokens, part.resumed_tokens, part) == (
+        0,
+        18,
+        ask(fresh, longer, expert={"late": 0.5}),
+    )
+    assert engine.stats().tokens_resumed == len(PROMPT) + 18
+
+
+@pytest.mark.parametrize("values", ["other", "all layers"])
+def test_a_late_expert_that_was_changed_goes_on_from_no_stale_states(
+    make_engine: TinyEngine, values: str
+) -> None:
+    engine, fresh = make_engine(), make_engine(prefix_cache=False)
+    ask(engine)
+    ask(engine, expert="late")
+    for each in (engine, fresh):
+        late, a = (each.bank.registered(name).read() for name in ("late", "a"))
+        changed = replace(late, z={name: 2 - z for name, z in late.z.items()}) if values == "other" else a
+        each.load_expert("late", changed)
+    after = ask(engine, expert="late")
+    assert after == ask(fresh, expert="late")
+    assert after.resumed_tokens == (len(PROMPT) if values == "other" else 0)
+
+
+def test_states_are_kept_only_while_an_expert_wants_them(make_engine: TinyEngine) -> None:
+    engine = make_engine()
+    engine.unload_expert("late")
+    ask(engine)
+    engine.load_expert("late", make_engine().bank.registered("late").read())
+    assert ask(engine, expert="late").resumed_tokens == 0
+    ask(engine, [1, *PROMPT])
+    assert ask(engine, [1, *PROMPT], expert="late").resumed_tokens == len(PROMPT) + 1
+    assert ask(engine, [1, *PROMPT], expert="late", salt="x").resumed_tokens == 0
+
+
+def test_approximate_reuse_is_the_expert_after_the_prompt(make_engine: TinyEngine) -> None:
+    engine, fresh = make_engine(), make_engine(prefix_cache=False)
+    tokens = engine.tokenizer.chat([{"role": "user", "content": "ab cd ef gh ij"}])
+    start = engine.tokenizer.after_prompt_start(tokens)
+    ask(engine, tokens)
+    found = ask(engine, tokens, expert="b", kv_reuse="approximate")
+    assert found == replace(ask(fresh, tokens, expert="tail"), expert="b")
+    assert (found.reuse, found.reused_tokens) == ("approximate", start)
+    exact = ask(engine, tokens, expert="b")
+    assert (exact, exact.reused_tokens) == (ask(fresh, tokens, expert="b"), 0)
+    assert exact.logprobs != found.logprobs
+    # For who acts after the prompt anyway it changes nothing, and the base has nothing to approximate.
+    assert ask(engine, tokens, expert="tail", kv_reuse="approximate").reuse in (
+        "after_prompt",
+        "same_mixture",
+    )
+    assert ask(engine, tokens, kv_reuse="approximate").reuse == "same_mixture"
+    with pytest.raises(ZweaveError, match="kv_reuse must be 'exact' or 'approximate', not 'fast'"):
+        Request(PROMPT, kv_reuse="fast")
 
 
 def one_ulp(expert: Expert) -> Expert:

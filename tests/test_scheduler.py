@@ -17,6 +17,8 @@ BLOCK = 4
 class CountedSlots:
     """A bank that only counts: so many experts, named by strings, may be pinned at once."""
 
+    first_layers = ()
+
     def __init__(self, slots: int) -> None:
         self.free = slots
         self.missing: set[str] = set()

@@ -7,7 +7,7 @@ labels, the base model restricted to the labels, the same calibrated, and logist
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -26,8 +26,20 @@ from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.engine import Engine
 from zweave.engine_config import DTYPES
 from zweave.errors import ZweaveError
-from zweave.evaluation import ExpertMethod, LabelScores, Method, Row, baselines, evaluate, markdown
-from zweave.tasks import Split, resolve_task
+from zweave.evaluation import (
+    ExpertMethod,
+    LabelScores,
+    Method,
+    ReuseRow,
+    Row,
+    baselines,
+    evaluate,
+    markdown,
+    reuse_cost,
+    reuse_markdown,
+)
+from zweave.request import ExpertChoice
+from zweave.tasks import Sample, Split, Task, resolve_task
 
 
 def add_parser(subparsers: Any) -> None:
@@ -64,6 +76,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--shots", type=positive_whole, default=256, metavar="N", help="that baselines see (%(default)s)"
     )
+    parser.add_argument(
+        "--kv-reuse",
+        action="store_true",
+        help="instead: what each --expert loses where its prompts are left to the base (docs/kv_cache.md)",
+    )
     add_dispatch_options(parser)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     add_data_option(parser)
@@ -79,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(args)
     if args.dispatch is not None:
         return run_dispatch(engine, args, tasks, samples, _facts(args))
-    experts = [*_experts(engine, args.expert, args.runs), *_loras(args)]
+    if args.kv_reuse:
+        return _print_reuse(_reuse_rows(engine, args, tasks, samples), args)
+    experts: list[Method] = [*_experts(engine, args.expert, args.runs), *_loras(args)]
     scores = LabelScores(engine)
     rows: list[Row] = []
     for task in tasks:
@@ -92,9 +111,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[Method]:
+def _reuse_rows(
+    engine: Engine, args: argparse.Namespace, tasks: Sequence[Task], samples: Mapping[str, Sequence[Sample]]
+) -> list[ReuseRow]:
+    if not args.expert:
+        raise ZweaveError("--kv-reuse compares experts: name one with --expert")
+    experts = _experts(engine, args.expert, [])
+    rows = []
+    for task in tasks:
+        for expert in experts:
+            stderr.print(f"{task.name}: {expert.name}", style="dim")
+            rows.append(reuse_cost(engine, task, samples[task.name], expert.name, expert.choice))
+    return rows
+
+
+def _print_reuse(rows: Sequence[ReuseRow], args: argparse.Namespace) -> int:
+    if args.json:
+        print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
+    else:
+        print(reuse_markdown(rows))
+    return 0
+
+
+def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[ExpertMethod]:
     """The experts' methods; a mixture is named as it was written."""
-    named = [(text, parse_expert(text)) for text in choices]
+    named: list[tuple[str, ExpertChoice]] = [(text, parse_expert(text)) for text in choices]
     named += _named("--runs", runs)
     load_named(engine, [choice for _, choice in named])
     for _, choice in named:

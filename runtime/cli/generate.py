@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -23,7 +23,7 @@ from zweave.cli.engine_options import (
 )
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
-from zweave.request import Request, Result, Sampling
+from zweave.request import KVReuse, Request, Result, Sampling
 
 REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)} - {"dispatcher"}
 
@@ -51,6 +51,12 @@ def add_parser(subparsers: Any) -> None:
         "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
     )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--kv-reuse",
+        choices=get_args(KVReuse),
+        default="exact",
+        help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
+    )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
@@ -91,6 +97,7 @@ def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
         "max_tokens": args.max_tokens,
         "stop": args.stop,
         "logprobs": args.logprobs,
+        "kv_reuse": args.kv_reuse,
         "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
     }
     for prompt in args.prompts:

@@ -14,7 +14,7 @@ from zweave.engine_config import EngineConfig
 from zweave.errors import ZweaveError
 from zweave.mixture import Mixture
 from zweave.pooling import Pooling
-from zweave.request import Dispatch, ExpertChoice, Request
+from zweave.request import Dispatch, KVReuse, Request
 from zweave.request_reader import RequestReader
 from zweave.scheduler import Scheduler
 from zweave.sequence import Sequence
@@ -146,26 +146,32 @@ class FirstPasses:
             if not (isinstance(look.layer, int) and 1 <= look.layer <= self._layers):
                 raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {look.layer!r}")
             stop = max(1, found.prompt.text_end)
-            sequence.pooling = Pooling(look.layer, stop, self._all_act_on_prompts(look.candidates))
+            sequence.pooling = Pooling(look.layer, stop, self._ends_at(look, sequence.request.kv_reuse))
             self._scheduler.add(sequence)
 
-    def _all_act_on_prompts(self, candidates: Seq[ExpertChoice]) -> bool:
-        scopes = []
-        for choice in candidates:
+    def _ends_at(self, look: ReadState, kv_reuse: KVReuse) -> int | None:
+        """The layer up to which a prompt is computed before it is known what answers it: where all candidates act on
+        the prompt, the first layer that one of them adapts, or the one that is read."""
+        candidates = []
+        for choice in look.candidates:
             try:
                 bound = self._bank.bind(Mixture.parse(choice))
             except ZweaveError:  # told if it is chosen
                 continue
-            scopes += [bound.scope] if bound.parts else []
-        return bool(scopes) and all(scope == "always" for scope in scopes)
+            candidates += [bound] if bound.parts else []
+        spared = kv_reuse == "approximate" or any(bound.scope == "after_prompt" for bound in candidates)
+        if spared or not candidates:
+            return None
+        return max(look.layer, min(bound.first_layer for bound in candidates))
 
     def _bind(self, found: FirstPass, dispatch: Dispatch) -> None:
         """Has the request answered under what was chosen; ZweaveError if there is no such expert."""
         sequence = found.sequence
         mixture = self._bank.bind(Mixture.parse(dispatch.mixture))
-        adapted_from = found.prompt.text_end if mixture.scope == "after_prompt" else 0
-        if sequence.pooling is not None and not sequence.can_keep(mixture, adapted_from):
-            found.tokens = sequence.pooling.tokens - (sequence.reused or 0)
+        adapted_from = self._reader.adapted_from(mixture, sequence.tokens, sequence.request.kv_reuse)
+        is_lost = sequence.ends_at is not None and sequence.below is None
+        if sequence.pooling is not None and (is_lost or not sequence.can_keep(mixture, adapted_from)):
+            found.tokens = sequence.pooling.tokens - (sequence.reused or 0) - sequence.resumed
         sequence.dispatch = replace(
             dispatch, tokens=found.tokens, seconds=time.perf_counter() - found.started
         )

@@ -1,0 +1,121 @@
+"""What approximate reuse of keys and values costs: accuracy, and the divergence of the answer's first token.
+
+KL(exact || approximate) is taken over the likeliest tokens under the exact computation, each by itself, and all others
+as one: never above the divergence over the whole vocabulary, and near it where the likeliest hold most of the mass.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.evaluation.evaluate import standard_error
+from zweave.request import MAX_LOGPROBS, ExpertChoice, Request, Result
+from zweave.tasks import Sample, Task, prompt_ids
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseRow:
+    """One expert on one task, its prompts computed under it and left to the base.
+
+    accuracy, stderr: exact and approximate. kl: mean over the samples, in nats.
+    prompt_tokens: of all samples. reused_tokens: how many of them the approximate answers took from the base's.
+    """
+
+    task: str
+    method: str
+    accuracy: float
+    stderr: float
+    approximate_accuracy: float
+    approximate_stderr: float
+    kl: float
+    n: int
+    prompt_tokens: int
+    reused_tokens: int
+
+
+def reuse_cost(
+    engine: Engine, task: Task, samples: Sequence[Sample], name: str, choice: ExpertChoice
+) -> ReuseRow:
+    """Answers a task's samples twice. The base reads the prompts first, so that there is something to reuse.
+
+    Raises ZweaveError if a request ends in an error.
+    """
+    prompts = [prompt_ids(engine.tokenizer, sample.prompt) for sample in samples]
+    likeliest = min(MAX_LOGPROBS, engine.model.config.vocab_size - 1)
+    requests = [
+        Request(prompt, expert=choice, max_tokens=task.max_tokens, stop=task.stop, logprobs=likeliest)
+        for prompt in prompts
+    ]
+    exact = _answered(engine, task, requests)
+    _answered(engine, task, [Request(prompt, max_tokens=1) for prompt in prompts])
+    approximate = _answered(
+        engine,
+        task,
+        [
+            replace(request, kv_reuse="approximate", score=tuple(_first(result)))
+            for request, result in zip(requests, exact, strict=True)
+        ],
+    )
+    shares = [_share(task, samples, results) for results in (exact, approximate)]
+    return ReuseRow(
+        task=task.name,
+        method=name,
+        accuracy=shares[0],
+        stderr=standard_error(shares[:1], len(samples)),
+        approximate_accuracy=shares[1],
+        approximate_stderr=standard_error(shares[1:], len(samples)),
+        kl=statistics.fmean(
+            divergence(list(_first(one).values()), other.scores or [])
+            for one, other in zip(exact, approximate, strict=True)
+        ),
+        n=len(samples),
+        prompt_tokens=sum(result.prompt_tokens for result in approximate),
+        reused_tokens=sum(result.reused_tokens for result in approximate),
+    )
+
+
+def divergence(exact: Sequence[float], approximate: Sequence[float]) -> float:
+    """KL of two distributions, from the natural log-probabilities of some tokens, the others taken as one."""
+    p, q = ([math.exp(value) for value in values] for values in (exact, approximate))
+    known = sum(a * (x - y) for a, x, y in zip(p, exact, approximate, strict=True))
+    rest_p, rest_q = 1 - math.fsum(p), 1 - math.fsum(q)
+    # What is left of both is rounding where the tokens hold all of the mass.
+    return max(0.0, known + (rest_p * math.log(rest_p / rest_q) if rest_p > 1e-9 and rest_q > 1e-9 else 0.0))
+
+
+def reuse_markdown(rows: Sequence[ReuseRow]) -> str:
+    """One line a row."""
+    lines = [
+        "| task | expert | exact | approximate | KL | prompt tokens reused | n |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        method = row.method.replace("|", r"\|")
+        lines.append(
+            f"| {row.task} | {method} | {row.accuracy:.3f} ± {row.stderr:.3f} "
+            f"| {row.approximate_accuracy:.3f} ± {row.approximate_stderr:.3f} | {row.kl:.3f} "
+            f"| {row.reused_tokens / row.prompt_tokens:.0%} | {row.n} |"
+        )
+    return "\n".join(lines)
+
+
+def _answered(engine: Engine, task: Task, requests: Sequence[Request]) -> list[Result]:
+    results = engine.generate(requests)
+    for result in results:
+        if result.error is not None:
+            raise ZweaveError(f"the task {task.name} cannot be answered: {result.error}")
+    return results
+
+
+def _first(result: Result) -> dict[int, float]:
+    """The likeliest first tokens and their log-probabilities."""
+    assert result.logprobs
+    return dict(result.logprobs[0].top)
+
+
+def _share(task: Task, samples: Sequence[Sample], results: Sequence[Result]) -> float:
+    rewards = [task.reward(sample, result.text) for sample, result in zip(samples, results, strict=True)]
+    return sum(reward > 0 for reward in rewards) / len(samples)

@@ -1,0 +1,99 @@
+"""Reuse below a layer: where mixtures adapt nothing below one, what was computed there is the base's, whoever did it.
+
+    keys and values of the layers below l, and the states that enter l  ->  the layers from l on alone
+
+The blocks of the tree hold all layers; those of another mixture are copied as far as they are the same. The states
+lie with the nodes of the blocks, 4 bytes a number.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from zweave.bank import BASE_DIGEST
+from zweave.layer_states import LayerStates
+from zweave.prefix_tree import SYMBOL, Match, Node, PrefixTree
+from zweave.sequence import Sequence
+from zweave.symbols import Symbols
+
+# Mixtures whose blocks are looked at, those used last.
+_MIXTURES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LowerMatch:
+    """nodes: hold the blocks, from a sequence's block `first` on, whose layers below `layer` may be copied.
+
+    tokens: positions up to which they do, and the states that enter the layer with them.
+    """
+
+    layer: int
+    first: int
+    nodes: list[Node]
+    tokens: int
+
+    def states(self, block_size: int) -> LayerStates:
+        """From the beginning of the first of the blocks on."""
+        start = self.first * block_size
+        found = torch.cat([node.states[self.layer] for node in self.nodes])
+        return LayerStates(self.layer, start, found[: self.tokens - start])
+
+
+class LowerLayers:
+    """Finds blocks of the tree whose lower layers a sequence can use."""
+
+    def __init__(self, tree: PrefixTree, symbols: Symbols, block_size: int) -> None:
+        self._tree = tree
+        self._symbols = symbols
+        self._block_size = block_size
+        self._mixtures: OrderedDict[str, int] = OrderedDict({BASE_DIGEST: 0})
+
+    def note(self, sequence: Sequence) -> None:
+        """Has the blocks of a sequence's mixture looked at for others."""
+        mixture = sequence.mixture
+        if mixture.parts and mixture.first_layer:
+            self._mixtures[mixture.digest] = mixture.first_layer
+            self._mixtures.move_to_end(mixture.digest)
+            self._mixtures.move_to_end(BASE_DIGEST)
+            if len(self._mixtures) > _MIXTURES:
+                self._mixtures.popitem(last=False)
+
+    def match(self, sequence: Sequence, whole: Match, layers: Iterable[int]) -> LowerMatch | None:
+        """What saves most of the tokens after those that were found `whole`, at one of these layers; None if that is
+        less than a block."""
+        best, most = None, 0
+        for layer in layers:
+            if sequence.base_until(layer) < sequence.prompt_tokens:
+                continue
+            for found in self._candidates(sequence, whole, layer):
+                saved = found.tokens - whole.tokens
+                if saved >= self._block_size and saved * layer > most:
+                    best, most = found, saved * layer
+        return best
+
+    def _candidates(self, sequence: Sequence, whole: Match, layer: int) -> Iterator[LowerMatch]:
+        first, size = len(whole.nodes), self._block_size
+        for digest, adapts_from in self._mixtures.items():
+            if digest != BASE_DIGEST and adapts_from < layer:
+                continue
+            found = self._tree.match(self._symbols.under(sequence, digest)[: sequence.target * SYMBOL])
+            nodes = found.nodes if found.source is None else [*found.nodes, found.source]
+            nodes = nodes[first:]
+            tokens = first * size + _known(nodes, layer, size)
+            tokens = min(tokens, found.tokens)
+            if tokens > first * size:
+                yield LowerMatch(layer, first, nodes[: -(-tokens // size) - first], tokens)
+
+
+def _known(nodes: Seq[Node], layer: int, block_size: int) -> int:
+    """How many positions in a row have their states."""
+    known = 0
+    for node in nodes:
+        rows = len(node.states.get(layer, ()))
+        known += rows
+        if rows < block_size:
+            break
+    return known
