@@ -63,7 +63,7 @@ def computed_twice(dispatcher: Dispatcher, prompt: Prompt, result: Result) -> in
         ]
         text, behind = len(words), len(look.tokens) - _end_of(words, look.tokens)
     first = min(max(result.dispatch.tokens - behind, 0), text)
-    second = min(max(prompt.text_end - result.reused_tokens, 0), text)
+    second = min(max(prompt.text_end - result.reused_tokens - result.resumed_tokens, 0), text)
     return min(first, second)
 
 
