@@ -48,22 +48,20 @@ class Judge:
         prompts: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
         changes: Changes | None = None,
-        after_prompt: bool = False,
+        adapted_from: int = 0,
     ) -> float:
         """Sum over all tokens of log p(likeliest) - log p(chosen).
 
         prompts, answers: of equal lengths each. changes: weights that differ from the base's.
-        after_prompt: the change acts from the last prompt token on.
+        adapted_from: the change acts from this position on.
         """
         tokens = torch.tensor([[*p, *a] for p, a in zip(prompts, answers, strict=True)])[:, :-1]
-        start = len(prompts[0]) - 1
         cache = None
-        if after_prompt:
+        if adapted_from:
             self._apply({})
-            cache = self._model(tokens[:, :start], use_cache=True).past_key_values
+            cache = self._model(tokens[:, :adapted_from], use_cache=True).past_key_values
         self._apply(changes or {})
-        inputs = tokens[:, start:] if after_prompt else tokens
-        logits = self._model(inputs, past_key_values=cache).logits[:, -len(answers[0]) :]
+        logits = self._model(tokens[:, adapted_from:], past_key_values=cache).logits[:, -len(answers[0]) :]
         chosen = logits.gather(2, torch.tensor(answers).unsqueeze(2)).squeeze(2)
         return (logits.amax(2) - chosen).sum().item()
 

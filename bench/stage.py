@@ -36,9 +36,9 @@ class Stage:
     def engine(self) -> Engine:
         return self.new_engine()
 
-    def new_engine(self) -> Engine:
-        # Rounds repeat their prompts: with a prefix cache only the first would compute them.
-        return Engine(self.checkpoint.directory, dtype=self.dtype, prefix_cache=False)
+    def new_engine(self, prefix_cache: bool = False) -> Engine:
+        # Rounds that repeat their prompts would find them in a prefix cache.
+        return Engine(self.checkpoint.directory, dtype=self.dtype, prefix_cache=prefix_cache)
 
     @cached_property
     def transformers(self) -> Any:
@@ -78,7 +78,8 @@ class Stage:
         def changes(index: int) -> Changes | None:
             return self._merged("leading" if kind == "leading" else "always", index) if experts else None
 
-        return self.mean_regret(prompts, answers, changes, max(1, experts), kind == "after_prompt")
+        adapted_from = len(prompts[0]) - 1 if kind == "after_prompt" else 0
+        return self.mean_regret(prompts, answers, changes, max(1, experts), adapted_from)
 
     def mean_regret(
         self,
@@ -86,14 +87,14 @@ class Stage:
         answers: Answers,
         changes: Callable[[int], Changes | None],
         groups: int,
-        after_prompt: bool = False,
+        adapted_from: int = 0,
     ) -> float:
         """The same for any change of the weights, one for each of the groups that the prompts fall into."""
         total = 0.0
         for group in range(min(groups, len(prompts))):
             mine = range(group, len(prompts), groups)
             total += self.judge.regret(
-                [prompts[i] for i in mine], [answers[i] for i in mine], changes(group), after_prompt
+                [prompts[i] for i in mine], [answers[i] for i in mine], changes(group), adapted_from
             )
         return total / sum(len(answer) for answer in answers)
 

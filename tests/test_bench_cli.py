@@ -2,17 +2,22 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from zweave.bench import linear_ways
+from zweave.bench import linear_ways, two_pass_stream
 from zweave.bench.candidates import MixedBatch
 from zweave.bench.engine import PROVIDERS
 from zweave.bench.served import Served
 from zweave.bench.stage import Stage
+from zweave.bench.strategies import AFTER, FIRST, HIDDEN, NAMED
 from zweave.bench.workload import Workload
 from zweave.cli.main import main
+from zweave.engine import Engine
+from zweave.expert import Expert
+from zweave.request import Result
 
 ROW_KEYS = {"provider", "status", "error", "seconds", "rounds"}
 LINEAR_KEYS = ROW_KEYS | {
@@ -182,6 +187,8 @@ def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
         (("mix", "--mixtures", ""), "--mixtures"),
         (("gpu-linear",), "CUDA"),
         (("few-shot", "mpqa", "--data", "/nowhere"), "mpqa.all"),
+        (("two-pass", "--prompts", "64,x"), "--prompts"),
+        (("two-pass", "--data", "/nowhere"), "sst2_train.tsv"),
     ],
     ids=str,
 )
@@ -257,3 +264,92 @@ def test_train(capsys: pytest.CaptureFixture, model: Path) -> None:
     rows = {row["provider"]: row for row in line["rows"]}
     assert len(rows) == 4 and rows["rebuilt weights"]["vs_recomposed"] == 1.0
     assert all(row["seconds"] > 0 and row["error"] < 1e-3 for row in rows.values())
+
+
+@pytest.fixture
+def two_pass(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, random_expert: Callable[..., Expert]
+) -> tuple[object, ...]:
+    """Small sizes, a few lines of the tasks' files, and random experts instead of the bundled ones."""
+    for split in ("train", "test"):
+        lines = [f"{split} film {i} is {'good' if i % 2 else 'bad'}\t{i % 2}" for i in range(200)]
+        (tmp_path / f"sst2_{split}.tsv").write_text("\n".join(lines))
+        lines = [f"{i % 6} What is the {split} number {i} ?" for i in range(200)]
+        (tmp_path / f"TREC.{split}.all").write_text("\n".join(lines))
+
+    def experts_of(engine: Engine, reuse: str) -> list[str]:
+        names = [f"{reuse}-of-{task}" for task in two_pass_stream.TASKS]
+        shapes = engine.model.config.adapted_shapes()
+        for seed, name in enumerate(names):
+            engine.load_expert(name, random_expert(shapes, seed=seed, scope=reuse))
+        return names
+
+    monkeypatch.setattr(two_pass_stream, "experts_of", experts_of)
+    monkeypatch.setattr(two_pass_stream, "SHOTS", 30)
+    sizes = ("--prompts", "70,200", "--new", 3, "--guess", 2, "--samples", 4, "--in-flight", 3, "--layer", 1)
+    return ("two-pass", "--model", model, "--dtype", "float32", *sizes, "--rounds", 1, "--data", tmp_path)
+
+
+TWO_PASS_KEYS = ROW_KEYS | {
+    "workload", "strategy", "reuse", "prompt_tokens", "first_pass_share", "oracle_ratio", "prompt_tokens_recomputed",
+    "second_pass_seconds",
+}  # fmt: skip
+
+
+def test_two_pass(capsys: pytest.CaptureFixture, two_pass: tuple[object, ...]) -> None:
+    status, _, line = bench(capsys, *two_pass)
+    assert status == 0, line["rows"]
+    assert all(row.keys() >= TWO_PASS_KEYS for row in line["rows"])
+    rows = {
+        (row["workload"], row["prompt_tokens"], row["reuse"], row["strategy"]): row for row in line["rows"]
+    }
+    strategies = (NAMED, HIDDEN, AFTER, FIRST)
+    # A token a byte, one for each of the template's three special tokens.
+    template = len("|user\n") + len("|\n|assistant\n")
+    for length in (70, 200):
+        for reuse in ("after_prompt", "always"):
+            twice = [rows["alone", length, reuse, name]["prompt_tokens_recomputed"] for name in strategies]
+            once = [0, 0, 0, length - template]
+            # But for the template's beginning and a first letter that another prompt has, too.
+            wanted = once if reuse == "after_prompt" else [0, *[length - template] * 3]
+            assert all(
+                one == other == 0 or abs(one - other) <= 6 for one, other in zip(twice, wanted, strict=True)
+            )
+            named = rows["alone", length, reuse, NAMED]
+            assert (named["first_pass_share"], named["oracle_ratio"]) == (0, 1)
+            assert all(rows["alone", length, reuse, name]["vs_reference"] > 0 for name in strategies)
+        reference = rows["alone", length, "always", "reference"]
+        parts = reference["seconds"] - reference["second_pass_seconds"] - reference["rebuild_seconds"]
+        assert parts == pytest.approx(
+            reference["first_pass_share"] * reference["second_pass_seconds"], rel=1e-3
+        )
+    stream = [row for row in line["rows"] if row["workload"] == "stream"]
+    assert len(stream) == 8 and all(0 <= row["accuracy"] <= 1 and row["requests"] == 12 for row in stream)
+    for row in stream:
+        assert row["oracle_accuracy"] == next(
+            one["accuracy"] for one in stream if (one["reuse"], one["strategy"]) == (row["reuse"], NAMED)
+        )
+        none = row["strategy"] == NAMED or (row["reuse"], row["strategy"]) in {
+            ("after_prompt", HIDDEN),
+            ("after_prompt", AFTER),
+        }
+        assert (row["prompt_tokens_recomputed"] == 0) == none
+
+
+def test_answers_under_another_expert_than_was_chosen_are_refused(
+    capsys: pytest.CaptureFixture, two_pass: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Engine.generate
+
+    def wrong(self: Engine, requests: object) -> list[Result]:
+        results = right(self, requests)
+        return [replace(result, expert=None) if result.dispatch else result for result in results]
+
+    monkeypatch.setattr(Engine, "generate", wrong)
+    monkeypatch.delenv("ZWEAVE_DATA", raising=False)
+    status, lines, line = bench(capsys, *two_pass[: two_pass.index("--data")], "--prompts", 70)
+    assert status == 1 and any("Left out the stream" in text for text in lines)
+    statuses = {(row["reuse"], row["strategy"]): row["status"] for row in line["rows"]}
+    assert {key for key, status in statuses.items() if status == "wrong"} == {
+        (reuse, name) for reuse in ("after_prompt", "always") for name in (HIDDEN, AFTER, FIRST)
+    }

@@ -13,7 +13,7 @@ from zweave.cli.main import main
 from zweave.early_classifier import EarlyClassifier
 from zweave.errors import ZweaveError
 from zweave.evaluation.baselines import logistic_regression
-from zweave.tasks import Sample, Splits, Task
+from zweave.tasks import Sample, Splits, Task, resolve_task, which_task
 
 TinyEngine = Callable[..., Engine]
 PROMPTS = [[3, 14, 15, 9, 26, 5, 35], [8], [9, 7, 9, 32, 38, 46, 26, 4, 3, 3, 1], [14, 15]]
@@ -145,3 +145,26 @@ def test_the_command(
     assert found.layer == figures["layer"] and found.base_digest
     assert main([*command[:3], "--out", "/none/c", "--model", str(tiny_model("llama"))]) == 1
     assert "no directory /none" in capsys.readouterr().err
+
+
+def test_several_tasks_are_told_apart(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, letter in (("one", "a"), ("two", "b")):
+        lines = [{"prompt": letter * 5 + str(i), "answer": str(i)} for i in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
+    task = which_task([resolve_task(file) for file in files])
+    for split in ("train", "validation", "test"):
+        samples = task.samples(split)
+        assert {sample.answer for sample in samples} == set(task.labels) == {"one", "two"}
+        assert all((sample.answer == "one") == sample.prompt.startswith("a") for sample in samples)
+        parts = [s.prompt for file in files for s in resolve_task(file).samples(split)]
+        assert sorted(sample.prompt for sample in samples) == sorted(parts)
+    out = tmp_path / "c.safetensors"
+    options = ["--out", str(out), "--dtype", "float32", "--model", str(tiny_model("llama"))]
+    assert main(["expert", "classifier", *files, *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
+    assert EarlyClassifier.load(out).labels == ("one", "two")
+    assert main(["expert", "classifier", files[0], files[0], *options]) == 1
+    assert "two tasks or more are wanted, each once" in capsys.readouterr().err

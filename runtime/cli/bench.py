@@ -21,6 +21,7 @@ from zweave.bench import (
     step,
     train,
     transfer,
+    two_pass,
 )
 from zweave.bench.plot import save_plot
 from zweave.bench.report import print_report
@@ -37,6 +38,7 @@ BENCHES = {
     "train": train,
     "few-shot": few_shot,
     "transfer": transfer,
+    "two-pass": two_pass,
     "gpu-linear": gpu_linear,
 }
 

@@ -21,6 +21,7 @@ from zweave.cli.engine_options import (
     parse_expert,
     stderr,
 )
+from zweave.cli.eval_dispatch import add_dispatch_options, run_dispatch
 from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
 from zweave.engine import Engine
 from zweave.engine_config import DTYPES
@@ -80,6 +81,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="instead: what each --expert loses where its prompts are left to the base (docs/kv_cache.md)",
     )
+    add_dispatch_options(parser)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     add_data_option(parser)
     add_engine_options(parser)
@@ -92,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     # Read before the model loads: a file that is missing is told at once.
     samples = {task.name: task.samples(args.split, data)[: args.samples] for task in tasks}
     engine = open_engine(args)
+    if args.dispatch is not None:
+        return run_dispatch(engine, args, tasks, samples, _facts(args))
     if args.kv_reuse:
         return _print_reuse(_reuse_rows(engine, args, tasks, samples), args)
     experts: list[Method] = [*_experts(engine, args.expert, args.runs), *_loras(args)]

@@ -12,14 +12,19 @@ from zweave.cli.arguments import check_folder, positive_whole, whole
 from zweave.cli.engine_options import add_engine_options, open_engine
 from zweave.cli.task_options import add_data_option, data_folder
 from zweave.evaluation.evaluate import standard_error
-from zweave.tasks import resolve_task
+from zweave.tasks import resolve_task, which_task
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "classifier", help="train a light classifier of prompts on an early layer", description=__doc__
     )
-    parser.add_argument("task", metavar="TASK", help="one with labels, for instance domains")
+    parser.add_argument(
+        "tasks",
+        nargs="+",
+        metavar="TASK",
+        help="one with labels, for instance domains; or several, to tell whose prompt it is",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--layers",
@@ -41,7 +46,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    task, data = resolve_task(args.task), data_folder(args)
+    tasks, data = [resolve_task(name) for name in args.tasks], data_folder(args)
+    task = tasks[0] if len(tasks) == 1 else which_task(tasks)
     test = task.samples("test", data)[: args.samples]
     check_folder("--out", args.out)
     digest = resolve_model(args.model).digest()

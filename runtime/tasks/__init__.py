@@ -3,6 +3,7 @@
 from zweave.tasks.registry import BUILT_IN, resolve_task
 from zweave.tasks.render import answer_ids, label_ids, prompt_ids
 from zweave.tasks.task import Sample, Split, Splits, Task, balanced
+from zweave.tasks.which_task import which_task
 
 __all__ = [
     "BUILT_IN",
@@ -15,4 +16,5 @@ __all__ = [
     "label_ids",
     "prompt_ids",
     "resolve_task",
+    "which_task",
 ]

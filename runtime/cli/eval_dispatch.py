@@ -1,0 +1,79 @@
+"""`zweave eval --dispatch FILE`: tasks mixed in one stream whose prompts do not say which of them they are of."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from zweave.cli.engine_options import load_named, parse_expert, stderr
+from zweave.dispatch import load_dispatcher
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.evaluation import markdown
+from zweave.evaluation.dispatched import Labelled, evaluate_dispatch, routing_markdown
+from zweave.request import ExpertChoice
+from zweave.tasks import Sample, Task
+
+
+def add_dispatch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dispatch",
+        type=Path,
+        metavar="FILE",
+        help="instead: all tasks in one stream, a dispatcher against an oracle and the base (docs/dispatch.md)",
+    )
+    parser.add_argument(
+        "--right",
+        action="append",
+        default=[],
+        metavar="TASK=EXPERT",
+        help="what the oracle has answer a task (what the dispatcher has answer the label of the task's name)",
+    )
+
+
+def run_dispatch(
+    engine: Engine,
+    args: argparse.Namespace,
+    tasks: Sequence[Task],
+    samples: Mapping[str, Sequence[Sample]],
+    facts: Mapping[str, str],
+) -> int:
+    engine.dispatcher = load_dispatcher(engine, args.dispatch, load_named)
+    right = _right(engine, args.right, tasks)
+    labelled = [Labelled(task, samples[task.name], right[task.name]) for task in tasks]
+    found = evaluate_dispatch(engine, labelled, lambda text: stderr.print(text, style="dim"))
+    if args.json:
+        print(json.dumps(dict(facts) | asdict(found)))
+        return 0
+    print(markdown(found.rows))
+    print(f"\n{routing_markdown(found.routing)}\n")
+    print(
+        f"dispatched less oracle: {found.difference:+.4f} ± {found.stderr:.4f}; "
+        f"{found.first_pass_tokens:.1f} tokens a prompt computed for the first pass alone"
+    )
+    return 0
+
+
+def _right(engine: Engine, items: Sequence[str], tasks: Sequence[Task]) -> dict[str, ExpertChoice]:
+    """The right expert of each task, loaded."""
+    routes = getattr(engine.dispatcher, "routes", None)
+    known = {} if routes is None else {label.strip(): choice for label, choice in routes.experts.items()}
+    found: dict[str, ExpertChoice] = {}
+    for item in items:
+        name, separator, expert = item.partition("=")
+        if not separator or name not in {task.name for task in tasks}:
+            raise ZweaveError(f"--right takes TASK=EXPERT of a task that is evaluated, not {item!r}")
+        found[name] = parse_expert(expert)
+    for task in tasks:
+        if task.name in found:
+            continue
+        if task.name not in known:
+            raise ZweaveError(
+                f"the dispatcher has no label {task.name!r}: say what is right for it, --right {task.name}=EXPERT"
+            )
+        found[task.name] = known[task.name]
+    load_named(engine, found.values())
+    for choice in found.values():
+        engine.check_expert(choice)
+    return found

@@ -1,0 +1,165 @@
+"""Several tasks' samples in one stream that names no expert: base, oracle, dispatcher, and where that sent them."""
+
+import math
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.evaluation.evaluate import Row, standard_error
+from zweave.request import ExpertChoice, Request, Result
+from zweave.tasks import Sample, Task, prompt_ids
+
+BASE, ORACLE, DISPATCHED, ALL = "base", "oracle", "dispatched", "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A task's samples, and which expert is the right one for them."""
+
+    task: Task
+    samples: Sequence[Sample]
+    expert: ExpertChoice
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchReport:
+    """rows: base, oracle and dispatched, for each task and for all together.
+
+    routing: of each task, how many samples went to which expert.
+    difference: dispatched less oracle over all samples; stderr: its standard error, of the pairs.
+    first_pass_tokens: computed for the first pass alone, mean over the samples.
+    """
+
+    rows: list[Row]
+    routing: dict[str, dict[str, int]]
+    difference: float
+    stderr: float
+    first_pass_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    of: Labelled
+    sample: Sample
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """results, rewards: of each arrival; right is a reward above 0. seconds: of the stream."""
+
+    results: Sequence[Result]
+    right: Sequence[bool]
+    seconds: float
+
+
+def evaluate_dispatch(
+    engine: Engine, tasks: Sequence[Labelled], report: Callable[[str], None] = lambda _: None
+) -> DispatchReport:
+    """Has the engine's dispatcher find the expert of every sample. report: is told what begins.
+
+    Raises ZweaveError for a request that ends in an error, and as the tasks do.
+    """
+    arrivals = [
+        _Arrival(of, sample, prompt_ids(engine.tokenizer, sample.prompt))
+        for of in tasks
+        for sample in of.samples
+    ]
+    random.Random(0).shuffle(arrivals)
+    choices: dict[str, Callable[[_Arrival], ExpertChoice]] = {
+        BASE: lambda _: None,
+        ORACLE: lambda arrival: arrival.of.expert,
+        DISPATCHED: lambda _: "auto",
+    }
+    runs = {}
+    for name, choice in choices.items():
+        report(f"{len(arrivals)} samples of {len(tasks)} tasks in one stream: {name}")
+        runs[name] = _run(engine, arrivals, choice)
+    rows = [_row(of.task.name, name, arrivals, run, of) for of in tasks for name, run in runs.items()] + [
+        _row(ALL, name, arrivals, run) for name, run in runs.items()
+    ]
+    found = runs[DISPATCHED]
+    pairs = [int(one) - int(other) for one, other in zip(found.right, runs[ORACLE].right, strict=True)]
+    return DispatchReport(
+        rows=rows,
+        routing=_routing(tasks, arrivals, found.results),
+        difference=statistics.fmean(pairs),
+        stderr=math.sqrt(statistics.pvariance(pairs) / len(pairs)),
+        first_pass_tokens=statistics.fmean(r.dispatch.tokens for r in found.results if r.dispatch),
+    )
+
+
+def _run(engine: Engine, arrivals: Sequence[_Arrival], choice: Callable[[_Arrival], ExpertChoice]) -> _Run:
+    start = time.perf_counter()
+    results = engine.generate(
+        Request(
+            arrival.tokens,
+            expert=choice(arrival),
+            max_tokens=arrival.of.task.max_tokens,
+            stop=arrival.of.task.stop,
+        )
+        for arrival in arrivals
+    )
+    seconds = time.perf_counter() - start
+    for arrival, result in zip(arrivals, results, strict=True):
+        if result.error is not None:
+            raise ZweaveError(f"a prompt of {arrival.of.task.name} cannot be answered: {result.error}")
+    right = [
+        arrival.of.task.reward(arrival.sample, result.text) > 0
+        for arrival, result in zip(arrivals, results, strict=True)
+    ]
+    return _Run(results, right, seconds)
+
+
+def _row(
+    task: str, method: str, arrivals: Sequence[_Arrival], run: _Run, only: Labelled | None = None
+) -> Row:
+    """seconds: the stream's, shared out by tokens."""
+    mine = [index for index, arrival in enumerate(arrivals) if only is None or arrival.of is only]
+    tokens = [result.prompt_tokens + len(result.token_ids) for result in run.results]
+    share = statistics.fmean(run.right[index] for index in mine)
+    return Row(
+        task=task,
+        method=method,
+        accuracy=share,
+        stderr=standard_error([share], len(mine)),
+        n=len(mine),
+        runs=1,
+        seconds=run.seconds * sum(tokens[index] for index in mine) / sum(tokens),
+    )
+
+
+def _routing(
+    tasks: Sequence[Labelled], arrivals: Sequence[_Arrival], results: Sequence[Result]
+) -> dict[str, dict[str, int]]:
+    counts = {of.task.name: Counter[str]() for of in tasks}
+    for arrival, result in zip(arrivals, results, strict=True):
+        counts[arrival.of.task.name][_answered_by(result)] += 1
+    names = sorted({name for count in counts.values() for name in count})
+    return {task: {name: count[name] for name in names} for task, count in counts.items()}
+
+
+def _answered_by(result: Result) -> str:
+    """The expert's name; of a mixture, which may be another for every prompt, the label."""
+    if result.expert is None:
+        return BASE
+    if isinstance(result.expert, str):
+        return result.expert
+    label = result.dispatch.label if result.dispatch else None
+    return "a mixture" if label is None else f"a mixture, mostly for {label.strip()}"
+
+
+def routing_markdown(routing: Mapping[str, Mapping[str, int]]) -> str:
+    """A line a task, a column an expert."""
+    names = list(next(iter(routing.values())))
+    lines = [
+        ["task", *(name.replace("|", r"\|") for name in names)],
+        ["---", *["---:"] * len(names)],
+        *([task, *(str(count) for count in counts.values())] for task, counts in routing.items()),
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
