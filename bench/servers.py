@@ -159,12 +159,15 @@ def _provider(
 def _regret(
     peer: Peer, stage: Stage, prompts: Sequence[Sequence[int]], paths: Sequence[Path]
 ) -> Callable[[Answers], float]:
-    def changes(index: int) -> Changes:
-        return lora_changes(paths[index], stage.judge.base)
+    def changes(index: int) -> Changes | None:
+        if not peer.adapters:
+            return None
+        if peer.changed == "lora":
+            return lora_changes(paths[index], stage.judge.base)
+        # Made anew for each peer: kept, the weights of all experts would take more memory than the peers do.
+        return stage.judge.svf(stage.expert("always", index))
 
-    if peer.changed == "lora":
-        return lambda answers: stage.mean_regret(prompts, answers, changes, peer.adapters)
-    return lambda answers: stage.regret(prompts, answers, "always", peer.adapters)
+    return lambda answers: stage.mean_regret(prompts, answers, changes, max(1, peer.adapters))
 
 
 def _rows(outcomes: Sequence[Outcome], workload: Workload) -> list[Row]:

@@ -10,8 +10,10 @@ import threading
 from pathlib import Path
 
 from zweave.cache import atomic_directory, cache_dir, lock
-from zweave.integrations.vllm.adapter import is_adapter, load_adapter, save_adapter
+from zweave.integrations.vllm.adapter import TENSORS, is_adapter, load_adapter, save_adapter
 
+# Adapter directory to what its files looked like when it was read, and its copy.
+_known: dict[Path, tuple[tuple[int, ...], Path]] = {}
 _NUMBERS = 2**31 - 2
 _number_of: dict[str, int] = {}
 _digest_of: dict[int, str] = {}
@@ -29,14 +31,28 @@ def pinned_path(directory: str | Path) -> Path | None:
         return directory
     if not is_adapter(directory):
         return None
+    state = _state(directory)
+    known = _known.get(directory)
+    if known and known[0] == state and known[1].parent == root and known[1].is_dir():
+        return known[1]
     expert = load_adapter(directory)
     target = root / f"{expert.digest[:32]}-{(expert.base_digest or 'any')[:16]}"
+    _known[directory] = state, target
     if not target.is_dir():
         with lock(target):
             if not target.is_dir():
                 with atomic_directory(target) as temporary:
                     save_adapter(expert, temporary)
     return target
+
+
+def _state(directory: Path) -> tuple[int, ...]:
+    """What changes when the expert is written anew; nothing for a file that is missing."""
+    try:
+        found = (directory / TENSORS).stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def number(path: Path) -> int:
