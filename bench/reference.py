@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch
+
+from zweave.bench.judge import load_transformers
 from zweave.bench.peers import Recompose, generate
 from zweave.bench.stage import Stage
 
@@ -13,14 +16,16 @@ class Reference:
     guess: tokens that it writes to classify.
     """
 
-    def __init__(self, stage: Stage, guess: int) -> None:
-        self.guess = guess
+    def __init__(self, stage: Stage, dtype: str, guess: int) -> None:
+        self.dtype, self.guess = dtype, guess
         self._stage = stage
-        self._rebuilt = Recompose(stage.checkpoint.directory, stage.decomposition, stage.torch_dtype)
+        directory, torch_dtype = stage.checkpoint.directory, getattr(torch, dtype)
+        self._base = load_transformers(directory, torch_dtype)
+        self._rebuilt = Recompose(directory, stage.decomposition, torch_dtype)
 
     def classify(self, question: Sequence[int]) -> list[int]:
         """The first pass: what the base writes after the question."""
-        return generate(self._stage.transformers, [question], self.guess)[0]
+        return generate(self._base, [question], self.guess)[0]
 
     def rebuild(self, index: int) -> None:
         self._rebuilt.become(self._stage.expert("always", index))

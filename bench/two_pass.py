@@ -7,7 +7,7 @@ a stream of prompts of three tasks, arriving as others end, against the same str
 
 import argparse
 
-from zweave.bench.options import add_pace, numbers, pace
+from zweave.bench.options import add_pace, chosen, numbers, pace
 from zweave.bench.reference import Reference
 from zweave.bench.report import Column, Report, Row
 from zweave.bench.stage import Stage
@@ -19,6 +19,7 @@ from zweave.cli.task_options import add_data_option, data_folder
 from zweave.errors import ZweaveError
 from zweave.progress import progress_bar
 
+WORKLOADS = ("alone", "stream")
 COLUMNS = (
     Column("workload", "workload"),
     Column("prompt_tokens", "prompt", ".0f"),
@@ -38,6 +39,12 @@ COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="(%(default)s)")
+    parser.add_argument(
+        "--reference-dtype",
+        choices=["bfloat16", "float32"],
+        help="the faster one where the processor does not multiply bfloat16 (that of --dtype)",
+    )
     parser.add_argument(
         "--prompts", default="64,512,2048", metavar="N,...", help="tokens, of requests alone (%(default)s)"
     )
@@ -45,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("new", 64, "tokens of their answers"),
         ("guess", 4, "tokens by which the reference classifies"),
         ("layer", 2, "where the hidden strategy looks"),
-        ("samples", 40, "of each task in the stream"),
+        ("samples", 30, "of each task in the stream"),
         ("in-flight", 16, "requests of the stream at once"),
     ):
         parser.add_argument(
@@ -58,31 +65,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of the stream's answers (the tasks' own)",
     )
     add_data_option(parser)
-    add_pace(parser, rounds=9, seconds=40)
+    add_pace(parser, rounds=5, seconds=25)
 
 
 def run(args: argparse.Namespace) -> Report:
     lengths, data = numbers(args.prompts, "--prompts"), data_folder(args)
+    workloads = chosen(args.workloads, WORKLOADS, "--workloads")
     notes: list[str] = []
     stream = None
-    if data is None:
+    if "stream" in workloads and data is None:
         notes.append("Left out the stream: give the directory of its tasks' files, --data or $ZWEAVE_DATA")
-    else:
+    elif "stream" in workloads:
         stream = Stream(data, args.samples, args.in_flight, args.stream_new)
     stage = Stage(args.model, args.dtype)
     if args.layer > stage.config.num_layers:
         raise ZweaveError(f"--layer: the model has {stage.config.num_layers} layers")
     engine = stage.new_engine(prefix_cache=True)
-    alone = Alone(stage, engine, args.layer, args.new)
-    for length in lengths:
-        alone.check(length)
-    reference = Reference(stage, args.guess)
     rows: list[Row] = []
     with progress_bar() as progress:
-        for length in lengths:
-            progress(f"prompts of {length} tokens", 0, 0)
-            found = alone.rows(length, reference, pace(args, warmup=0))
-            rows += [{"workload": "alone"} | row for row in found]
+        if "alone" in workloads:
+            alone = Alone(stage, engine, args.layer, args.new)
+            for length in lengths:
+                alone.check(length)
+            reference = Reference(stage, args.reference_dtype or args.dtype, args.guess)
+            for length in lengths:
+                progress(f"prompts of {length} tokens", 0, 0)
+                found = alone.rows(length, reference, pace(args, warmup=0))
+                rows += [{"workload": "alone"} | row for row in found]
         if stream is not None:
             progress("the stream", 0, 0)
             found = stream.rows(engine, args.layer, pace(args, warmup=0))

@@ -76,7 +76,8 @@ class Alone:
         parts = [outcome for outcome in outcomes if outcome.provider.name.startswith(REFERENCE)]
         second = parts[-1].seconds
         rows = [case.row(outcome, outcomes) for outcome in found]
-        rows.append(case.reference_row(parts, find(outcomes, NAMED, reuse="always")))
+        row = case.reference_row(parts, find(outcomes, NAMED, reuse="always"))
+        rows.append(row | {"dtype": reference.dtype})
         return [row | {"vs_reference": _over(row["seconds"], second)} for row in rows]
 
     def answer(self, prompt: Sequence[int], reuse: str, strategy: str) -> Result:
