@@ -56,6 +56,12 @@ class Batch:
     readings: tuple[Reading, ...] = ()
     exits: tuple[Exit, ...] = ()
 
+    @property
+    def stops(self) -> list[int]:
+        """The layers at which rows enter, end or are read, in their order."""
+        layers = {entry.layer for entry in self.entries} | {reading.layer for reading in self.readings}
+        return sorted(layers | {exit.layer for exit in self.exits})
+
     @classmethod
     def of(cls, chunks: Seq[Chunk], block_size: int, device: torch.device) -> "Batch":
         counts = np.array([chunk.count for chunk in chunks])

@@ -136,7 +136,7 @@ class Model:
         residual = torch.zeros((last, x.shape[1]), dtype=torch.float32, device=x.device)
         states: dict[Reading, Tensor] = {}
         computed = 0
-        for layer in sorted({stop.layer for stop in (*batch.entries, *batch.readings, *batch.exits)}):
+        for layer in batch.stops:
             if len(x):
                 x = self.decoder(x, residual[first:last], batch.places.rows(first, last), computed, layer)
             computed = layer
