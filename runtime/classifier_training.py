@@ -1,9 +1,10 @@
 """Trains early-layer classifiers: logistic regression (scikit-learn) on labelled training prompts, a layer at a time.
 
-Validation chooses the earliest layer that is within one standard error of the best: what lies between is chance, and a
-lower layer is cheaper.
+Validation chooses the earliest layer that loses no more than a standard error to the best: a lower layer is cheaper.
+All layers see the same samples, so the error is that of the paired difference, much less than that of a share.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,6 @@ from zweave.early_classifier import EarlyClassifier
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.evaluation.baselines import logistic_regression
-from zweave.evaluation.evaluate import standard_error
 from zweave.tasks import Sample, Task, balanced, prompt_ids
 
 
@@ -40,22 +40,30 @@ def train_classifier(
     validation = task.samples("validation", data, seed)
     layers = sorted(set(layers))
     states = engine.pooled_states([bare_prompt(engine, s) for s in (*train, *validation)], layers).cpu()
-    shares: dict[int, float] = {}
+    hits: dict[int, list[bool]] = {}
     classifiers: dict[int, EarlyClassifier] = {}
     for layer, of_layer in zip(layers, states, strict=True):
         weight, bias = _fit(of_layer[: len(train)], train, task.labels)
         record = {"task": task.name, "shots": len(train), "validation": len(validation), "seed": seed}
         found = EarlyClassifier(task.labels, layer, weight, bias, base_digest, record)
         chosen = found.probabilities(of_layer[len(train) :]).argmax(dim=1).tolist()
-        hits = [task.labels[i] == s.answer for i, s in zip(chosen, validation, strict=True)]
-        shares[layer], classifiers[layer] = sum(hits) / len(hits), found
-    return classifiers[_earliest(shares, len(validation))], shares
+        hits[layer] = [task.labels[i] == s.answer for i, s in zip(chosen, validation, strict=True)]
+        classifiers[layer] = found
+    return classifiers[_earliest(hits)], {layer: sum(of) / len(of) for layer, of in hits.items()}
 
 
-def _earliest(shares: Mapping[int, float], n: int) -> int:
-    """The first layer whose share of n samples is within one standard error of the best."""
-    best = max(shares.values())
-    return next(layer for layer in sorted(shares) if shares[layer] >= best - standard_error([best], n))
+def _earliest(hits: Mapping[int, Sequence[bool]]) -> int:
+    """The first layer that answers as many of the samples rightly as the best, within a standard error.
+
+    Of n samples on which two layers differ, the standard error of the difference of their counts is sqrt(n).
+    """
+    best = max(hits.values(), key=sum)
+
+    def is_within(row: Sequence[bool]) -> bool:
+        differing = sum(a != b for a, b in zip(best, row, strict=True))
+        return sum(best) - sum(row) <= math.sqrt(differing)
+
+    return next(layer for layer in sorted(hits) if is_within(hits[layer]))
 
 
 def bare_prompt(engine: Engine, sample: Sample) -> list[int]:
