@@ -1,11 +1,9 @@
 """Trains early-layer classifiers: logistic regression (scikit-learn) on labelled training prompts, a layer at a time.
 
-Validation chooses the earliest layer that loses no more than a standard error to the best: a lower layer is cheaper.
-All layers see the same samples, so the error is that of the paired difference, much less than that of a share.
+Validation chooses the layer, the earliest of equals.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -40,30 +38,16 @@ def train_classifier(
     validation = task.samples("validation", data, seed)
     layers = sorted(set(layers))
     states = engine.pooled_states([bare_prompt(engine, s) for s in (*train, *validation)], layers).cpu()
-    hits: dict[int, list[bool]] = {}
+    shares: dict[int, float] = {}
     classifiers: dict[int, EarlyClassifier] = {}
     for layer, of_layer in zip(layers, states, strict=True):
         weight, bias = _fit(of_layer[: len(train)], train, task.labels)
         record = {"task": task.name, "shots": len(train), "validation": len(validation), "seed": seed}
         found = EarlyClassifier(task.labels, layer, weight, bias, base_digest, record)
         chosen = found.probabilities(of_layer[len(train) :]).argmax(dim=1).tolist()
-        hits[layer] = [task.labels[i] == s.answer for i, s in zip(chosen, validation, strict=True)]
-        classifiers[layer] = found
-    return classifiers[_earliest(hits)], {layer: sum(of) / len(of) for layer, of in hits.items()}
-
-
-def _earliest(hits: Mapping[int, Sequence[bool]]) -> int:
-    """The first layer that answers as many of the samples rightly as the best, within a standard error.
-
-    Of n samples on which two layers differ, the standard error of the difference of their counts is sqrt(n).
-    """
-    best = max(hits.values(), key=sum)
-
-    def is_within(row: Sequence[bool]) -> bool:
-        differing = sum(a != b for a, b in zip(best, row, strict=True))
-        return sum(best) - sum(row) <= math.sqrt(differing)
-
-    return next(layer for layer in sorted(hits) if is_within(hits[layer]))
+        hits = [task.labels[i] == s.answer for i, s in zip(chosen, validation, strict=True)]
+        shares[layer], classifiers[layer] = sum(hits) / len(hits), found
+    return classifiers[max(shares, key=shares.__getitem__)], shares
 
 
 def bare_prompt(engine: Engine, sample: Sample) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zweave import Engine, Request
-from zweave.classifier_training import _earliest, _fit, bare_prompt, train_classifier
+from zweave.classifier_training import _fit, bare_prompt, train_classifier
 from zweave.cli.main import main
 from zweave.early_classifier import EarlyClassifier
 from zweave.errors import ZweaveError
@@ -70,21 +70,11 @@ def test_pooled_states_do_not_depend_on_the_batch_and_leave_the_engine_as_it_was
 def test_training_chooses_the_layer_and_learns(engine: Engine, labels: tuple[str, ...]) -> None:
     task = make_task(labels)
     found, shares = train_classifier(engine, task, None, layers=[2, 1], shots=60)
-    assert list(shares) == [1, 2] and shares[found.layer] > 0.9
+    assert list(shares) == [1, 2] and shares[found.layer] == max(shares.values()) > 0.9
+    assert found.layer == 1 or shares[1] < shares[2]
     test = task.samples("test")
     answers = found.classify(engine, [bare_prompt(engine, sample) for sample in test])
     assert sum(answer == s.answer for answer, s in zip(answers, test, strict=True)) > 0.9 * len(test)
-
-
-def test_the_earliest_layer_within_a_standard_error_of_the_best_is_chosen() -> None:
-    best = [True] * 90 + [False] * 10
-    # Four lost, standard error two; one lost, one; five lost and four others won, three.
-    four, one = [False] * 4 + best[4:], [False, *best[1:]]
-    mixed = [False] * 5 + [True] * 89 + [False] * 6
-    assert _earliest({2: four, 4: best}) == 4
-    assert _earliest({4: best, 3: one, 2: four, 1: [False] * 100}) == 3
-    assert _earliest({1: mixed, 4: best}) == 1
-    assert _earliest({1: best, 2: best}) == 1
 
 
 def test_the_folded_weights_are_the_regressions_own(engine: Engine) -> None:
