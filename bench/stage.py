@@ -14,7 +14,7 @@ from zweave.bench.workload import Workload, random_expert
 from zweave.checkpoint import resolve_model
 from zweave.decompose import decompose
 from zweave.engine import Engine
-from zweave.expert import Expert
+from zweave.expert import Expert, layer_of
 
 Answers = list[list[int]]
 
@@ -50,9 +50,13 @@ class Stage:
 
     @lru_cache(maxsize=64)  # noqa: B019 (a stage lives as long as the bench)
     def expert(self, kind: str, index: int) -> Expert:
-        """kind: "always", "after_prompt" with the same z, or "leading"."""
+        """kind: "always", "after_prompt" with the same z, "first_layer" with those of the upper half, or "leading"."""
         if kind == "after_prompt":
             return replace(self.expert("always", index), scope="after_prompt")
+        if kind == "first_layer":
+            whole, half = self.expert("always", index), self.config.num_layers // 2
+            upper = {module: z for module, z in whole.z.items() if layer_of(module) >= half}
+            return replace(whole, z=upper, first_layer=half)
         return random_expert(self.config, index, leading=8 if kind == "leading" else 1)
 
     @lru_cache(maxsize=16)  # noqa: B019

@@ -18,7 +18,7 @@ from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.request import Request, Result
 
-REUSES = ("after_prompt", "always")
+REUSES = ("after_prompt", "first_layer", "always")
 REFERENCE = "reference"
 # Of the reference's work, each timed by itself.
 PARTS = ("first pass", "rebuild", "second pass")
@@ -36,12 +36,12 @@ class Alone:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(len(TASKS), stage.config.hidden_size, generator=generator)
         classifier = EarlyClassifier(TASKS, layer, weight, torch.zeros(len(TASKS)))
-        self._dispatchers = {}
+        names = {reuse: [f"{reuse}-{index}" for index in range(len(TASKS))] for reuse in REUSES}
+        # All of them before any prompt: states are kept for experts that are loaded.
         for reuse in REUSES:
-            names = [f"{reuse}-{index}" for index in range(len(TASKS))]
-            for index, name in enumerate(names):
+            for index, name in enumerate(names[reuse]):
                 engine.load_expert(name, stage.expert(reuse, index))
-            self._dispatchers[reuse] = dispatchers(engine, classifier, names)
+        self._dispatchers = {reuse: dispatchers(engine, classifier, names[reuse]) for reuse in REUSES}
 
     def check(self, length: int) -> None:
         """Raises ZweaveError for a length at which a request does not fit."""
@@ -193,7 +193,7 @@ class Case:
         stage, prompt = self._alone.stage, self._alone.prompt(self._length)
         answer = self._alone.answer(prompt, reuse, strategy).token_ids
         end = self._alone.engine.tokenizer.after_prompt_start(prompt)
-        changes = stage.judge.svf(stage.expert("always", 0))
+        changes = stage.judge.svf(stage.expert("first_layer" if reuse == "first_layer" else "always", 0))
         adapted_from = end if reuse == "after_prompt" else 0
         return stage.mean_regret([prompt], [answer], lambda _: changes, 1, adapted_from)
 

@@ -11,7 +11,6 @@ from statistics import fmean
 from zweave.bench.harness import Outcome, Pace, Provider, find, measure, ratio
 from zweave.bench.report import Row
 from zweave.bench.strategies import NAMED, TASKS, as_prompt, computed_twice, dispatchers
-from zweave.bench.two_pass_alone import REUSES
 from zweave.classifier_training import train_classifier
 from zweave.cli.engine_options import load_named
 from zweave.dispatch import Dispatcher
@@ -20,6 +19,8 @@ from zweave.errors import ZweaveError
 from zweave.request import Request, Result
 from zweave.tasks import Sample, Task, prompt_ids, resolve_task, which_task
 
+# Of the experts that come with zweave.
+REUSES = ("after_prompt", "always")
 # Training prompts of the classifier, all tasks together.
 SHOTS = 150
 # So many answers of a strategy are computed anew, one by one.

@@ -111,7 +111,7 @@ class BlockManager:
         if pooling is None or ends is None or ends not in layers:
             return None
         found = self._lower.match(sequence, Match([], None, 0), [ends])
-        known = min(found.tokens, sequence.target - 1) if found else 0
+        known = min(found.tokens, sequence.target - 1) if found and not found.first else 0
         nodes = found.nodes[: known // self.block_size] if found else []
         while nodes and pooling.layer not in nodes[-1].sums:
             nodes.pop()
@@ -146,7 +146,7 @@ class BlockManager:
         if sequence.pooling is not None:
             last = found.nodes[-1].sums[sequence.pooling.layer] if found.nodes else None
             sequence.pooling.restart(sequence.position, last)
-        resumed = found.lower.tokens - whole.tokens if found.lower else 0
+        resumed = len(sequence.below.states) if sequence.below else 0
         self.tokens_looked_up += len(sequence.tokens)
         self.tokens_reused += whole.tokens
         self.tokens_resumed += resumed

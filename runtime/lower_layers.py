@@ -27,7 +27,8 @@ _MIXTURES = 8
 class LowerMatch:
     """nodes: hold the blocks, from a sequence's block `first` on, whose layers below `layer` may be copied.
 
-    tokens: positions up to which they do, and the states that enter the layer with them.
+    tokens: positions up to which they do, and the states that enter the layer with them. Blocks before `first` that
+    are not found whole are computed, all layers of them: their states were not kept.
     """
 
     layer: int
@@ -69,7 +70,7 @@ class LowerLayers:
             if sequence.base_until(layer) < sequence.prompt_tokens:
                 continue
             for found in self._candidates(sequence, whole, layer):
-                saved = found.tokens - whole.tokens
+                saved = found.tokens - max(whole.tokens, found.first * self._block_size)
                 if saved >= self._block_size and saved * layer > most:
                     best, most = found, saved * layer
         return best
@@ -81,19 +82,20 @@ class LowerLayers:
                 continue
             found = self._tree.match(self._symbols.under(sequence, digest)[: sequence.target * SYMBOL])
             nodes = found.nodes if found.source is None else [*found.nodes, found.source]
-            nodes = nodes[first:]
-            tokens = first * size + _known(nodes, layer, size)
-            tokens = min(tokens, found.tokens)
-            if tokens > first * size:
-                yield LowerMatch(layer, first, nodes[: -(-tokens // size) - first], tokens)
+            begin, known = _known(nodes[first:], layer, size)
+            tokens = min((first + begin) * size + known, found.tokens)
+            end = -(-tokens // size)
+            if first + begin < end:
+                yield LowerMatch(layer, first + begin, nodes[first + begin : end], tokens)
 
 
-def _known(nodes: Seq[Node], layer: int, block_size: int) -> int:
-    """How many positions in a row have their states."""
-    known = 0
-    for node in nodes:
+def _known(nodes: Seq[Node], layer: int, block_size: int) -> tuple[int, int]:
+    """The longest row of positions that have their states: the node that it begins with, and its length."""
+    best, begin, known = (0, 0), 0, 0
+    for index, node in enumerate(nodes):
         rows = len(node.states.get(layer, ()))
         known += rows
+        best = max(best, (begin, known), key=lambda run: run[1])
         if rows < block_size:
-            break
-    return known
+            begin, known = index + 1, 0
+    return best

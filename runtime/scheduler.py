@@ -103,8 +103,8 @@ class Scheduler:
         """The next tokens, those that enter at another layer by themselves."""
         start, stop = sequence.position, sequence.position + count
         below = sequence.below
-        resumed = below.stop if below is not None and sequence.ends_at is None else start
-        edges = [start, *([resumed] if start < resumed < stop else []), stop]
+        cuts = () if below is None or sequence.ends_at is not None else (below.start, below.stop)
+        edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:

@@ -23,8 +23,8 @@ class Sequence:
     nodes: those of the first blocks in the prefix tree; the blocks after them are the sequence's own.
     committed: how many tokens the tree was told of. reused: how many were found computed at the start.
     symbols: of the first tokens (`symbols.py`), written when they are needed.
-    below: tokens after those computed that are computed in the layers below some layer, with the states that enter
-        it: they are computed from there on. resumed: how many were found so at the start.
+    below: tokens that are computed in the layers below some layer, with the states that enter it: they are computed
+        from there on. resumed: how many were found so at the start.
     kept: states of tokens that the tree has not been given yet.
     pooling: a first pass is reading the prompt's states; the mixture is the base's until it has chosen one.
     dispatch: what was chosen.
@@ -131,12 +131,13 @@ class Sequence:
 
     def keep(self, layer: int, start: int, states: Tensor) -> None:
         """Keeps the states of the tokens from `start` on, as far as they are the base's."""
-        states = states[: max(0, self.base_until(layer) - start)]
+        found = LayerStates(layer, start, states[: max(0, self.base_until(layer) - start)])
         known = self.kept.get(layer)
         if known is not None and known.stop == start:
-            self.kept[layer] = known.then(states)
-        else:
-            self.kept[layer] = LayerStates(layer, start, states)
+            found = known.then(found.states)
+        elif known is not None and known.start == found.stop:
+            found = found.then(known.states)
+        self.kept[layer] = found
 
     def append(
         self, token_id: int, entry: TokenLogprob | None, eos_ids: Seq[int]
@@ -195,7 +196,7 @@ class Chunk:
     def enters(self) -> int:
         """The layer that the tokens go through first."""
         below = self.sequence.below
-        return below.layer if below is not None and self.start < below.stop else 0
+        return below.layer if below is not None and below.start <= self.start < below.stop else 0
 
     @property
     def entering(self) -> Tensor | None:

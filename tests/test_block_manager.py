@@ -327,6 +327,23 @@ def test_the_base_goes_on_from_what_an_expert_left_alone(tiny_config: ModelConfi
     assert (other.reused, other.resumed) == (0, 0)
 
 
+def test_what_was_computed_before_states_were_kept_is_computed_again(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = room(tiny_config)
+    with monkeypatch.context() as patch:
+        patch.setattr(AllSlots, "first_layers", ())
+        simulation.add([1] * 10, 1)
+        simulation.run()
+    simulation.add([1] * 9 + [2] * 20, 4)
+    simulation.run()
+    # Of the third block the first position was copied from a block without states.
+    for digest in ("a late", "b late"):
+        late = simulation.add([1] * 9 + [2] * 20 + [0], 4, digest=digest)
+        simulation.run()
+        assert (late.reused, late.resumed) == (0, 17 if digest == "a late" else 30)
+
+
 @pytest.mark.parametrize("new", [1, 2, 3, 11, 12, 13])
 def test_generated_tokens_are_found_by_the_next_turn(tiny_config: ModelConfig, new: int) -> None:
     simulation = room(tiny_config)
