@@ -127,7 +127,7 @@ def search(
     vector = alone[best]
     if gain > standard_error([share], len(shots)):
         vector, share = cem.best, cem.best_fitness[0]
-    shares = {name: fitness[0] for name, fitness in zip(weighting.names, singles, strict=True)}
+    shares = {name: own for name, (own, _) in zip(weighting.names, singles, strict=True)}
     return Found(weighting.mixture(vector), weighting.weights(vector), share, cem.best_fitness[0], shares)
 
 
