@@ -20,7 +20,7 @@ class Found:
 
     @property
     def nodes(self) -> list[Node]:
-        """All whose blocks are shared or copied in several."""
+        """Those whose blocks must stay until they are shared or copied."""
         return self.whole.nodes + (self.lower.nodes if self.lower else [])
 
 
@@ -97,13 +97,16 @@ class BlockManager:
             return Found(nothing)
         if sequence.ends_at is not None:
             return self._fitting(sequence, nothing, self._resumed_reading(sequence, layers))
-        whole = self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
+        whole = self._whole(sequence)
         pooling = sequence.pooling
         if pooling is None:
             lower = self._lower.match(sequence, whole, layers) if layers else None
             return self._fitting(sequence, whole, lower)
         known = max((i for i, node in enumerate(whole.nodes, 1) if pooling.layer in node.sums), default=0)
         return Found(Match(whole.nodes[:known], None, known * self.block_size))
+
+    def _whole(self, sequence: Sequence) -> Match:
+        return self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
 
     def _resumed_reading(self, sequence: Sequence, layers: Seq[int]) -> LowerMatch | None:
         """For a first pass that ends at a layer: whole blocks that know their states there, and the sum."""
@@ -176,7 +179,7 @@ class BlockManager:
         """Has blocks that the tree has whole take the place of those that the sequence computed in part."""
         if not self._share or sequence.below is None or sequence.nodes:
             return
-        whole = self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
+        whole = self._whole(sequence)
         count = len(whole.nodes)
         self._tree.hold(whole.nodes)
         self._cache.release(sequence.blocks[:count])

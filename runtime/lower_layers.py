@@ -6,6 +6,7 @@ The blocks of the tree hold all layers; those of another mixture are copied as f
 lie with the nodes of the blocks, 4 bytes a number.
 """
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -19,8 +20,8 @@ from zweave.prefix_tree import SYMBOL, Match, Node, PrefixTree
 from zweave.sequence import Sequence
 from zweave.symbols import Symbols
 
-# Mixtures whose blocks are looked at, those used last.
-_MIXTURES = 8
+# Mixtures whose blocks are looked at beside the base's, those used last.
+_MIXTURES = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class LowerLayers:
         self._tree = tree
         self._symbols = symbols
         self._block_size = block_size
-        self._mixtures: OrderedDict[str, int] = OrderedDict({BASE_DIGEST: 0})
+        self._mixtures: OrderedDict[str, int] = OrderedDict()
 
     def note(self, sequence: Sequence) -> None:
         """Has the blocks of a sequence's mixture looked at for others."""
@@ -58,35 +59,34 @@ class LowerLayers:
         if mixture.parts and mixture.first_layer:
             self._mixtures[mixture.digest] = mixture.first_layer
             self._mixtures.move_to_end(mixture.digest)
-            self._mixtures.move_to_end(BASE_DIGEST)
             if len(self._mixtures) > _MIXTURES:
                 self._mixtures.popitem(last=False)
 
     def match(self, sequence: Sequence, whole: Match, layers: Iterable[int]) -> LowerMatch | None:
         """What saves most of the tokens after those that were found `whole`, at one of these layers; None if that is
         less than a block."""
+        layers = [layer for layer in layers if sequence.base_until(layer) == sequence.prompt_tokens]
         best, most = None, 0
-        for layer in layers:
-            if sequence.base_until(layer) < sequence.prompt_tokens:
-                continue
-            for found in self._candidates(sequence, whole, layer):
-                saved = found.tokens - max(whole.tokens, found.first * self._block_size)
-                if saved >= self._block_size and saved * layer > most:
-                    best, most = found, saved * layer
+        for found in self._candidates(sequence, whole, layers):
+            saved = found.tokens - max(whole.tokens, found.first * self._block_size)
+            if saved >= self._block_size and saved * found.layer > most:
+                best, most = found, saved * found.layer
         return best
 
-    def _candidates(self, sequence: Sequence, whole: Match, layer: int) -> Iterator[LowerMatch]:
+    def _candidates(self, sequence: Sequence, whole: Match, layers: Seq[int]) -> Iterator[LowerMatch]:
         first, size = len(whole.nodes), self._block_size
-        for digest, adapts_from in self._mixtures.items():
-            if digest != BASE_DIGEST and adapts_from < layer:
+        for digest, adapts_from in [*self._mixtures.items(), (BASE_DIGEST, sys.maxsize)]:
+            usable = [layer for layer in layers if layer <= adapts_from]
+            if not usable:
                 continue
             found = self._tree.match(self._symbols.under(sequence, digest)[: sequence.target * SYMBOL])
             nodes = found.nodes if found.source is None else [*found.nodes, found.source]
-            begin, known = _known(nodes[first:], layer, size)
-            tokens = min((first + begin) * size + known, found.tokens)
-            end = -(-tokens // size)
-            if first + begin < end:
-                yield LowerMatch(layer, first + begin, nodes[first + begin : end], tokens)
+            for layer in usable:
+                begin, known = _known(nodes[first:], layer, size)
+                tokens = min((first + begin) * size + known, found.tokens)
+                end = -(-tokens // size)
+                if first + begin < end:
+                    yield LowerMatch(layer, first + begin, nodes[first + begin : end], tokens)
 
 
 def _known(nodes: Seq[Node], layer: int, block_size: int) -> tuple[int, int]:

@@ -110,14 +110,15 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
         """With the layers noted at which experts begin and the tokens' states are the base's yet."""
         chunk = Chunk(sequence, start, stop - start)
-        layers = self._bank.first_layers if start < sequence.prompt_tokens else ()
+        if not self._blocks.shares or start >= sequence.prompt_tokens:
+            return chunk
         ends = sequence.ends_at
         keeps = tuple(
             layer
-            for layer in layers
+            for layer in self._bank.first_layers
             if chunk.enters < layer and (ends is None or layer < ends) and start < sequence.base_until(layer)
         )
-        return replace(chunk, keeps=keeps) if keeps and self._blocks.shares else chunk
+        return replace(chunk, keeps=keeps)
 
     def _admit(self, plan: dict[Sequence, int], budget: int) -> list[tuple[Sequence, str]]:
         """Takes up waiting sequences and adds their tokens to the plan; returns those that cannot run."""
