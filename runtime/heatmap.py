@@ -7,8 +7,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from zweave.errors import ZweaveError
 from zweave.expert import Expert, layer_of
+from zweave.figure import new_figure, write_png
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DARK, _BRIGHT = (24, 24, 56), (255, 176, 32)
@@ -48,11 +48,6 @@ def text_map(expert: Expert) -> Table:
 
 def save_png(expert: Expert, path: Path) -> None:
     """Draws the heat map; ZweaveError if matplotlib is not installed or the file cannot be written."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ZweaveError("a PNG needs matplotlib: pip install 'zweave[plot]'") from None
     found = cells(expert)
     layers = 1 + max(layer for layer, _ in found)
     nothing = float("nan")
@@ -60,18 +55,14 @@ def save_png(expert: Expert, path: Path) -> None:
         [found[layer, name].mean if (layer, name) in found else nothing for name in MATRICES]
         for layer in range(layers)
     ]
-    figure = Figure(figsize=(6, 1.5 + 0.2 * layers), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6, 1.5 + 0.2 * layers)
     axes = figure.add_subplot()
     image = axes.imshow(means, aspect="auto", cmap="inferno", vmin=0)
     axes.set_xticks(range(len(MATRICES)), [name.removesuffix("_proj") for name in MATRICES])
     axes.set_ylabel("layer")
     axes.set_title("mean |z - 1|")
     figure.colorbar(image)
-    try:
-        figure.savefig(path, format="png", dpi=120)
-    except OSError as error:
-        raise ZweaveError(f"cannot write {path}: {error.strerror or error}") from None
+    write_png(figure, path)
 
 
 def _cell_text(cell: Cell | None, top: float) -> Text:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from zweave.errors import ZweaveError
+from zweave.figure import new_figure, write_png
 from zweave.timeline import Line, Timeline, expert_text
 
 _BASE_COLOUR = "0.6"
@@ -13,15 +13,10 @@ _HATCHES = {"first pass": "////", "prompt": "", "decode": ""}
 
 def save_png(timeline: Timeline, path: Path) -> None:
     """Draws it; ZweaveError if matplotlib is not installed or the file cannot be written."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise ZweaveError("a PNG needs matplotlib: pip install 'zweave[plot]'") from None
     lines = list(timeline.lines.values())
-    figure = Figure(figsize=(11, 2.6 + _ROW * len(lines)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 2.6 + _ROW * len(lines))
+    from matplotlib.patches import Patch
+
     top, below = figure.subplots(2, sharex=True, height_ratios=[max(2.0, _ROW * len(lines)), 1.2])
     colours = _colours(lines)
     for row, line in enumerate(lines):
@@ -53,10 +48,7 @@ def save_png(timeline: Timeline, path: Path) -> None:
     below.set_ylabel("blocks")
     below.set_xlabel("ms")
     below.legend(fontsize=7, loc="upper left")
-    try:
-        figure.savefig(path, format="png", dpi=120)
-    except OSError as error:
-        raise ZweaveError(f"cannot write {path}: {error.strerror or error}") from None
+    write_png(figure, path)
 
 
 def _ms(timeline: Timeline, seconds: float) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zweave.batch import Batch
+from zweave.cli.main import main
 from zweave.config import ModelConfig
 from zweave.engine import Engine
 from zweave.expert import Expert, layer_of
@@ -213,6 +214,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return written[key]
 
     return make
+
+
+@pytest.fixture
+def tiny_model_and_expert(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> tuple[str, str]:
+    """For commands: a tiny model and the file of a random expert for it, in a cache of their own."""
+    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
+    model, expert = str(tiny_model("llama")), str(tmp_path / "e.safetensors")
+    assert main(["expert", "new", expert, "--random", "0.3", "--model", model]) == 0
+    capsys.readouterr()
+    return model, expert
 
 
 CHATML = (

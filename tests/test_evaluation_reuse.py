@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,15 +56,10 @@ def test_the_row_is_that_of_two_experts(tiny_engine: TinyEngine, prompt_logits: 
 
 
 def test_the_command(
-    tiny_model: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_model_and_expert: tuple[str, str],
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
-    model, expert = str(tiny_model("llama")), str(tmp_path / "e.safetensors")
-    assert main(["expert", "new", expert, "--random", "0.3", "--model", model]) == 0
-    capsys.readouterr()
+    model, expert = tiny_model_and_expert
     arguments = ["eval", "addition", "--kv-reuse", "--samples", "8", "--model", model, "--dtype", "float32"]
     assert main([*arguments, "--expert", expert, "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]

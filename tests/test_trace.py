@@ -113,14 +113,11 @@ def test_experts_are_written_as_they_are_typed() -> None:
 
 
 def test_the_command(
-    tiny_model: Callable[..., Path],
+    tiny_model_and_expert: tuple[str, str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
-    model, expert = str(tiny_model("llama")), str(tmp_path / "e.safetensors")
-    assert main(["expert", "new", expert, "--random", "0.3", "--model", model]) == 0
+    model, expert = tiny_model_and_expert
     lines = tmp_path / "requests.jsonl"
     lines.write_text(
         "\n".join(json.dumps({"prompt": "abc", "expert": e, "max_tokens": 3}) for e in (None, expert))

@@ -23,24 +23,27 @@ def whole(text: str) -> int:
 
 def positive_number(text: str) -> float:
     """A finite number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
+    number = _finite(text)
+    if not number > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
 def number_from_zero(text: str) -> float:
     """A finite number of at least 0."""
+    number = _finite(text)
+    if not number >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
+
+
+def _finite(text: str) -> float:
+    """The number, or NaN, which no comparison lets pass, for what is none or infinite."""
     try:
         number = float(text)
     except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return number
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def check_folder(option: str, path: Path) -> None:

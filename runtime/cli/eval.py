@@ -7,10 +7,10 @@ labels, the base model restricted to the labels, the same calibrated, and logist
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from zweave.cli.arguments import positive_whole
 from zweave.cli.engine_options import (
@@ -40,6 +40,8 @@ from zweave.evaluation import (
 )
 from zweave.request import ExpertChoice
 from zweave.tasks import Sample, Split, Task, resolve_task
+
+AnyRow = TypeVar("AnyRow", Row, ReuseRow)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -97,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dispatch is not None:
         return run_dispatch(engine, args, tasks, samples, _facts(args))
     if args.kv_reuse:
-        return _print_reuse(_reuse_rows(engine, args, tasks, samples), args)
+        _print(_reuse_rows(engine, args, tasks, samples), reuse_markdown, args)
+        return 0
     experts: list[Method] = [*_experts(engine, args.expert, args.runs), *_loras(args)]
     scores = LabelScores(engine)
     rows: list[Row] = []
@@ -107,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         rows += evaluate(
             task, samples[task.name], [*methods, *experts], lambda text: stderr.print(text, style="dim")
         )
-    _print(rows, args)
+    _print(rows, markdown, args)
     return 0
 
 
@@ -123,14 +126,6 @@ def _reuse_rows(
             stderr.print(f"{task.name}: {expert.name}", style="dim")
             rows.append(reuse_cost(engine, task, samples[task.name], expert.name, expert.choice))
     return rows
-
-
-def _print_reuse(rows: Sequence[ReuseRow], args: argparse.Namespace) -> int:
-    if args.json:
-        print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
-    else:
-        print(reuse_markdown(rows))
-    return 0
 
 
 def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[ExpertMethod]:
@@ -163,11 +158,13 @@ def _named(option: str, items: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _print(rows: Sequence[Row], args: argparse.Namespace) -> None:
-    if not args.json:
-        print(markdown(rows))
-        return
-    print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
+def _print(
+    rows: Sequence[AnyRow], table: Callable[[Sequence[AnyRow]], str], args: argparse.Namespace
+) -> None:
+    if args.json:
+        print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
+    else:
+        print(table(rows))
 
 
 def _facts(args: argparse.Namespace) -> dict[str, str]:

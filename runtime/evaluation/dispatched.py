@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.evaluation.evaluate import Row, standard_error
+from zweave.evaluation.table import table
 from zweave.request import ExpertChoice, Request, Result
 from zweave.tasks import Sample, Task, prompt_ids
 
@@ -158,8 +159,8 @@ def routing_markdown(routing: Mapping[str, Mapping[str, int]]) -> str:
     """A line a task, a column an expert."""
     names = list(next(iter(routing.values())))
     lines = [
-        ["task", *(name.replace("|", r"\|") for name in names)],
+        ["task", *names],
         ["---", *["---:"] * len(names)],
         *([task, *(str(count) for count in counts.values())] for task, counts in routing.items()),
     ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(lines)

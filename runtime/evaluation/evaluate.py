@@ -83,10 +83,7 @@ def _answer_as_one(task: Task, samples: Sequence[Sample], methods: Sequence[Expe
 def _row(
     task: Task, samples: Sequence[Sample], name: str, runs: Sequence[_Run], parameters: int | None
 ) -> Row:
-    shares = []
-    for run in runs:
-        rewards = [task.reward(sample, text) for sample, text in zip(samples, run.answers, strict=True)]
-        shares.append(sum(reward > 0 for reward in rewards) / len(samples))
+    shares = [share_right(task, samples, run.answers) for run in runs]
     return Row(
         task=task.name,
         method=name,
@@ -97,6 +94,12 @@ def _row(
         seconds=sum(run.seconds for run in runs),
         parameters=parameters,
     )
+
+
+def share_right(task: Task, samples: Sequence[Sample], answers: Sequence[str]) -> float:
+    """Of the samples, those whose answer has a reward above 0."""
+    rewards = [task.reward(sample, text) for sample, text in zip(samples, answers, strict=True)]
+    return sum(reward > 0 for reward in rewards) / len(samples)
 
 
 def standard_error(shares: Sequence[float], n: int) -> float:

@@ -65,12 +65,22 @@ def answer_together(
     Raises ZweaveError if a request ends in an error.
     """
     prompts = [prompt_ids(engine.tokenizer, sample.prompt) for sample in samples]
-    results = engine.generate(
-        Request(prompt, expert=choice, max_tokens=task.max_tokens, stop=task.stop, logprobs=logprobs)
-        for prompt in prompts
-        for choice in choices
+    results = answered(
+        engine,
+        task,
+        [
+            Request(prompt, expert=choice, max_tokens=task.max_tokens, stop=task.stop, logprobs=logprobs)
+            for prompt in prompts
+            for choice in choices
+        ],
     )
+    return [results[index :: len(choices)] for index in range(len(choices))]
+
+
+def answered(engine: Engine, task: Task, requests: Sequence[Request]) -> list[Result]:
+    """A task's requests as one batch; ZweaveError if one ends in an error."""
+    results = engine.generate(requests)
     for result in results:
         if result.error is not None:
             raise ZweaveError(f"the task {task.name} cannot be answered: {result.error}")
-    return [results[index :: len(choices)] for index in range(len(choices))]
+    return results

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.evaluation.evaluate import standard_error
+from zweave.evaluation.evaluate import share_right, standard_error
+from zweave.evaluation.method import answered
+from zweave.evaluation.table import table
 from zweave.request import MAX_LOGPROBS, ExpertChoice, Request, Result
 from zweave.tasks import Sample, Task, prompt_ids
 
@@ -49,9 +50,9 @@ def reuse_cost(
         Request(prompt, expert=choice, max_tokens=task.max_tokens, stop=task.stop, logprobs=likeliest)
         for prompt in prompts
     ]
-    exact = _answered(engine, task, requests)
-    _answered(engine, task, [Request(prompt, max_tokens=1) for prompt in prompts])
-    approximate = _answered(
+    exact = answered(engine, task, requests)
+    answered(engine, task, [Request(prompt, max_tokens=1) for prompt in prompts])
+    approximate = answered(
         engine,
         task,
         [
@@ -59,7 +60,9 @@ def reuse_cost(
             for request, result in zip(requests, exact, strict=True)
         ],
     )
-    shares = [_share(task, samples, results) for results in (exact, approximate)]
+    shares = [
+        share_right(task, samples, [result.text for result in results]) for results in (exact, approximate)
+    ]
     return ReuseRow(
         task=task.name,
         method=name,
@@ -88,34 +91,21 @@ def divergence(exact: Sequence[float], approximate: Sequence[float]) -> float:
 
 def reuse_markdown(rows: Sequence[ReuseRow]) -> str:
     """One line a row."""
-    lines = [
-        "| task | expert | exact | approximate | KL | prompt tokens reused | n |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    headings = ("task", "expert", "exact", "approximate", "KL", "prompt tokens reused", "n")
+    lines: list[tuple[str, ...]] = [headings, ("---",) * len(headings)]
     for row in rows:
-        method = row.method.replace("|", r"\|")
-        lines.append(
-            f"| {row.task} | {method} | {row.accuracy:.3f} ± {row.stderr:.3f} "
-            f"| {row.approximate_accuracy:.3f} ± {row.approximate_stderr:.3f} | {row.kl:.3f} "
-            f"| {row.reused_tokens / row.prompt_tokens:.0%} | {row.n} |"
+        figures = (
+            f"{row.accuracy:.3f} ± {row.stderr:.3f}",
+            f"{row.approximate_accuracy:.3f} ± {row.approximate_stderr:.3f}",
+            f"{row.kl:.3f}",
+            f"{row.reused_tokens / row.prompt_tokens:.0%}",
+            str(row.n),
         )
-    return "\n".join(lines)
-
-
-def _answered(engine: Engine, task: Task, requests: Sequence[Request]) -> list[Result]:
-    results = engine.generate(requests)
-    for result in results:
-        if result.error is not None:
-            raise ZweaveError(f"the task {task.name} cannot be answered: {result.error}")
-    return results
+        lines.append((row.task, row.method, *figures))
+    return table(lines)
 
 
 def _first(result: Result) -> dict[int, float]:
     """The likeliest first tokens and their log-probabilities."""
     assert result.logprobs
     return dict(result.logprobs[0].top)
-
-
-def _share(task: Task, samples: Sequence[Sample], results: Sequence[Result]) -> float:
-    rewards = [task.reward(sample, result.text) for sample, result in zip(samples, results, strict=True)]
-    return sum(reward > 0 for reward in rewards) / len(samples)

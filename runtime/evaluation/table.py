@@ -1,6 +1,6 @@
-"""Rows as a Markdown table."""
+"""Rows as Markdown tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from zweave.evaluation.evaluate import Row
 
@@ -21,5 +21,11 @@ def markdown(rows: Sequence[Row]) -> str:
             str(row.runs),
             f"{row.seconds:.1f}",
         )
-        lines.append((task, row.method.replace("|", r"\|"), *figures))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        lines.append((task, row.method, *figures))
+    return table(lines)
+
+
+def table(lines: Iterable[Iterable[str]]) -> str:
+    """Lines of cells; the second has the alignments."""
+    escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)
