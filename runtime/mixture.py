@@ -115,6 +115,20 @@ def check_same_kind(kinds: Sequence[tuple[str, str, bool]]) -> None:
             )
 
 
+def mix_named(parts: Sequence[tuple[str, Expert, Alpha]], layers: int | None = None) -> Expert:
+    """The expert that a mixture of named experts stands for, as `mix_experts` has it.
+
+    layers: that a list of weights is for; by default up to the last that an expert adapts.
+    Raises ZweaveError if they disagree on scope or renormalisation, are for different weights, or a list does not fit.
+    """
+    check_same_kind([(name, expert.scope, expert.renormalise) for name, expert, _ in parts])
+    if len({expert.base_digest for _, expert, _ in parts if expert.base_digest}) > 1:
+        raise ZweaveError("the experts were trained for different weights and cannot be mixed")
+    layers = layers or 1 + max(layer_of(module) for _, expert, _ in parts for module in expert.z)
+    weights = [spread(name, alpha, layers) for name, _, alpha in parts]
+    return mix_experts([expert for _, expert, _ in parts], weights)
+
+
 def mix_experts(experts: Sequence[Expert], weights: Sequence[Sequence[float]]) -> Expert:
     """The expert that a mixture stands for: z = sum_k alpha_k z_k, summed in float64.
 

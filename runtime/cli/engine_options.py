@@ -80,19 +80,21 @@ def parse_expert(text: str | None) -> ExpertChoice:
     return mixture
 
 
+def expert_path(name: str) -> Path | None:
+    """The file of a bundled expert, or the one that the name is; None if it is neither."""
+    return bundled_experts().get(name, Path(name) if name.endswith(".safetensors") else None)
+
+
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
     """Loads the bundled experts, and those given as file paths, that the choices name and nobody loaded."""
-    bundled = bundled_experts()
     for choice in choices:
         for name in [choice] if isinstance(choice, str) else choice or ():
             if name in engine.experts() or name in RESERVED_NAMES:
                 continue
-            if name in bundled:
-                engine.load_expert(name, bundled[name])
-            elif name.endswith(".safetensors"):
-                engine.load_expert(name, name)
-            else:
+            path = expert_path(name)
+            if path is None:
                 raise ZweaveError(
                     f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
-                    f"or use {', '.join(bundled)}"
+                    f"or use {', '.join(bundled_experts())}"
                 )
+            engine.load_expert(name, path)

@@ -19,7 +19,7 @@ from zweave.difference import Difference, differences
 from zweave.errors import ZweaveError
 from zweave.expert import Expert, Scope, layer_of
 from zweave.heatmap import cells, save_png, text_map
-from zweave.mixture import Alpha, check_same_kind, mix_experts, spread
+from zweave.mixture import Alpha, mix_named
 from zweave.sakana import load_sakana
 
 
@@ -148,17 +148,8 @@ def _new(args: argparse.Namespace) -> int:
 def _mix(args: argparse.Namespace) -> int:
     parts = [_part(text) for text in args.parts]
     experts = [Expert.load(path) for path, _ in parts]
-    check_same_kind(
-        [
-            (str(path), expert.scope, expert.renormalise)
-            for (path, _), expert in zip(parts, experts, strict=True)
-        ]
-    )
-    bases = {expert.base_digest for expert in experts if expert.base_digest}
-    if len(bases) > 1:
-        raise ZweaveError("the experts were trained for different weights and cannot be mixed")
-    layers = args.layers or 1 + max(layer_of(module) for expert in experts for module in expert.z)
-    mixed = mix_experts(experts, [spread(str(path), alpha, layers) for path, alpha in parts])
+    named = [(str(path), expert, alpha) for (path, alpha), expert in zip(parts, experts, strict=True)]
+    mixed = mix_named(named, args.layers)
     record = [
         {"file": path.name, "digest": expert.digest, "weight": alpha}
         for (path, alpha), expert in zip(parts, experts, strict=True)

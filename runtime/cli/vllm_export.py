@@ -2,15 +2,16 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zweave.bundled import bundled_experts
-from zweave.cli.engine_options import EXPERT_HELP, parse_expert
+from zweave.cli.engine_options import EXPERT_HELP, expert_path, parse_expert
 from zweave.errors import ZweaveError
-from zweave.expert import Expert, layer_of
+from zweave.expert import Expert
 from zweave.integrations.vllm import save_adapter
-from zweave.mixture import check_same_kind, mix_experts, spread
+from zweave.mixture import mix_named
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,34 +28,25 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    choice = parse_expert(args.expert)
+    choice: Any = parse_expert(args.expert)
     if choice is None:
         raise ZweaveError("the base model needs no adapter: ask vLLM for the model's own name")
     directory = args.output or Path(_directory_name(args.expert))
-    save_adapter(_mixed(choice) if isinstance(choice, dict) else _load(str(choice)), directory)
+    if isinstance(choice, Mapping):
+        expert = mix_named([(name, _load(name), alpha) for name, alpha in choice.items()])
+    else:
+        expert = _load(choice)
+    save_adapter(expert, directory)
     print(directory)
     return 0
 
 
 def _load(name: str) -> Expert:
-    bundled = bundled_experts()
-    if name in bundled:
-        return Expert.load(bundled[name])
-    if name.endswith(".safetensors"):
-        return Expert.load(name)
-    raise ZweaveError(f"there is no expert {name!r}: give a .safetensors file, or use {', '.join(bundled)}")
-
-
-def _mixed(weights: dict[str, Any]) -> Expert:
-    experts = {name: _load(name) for name in weights}
-    check_same_kind([(name, expert.scope, expert.renormalise) for name, expert in experts.items()])
-    bases = {expert.base_digest for expert in experts.values() if expert.base_digest}
-    if len(bases) > 1:
-        raise ZweaveError("the experts were trained for different weights and cannot be mixed")
-    layers = 1 + max(layer_of(module) for expert in experts.values() for module in expert.z)
-    return mix_experts(
-        list(experts.values()), [spread(name, alpha, layers) for name, alpha in weights.items()]
-    )
+    path = expert_path(name)
+    if path is None:
+        known = ", ".join(bundled_experts())
+        raise ZweaveError(f"there is no expert {name!r}: give a .safetensors file, or use {known}")
+    return Expert.load(path)
 
 
 def _directory_name(text: str) -> str:
