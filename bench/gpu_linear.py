@@ -9,7 +9,7 @@ import argparse
 import torch
 
 from zweave.bench import linear
-from zweave.bench.gpu_ways import GPU_WAYS
+from zweave.bench.gpu_ways import GPU_ONCE, GPU_WAYS
 from zweave.bench.graph_clock import GraphClock
 from zweave.bench.options import add_pace, chosen
 from zweave.bench.report import Report
@@ -42,4 +42,5 @@ def run(args: argparse.Namespace) -> Report:
         {name: GPU_WAYS[name] for name in names},
         lambda: cuda_roof_providers(torch.bfloat16, torch.device("cuda")),
         GraphClock,
+        GPU_ONCE,
     )

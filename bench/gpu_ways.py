@@ -11,6 +11,7 @@ from zweave.bench.grouped_lora import Groups, grouped_lora
 from zweave.bench.harness import Provider
 from zweave.bench.linear_case import Operands
 from zweave.bench.linear_ways import At, delta, dense, f_linear, factored, make_provider
+from zweave.kernels.cuda_decode import is_built, linear_decode, svf_delta_linear_decode, svf_linear_decode
 
 
 def compiled(o: Operands) -> At:
@@ -71,6 +72,52 @@ def _factored(
     return at
 
 
+def _require_build() -> None:
+    if not is_built():
+        raise ImportError("built without CUDA")
+
+
+def dense_decode(o: Operands) -> At:
+    """The plain linear of csrc/cuda."""
+    _require_build()
+    weights = o.rotated(o.w.clone, o.w.nbytes)
+    M, N = o.shape.M, o.shape.N
+
+    def at(T: int, E: int) -> Provider:
+        x = o.x[:T]
+        return make_provider(
+            o, "dense decode", weights, lambda w: linear_decode(x, w), lambda: o.dense_truth[:T],
+            elements=M * N, activations=M + N, T=T, E=None, bound=1.0,
+        )  # fmt: skip
+
+    return at
+
+
+def factored_decode(o: Operands) -> At:
+    """The factored linear of csrc/cuda."""
+    _require_build()
+    weights = o.rotated(lambda: (o.vt.clone(), o.u.clone()), o.vt.nbytes + o.u.nbytes)
+    return _factored(o, "factored decode", weights, svf_linear_decode)
+
+
+def delta_decode(o: Operands) -> At:
+    """The delta linear of csrc/cuda, over the leading R/8 components."""
+    _require_build()
+    M, N, K = o.shape.M, o.shape.N, o.kept
+    vt, u = o.vt[:K].contiguous(), o.u[:, :K].contiguous()
+    weights = o.rotated(lambda: (o.w.clone(), vt.clone(), u.clone()), o.w.nbytes + vt.nbytes + u.nbytes)
+
+    def at(T: int, E: int) -> Provider:
+        x, slot = o.x[:T], o.slot(T, E, first=1)
+        return make_provider(
+            o, "delta decode", weights, lambda w: svf_delta_linear_decode(x, *w, o.delta, slot),
+            lambda: o.delta_truth(E)[:T], elements=M * N + K * (M + N), activations=M + N + 2 * K,
+            extra_bytes=4 * E * K, T=T, E=E, K=K, bound=1 + K * (M + N) / (M * N),
+        )  # fmt: skip
+
+    return at
+
+
 def triton_lora(rank: int) -> Callable[[Operands], At]:
     """cuBLAS for W x, and a grouped LoRA in Triton on top."""
 
@@ -106,9 +153,15 @@ def triton_lora(rank: int) -> Callable[[Operands], At]:
     return way
 
 
-GPU_ONCE: dict[str, Callable[[Operands], At]] = {"F.linear": f_linear, "dense": dense}
+GPU_ONCE: dict[str, Callable[[Operands], At]] = {
+    "F.linear": f_linear,
+    "dense": dense,
+    "dense decode": dense_decode,
+}
 GPU_PER_EXPERTS: dict[str, Callable[[Operands], At]] = {
     "factored": factored,
+    "factored decode": factored_decode,
+    "delta decode": delta_decode,
     "factored fp8": quantised("fp8"),
     "factored int8": quantised("int8"),
     "delta": delta,

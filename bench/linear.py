@@ -5,7 +5,7 @@ in turn, and no way gets a time unless its output agrees with float64.
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 
@@ -74,8 +74,9 @@ def report(
     ways: Mapping[str, Callable[[Operands], At]],
     make_roofs: Callable[[], list[Provider]],
     make_clock: Callable[[Sequence[Run]], Clock] = WallClock,
+    once: Container[str] = ONCE,
 ) -> Report:
-    """Measures all shapes, one after the other, and lets go of each before the next."""
+    """Measures all shapes, one after the other, and lets go of each before the next; once: the ways without experts."""
     tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
     rows: list[Row] = []
     roofs: list[Roofs] = []
@@ -84,7 +85,7 @@ def report(
     for operand in operands:
         prepared = prepare(operand, ways, missing)
         for T in tokens:
-            providers = [*roof_candidates, *_providers(prepared, T, [E for E in experts if E <= T])]
+            providers = [*roof_candidates, *_providers(prepared, T, [E for E in experts if E <= T], once)]
             with torch.inference_mode():
                 outcomes = measure(providers, pace(args), make_clock)
             roofs.append(Roofs.of(outcomes))
@@ -123,8 +124,10 @@ def prepare(
     return prepared
 
 
-def _providers(prepared: Mapping[str, At], tokens: int, experts: Sequence[int]) -> list[Provider]:
-    counts = {name: [1] if name in ONCE else experts for name in prepared}
+def _providers(
+    prepared: Mapping[str, At], tokens: int, experts: Sequence[int], once: Container[str]
+) -> list[Provider]:
+    counts = {name: [1] if name in once else experts for name in prepared}
     return [at(tokens, E) for name, at in prepared.items() for E in counts[name]]
 
 

@@ -23,6 +23,14 @@ from zweave.request import Request
 from zweave.sequence import Chunk
 
 
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def user_cache() -> str | None:
     """ZWEAVE_CACHE as it was before the tests: the real models lie there."""

@@ -199,7 +199,7 @@ def test_gradients_cost_nothing_in_inference_mode() -> None:
         assert "autograd.py" not in python_files_called(call)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @DTYPES
 @pytest.mark.parametrize("name", sorted(OPS - {"pack", "unpack"}))
 def test_a_gpu_agrees_with_the_cpu(name, dtype, tolerance) -> None:
@@ -212,7 +212,7 @@ def test_a_gpu_agrees_with_the_cpu(name, dtype, tolerance) -> None:
                 torch.testing.assert_close(right.cpu(), left, **tolerance(dtype))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @DTYPES
 def test_weights_packed_on_a_gpu_come_back(dtype) -> None:
     weight = normal(37, 21, dtype=dtype).cuda()

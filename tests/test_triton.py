@@ -42,8 +42,6 @@ DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"]
 )
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Launch]:
@@ -367,7 +365,7 @@ except RuntimeError as error:
     ]
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_svf_linear_on_a_gpu(shape, dtype, guarded, tolerance, poisoned_outputs) -> None:
@@ -376,7 +374,7 @@ def test_svf_linear_on_a_gpu(shape, dtype, guarded, tolerance, poisoned_outputs)
     torch.testing.assert_close(y.cpu().double(), expected(p), **tolerance(dtype))
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_a_row_does_not_depend_on_its_batch_on_a_gpu(dtype) -> None:
     p = problem(1000, 576, 1536, 576, dtype)
@@ -387,7 +385,7 @@ def test_a_row_does_not_depend_on_its_batch_on_a_gpu(dtype) -> None:
         assert torch.equal(part, whole[:tokens]), tokens
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_slots_outside_the_table_give_nan_on_a_gpu(guarded) -> None:
     p = problem(3, 40, 24, 24, torch.float32)
     slot = torch.tensor([-1, 0, 3], dtype=torch.int32)
@@ -395,7 +393,7 @@ def test_slots_outside_the_table_give_nan_on_a_gpu(guarded) -> None:
     assert y[[0, 2]].isnan().all() and not y[1].isnan().any()
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_mix_on_a_gpu(guarded, tolerance) -> None:
     random = torch.Generator().manual_seed(0)
     table, alpha = torch.randn(9, 2500, generator=random), torch.rand(4, 9, generator=random)
@@ -408,7 +406,7 @@ def on_gpu(*operands: Tensor | Quantized) -> list[Tensor | Quantized]:
     return [operand.to("cuda") for operand in operands]
 
 
-@needs_cuda
+@pytest.mark.gpu
 @FORMATS
 @DTYPES
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (40, 1536, 576, 576), (4096, 512, 1024, 128)], ids=str)
@@ -421,7 +419,7 @@ def test_factors_of_every_format_on_a_gpu(shape, dtype, format, tolerance, poiso
     torch.testing.assert_close(y.cpu().double(), wanted, **tolerance(dtype))
 
 
-@needs_cuda
+@pytest.mark.gpu
 @FORMATS
 @DTYPES
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (40, 1536, 576, 576), (4096, 512, 1024, 128)], ids=str)
@@ -434,7 +432,7 @@ def test_delta_on_a_gpu(shape, dtype, format, tolerance, poisoned_outputs) -> No
     assert torch.equal(y[slot == 0], linear_triton(x, w, bias)[slot == 0])
 
 
-@needs_cuda
+@pytest.mark.gpu
 @FORMATS
 def test_no_row_of_any_format_depends_on_its_batch_on_a_gpu(format) -> None:
     p = problem(1000, 576, 1536, 256, torch.bfloat16, format)
@@ -448,7 +446,7 @@ def test_no_row_of_any_format_depends_on_its_batch_on_a_gpu(format) -> None:
         assert torch.equal(alone, added[part]), tokens
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_captured_graph_replays_beside_eager_launches_on_a_gpu() -> None:
     p = problem(4, 576, 4096, 576, torch.bfloat16)
     operands = on_gpu(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)

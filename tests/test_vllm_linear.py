@@ -73,7 +73,7 @@ def test_each_token_goes_its_own_way(
         assert error.max() < 1e-2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_on_a_gpu_all_tokens_take_the_factors(dtype: torch.dtype) -> None:
     matrices, factors, z, bias = make()
