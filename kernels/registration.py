@@ -1,7 +1,7 @@
 """What the ops of csrc/bindings.cpp need beside their C++: fakes, gradients and CUDA implementations.
 
-On CUDA `svf_linear`, `svf_delta_linear` and `mix` launch Triton; the other ops run their PyTorch references there,
-by explicit registration. Any other device is an error of the dispatcher that names the op and the device.
+On CUDA `linear`, `svf_linear`, `svf_delta_linear` and `mix` launch Triton; the other ops run their PyTorch references
+there, by explicit registration. Any other device is an error of the dispatcher that names the op and the device.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from torch import Tensor
 import zweave.kernels._C  # noqa: F401  defines the ops
 from zweave.kernels.attention import paged_attention_ref, write_kv_ref
 from zweave.kernels.greedy import greedy_ref
-from zweave.kernels.linear import linear_ref
 from zweave.kernels.mix import mix_triton
 from zweave.kernels.operands import Factor
 from zweave.kernels.packed import FORMATS, panel_shape
+from zweave.kernels.product import linear_triton
 from zweave.kernels.quantize import Quantized
 from zweave.kernels.rms_norm import add_rms_norm_ref, rms_norm_ref
 from zweave.kernels.rope import rope_ref
@@ -175,7 +175,7 @@ def _linear_cuda(
     x: Tensor, weight: Tensor, bias: Tensor | None, out_features: int, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     _check_plain("linear", weight)
-    return linear_ref(x, weight, bias, out_dtype=out_dtype)
+    return linear_triton(x, weight, bias, out_dtype=out_dtype)
 
 
 def _svf_linear_cuda(

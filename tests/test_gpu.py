@@ -53,12 +53,17 @@ def test_answers_whatever_was_cached(tiny_engine: Callable[..., Engine]) -> None
     assert sum(result.reused_tokens for result in results) > 0
     again = engine.generate(Request(PROMPTS[1], expert="late", max_tokens=8))[0]
     assert again.resumed_tokens > 0
-    assert again.token_ids == tiny_engine().generate(Request(PROMPTS[1], expert="late", max_tokens=8))[0].token_ids
+    assert (
+        again.token_ids
+        == tiny_engine().generate(Request(PROMPTS[1], expert="late", max_tokens=8))[0].token_ids
+    )
 
 
 def test_samples_and_log_probabilities(tiny_engine: Callable[..., Engine]) -> None:
     options = {"sampling": Sampling(temperature=0.8, seed=3), "logprobs": 2}
-    here, there = (tiny_engine(device=d).generate(requests(lambda i: "a", **options)) for d in ("cpu", "cuda"))
+    here, there = (
+        tiny_engine(device=d).generate(requests(lambda i: "a", **options)) for d in ("cpu", "cuda")
+    )
     for left, right in zip(here, there, strict=True):
         assert left.token_ids == right.token_ids
         assert left.logprobs is not None and right.logprobs is not None
@@ -74,7 +79,9 @@ def test_pooled_states(tiny_engine: Callable[..., Engine]) -> None:
 @pytest.mark.parametrize("scope", ["always", "after_prompt"])
 @pytest.mark.parametrize("support", ["full", "leading:R/2"])
 @pytest.mark.parametrize("task", [LETTERS, TEXTS], ids=["labels", "texts"])
-def test_gradients(task: Task, support: str, scope: str, tiny_model: Callable[..., Path], monkeypatch) -> None:
+def test_gradients(
+    task: Task, support: str, scope: str, tiny_model: Callable[..., Path], monkeypatch
+) -> None:
     recipe = Recipe(support=support, scope=scope, draws=4)
     monkeypatch.setattr(objective, "CHUNK", 5)
     gradients = []
@@ -95,7 +102,9 @@ def _disturb(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("adapter", ["svf", "lora"])
-def test_a_training_from_the_command_line(adapter: str, tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_training_from_the_command_line(
+    adapter: str, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
     lines = [json.dumps({"labels": ["a", "b"]})]
     lines += [json.dumps({"prompt": f"{'xy'[i % 2]}{i}", "answer": "ab"[i % 2]}) for i in range(40)]
     (tmp_path / "letters.jsonl").write_text("\n".join(lines), "utf-8")
