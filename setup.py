@@ -30,6 +30,8 @@ def extension() -> CppExtension:
     # No -march: every instruction set has a file of its own and is chosen at run time.
     # Contraction would let the compiler round a sum once in one tile and twice in another.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+    # By its file: a toolchain that has only the archive would link a second C++ runtime beside torch's.
+    link = ["-fopenmp", "-l:libstdc++.so.6"]
     # Named here, or torch would add those of the build machine. PTX for what comes after sm_90.
     nvcc = ["-O3", "-std=c++20", *(f"-gencode=arch=compute_{a},code={c}" for a, c in CUDA_CODE)]
     if with_cuda:
@@ -39,7 +41,7 @@ def extension() -> CppExtension:
             depends=headers,
             include_dirs=[str(ROOT / "csrc")],
             extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-            extra_link_args=["-fopenmp"],
+            extra_link_args=link,
         )
     return CppExtension(
         "zweave.kernels._C",
@@ -47,7 +49,7 @@ def extension() -> CppExtension:
         depends=headers,
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=cxx,
-        extra_link_args=["-fopenmp"],
+        extra_link_args=link,
     )
 
 

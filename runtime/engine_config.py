@@ -14,8 +14,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """dtype: "bfloat16" or "float32", of weights, activations and cache.
-    device: "cpu", or a CUDA device, where so far only the SVF products have kernels of their own and the
-        rest runs in PyTorch.
+    device: "cpu", or a CUDA device, where so far only the products have kernels of their own and the rest
+        runs in PyTorch.
     slots: how many experts and mixtures are resident at once, besides the base.
     max_sequences: how many requests one step may work on.
     max_batch_tokens: how many tokens one step computes; longer prompts take several steps.

@@ -222,6 +222,8 @@ def _with_quantised_factors(
 def test_a_gpu_agrees_with_the_cpu(name, dtype, tolerance) -> None:
     op = getattr(torch.ops.zweave, name).default
     for arguments in op_arguments(name, dtype, lambda weight: weight):
+        if len(arguments) > 8 and dtype != torch.float32:
+            continue  # tests/test_triton.py rounds between the products as the kernel does
         here = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
         there = [a.cuda() if isinstance(a, Tensor) else a for a in here]
         # Quantised factors: a CPU rounds the tokens too (docs/kernels/svf_delta_linear.md).
