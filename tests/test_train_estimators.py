@@ -33,6 +33,28 @@ def test_label_loss_estimates_the_exact_gradient(
     torch.testing.assert_close(estimate, gradient, rtol=0.0, atol=0.01)
 
 
+def test_a_label_that_is_lost_keeps_a_gradient_by_the_balance() -> None:
+    # Prompt 1 is of label 1, which the policy never says; without the balance hardly anything tells it.
+    logits = torch.tensor([[30.0, 0.0], [29.0, 0.0], [30.0, 1.0]], requires_grad=True)
+    arguments = (torch.tensor([0, 1]), torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]]))
+    found = {}
+    for balance in (0.0, 0.5):
+        loss = estimators.label_loss(
+            logits,
+            *arguments,
+            draws=64,
+            entropy=0.0,
+            mass=0.0,
+            balance=balance,
+            generator=torch.Generator().manual_seed(0),
+        )
+        (found[balance],) = torch.autograd.grad(loss, logits)
+    assert found[0.0].abs().max() < 1e-9
+    # Each label has half of the weight, which goes to its prompts by the share that each has of it.
+    share = (logits.detach()[:, 1] - logits.detach()[:, 0]).softmax(0)
+    torch.testing.assert_close(found[0.5][:, 1], -0.25 * share, atol=1e-6, rtol=0.0)
+
+
 def test_leave_one_out_compares_with_the_other_draws() -> None:
     advantage = estimators.leave_one_out(torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
     torch.testing.assert_close(advantage, torch.tensor([[2.0, -1.0, -1.0], [0.0, 0.0, 0.0]]))

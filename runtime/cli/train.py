@@ -71,6 +71,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--mass", type=float, help="weight of the bonus on the labels' share of the vocabulary"
     )
+    group.add_argument("--balance", type=float, help="weight of the bonus on each label's share in the batch")
     group.add_argument("--kl", type=float, help="weight of the KL divergence to the base (plain)")
     group.add_argument("--validate-every", type=positive_whole, metavar="N", help="steps between validations")
     group.add_argument("--validation", type=positive_whole, metavar="N", help="samples of a validation")

@@ -1,5 +1,7 @@
 """Gradient estimators: for answers from a fixed list, and what makes rewards of drawn answers into advantages."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,14 +27,17 @@ def label_loss(
     draws: int,
     entropy: float,
     mass: float,
+    balance: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Loss whose gradient estimates that of -(E[reward] + entropy * H + mass * log sum p(label)).
+    """Loss whose gradient estimates that of -(E[reward] + entropy * H + mass * log sum p(label) + balance * S).
 
     Policy, reward and entropy H are over the labels alone: a small model hardly ever says one unprompted, and
     would learn nothing. The last term makes it say them: without it another word stays above the right label.
     Half of the actions are drawn from the policy and half uniformly, weighted by their importance: a policy
-    that has collapsed onto one label still hears of the others.
+    that has collapsed onto one label still hears of the others. A label that no prompt gets any more it hears of in
+    vain, since all of its gradient shrinks with its probability: S, the mean over the labels of the log of their share
+    in the batch, has one that does not. It wants a batch that holds every label equally, and is greatest there.
 
     logits: [B, vocabulary], float32
     labels: [K], int64, token ids
@@ -52,4 +57,5 @@ def label_loss(
     score = (advantage * log_policy.gather(-1, action)).mean()
     entropy_bonus = -(policy * log_policy).sum(-1).mean()
     log_mass = (label_logits.logsumexp(-1) - logits.logsumexp(-1)).mean()
-    return -(score + entropy * entropy_bonus + mass * log_mass)
+    log_share = log_policy.logsumexp(0).mean() - math.log(len(logits))
+    return -(score + entropy * entropy_bonus + mass * log_mass + balance * log_share)

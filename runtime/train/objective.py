@@ -69,6 +69,7 @@ def _labels(
         draws=recipe.draws,
         entropy=recipe.entropy_at(step),
         mass=recipe.mass,
+        balance=recipe.balance,
         generator=generator,
     )
     with torch.no_grad():
