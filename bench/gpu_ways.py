@@ -110,7 +110,7 @@ def delta_decode(o: Operands) -> At:
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E, first=1)
         return make_provider(
-            o, "delta decode", weights, lambda w: svf_delta_linear_decode(x, *w, o.delta, slot),
+            o, "delta decode", weights, lambda w: svf_delta_linear_decode(x, w[0], w[1], w[2], o.delta, slot),
             lambda: o.delta_truth(E)[:T], elements=M * N + K * (M + N), activations=M + N + 2 * K,
             extra_bytes=4 * E * K, T=T, E=E, K=K, bound=1 + K * (M + N) / (M * N),
         )  # fmt: skip
