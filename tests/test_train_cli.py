@@ -197,15 +197,21 @@ def test_missing_transformers_is_named(directory: Path, monkeypatch: pytest.Monk
         load_model(Checkpoint(directory), None)
 
 
+KINDS = [
+    ("", "full", "always"),
+    ("-leading", "leading:R/8", "always"),
+    ("-after-prompt", "full", "after_prompt"),
+]
+LEAST = {"sst2": 0.86, "trec": 0.86, "addition": 0.82}
+
+
 @pytest.mark.parametrize(
-    ("kind", "support", "scope"),
+    ("task", "least", "kind", "support", "scope"),
     [
-        ("", "full", "always"),
-        ("-leading", "leading:R/8", "always"),
-        ("-after-prompt", "full", "after_prompt"),
+        *((task, least, *kind) for task, least in LEAST.items() for kind in KINDS),
+        ("domains", 0.95, *KINDS[0]),
     ],
 )
-@pytest.mark.parametrize(("task", "least"), [("sst2", 0.86), ("trec", 0.86), ("addition", 0.82)])
 def test_bundled_experts_are_small_and_say_how_they_were_made_and_how_good_they_are(
     task: str, least: float, kind: str, support: str, scope: str
 ) -> None:
