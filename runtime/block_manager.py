@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from zweave.kv_cache import KVCache
 from zweave.layer_states import LayerStates
 from zweave.lower_layers import LowerLayers, LowerMatch
+from zweave.pooling import Sum, running_sums
 from zweave.prefix_tree import SYMBOL, Match, Node, PrefixTree
 from zweave.sequence import Sequence
 from zweave.symbols import Symbols
@@ -89,7 +90,7 @@ class BlockManager:
     def match(self, sequence: Sequence, layers: Seq[int] = ()) -> Found:
         """What the tree has of a sequence, its last token excepted: that one's logits, or state, are wanted.
 
-        While states are read only whole blocks that know the sum up to their end will do.
+        While states are read only blocks that know their sum will do.
         layers: those at which a sequence may be resumed.
         """
         nothing = Match([], None, 0)
@@ -102,8 +103,16 @@ class BlockManager:
         if pooling is None:
             lower = self._lower.match(sequence, whole, layers) if layers else None
             return self._fitting(sequence, whole, lower)
-        known = max((i for i, node in enumerate(whole.nodes, 1) if pooling.layer in node.sums), default=0)
-        return Found(Match(whole.nodes[:known], None, known * self.block_size))
+        return Found(self._summed(whole, pooling.layer))
+
+    def _summed(self, whole: Match, layer: int) -> Match:
+        """As far as the sum of the states that enter a layer is known, or can be made of states that are."""
+        known = max((i for i, node in enumerate(whole.nodes, 1) if layer in node.sums), default=0)
+        tokens = known * self.block_size
+        source = whole.source if known == len(whole.nodes) else None
+        if source is not None and len(source.states.get(layer, ())) >= whole.tokens - tokens:
+            return whole
+        return Match(whole.nodes[:known], None, tokens)
 
     def _whole(self, sequence: Sequence) -> Match:
         return self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
@@ -147,14 +156,22 @@ class BlockManager:
         if found.lower is not None:
             self._copy_lower(sequence, found.lower)
         if sequence.pooling is not None:
-            last = found.nodes[-1].sums[sequence.pooling.layer] if found.nodes else None
-            sequence.pooling.restart(sequence.position, last)
+            sequence.pooling.restart(sequence.position, self._sum(found, sequence.pooling.layer))
         resumed = len(sequence.below.states) if sequence.below else 0
         self.tokens_looked_up += len(sequence.tokens)
         self.tokens_reused += whole.tokens
         self.tokens_resumed += resumed
         if sequence.reused is None:
             sequence.reused, sequence.resumed = whole.tokens, resumed
+
+    def _sum(self, found: Found, layer: int) -> Sum | None:
+        """Of the states that enter a layer, of all positions found; None for none."""
+        total = found.nodes[-1].sums[layer] if found.nodes else None
+        source = found.whole.source
+        if source is None:
+            return total
+        states = source.states[layer][: found.whole.tokens - len(found.whole.nodes) * self.block_size]
+        return running_sums(total, states)[-1].copy()
 
     def _keep_copied(self, sequence: Sequence, source: Node, tokens: int) -> None:
         """Has the copy of a block know the states that the block knows, if it knows all that were copied."""

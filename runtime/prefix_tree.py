@@ -33,7 +33,8 @@ class Node:
         whose key is whole have children.
     holders: how many sequences read or write the block; it is evicted only when there are none.
     sums: of the states of all positions up to the block's end, by the layer that they enter (pooling.py).
-    states: those of the first of its positions [positions, hidden], by the layer that they enter (lower_layers.py).
+    states: those of the first of its positions [positions, hidden], by the layer that they enter: of those that may go
+        on there (lower_layers.py), or be summed up (block_manager.py).
     """
 
     __slots__ = ("block", "children", "holders", "key", "keys", "parent", "released", "states", "sums")

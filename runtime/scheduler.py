@@ -108,14 +108,15 @@ class Scheduler:
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
-        """With the layers noted at which experts begin and the tokens' states are the base's yet."""
+        """With the layers noted at which experts begin, or a first pass reads, and the tokens are the base's yet."""
         chunk = Chunk(sequence, start, stop - start)
         if not self._blocks.shares or start >= sequence.prompt_tokens:
             return chunk
-        ends = sequence.ends_at
+        ends, pooling = sequence.ends_at, sequence.pooling
+        wanted = {*self._bank.first_layers} | ({pooling.layer} if pooling is not None else set())
         keeps = tuple(
             layer
-            for layer in self._bank.first_layers
+            for layer in sorted(wanted)
             if chunk.enters < layer and (ends is None or layer < ends) and start < sequence.base_until(layer)
         )
         return replace(chunk, keeps=keeps)

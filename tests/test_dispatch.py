@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 import pytest
 import torch
@@ -226,10 +227,16 @@ def test_the_state_is_the_mean_that_the_engine_gives(make_engine: TinyEngine) ->
     dispatcher = Kept(classifier(2), Routes(AFTER))
     engine = make_engine(max_batch_tokens=10, max_sequences=4)
     texts = ["the same beginning, and then " + tail for tail in ("this", "that", "this", "something else")]
-    for text in texts:
-        engine.generate(Request(messages=chat(text), expert="auto", dispatcher=dispatcher, max_tokens=3))
-    assert engine.stats().tokens_reused > 3 * len("the same beginn")
     prompts = [engine.tokenizer.chat(chat(text)) for text in texts]
+    for i, text in enumerate(texts):
+        request = Request(messages=chat(text), expert="auto", dispatcher=dispatcher, max_tokens=3)
+        reused = engine.generate(request)[0].reused_tokens
+        # All that it has in common with one before, whole blocks or not.
+        pairs = [zip(prompts[i], other, strict=False) for other in prompts[:i]]
+        shared = max(
+            [len(list(takewhile(lambda pair: pair[0] == pair[1], both))) for both in pairs], default=0
+        )
+        assert reused == min(shared, engine.tokenizer.after_prompt_start(prompts[i]) - 1)
     cut = [tokens[: engine.tokenizer.after_prompt_start(tokens)] for tokens in prompts]
     expected = make_engine(prefix_cache=False).pooled_states(cut, [2])[0]
     assert torch.equal(torch.stack(dispatcher.seen), expected)
