@@ -10,7 +10,16 @@ from torch.nn import functional as F
 from zweave.bench.grouped_lora import Groups, grouped_lora
 from zweave.bench.harness import Provider
 from zweave.bench.linear_case import Operands
-from zweave.bench.linear_ways import At, delta, dense, f_linear, factored, make_provider
+from zweave.bench.linear_ways import (
+    At,
+    delta,
+    delta_way,
+    dense,
+    dense_way,
+    f_linear,
+    factored,
+    make_provider,
+)
 from zweave.kernels.cuda_decode import is_built, linear_decode, svf_delta_linear_decode, svf_linear_decode
 
 
@@ -80,17 +89,7 @@ def _require_build() -> None:
 def dense_decode(o: Operands) -> At:
     """The plain linear of csrc/cuda."""
     _require_build()
-    weights = o.rotated(o.w.clone, o.w.nbytes)
-    M, N = o.shape.M, o.shape.N
-
-    def at(T: int, E: int) -> Provider:
-        x = o.x[:T]
-        return make_provider(
-            o, "dense decode", weights, lambda w: linear_decode(x, w), lambda: o.dense_truth[:T],
-            elements=M * N, activations=M + N, T=T, E=None, bound=1.0,
-        )  # fmt: skip
-
-    return at
+    return dense_way(o, "dense decode", o.rotated(o.w.clone, o.w.nbytes), linear_decode)
 
 
 def factored_decode(o: Operands) -> At:
@@ -103,19 +102,7 @@ def factored_decode(o: Operands) -> At:
 def delta_decode(o: Operands) -> At:
     """The delta linear of csrc/cuda, over the leading R/8 components."""
     _require_build()
-    M, N, K = o.shape.M, o.shape.N, o.kept
-    vt, u = o.vt[:K].contiguous(), o.u[:, :K].contiguous()
-    weights = o.rotated(lambda: (o.w.clone(), vt.clone(), u.clone()), o.w.nbytes + vt.nbytes + u.nbytes)
-
-    def at(T: int, E: int) -> Provider:
-        x, slot = o.x[:T], o.slot(T, E, first=1)
-        return make_provider(
-            o, "delta decode", weights, lambda w: svf_delta_linear_decode(x, w[0], w[1], w[2], o.delta, slot),
-            lambda: o.delta_truth(E)[:T], elements=M * N + K * (M + N), activations=M + N + 2 * K,
-            extra_bytes=4 * E * K, T=T, E=E, K=K, bound=1 + K * (M + N) / (M * N),
-        )  # fmt: skip
-
-    return at
+    return delta_way(o, "delta decode", Tensor.clone, svf_delta_linear_decode)
 
 
 def triton_lora(rank: int) -> Callable[[Operands], At]:

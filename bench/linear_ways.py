@@ -52,15 +52,17 @@ def make_provider(
 
 def dense(o: Operands) -> At:
     """Our own dense linear on packed weights."""
-    return _dense(o, "dense", o.rotated(lambda: pack(o.w), o.w.nbytes), linear)
+    return dense_way(o, "dense", o.rotated(lambda: pack(o.w), o.w.nbytes), linear)
 
 
 def f_linear(o: Operands) -> At:
     """PyTorch's dense linear."""
-    return _dense(o, "F.linear", o.rotated(o.w.clone, o.w.nbytes), F.linear)
+    return dense_way(o, "F.linear", o.rotated(o.w.clone, o.w.nbytes), F.linear)
 
 
-def _dense(o: Operands, name: str, weights: Sequence[Any], function: Callable[[Tensor, Any], Tensor]) -> At:
+def dense_way(
+    o: Operands, name: str, weights: Sequence[Any], function: Callable[[Tensor, Any], Tensor]
+) -> At:
     M, N = o.shape.M, o.shape.N
 
     def at(T: int, E: int) -> Provider:
@@ -91,15 +93,20 @@ def factored(o: Operands) -> At:
 
 def delta(o: Operands) -> At:
     """W x + U (delta * (V^T x)) over the leading R/8 components."""
+    return delta_way(o, "delta", pack, svf_delta_linear)
+
+
+def delta_way(o: Operands, name: str, kept: Callable[[Tensor], Any], function: Callable[..., Tensor]) -> At:
+    """kept: a copy of a matrix as the function takes it."""
     M, N, K = o.shape.M, o.shape.N, o.kept
     vt, u = o.vt[:K].contiguous(), o.u[:, :K].contiguous()
     size = o.w.nbytes + vt.nbytes + u.nbytes
-    weights = o.rotated(lambda: (pack(o.w), pack(vt), pack(u)), size)
+    weights = o.rotated(lambda: (kept(o.w), kept(vt), kept(u)), size)
 
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E, first=1)
         return make_provider(
-            o, "delta", weights, lambda w: svf_delta_linear(x, w[0], w[1], w[2], o.delta, slot),
+            o, name, weights, lambda w: function(x, w[0], w[1], w[2], o.delta, slot),
             lambda: o.delta_truth(E)[:T], elements=M * N + K * (M + N), activations=M + N + 2 * K,
             extra_bytes=4 * E * K, T=T, E=E, K=K, bound=1 + K * (M + N) / (M * N),
         )  # fmt: skip
