@@ -18,7 +18,7 @@ from zweave.bench.harness import Outcome, Provider, measure, ratio
 from zweave.bench.options import add_pace, pace
 from zweave.bench.report import Column, Report, Row
 from zweave.bench.stage import Stage
-from zweave.bundled import DEFAULT_MODEL, bundled_experts
+from zweave.bundled import DEFAULT_MODEL, bundled_expert, bundled_experts
 from zweave.cli.arguments import positive_whole
 from zweave.cli.engine_options import EXPERT_HELP, load_named
 from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
@@ -48,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
     parser.add_argument(
-        "--experts", nargs="+", default=list(bundled_experts()), metavar="NAME", help=EXPERT_HELP
+        "--experts",
+        nargs="+",
+        metavar="NAME",
+        help=f"{EXPERT_HELP} (those that come with zweave and act always)",
     )
     for name, value, what in (
         ("shots", 16, "samples"),
@@ -64,20 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     data = data_folder(args)
+    names = args.experts or [n for n in bundled_experts() if Expert.load(bundled_expert(n)).scope == "always"]
     shots: list[tuple[Task, list[Sample]]] = []
     for task in map(resolve_task, args.tasks):
         train = task.samples("train", data)
         shots.append((task, list(islice(balanced(train, task.labels, 0), min(args.shots, len(train))))))
     stage = Stage(args.model, args.dtype)
     engine = Engine(stage.checkpoint.directory, dtype=args.dtype)
-    population = Population(_experts(engine, args.experts), args.population, stage.config.num_layers)
+    population = Population(_experts(engine, names), args.population, stage.config.num_layers)
     ways = _ways(stage, engine, population)
     rows: list[Row] = []
     for task, some in shots:
         case = Case(stage, engine, population, task, some, min(args.rebuilt, population.size))
         outcomes = measure([case.provider(*way) for way in ways.items()], pace(args, warmup=0))
         rows += case.rows(outcomes)
-    title = f"{args.population} mixtures of {len(args.experts)} experts on {args.shots} shots, {args.dtype}"
+    title = f"{args.population} mixtures of {len(names)} experts on {args.shots} shots, {args.dtype}"
     return Report("few-shot", title, COLUMNS, rows, sections=("task",))
 
 

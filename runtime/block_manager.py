@@ -90,24 +90,36 @@ class BlockManager:
     def match(self, sequence: Sequence, layers: Seq[int] = ()) -> Found:
         """What the tree has of a sequence, its last token excepted: that one's logits, or state, are wanted.
 
-        While states are read only blocks that know their sum will do.
+        While states are read only blocks that know them will do.
         layers: those at which a sequence may be resumed.
         """
         nothing = Match([], None, 0)
         if not self._share:
             return Found(nothing)
-        if sequence.ends_at is not None:
+        pooling = sequence.pooling
+        if pooling is not None and not pooling.spared:
             return self._fitting(sequence, nothing, self._resumed_reading(sequence, layers))
         whole = self._whole(sequence)
-        pooling = sequence.pooling
         if pooling is None:
             lower = self._lower.match(sequence, whole, layers) if layers else None
             return self._fitting(sequence, whole, lower)
         return Found(self._summed(whole, pooling.layer))
 
+    def _num_summed(self, nodes: Seq[Node], layer: int) -> int:
+        """How many of the first nodes know the states that enter a layer; the sums up to their ends are noted."""
+        total: Sum | None = None
+        for index, node in enumerate(nodes):
+            if layer not in node.sums:
+                states = node.states.get(layer, ())
+                if len(states) < self.block_size:
+                    return index
+                node.sums[layer] = running_sums(total, states)[-1].copy()
+            total = node.sums[layer]
+        return len(nodes)
+
     def _summed(self, whole: Match, layer: int) -> Match:
-        """As far as the sum of the states that enter a layer is known, or can be made of states that are."""
-        known = max((i for i, node in enumerate(whole.nodes, 1) if layer in node.sums), default=0)
+        """As far as the states that enter a layer are known."""
+        known = self._num_summed(whole.nodes, layer)
         tokens = known * self.block_size
         source = whole.source if known == len(whole.nodes) else None
         if source is not None and len(source.states.get(layer, ())) >= whole.tokens - tokens:
@@ -118,15 +130,14 @@ class BlockManager:
         return self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
 
     def _resumed_reading(self, sequence: Sequence, layers: Seq[int]) -> LowerMatch | None:
-        """For a first pass that ends at a layer: whole blocks that know their states there, and the sum."""
+        """For a first pass that ends at a layer: whole blocks that know their states there and at the one read."""
         pooling, ends = sequence.pooling, sequence.ends_at
         if pooling is None or ends is None or ends not in layers:
             return None
         found = self._lower.match(sequence, Match([], None, 0), [ends])
         known = min(found.tokens, sequence.target - 1) if found and not found.first else 0
         nodes = found.nodes[: known // self.block_size] if found else []
-        while nodes and pooling.layer not in nodes[-1].sums:
-            nodes.pop()
+        nodes = nodes[: self._num_summed(nodes, pooling.layer)]
         return LowerMatch(ends, 0, nodes, len(nodes) * self.block_size) if nodes else None
 
     def _fitting(self, sequence: Sequence, whole: Match, lower: LowerMatch | None) -> Found:
@@ -196,15 +207,17 @@ class BlockManager:
         """Has blocks that the tree has whole take the place of those that the sequence computed in part."""
         if not self._share or sequence.below is None or sequence.nodes:
             return
-        whole = self._whole(sequence)
-        count = len(whole.nodes)
-        self._tree.hold(whole.nodes)
-        self._cache.release(sequence.blocks[:count])
-        sequence.nodes = list(whole.nodes)
-        sequence.blocks[:count] = [node.block for node in whole.nodes]
-        sequence.computed = sequence.committed = sequence.reused = count * self.block_size
-        sequence.below = sequence.below.since(sequence.computed)
-        self.tokens_reused += sequence.computed
+        nodes = self._whole(sequence).nodes
+        before, after = sequence.computed, len(nodes) * self.block_size
+        if after <= before:
+            return
+        self._tree.hold(nodes)
+        self._cache.release(sequence.blocks[: len(nodes)])
+        sequence.nodes = list(nodes)
+        sequence.blocks[: len(nodes)] = [node.block for node in nodes]
+        sequence.computed = sequence.committed = sequence.reused = after
+        sequence.below = sequence.below.since(after)
+        self.tokens_reused += after - before
 
     def allocate(self, count: int) -> list[int]:
         """Takes fresh blocks; the caller has made sure that there are as many."""
@@ -240,7 +253,7 @@ class BlockManager:
         """Takes a sequence's blocks away; what is computed stays in the tree until its blocks are wanted."""
         self.commit(sequence)
         if sequence.ends_at is not None and sequence.below is not None:
-            self.tokens_computed += sequence.below.stop - sequence.resumed
+            self.tokens_computed += sequence.below.stop - sequence.computed - sequence.resumed
         if self._keeps(sequence) and sequence.computed:
             self._close(sequence)
             self._insert_end(sequence)
@@ -282,10 +295,6 @@ class BlockManager:
         if node.block != sequence.blocks[index]:
             self._cache.release([sequence.blocks[index]])
             sequence.blocks[index] = node.block
-        if sequence.pooling is not None:
-            known = sequence.pooling.mark(stop)
-            if known is not None:
-                node.sums[sequence.pooling.layer] = known
         for layer, kept in sequence.kept.items():
             states = kept.between(index * self.block_size, stop)
             if len(states) > len(node.states.get(layer, ())):

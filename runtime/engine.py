@@ -201,23 +201,36 @@ class Engine:
 
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
-        start = time.perf_counter()
+        chunks = self._schedule()
+        early = [chunk for chunk in chunks if self._first_passes.is_early(chunk.sequence)]
+        if early:
+            # A few layers of these, and their second passes are in this step.
+            self._compute(early)
+            chunks = self._schedule()
+        if chunks:
+            self._compute(chunks)
+        elif not self._undelivered:
+            self._first_passes.wait(_PATIENCE)
+        deltas, self._undelivered = self._undelivered, []
+        return deltas
+
+    def _schedule(self) -> list[Chunk]:
+        """What is to be computed next, after what became known since the last call."""
         for sequence, reason in self._first_passes.advance():
             self._finish(sequence, "", [], "error", reason)
         chunks, failed = self._scheduler.schedule()
         for sequence, reason in failed:
             self._finish(sequence, "", [], "error", reason)
-        if chunks:
-            chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.way_key(c.sequence.slot or 0)))
-            batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
-            spans = self._spans(chunks) if self.observer is not None else []
-            self._advance(chunks, *self.model.read(self._planned(batch)))
-            if self.observer is not None:
-                self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
-        elif not self._undelivered:
-            self._first_passes.wait(_PATIENCE)
-        deltas, self._undelivered = self._undelivered, []
-        return deltas
+        return chunks
+
+    def _compute(self, chunks: list[Chunk]) -> None:
+        start = time.perf_counter()
+        chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.way_key(c.sequence.slot or 0)))
+        batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+        spans = self._spans(chunks) if self.observer is not None else []
+        self._advance(chunks, *self.model.read(self._planned(batch)))
+        if self.observer is not None:
+            self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
 
     def _spans(self, chunks: list[Chunk]) -> list[Span]:
         return [Span.of(chunk, self._first_passes.reads(chunk.sequence)) for chunk in chunks]
@@ -258,7 +271,7 @@ class Engine:
     def _read_on(self, chunk: Chunk, pooling: Pooling, read: dict[int, Tensor]) -> None:
         """Takes the states of a first pass's tokens."""
         sequence = chunk.sequence
-        pooling.add(chunk.start, read[pooling.layer], self._cache.block_size)
+        pooling.add(chunk.start, read[pooling.layer])
         if pooling.ends is None:
             sequence.advance(chunk.count)
         else:

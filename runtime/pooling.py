@@ -1,8 +1,7 @@
 """The mean hidden state of a prompt, read while it is computed: the same bits however the prompt is cut.
 
-Sums run from token to token in float64, one after the other, so that they do not depend on where a chunk ends.
-What is summed up to the end of a block is kept with it in the prefix tree: a prompt whose beginning is found there
-goes on with that sum.
+Sums run from token to token in float64, one after the other, so that they do not depend on where a chunk ends. A prompt
+whose beginning is found in the prefix tree goes on with the sum of the states that are kept there.
 """
 
 from typing import TypeAlias
@@ -31,16 +30,17 @@ class Pooling:
 
     ends: the layer, `layer` or one above it, up to which the tokens are computed; the answer goes on from there if
         its mixture adapts none below. None computes them whole.
+    spared: the base's keys and values of these tokens, in all layers, are the answer's, too, by what can be chosen.
     tokens: how many are summed up.
     """
 
-    def __init__(self, layer: int, stop: int, ends: int | None) -> None:
+    def __init__(self, layer: int, stop: int, ends: int | None, spared: bool) -> None:
         self.layer = layer
         self.stop = stop
         self.ends = ends
+        self.spared = spared
         self.tokens = 0
         self._sum: Sum | None = None
-        self._marks: dict[int, Sum] = {}
 
     @property
     def done(self) -> bool:
@@ -49,20 +49,12 @@ class Pooling:
     def restart(self, tokens: int, total: Sum | None) -> None:
         """Goes on after `tokens` whose states add up to `total`."""
         self.tokens, self._sum = tokens, total
-        self._marks.clear()
 
-    def add(self, start: int, states: Tensor, block_size: int) -> None:
+    def add(self, start: int, states: Tensor) -> None:
         """Takes the states [tokens, hidden] of the tokens from `start` on, unless it has them already."""
         if start != self.tokens:
             return
-        sums = running_sums(self._sum, states)
-        for end in range(start // block_size * block_size + block_size, start + len(sums) + 1, block_size):
-            self._marks[end] = sums[end - start - 1].copy()
-        self._sum, self.tokens = sums[-1].copy(), start + len(sums)
-
-    def mark(self, tokens: int) -> Sum | None:
-        """Gives away the sum up to the end of a block, once."""
-        return self._marks.pop(tokens, None)
+        self._sum, self.tokens = running_sums(self._sum, states)[-1].copy(), start + len(states)
 
     def mean(self) -> Tensor:
         """[hidden] float32."""

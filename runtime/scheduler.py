@@ -43,11 +43,11 @@ class Scheduler:
         else:
             self._waiting.append(sequence)
 
-    def bind(self, sequence: Sequence, mixture: BoundMixture, adapted_from: int) -> None:
-        """Gives a sequence the mixture that its first pass chose.
+    def bind(self, sequence: Sequence, mixture: BoundMixture, adapted_from: int) -> bool:
+        """Gives a sequence the mixture that its first pass chose; whether it goes on where it is.
 
-        What it has computed goes on where it is, if the mixture computes the same and has a slot at once. Else it
-        waits again, and finds in the cache what it can keep.
+        It does if the mixture computes the same as what was computed and has a slot at once. Else it waits again, and
+        finds in the cache what it can keep.
         """
         is_running = sequence in self._running
         goes_on = is_running and sequence.can_keep(mixture, adapted_from)
@@ -68,6 +68,7 @@ class Scheduler:
             self._blocks.adopt(sequence)
         else:
             self.add(sequence)
+        return goes_on
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
@@ -212,10 +213,10 @@ def _is_prefilling(sequence: Sequence) -> bool:
 
 def _can_give(leader: Sequence, sequence: Sequence) -> bool:
     """Whether the blocks of the one will be of use to the other."""
-    if leader.ends_at is not None or sequence.ends_at is not None:
-        return False
     one, other = leader.pooling, sequence.pooling
-    return other is None or (one is not None and one.layer == other.layer)
+    if not all(pooling is None or pooling.spared for pooling in (one, other)):
+        return False
+    return other is None or other.layer in leader.kept or (one is not None and one.layer == other.layer)
 
 
 def _arrival(sequence: Sequence) -> int:

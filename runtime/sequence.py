@@ -83,7 +83,8 @@ class Sequence:
         """Whether what a first pass computes of the prompt is what another mixture computes, too."""
         is_base = not mixture.parts or self.target <= adapted_from
         if self.ends_at is not None:
-            return is_base or mixture.first_layer >= self.ends_at
+            # What was found whole is the base's in all layers.
+            return is_base or (mixture.first_layer >= self.ends_at and not self.computed)
         # The last token's logits are wanted yet.
         return is_base and self.target < len(self.tokens)
 
@@ -95,7 +96,7 @@ class Sequence:
         self.pooling = None
         self.symbols.clear()
         if self.below is not None:
-            self.kept[self.below.layer] = self.below
+            self.keep(self.below.layer, self.below.start, self.below.states)
 
     @property
     def generated(self) -> list[int]:

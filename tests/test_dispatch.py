@@ -178,6 +178,26 @@ def test_hidden_and_after_the_prompt_computes_no_token_twice(make_engine: TinyEn
     assert all(result.reused_tokens <= len("<>user\n") for result in results)
 
 
+@pytest.mark.parametrize("experts", [AFTER, LATE], ids=["after the prompt", "first layer 1"])
+def test_hidden_takes_as_many_steps_as_an_oracle(make_engine: TinyEngine, experts: dict) -> None:
+    requests = [
+        Request(messages=chat(f"{word} and so on"), expert="auto", dispatcher=hidden(experts), max_tokens=3)
+        for word in ("one", "other", "a third")
+    ]
+
+    def steps(requests: Sequence[Request]) -> tuple[int, list[Result]]:
+        engine, count = make_engine(prefix_cache=False), 0
+        results = {}
+        ids = [engine.add(request) for request in requests]
+        while engine.has_work:
+            results |= {delta.request_id: delta.result for delta in engine.step()}
+            count += 1
+        return count, [results[i] for i in ids]
+
+    count, results = steps(requests)
+    assert count == steps(told(results, requests))[0]
+
+
 def watch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int | None]]:
     """Which layers were computed for how many tokens."""
     ranges: list[tuple[int, int, int | None]] = []

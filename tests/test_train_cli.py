@@ -229,7 +229,7 @@ def test_bundled_experts_are_small_and_say_how_they_were_made_and_how_good_they_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2400)  # a quarter of an hour on two cores without AVX-512
+@pytest.mark.timeout(1800)  # six minutes on two cores without AVX-512
 def test_an_expert_for_sst2_is_trained_from_scratch(
     tmp_path: Path, smollm2: Path, user_cache: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,9 +240,11 @@ def test_an_expert_for_sst2_is_trained_from_scratch(
         monkeypatch.delenv("ZWEAVE_CACHE")
     else:
         monkeypatch.setenv("ZWEAVE_CACHE", user_cache)
-    command = [sys.executable, "-m", "zweave.cli.main", "train", "sst2", "--out", str(tmp_path), "--json"]
-    done = subprocess.run([*command, "--data", data], capture_output=True, text=True, timeout=2300)
+    # The bundled one that is trained soonest: docs/experts.md.
+    options = ["--scope", "after_prompt", "--steps", "60", "--validation", "100", "--held-out", "300", "--json"]
+    command = [sys.executable, "-m", "zweave.cli.main", "train", "sst2", "--out", str(tmp_path), *options]
+    done = subprocess.run([*command, "--data", data], capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    # .880 to .888 were seen; three standard errors of 500 samples below.
-    assert record["held_out"] == 500 and record["accuracy_after"] >= 0.84 > record["accuracy_before"]
+    # .882 to .890 were seen of 500; three standard errors of 300 below.
+    assert record["held_out"] == 300 and record["accuracy_after"] >= 0.83 > record["accuracy_before"]

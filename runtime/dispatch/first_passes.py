@@ -14,7 +14,7 @@ from zweave.engine_config import EngineConfig
 from zweave.errors import ZweaveError
 from zweave.mixture import Mixture
 from zweave.pooling import Pooling
-from zweave.request import Dispatch, KVReuse, Request
+from zweave.request import Dispatch, Request
 from zweave.request_reader import RequestReader
 from zweave.scheduler import Scheduler
 from zweave.sequence import Sequence
@@ -86,6 +86,11 @@ class FirstPasses:
         """Waits so long, or less, for a dispatcher that blocks."""
         self._calls.wait(seconds)
 
+    def is_early(self, sequence: Sequence) -> bool:
+        """Whether a sequence is in a first pass that ends below the top, and whose dispatcher chooses at once."""
+        found = self._passes.get(sequence.request_id)
+        return found is not None and sequence.ends_at is not None and not _is_blocking(found.dispatcher)
+
     def reads(self, sequence: Sequence) -> bool:
         """Whether a sequence is one that reads scores."""
         found = self._passes.get(sequence.request_id)
@@ -150,13 +155,14 @@ class FirstPasses:
         elif isinstance(look, ReadState):
             if not (isinstance(look.layer, int) and 1 <= look.layer <= self._layers):
                 raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {look.layer!r}")
-            stop = max(1, found.prompt.text_end)
-            sequence.pooling = Pooling(look.layer, stop, self._ends_at(look, sequence.request.kv_reuse))
+            sequence.pooling = self._pooling(look, found)
             self._scheduler.add(sequence)
 
-    def _ends_at(self, look: ReadState, kv_reuse: KVReuse) -> int | None:
-        """The layer up to which a prompt is computed before it is known what answers it: where all candidates act on
-        the prompt, the first layer that one of them adapts, or the one that is read."""
+    def _pooling(self, look: ReadState, found: FirstPass) -> Pooling:
+        """A prompt is computed before it is known what answers it up to the layer that is read; where all candidates
+        act on the prompt, up to the first that one of them adapts, if that is higher; and whole, where they do not and
+        the dispatcher takes its time."""
+        stop = max(1, found.prompt.text_end)
         candidates = []
         for choice in look.candidates:
             try:
@@ -164,24 +170,28 @@ class FirstPasses:
             except ZweaveError:  # told if it is chosen
                 continue
             candidates += [bound] if bound.parts else []
-        spared = kv_reuse == "approximate" or any(bound.scope == "after_prompt" for bound in candidates)
-        if spared or not candidates:
-            return None
-        return max(look.layer, min(bound.first_layer for bound in candidates))
+        approximate = found.sequence.request.kv_reuse == "approximate"
+        if approximate or not candidates or any(bound.scope == "after_prompt" for bound in candidates):
+            ends = None if _is_blocking(found.dispatcher) else look.layer
+            return Pooling(look.layer, stop, ends, spared=True)
+        ends = max(look.layer, min(bound.first_layer for bound in candidates))
+        return Pooling(look.layer, stop, ends, spared=False)
 
     def _bind(self, found: FirstPass, dispatch: Dispatch) -> None:
         """Has the request answered under what was chosen; ZweaveError if there is no such expert."""
         sequence = found.sequence
         mixture = self._bank.bind(Mixture.parse(dispatch.mixture))
         adapted_from = self._reader.adapted_from(mixture, sequence.tokens, sequence.request.kv_reuse)
-        is_lost = sequence.ends_at is not None and sequence.below is None
-        if sequence.pooling is not None and (is_lost or not sequence.can_keep(mixture, adapted_from)):
-            found.tokens = sequence.pooling.tokens - (sequence.reused or 0) - sequence.resumed
-        sequence.dispatch = replace(
-            dispatch, tokens=found.tokens, seconds=time.perf_counter() - found.started
-        )
+        pooling, stays = sequence.pooling, False
+        if pooling is not None:
+            found.tokens = pooling.tokens - (sequence.reused or 0) - sequence.resumed
+            # What was computed whole is found in the cache.
+            stays = pooling.ends is None and sequence.can_keep(mixture, adapted_from)
         del self._passes[sequence.request_id]
-        self._scheduler.bind(sequence, mixture, adapted_from)
+        stays |= self._scheduler.bind(sequence, mixture, adapted_from) and pooling is not None
+        tokens = 0 if stays else found.tokens
+        seconds = time.perf_counter() - found.started
+        sequence.dispatch = replace(dispatch, tokens=tokens, seconds=seconds)
 
     def _fail(self, found: FirstPass, reason: str) -> str | None:
         """Has the base answer, or returns the reason for which the request ends."""
