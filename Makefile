@@ -1,6 +1,8 @@
 # `make demo` and `make test` put everything they need into .venv; constraints.txt holds the tested versions.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test files at once, each in a process of some GB.
+WORKERS ?= 2
 PIP := $(BIN)/pip install --constraint constraints.txt
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
@@ -11,7 +13,7 @@ demo: .venv/.installed
 
 test: .venv/.tested
 	$(BIN)/zweave pull smollm2
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: .venv/.tested
 	$(BIN)/ruff check .
