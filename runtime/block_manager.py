@@ -212,6 +212,8 @@ class BlockManager:
         if after <= before:
             return
         self._tree.hold(nodes)
+        for index, node in enumerate(nodes):
+            self._give_states(sequence, node, index * self.block_size, (index + 1) * self.block_size)
         self._cache.release(sequence.blocks[: len(nodes)])
         sequence.nodes = list(nodes)
         sequence.blocks[: len(nodes)] = [node.block for node in nodes]
@@ -295,15 +297,19 @@ class BlockManager:
         if node.block != sequence.blocks[index]:
             self._cache.release([sequence.blocks[index]])
             sequence.blocks[index] = node.block
-        for layer, kept in sequence.kept.items():
-            states = kept.between(index * self.block_size, stop)
-            if len(states) > len(node.states.get(layer, ())):
-                node.states[layer] = states
+        self._give_states(sequence, node, index * self.block_size, stop)
         if stop % self.block_size == 0:
             left = [rest for known in sequence.kept.values() if (rest := known.since(stop)) is not None]
             sequence.kept = {rest.layer: rest for rest in left}
         self._lower.note(sequence)
         sequence.nodes.append(node)
+
+    def _give_states(self, sequence: Sequence, node: Node, start: int, stop: int) -> None:
+        """Keeps with a block what its sequence knows of the states of these positions."""
+        for layer, kept in sequence.kept.items():
+            states = kept.between(start, stop)
+            if len(states) > len(node.states.get(layer, ())):
+                node.states[layer] = states
 
 
 def _last(sequence: Sequence) -> Node | None:
