@@ -11,6 +11,7 @@ import torch
 
 from zweave.bench.workload import Workload, random_expert
 from zweave.checkpoint import Checkpoint
+from zweave.expert import Expert
 
 Serve = Callable[[], list[list[int]]]
 
@@ -32,6 +33,11 @@ def _workload(job: dict[str, Any]) -> tuple[Workload, list[list[int]]]:
     return workload, workload.prompts(Checkpoint(job["model"]).config)
 
 
+def _experts(job: dict[str, Any]) -> list[Expert]:
+    config, leading = Checkpoint(job["model"]).config, 8 if job["leading"] else 1
+    return [random_expert(config, index, leading=leading) for index in range(job["experts"])]
+
+
 def _zweave(job: dict[str, Any]) -> Serve:
     from zweave.bench.served import Served
     from zweave.engine import Engine
@@ -40,8 +46,8 @@ def _zweave(job: dict[str, Any]) -> Serve:
     # Rounds repeat their prompts: with a prefix cache only the first would compute them.
     engine = Engine(job["model"], dtype=job["dtype"], prefix_cache=False)
     names = [f"expert{index}" for index in range(job["experts"])]
-    for index, name in enumerate(names):
-        engine.load_expert(name, random_expert(engine.model.config, index))
+    for name, expert in zip(names, _experts(job), strict=True):
+        engine.load_expert(name, expert)
     return Served(engine, workload, names)
 
 
@@ -58,9 +64,7 @@ def _attached(job: dict[str, Any]) -> Serve:
     from zweave.bench.peers import AttachedExperts
 
     workload, prompts = _workload(job)
-    config = Checkpoint(job["model"]).config
-    experts = [random_expert(config, index) for index in range(job["experts"])]
-    attached = AttachedExperts(Path(job["model"]), experts, getattr(torch, job["dtype"]))
+    attached = AttachedExperts(Path(job["model"]), _experts(job), getattr(torch, job["dtype"]))
     return lambda: attached(prompts, workload.new)
 
 

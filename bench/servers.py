@@ -45,14 +45,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """kind: of peer_worker. adapters: how many, each request under one of them; changed: by our experts or LoRA.
+    """kind: of peer_worker. adapters: how many, each request under one of them.
 
-    options: of vLLM.
+    changed: by our experts, "always" or "leading" (an eighth of the components), or by "lora". options: of vLLM.
     """
 
     kind: str
     adapters: int = 0
-    changed: str = "expert"
+    changed: str = "always"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,8 +70,10 @@ def _peers(many: int) -> dict[str, Peer]:
         f"vllm-lora{many}-r16": Peer("vllm", many, "lora", lora),
         "vllm-zweave1": Peer("vllm", 1, options=svf),
         f"vllm-zweave{many}": Peer("vllm", many, options=svf),
+        f"vllm-zweave{many}-leading": Peer("vllm", many, "leading", svf),
         "transformers": Peer("transformers"),
         f"transformers-zweave{many}": Peer("attached", many),
+        f"transformers-zweave{many}-leading": Peer("attached", many, "leading"),
         f"peft-lora{many}-r16": Peer("peft", many, "lora"),
     }
 
@@ -124,7 +126,7 @@ class _Adapters:
             if kind == "lora":
                 write_lora(path, self._stage.config.adapted_shapes(), index)
             else:
-                save_adapter(self._stage.expert("always", index), path)
+                save_adapter(self._stage.expert(kind, index), path)
         return path
 
 
@@ -138,6 +140,7 @@ def _provider(
         "dtype": stage.dtype,
         "threads": torch.get_num_threads(),
         "experts": peer.adapters,
+        "leading": peer.changed == "leading",
         "adapters": list(map(str, paths)),
         "options": dict(peer.options),
         "requests": workload.requests,
@@ -165,7 +168,7 @@ def _regret(
         if peer.changed == "lora":
             return lora_changes(paths[index], stage.judge.base)
         # Made anew for each peer: kept, the weights of all experts would take more memory than the peers do.
-        return stage.judge.svf(stage.expert("always", index))
+        return stage.judge.svf(stage.expert(peer.changed, index))
 
     return lambda answers: stage.mean_regret(prompts, answers, changes, max(1, peer.adapters))
 

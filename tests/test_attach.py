@@ -65,6 +65,14 @@ def attached_with(model: Any, random_expert: Callable[..., Expert]) -> tuple[Att
     return attached, experts
 
 
+def few_components(expert: Expert) -> Expert:
+    """The same, in the leading components alone."""
+    z = {
+        name: torch.cat([z[: len(z) // 8], torch.ones(len(z) - len(z) // 8)]) for name, z in expert.z.items()
+    }
+    return Expert(z, support="leading:R/8")
+
+
 def merged(model: Any, digest: str, experts: Mapping[str, Expert], choice: object) -> Any:
     """A copy of a model that is not attached, with W' = U diag(sigma * z) V^T for its weights."""
     model, decomposition = copy.deepcopy(model), Decomposition.open(digest)
@@ -97,11 +105,14 @@ def test_a_mixed_batch_equals_separately_merged_weights(architecture, random_exp
     model = build(architecture)
     plain = copy.deepcopy(model)
     attached, experts = attached_with(model, random_expert)
-    tokens = prompts(len(CHOICES))
-    with attached.use(CHOICES):
+    experts["few"] = few_components(experts["a"])
+    attached.load("few", experts["few"])
+    choices = [*CHOICES, "few"]
+    tokens = prompts(len(choices))
+    with attached.use(choices):
         found = log_probabilities(model, tokens)
         answers = model.generate(tokens, max_new_tokens=12, do_sample=False)
-    for row, choice in enumerate(CHOICES):
+    for row, choice in enumerate(choices):
         truth = merged(plain, attached.base_digest, experts, choice)
         alone = tokens[row : row + 1]
         assert (log_probabilities(truth, alone) - found[row]).abs().max() < LIMIT

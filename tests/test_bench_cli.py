@@ -123,13 +123,14 @@ def test_peers(
     status, lines, line = bench(
         capsys, "peers", "--model", model, "--dtype", "float32", "--requests", 4, "--prompt", 8, "--new", 6,
         "--experts", 2, "--rounds", 1, "--plot", tmp_path / "bars.png", "--providers",
-        "zweave2,vllm-zweave2,transformers,transformers-zweave2,peft-lora2-r16",
+        "zweave2,vllm-zweave2,transformers,transformers-zweave2,transformers-zweave2-leading,peft-lora2-r16",
     )  # fmt: skip
     assert status == 0, line["rows"]
     keys = ROW_KEYS | {"requests", "prompt", "new", "experts", "tok_s", "vs_vllm", "vs_transformers"}
     assert all(row.keys() >= keys for row in line["rows"])
     assert {row["provider"]: row["experts"] for row in line["rows"]} == {
-        "zweave2": 2, "transformers": 0, "transformers-zweave2": 2, "peft-lora2-r16": 2,
+        "zweave2": 2, "transformers": 0, "transformers-zweave2": 2, "transformers-zweave2-leading": 2,
+        "peft-lora2-r16": 2,
     }  # fmt: skip
     assert (tmp_path / "bars.png").is_file()
     left_out = [text for text in lines if text.startswith("Left out vllm-zweave2")]

@@ -241,7 +241,17 @@ def test_an_expert_for_sst2_is_trained_from_scratch(
     else:
         monkeypatch.setenv("ZWEAVE_CACHE", user_cache)
     # The bundled one that is trained soonest: docs/experts.md.
-    options = ["--scope", "after_prompt", "--steps", "60", "--validation", "100", "--held-out", "300", "--json"]
+    options = [
+        "--scope",
+        "after_prompt",
+        "--steps",
+        "60",
+        "--validation",
+        "100",
+        "--held-out",
+        "300",
+        "--json",
+    ]
     command = [sys.executable, "-m", "zweave.cli.main", "train", "sst2", "--out", str(tmp_path), *options]
     done = subprocess.run([*command, "--data", data], capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, distributed
@@ -12,6 +13,8 @@ from torch import Tensor, distributed
 from zweave.integrations.vllm.linear import Part, ServedLinear, ready
 from zweave.integrations.vllm.sharding import Shard, shard_factors
 from zweave.integrations.vllm.tokens import StepTokens, Tokens
+from zweave.integrations.ways import leading_components
+from zweave.kernels import Way
 from zweave.svd import svd
 
 N, OUTPUTS, ROWS = 40, (24, 8, 8), 3
@@ -20,12 +23,14 @@ N, OUTPUTS, ROWS = 40, (24, 8, 8), 3
 def make(
     seed: int = 0,
 ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor, Tensor]], list[list[Tensor]], Tensor]:
-    """Matrices, their factors, z of two adapters, and a bias."""
+    """Matrices, their factors, z of three adapters, the last of them of few leading components, and a bias."""
     generator = torch.Generator().manual_seed(seed)
     matrices = [torch.randn(M, N, generator=generator) for M in OUTPUTS]
     found = [svd(matrix) for matrix in matrices]
     factors = [(each.u, each.sigma, each.vt) for each in found]
-    z = [[1 + 0.3 * torch.randn(len(s), generator=generator) for _, s, _ in factors] for _ in range(2)]
+    z = [[1 + 0.3 * torch.randn(len(s), generator=generator) for _, s, _ in factors] for _ in range(3)]
+    for values in z[2]:
+        values[leading_components(len(values)) :] = 1
     return matrices, factors, z, torch.randn(sum(OUTPUTS), generator=generator)
 
 
@@ -46,8 +51,8 @@ def truth(x: Tensor, index: Sequence[int], matrices, factors, z, bias: Tensor) -
 @pytest.mark.parametrize("keeps_dense", [True, False], ids=["dense", "factors only"])
 @pytest.mark.parametrize(
     "index",
-    [[-1, 0, 1, -1, 0], [0, 1, 1], [-1, -1], [1], [-1]],
-    ids=["mixed", "experts", "base", "one", "one base"],
+    [[-1, 0, 1, -1, 2, 0], [0, 1, 1], [-1, -1], [1], [-1], [2, 2], [2, 0]],
+    ids=["mixed", "experts", "base", "one", "one base", "few components", "few components beside all"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_each_token_goes_its_own_way(
@@ -60,10 +65,11 @@ def test_each_token_goes_its_own_way(
         [Part.of(u, sigma, vt, like) for u, sigma, vt in factors],
         rows=ROWS,
     )
-    served.write(0, z[0])
-    served.write(1, z[1])
+    for row in range(3):
+        served.write(row, z[row])
+    assert list(served.ways) == [2, 2, 1, 0] if keeps_dense else [2] * 4
     x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
-    y = served(x, Tokens.of(torch.tensor(index)), bias.to(dtype))
+    y = served(x, Tokens(torch.tensor(index)), bias.to(dtype))
     expected = truth(x, index, matrices, factors, z, bias)
     if dtype == torch.float32:
         torch.testing.assert_close(y.double(), expected, **tolerance(dtype))
@@ -122,12 +128,21 @@ def test_tokens_follow_the_step_and_padding_is_the_base() -> None:
     wrapper = Wrapper()
     tokens = StepTokens.of(wrapper)
     assert StepTokens.of(wrapper) is tokens
-    assert tokens(4).slot is None
-    wrapper.update_metadata([0, 2])
-    assert tokens(2).slot.tolist() == [0, 2] and tokens(2).dense is None
-    assert tokens(4).factored.tolist() == [0, 1] and tokens(4).dense.tolist() == [2, 3]
-    wrapper.update_metadata([-1, 1])
-    assert tokens(2).slot.tolist() == [1] and tokens(2).dense.tolist() == [0]
+    ways = np.array([Way.FACTORED, Way.FACTORED, Way.DELTA, Way.DENSE], dtype=np.uint8)
+
+    def found(count: int) -> list[tuple]:
+        groups = tokens(count).groups(ways)
+        return [(g.way, None if g.index is None else g.index.tolist(), g.slot.tolist()) for g in groups]
+
+    assert found(4) == [(Way.DENSE, None, [3, 3, 3, 3])]
+    wrapper.update_metadata([0, 1])
+    assert found(2) == [(Way.FACTORED, None, [0, 1])]
+    assert found(4) == [(Way.DENSE, [2, 3], [3, 3]), (Way.FACTORED, [0, 1], [0, 1])]
+    wrapper.update_metadata([2, -1, 1])
+    assert found(3) == [(Way.DENSE, [1], [3]), (Way.DELTA, [0], [2]), (Way.FACTORED, [2], [1])]
+    # An adapter that was loaded in the place of another since.
+    ways[2] = Way.FACTORED
+    assert found(3) == [(Way.DENSE, [1], [3]), (Way.FACTORED, [0, 2], [2, 1])]
 
 
 def test_a_shard_beyond_the_matrix_is_refused() -> None:
@@ -143,7 +158,7 @@ def work(rank: int, workers: int, port: int) -> None:
         matrices, factors, z, bias = make()
         whole = [Part.of(*each, like=torch.empty(0)) for each in factors]
         x = torch.randn(5, N, generator=torch.Generator().manual_seed(3))
-        tokens = Tokens.of(torch.tensor([0, 1, -1, 1, 0]))
+        tokens = Tokens(torch.tensor([0, 1, -1, 1, 2]))
         expected = run(ServedLinear(ready(torch.cat(matrices)), whole, ROWS), z, x, tokens, bias)
 
         # Column-parallel: each worker has its part of the outputs of every fused matrix.

@@ -11,6 +11,7 @@ from zweave.integrations.transformers.factors import decomposition_of
 from zweave.integrations.transformers.linear import AttachedLinear
 from zweave.integrations.transformers.rows import Router
 from zweave.integrations.transformers.targets import find_targets
+from zweave.integrations.ways import leading_components
 from zweave.plan import MatrixPlan
 from zweave.progress import Report
 
@@ -41,7 +42,10 @@ def attach(
     found = find_targets(model, targets)
     decomposition = decomposition_of(model, found, progress)
     device = next(iter(found.values())).weight.device
-    plan = {name: MatrixPlan(target.shape, dense=True) for name, target in found.items()}
+    plan = {
+        name: MatrixPlan(target.shape, dense=True, leading=leading_components(min(target.shape)))
+        for name, target in found.items()
+    }
     sigmas = {name: decomposition.sigma(name) for name in found}
     bank = Bank(sigmas, slots, device, decomposition.digest, plan)
     # What cannot be loaded is refused before the model changes.
@@ -55,6 +59,7 @@ def attach(
             target.transposed,
             decomposition.factors(name),
             bank.tables.columns(name),
+            bank.tables.leading(name),
             index,
             router,
         )

@@ -9,16 +9,18 @@ from torch.nn import functional as F
 
 from zweave.errors import ZweaveError
 from zweave.integrations.transformers.rows import Router, Rows
-from zweave.kernels import Packed, linear, pack, svf_linear, unpack
+from zweave.integrations.ways import pass_through
+from zweave.kernels import Packed, Way, linear, pack, svf_delta_linear, svf_linear, unpack
 from zweave.kernels.svf_linear_train import TrainingFactors, svf_linear_train
 
 
 class AttachedLinear(nn.Module):
-    """Semantics: y = W x + b for rows of the base, y = U (scale[slot] * (Vt x)) + b for rows under an expert.
+    """Semantics: y = W x + b for rows of the base, y = U (scale[slot] * (Vt x)) + b for rows under an expert, and
+    y = W x + U_K (delta[slot] * (Vt_K x)) + b where the expert changes no more than K leading components.
 
     weight, bias: the replaced module's own parameters, under the names that they had.
     transposed: whether the weight is [in_features, out_features].
-    scale: [S, R] float32, the bank's rows for this matrix.
+    scale, delta: [S, R] and [S, K] float32, the bank's rows for this matrix.
     index: of the matrix among the model's. router: says what the rows of a forward pass take.
     z: of each expert that learns, [R] float32: in bfloat16 a z near 1 would lose a tenth of z - 1.
 
@@ -35,11 +37,13 @@ class AttachedLinear(nn.Module):
         transposed: bool,
         factors: tuple[Tensor, Tensor, Tensor],
         scale: Tensor,
+        delta: Tensor,
         index: int,
         router: Router,
     ) -> None:
         super().__init__()
-        self.name, self.index, self.router, self.scale = name, index, router, scale
+        self.name, self.index, self.router = name, index, router
+        self.scale, self.delta = scale, delta
         self.transposed = transposed
         self.weight = replaced.get_parameter("weight")
         self.register_parameter("bias", getattr(replaced, "bias", None))
@@ -51,6 +55,8 @@ class AttachedLinear(nn.Module):
         self.z = nn.ParameterDict()
         self._dense = _ready(matrix)
         self._vt, self._u = _ready(vt.to(matrix)), _ready(u.to(matrix))
+        kept = delta.shape[1]
+        self._leading = _ready(vt[:kept].to(matrix)), _ready(u[:, :kept].to(matrix))
         self._training: TrainingFactors | None = None
 
     def matrix(self) -> Tensor:
@@ -74,15 +80,14 @@ class AttachedLinear(nn.Module):
     def _serve(self, x: Tensor, rows: Rows | None) -> Tensor:
         if rows is None:
             return linear(x, self._dense, self.bias)
-        tokens = rows.tokens(self.index, len(x))
-        if tokens.slot is None:
+        return pass_through(rows.groups(self.index, len(x)), x, self.out_features, self._pass)
+
+    def _pass(self, way: Way, x: Tensor, slot: Tensor) -> Tensor:
+        if way == Way.DENSE:
             return linear(x, self._dense, self.bias)
-        if tokens.dense is None or tokens.factored is None:
-            return svf_linear(x, self._vt, self._u, self.scale, tokens.slot, self.bias)
-        y = x.new_empty(len(x), self.out_features)
-        y.index_copy_(0, tokens.dense, linear(x[tokens.dense], self._dense, self.bias))
-        adapted = svf_linear(x[tokens.factored], self._vt, self._u, self.scale, tokens.slot, self.bias)
-        return y.index_copy_(0, tokens.factored, adapted)
+        if way == Way.DELTA:
+            return svf_delta_linear(x, self._dense, *self._leading, self.delta, slot, self.bias)
+        return svf_linear(x, self._vt, self._u, self.scale, slot, self.bias)
 
     def _learn(self, x: Tensor, rows: Rows | None) -> Tensor:
         """The same by computed scales and with gradients; a batch with any expert takes the factors as a whole."""

@@ -9,20 +9,8 @@ import torch
 from torch import Tensor
 
 from zweave.errors import ZweaveError
+from zweave.integrations.ways import Group, groups_of
 from zweave.kernels import Way
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A batch's tokens at one matrix.
-
-    dense, factored: int64 indices of those that go the way; None where all tokens go one way.
-    slot: int32, of the factored ones; None if there are none.
-    """
-
-    dense: Tensor | None
-    factored: Tensor | None
-    slot: Tensor | None
 
 
 class Rows:
@@ -44,19 +32,21 @@ class Rows:
         self._slots = torch.tensor(self.slots, dtype=torch.int32)
         self._device = device
         self._patterns = [row.tobytes() for row in ways.numpy()]
-        self._tokens: dict[tuple[bytes, int], Tokens] = {}
+        self._groups: dict[tuple[bytes, int], tuple[Group, ...]] = {}
         self._index: dict[int, Tensor] = {}
 
     def is_base(self, matrix: int, row: int) -> bool:
         """Whether a row that does not learn passes through a matrix as the base does."""
         return self._patterns[matrix][row] == Way.DENSE
 
-    def tokens(self, matrix: int, count: int) -> Tokens:
+    def groups(self, matrix: int, count: int) -> tuple[Group, ...]:
         """How `count` tokens pass through a matrix."""
-        key = self._patterns[matrix], count
-        found = self._tokens.get(key)
+        key = pattern, _ = self._patterns[matrix], count
+        found = self._groups.get(key)
         if found is None:
-            found = self._tokens[key] = self._make(*key)
+            ways = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8).copy())
+            taken, slot = self._spread(ways, count), self._spread(self._slots, count)
+            found = self._groups[key] = groups_of(taken, slot, self._device)
         return found
 
     def index(self, count: int) -> Tensor:
@@ -69,17 +59,6 @@ class Rows:
 
     def _spread(self, values: Tensor, count: int) -> Tensor:
         return values.repeat_interleave(count // len(self.slots))
-
-    def _make(self, pattern: bytes, count: int) -> Tokens:
-        is_dense = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8) == Way.DENSE)
-        slot = self._spread(self._slots, count)
-        if is_dense.all():
-            return Tokens(None, None, None)
-        if not is_dense.any():
-            return Tokens(None, None, slot.to(self._device))
-        mask = self._spread(is_dense, count)
-        dense, factored = mask.nonzero().flatten(), (~mask).nonzero().flatten()
-        return Tokens(dense.to(self._device), factored.to(self._device), slot[factored].to(self._device))
 
     def check(self, name: str, x: Tensor) -> None:
         """Raises ZweaveError if the rows of x [rows, ..., in_features] cannot be told apart."""

@@ -1,39 +1,52 @@
-"""One linear of a served model: the dense weight, the factors, and a table of scales with a row an adapter."""
+"""One linear of a served model: the dense weight, the factors, and tables of scales with a row an adapter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zweave.integrations.vllm.tokens import Tokens
-from zweave.kernels import linear, pack, svf_linear
+from zweave.integrations.ways import leading_components, pass_through
+from zweave.kernels import Way, linear, pack, svf_delta_linear, svf_linear
 from zweave.kernels.packed import Weight
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A matrix of a fused linear: u [M, R] and vt [R, N] of this worker, and sigma [R] float32."""
+    """A matrix of a fused linear: u [M, R] and vt [R, N] of this worker, and sigma [R] float32.
+
+    leading: vt and u of the components that a delta may use; None where all tokens take the factors.
+    """
 
     u: Weight
     vt: Weight
     sigma: Tensor
+    leading: tuple[Weight, Weight] | None
 
     @classmethod
     def of(cls, u: Tensor, sigma: Tensor, vt: Tensor, like: Tensor) -> "Part":
         """Factors in the dtype and on the device of `like`, in the order in which the kernels read them."""
-        return cls(ready(u.to(like)), ready(vt.to(like)), sigma.to(like.device, torch.float32).clone())
+        u, vt, kept = u.to(like), vt.to(like), leading_components(len(sigma))
+        leading = (ready(vt[:kept]), ready(u[:, :kept])) if like.device.type == "cpu" else None
+        return cls(ready(u), ready(vt), sigma.to(like.device, torch.float32).clone(), leading)
 
 
 class ServedLinear:
-    """Semantics: y = W x + b for the base's tokens, y = U (scale[slot] * (Vt x)) + b for an expert's.
+    """Semantics, each token by the way of its own row of the tables:
 
-    dense: W [sum of M, N]; None: the base takes the factors too, as the last row of the table.
+        dense     y = W x + b, where the row is the base's
+        delta     y = W x + U_K (delta[slot] * (Vt_K x)) + b, where it differs in no more than K leading components
+        factored  y = U (scale[slot] * (Vt x)) + b
+
+    dense: W [sum of M, N]; None: all take the factors, the base by the last row of the table.
     parts: the matrices that lie in it one below the other.
-    rows: adapters that the table holds; one more row is the base's.
+    rows: adapters that the tables hold; one more row is the base's.
 
     table: [rows + 1, sum of R] float32, sigma * z. The last row, sigma, is what index -1 means.
+    ways: [rows + 1] uint8.
     """
 
     def __init__(self, dense: Weight | None, parts: Sequence[Part], rows: int) -> None:
@@ -43,43 +56,63 @@ class ServedLinear:
         ranks = [len(part.sigma) for part in parts]
         self.scales = self.table.split(ranks, dim=1)
         self._base = self.table[rows].split(ranks)
+        self._deltas = [sigma.new_zeros(rows + 1, leading_components(rank)) for rank in ranks]
+        self._least = Way.FACTORED if dense is None else Way.DENSE
+        self.ways = np.full(rows + 1, self._least, dtype=np.uint8)
         self._outputs = np.cumsum([0, *(part.u.shape[0] for part in parts)]).tolist()
 
     def write(self, row: int, z: Sequence[Tensor | None]) -> None:
         """Gives an adapter its row: one z [R] a part, None where it adapts nothing."""
-        for scale, base, values in zip(self.scales, self._base, z, strict=True):
-            if values is None:
-                scale[row].copy_(base)
-            else:
-                # As the engine has it: the product in float64, then rounded once.
-                scale[row].copy_((base.double() * values.to(base.device).double()).float())
+        way = self._least
+        for scale, delta, base, values in zip(self.scales, self._deltas, self._base, z, strict=True):
+            sigma = base.double()
+            # As the engine has it: the product in float64, then rounded once.
+            scaled = sigma if values is None else sigma * values.to(base.device).double()
+            scale[row].copy_(scaled.float())
+            delta[row].copy_((scaled - sigma)[: delta.shape[1]].float())
+            differs = (scaled != sigma).nonzero().flatten().tolist()
+            if differs:
+                way = max(way, Way.DELTA if differs[-1] < delta.shape[1] else Way.FACTORED)
+        self.ways[row] = way
 
     def __call__(self, x: Tensor, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        """y [T, sum of M] of x [T, N]; each token goes the way that its own slot says."""
-        if tokens.slot is None:
-            return self.base(x, bias)
-        if tokens.dense is None or tokens.factored is None:
-            return self.factored(x, tokens.slot, bias)
-        y = x.new_empty(len(x), self._outputs[-1])
-        y.index_copy_(0, tokens.dense, self.base(x[tokens.dense], bias))
-        return y.index_copy_(0, tokens.factored, self.factored(x[tokens.factored], tokens.slot, bias))
+        """y [T, sum of M] of x [T, N]; each token goes the way that its own row says."""
+        return pass_through(tokens.groups(self.ways), x, self._outputs[-1], partial(self._pass, bias=bias))
 
     def base(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of the base model."""
-        if self.dense is not None:
-            return linear(x, self.dense, bias)
         slot = torch.full((len(x),), len(self.table) - 1, dtype=torch.int32, device=x.device)
-        return self.factored(x, slot, bias)
+        return self._pass(self._least, x, slot, bias)
 
     def factored(self, x: Tensor, slot: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of tokens whose slots are rows of the table, the base's included."""
-        outputs = [
-            svf_linear(x, part.vt, part.u, scale, slot, None if bias is None else bias[start:stop])
-            for part, scale, start, stop in zip(
-                self.parts, self.scales, self._outputs[:-1], self._outputs[1:], strict=True
-            )
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return self._pass(Way.FACTORED, x, slot, bias)
+
+    def _pass(self, way: Way, x: Tensor, slot: Tensor, bias: Tensor | None) -> Tensor:
+        if way == Way.FACTORED:
+            outputs = [
+                svf_linear(x, part.vt, part.u, scale, slot, None if bias is None else bias[start:stop])
+                for part, scale, start, stop in self._spans(self.scales)
+            ]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        assert self.dense is not None
+        if way == Way.DENSE:
+            return linear(x, self.dense, bias)
+        if len(self.parts) == 1:
+            return svf_delta_linear(x, self.dense, *self._leading(self.parts[0]), self._deltas[0], slot, bias)
+        y = linear(x, self.dense, bias)
+        for part, delta, start, stop in self._spans(self._deltas):
+            y[:, start:stop] += svf_linear(x, *self._leading(part), delta, slot)
+        return y
+
+    def _spans(self, tables: Sequence[Tensor]) -> Iterator[tuple[Part, Tensor, int, int]]:
+        """Each part with its table and its outputs."""
+        return zip(self.parts, tables, self._outputs[:-1], self._outputs[1:], strict=True)
+
+    @staticmethod
+    def _leading(part: Part) -> tuple[Weight, Weight]:
+        assert part.leading is not None
+        return part.leading
 
 
 def ready(matrix: Tensor) -> Weight:

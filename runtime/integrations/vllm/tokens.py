@@ -1,36 +1,32 @@
-"""Which row of the scale tables each token of a step takes."""
+"""Which row of the tables each token of a step takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zweave.integrations.ways import Group, groups_of
 
-@dataclass(frozen=True, slots=True)
+
 class Tokens:
-    """The tokens of a step.
+    """The tokens of a step. row: [T] int64, the row of the tables of each, negative for the base, whose is the last."""
 
-    slot: int32, rows of the tables of the tokens that experts adapt; None if there are none.
-    dense, factored: int64 indices of the base's tokens and of those of experts; None where all go one way.
-    """
+    def __init__(self, row: Tensor) -> None:
+        self._row = row
+        self._known: dict[bytes, tuple[Group, ...]] = {}
 
-    slot: Tensor | None
-    dense: Tensor | None = None
-    factored: Tensor | None = None
-
-    @classmethod
-    def of(cls, index: Tensor) -> "Tokens":
-        """index: [T] int64, the row of each token, negative for the base."""
-        adapted = index >= 0
-        if not adapted.any():
-            return cls(None)
-        slot = index.to(torch.int32)
-        if adapted.all():
-            return cls(slot)
-        factored = adapted.nonzero().flatten()
-        return cls(slot[factored], (~adapted).nonzero().flatten(), factored)
+    def groups(self, ways: npt.NDArray[np.uint8]) -> tuple[Group, ...]:
+        """How they pass through a linear; ways: [rows] of its table. Most linears have the same."""
+        key = ways.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            row = torch.where(self._row < 0, len(ways) - 1, self._row)
+            taken = torch.from_numpy(ways)[row]
+            found = self._known[key] = groups_of(taken, row.to(torch.int32))
+        return found
 
 
 class StepTokens:
@@ -55,10 +51,10 @@ class StepTokens:
         found = self._by_count.get(count)
         if found is None:
             length = self._wrapper.indices_len[0] or 0
-            index = torch.full((count,), -1, dtype=torch.int64)
-            known = self._wrapper.token_lora_indices[: min(count, length)] if length else index[:0]
-            index[: len(known)] = known
-            found = self._by_count[count] = Tokens.of(index)
+            row = torch.full((count,), -1, dtype=torch.int64)
+            known = self._wrapper.token_lora_indices[: min(count, length)] if length else row[:0]
+            row[: len(known)] = known
+            found = self._by_count[count] = Tokens(row)
         return found
 
     def _refresh(self, *args: Any, **options: Any) -> None:

@@ -1,0 +1,50 @@
+"""A batch's tokens by the way in which they pass through a matrix: each way takes its own, then all come together."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zweave.kernels import Way
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tokens that go one way.
+
+    index: int64, which of the batch's tokens, None for all of them. slot: int32, the row of the tables of each.
+    """
+
+    way: Way
+    index: Tensor | None
+    slot: Tensor
+
+
+def groups_of(ways: Tensor, slot: Tensor, device: torch.device | str = "cpu") -> tuple[Group, ...]:
+    """The groups of a batch, on a device. ways: [T] uint8, slot: [T] int32, both on the CPU."""
+    found = [Way(way) for way in ways.unique().tolist()]
+    if len(found) == 1:
+        return (Group(found[0], None, slot.to(device)),)
+    indices = [(ways == way).nonzero().flatten() for way in found]
+    return tuple(
+        Group(way, index.to(device), slot[index].to(device))
+        for way, index in zip(found, indices, strict=True)
+    )
+
+
+def pass_through(
+    groups: Sequence[Group], x: Tensor, outputs: int, through: Callable[[Way, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """y [T, outputs] of x [T, in_features]. through: y of some tokens that go a way, given x and slot of them."""
+    if len(groups) == 1:
+        return through(groups[0].way, x, groups[0].slot)
+    y = x.new_empty(len(x), outputs)
+    for group in groups:
+        y.index_copy_(0, group.index, through(group.way, x[group.index], group.slot))
+    return y
+
+
+def leading_components(rank: int) -> int:
+    """How many components a delta may use: what experts of the support leading:R/8 adapt."""
+    return max(1, rank // 8)
