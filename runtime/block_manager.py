@@ -110,8 +110,8 @@ class BlockManager:
         total: Sum | None = None
         for index, node in enumerate(nodes):
             if layer not in node.sums:
-                states = node.states.get(layer, ())
-                if len(states) < self.block_size:
+                states = node.states.get(layer)
+                if states is None or len(states) < self.block_size:
                     return index
                 node.sums[layer] = running_sums(total, states)[-1].copy()
             total = node.sums[layer]

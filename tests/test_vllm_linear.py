@@ -135,6 +135,7 @@ def test_tokens_follow_the_step_and_padding_is_the_base() -> None:
         return [(g.way, None if g.index is None else g.index.tolist(), g.slot.tolist()) for g in groups]
 
     assert found(4) == [(Way.DENSE, None, [3, 3, 3, 3])]
+    assert found(0) == [(Way.FACTORED, None, [])]
     wrapper.update_metadata([0, 1])
     assert found(2) == [(Way.FACTORED, None, [0, 1])]
     assert found(4) == [(Way.DENSE, [2, 3], [3, 3]), (Way.FACTORED, [0, 1], [0, 1])]

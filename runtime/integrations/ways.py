@@ -23,7 +23,7 @@ class Group:
 
 def groups_of(ways: Tensor, slot: Tensor, device: torch.device | str = "cpu") -> tuple[Group, ...]:
     """The groups of a batch, on a device. ways: [T] uint8, slot: [T] int32, both on the CPU."""
-    found = [Way(way) for way in ways.unique().tolist()]
+    found = [Way(way) for way in ways.unique().tolist()] or [Way.FACTORED]
     if len(found) == 1:
         return (Group(found[0], None, slot.to(device)),)
     indices = [(ways == way).nonzero().flatten() for way in found]
@@ -37,10 +37,11 @@ def pass_through(
     groups: Sequence[Group], x: Tensor, outputs: int, through: Callable[[Way, Tensor, Tensor], Tensor]
 ) -> Tensor:
     """y [T, outputs] of x [T, in_features]. through: y of some tokens that go a way, given x and slot of them."""
-    if len(groups) == 1:
+    if groups[0].index is None:
         return through(groups[0].way, x, groups[0].slot)
     y = x.new_empty(len(x), outputs)
     for group in groups:
+        assert group.index is not None  # only one that is alone has none
         y.index_copy_(0, group.index, through(group.way, x[group.index], group.slot))
     return y
 
