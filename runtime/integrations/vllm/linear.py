@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zweave.integrations.vllm.tokens import Tokens
 from zweave.integrations.ways import leading_components, pass_through
-from zweave.kernels import Way, linear, pack, svf_delta_linear, svf_linear
+from zweave.kernels import Way, linear, pack, svf_linear
 from zweave.kernels.packed import Weight
 
 
@@ -96,23 +96,17 @@ class ServedLinear:
             ]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         assert self.dense is not None
-        if way == Way.DENSE:
-            return linear(x, self.dense, bias)
-        if len(self.parts) == 1:
-            return svf_delta_linear(x, self.dense, *self._leading(self.parts[0]), self._deltas[0], slot, bias)
         y = linear(x, self.dense, bias)
-        for part, delta, start, stop in self._spans(self._deltas):
-            y[:, start:stop] += svf_linear(x, *self._leading(part), delta, slot)
+        if way == Way.DELTA:
+            # Not svf_delta_linear: its slot 0 is the base's, here it is an adapter's.
+            for part, delta, start, stop in self._spans(self._deltas):
+                assert part.leading is not None
+                y[:, start:stop] += svf_linear(x, *part.leading, delta, slot)
         return y
 
     def _spans(self, tables: Sequence[Tensor]) -> Iterator[tuple[Part, Tensor, int, int]]:
         """Each part with its table and its outputs."""
         return zip(self.parts, tables, self._outputs[:-1], self._outputs[1:], strict=True)
-
-    @staticmethod
-    def _leading(part: Part) -> tuple[Weight, Weight]:
-        assert part.leading is not None
-        return part.leading
 
 
 def ready(matrix: Tensor) -> Weight:
