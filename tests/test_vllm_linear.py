@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from zweave.integrations.vllm.linear import Part, ServedLinear, ready
 from zweave.integrations.vllm.sharding import Shard, shard_factors
 from zweave.integrations.vllm.tokens import StepTokens, Tokens
-from zweave.integrations.ways import leading_components
+from zweave.integrations.ways import DELTA
 from zweave.kernels import Way
 from zweave.svd import svd
 
@@ -30,7 +30,7 @@ def make(
     factors = [(each.u, each.sigma, each.vt) for each in found]
     z = [[1 + 0.3 * torch.randn(len(s), generator=generator) for _, s, _ in factors] for _ in range(3)]
     for values in z[0]:
-        values[leading_components(len(values)) :] = 1
+        values[DELTA.components(len(values)) :] = 1
     return matrices, factors, z, torch.randn(sum(OUTPUTS), generator=generator)
 
 

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from zweave.kernels import Way
+from zweave.support import Support
+
+# The components that a delta may use; experts that adapt others take the factors.
+DELTA = Support.parse("leading:R/8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,3 @@ def pass_through(
         assert group.index is not None  # only one that is alone has none
         y.index_copy_(0, group.index, through(group.way, x[group.index], group.slot))
     return y
-
-
-def leading_components(rank: int) -> int:
-    """How many components a delta may use: what experts of the support leading:R/8 adapt."""
-    return max(1, rank // 8)

@@ -11,7 +11,7 @@ from zweave.integrations.transformers.factors import decomposition_of
 from zweave.integrations.transformers.linear import AttachedLinear
 from zweave.integrations.transformers.rows import Router
 from zweave.integrations.transformers.targets import find_targets
-from zweave.integrations.ways import leading_components
+from zweave.integrations.ways import DELTA
 from zweave.plan import MatrixPlan
 from zweave.progress import Report
 
@@ -43,7 +43,7 @@ def attach(
     decomposition = decomposition_of(model, found, progress)
     device = next(iter(found.values())).weight.device
     plan = {
-        name: MatrixPlan(target.shape, dense=True, leading=leading_components(min(target.shape)))
+        name: MatrixPlan(target.shape, dense=True, leading=DELTA.components(min(target.shape)))
         for name, target in found.items()
     }
     sigmas = {name: decomposition.sigma(name) for name in found}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zweave.integrations.vllm.tokens import Tokens
-from zweave.integrations.ways import leading_components, pass_through
+from zweave.integrations.ways import DELTA, pass_through
 from zweave.kernels import Way, linear, pack, svf_linear
 from zweave.kernels.packed import Weight
 
@@ -29,7 +29,7 @@ class Part:
     @classmethod
     def of(cls, u: Tensor, sigma: Tensor, vt: Tensor, like: Tensor) -> "Part":
         """Factors in the dtype and on the device of `like`, in the order in which the kernels read them."""
-        u, vt, kept = u.to(like), vt.to(like), leading_components(len(sigma))
+        u, vt, kept = u.to(like), vt.to(like), DELTA.components(len(sigma))
         leading = (ready(vt[:kept]), ready(u[:, :kept])) if like.device.type == "cpu" else None
         return cls(ready(u), ready(vt), sigma.to(like.device, torch.float32).clone(), leading)
 
@@ -56,7 +56,7 @@ class ServedLinear:
         ranks = [len(part.sigma) for part in parts]
         self.scales = self.table.split(ranks, dim=1)
         self._base = self.table[rows].split(ranks)
-        self._deltas = [sigma.new_zeros(rows + 1, leading_components(rank)) for rank in ranks]
+        self._deltas = [sigma.new_zeros(rows + 1, DELTA.components(rank)) for rank in ranks]
         self._least = Way.FACTORED if dense is None else Way.DENSE
         self.ways = np.full(rows + 1, self._least, dtype=np.uint8)
         self._outputs = np.cumsum([0, *(part.u.shape[0] for part in parts)]).tolist()
@@ -81,8 +81,10 @@ class ServedLinear:
 
     def base(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of the base model."""
+        if self.dense is not None:
+            return linear(x, self.dense, bias)
         slot = torch.full((len(x),), len(self.table) - 1, dtype=torch.int32, device=x.device)
-        return self._pass(self._least, x, slot, bias)
+        return self.factored(x, slot, bias)
 
     def factored(self, x: Tensor, slot: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of tokens whose slots are rows of the table, the base's included."""
