@@ -2,8 +2,9 @@
 
 Reads stream a buffer far larger than the caches; nothing is written, for writes would cost bandwidth that a
 product of few tokens does not spend. Several ways are tried and the fastest is the roof, as it is for the
-arithmetic, whose candidates are products that keep every core busy. On a CPU the least that any call of an op
-costs is timed too, by a product of next to no size: the smallest matrices cannot come nearer to a roof.
+arithmetic, whose candidates are products that keep every core busy, torch's and ours. On a CPU the least that
+any call of an op costs is timed too, by a product of next to no size: the smallest matrices cannot come nearer
+to a roof.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -80,8 +81,9 @@ def roof_providers(dtype: torch.dtype, chunk_bytes: int = CHUNK_BYTES) -> list[P
     ]
     for M, N, T in PRODUCTS:
         x, w = torch.ones(T, N, dtype=dtype), torch.ones(M, N, dtype=dtype)
-        label = f"F.linear {M} x {N}, {T} tokens"
-        providers.append(_roof(ARITHMETIC, label, [partial(F.linear, x, w)], flops=2.0 * M * N * T))
+        flops, size = 2.0 * M * N * T, f"{M} x {N}, {T} tokens"
+        providers.append(_roof(ARITHMETIC, f"F.linear {size}", [partial(F.linear, x, w)], flops=flops))
+        providers.append(_roof(ARITHMETIC, f"linear {size}", [partial(linear, x, pack(w))], flops=flops))
     x, w = torch.ones(1, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
     # Many in a row, as the small products are timed: the first ones find the dispatcher's code evicted.
     return [*providers, _roof(CALL, "linear 16 x 16", [partial(linear, x, pack(w))] * 500)]

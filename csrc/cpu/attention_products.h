@@ -49,10 +49,10 @@ void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* pi
 template <class T>
 void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chunk<T>& chunk, float scale,
            Fetcher<T>& fetcher, float* scores) {
-  // Few rows take more panels, for as many sums.
-  constexpr int few = Simd::max_rows / 2;
+  // Few rows take twice the panels, for as many sums.
+  constexpr int most_rows = Simd::max_rows<T>, few = most_rows / 2;
   for (int64_t row = 0; row < rows;) {
-    const int64_t left = rows - row, count = divide_up(left, divide_up(left, Simd::max_rows));
+    const int64_t left = rows - row, count = divide_up(left, divide_up(left, most_rows));
     const auto tiles = [&]<int r, int most>() {
       for (int64_t i = 0; i < chunk.count; i += most) {
         const int64_t panels = chunk.count - i;
@@ -63,9 +63,9 @@ void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chu
       }
     };
     if (count <= few) {
-      with_rows<few>(count, [&]<int r>() { tiles.template operator()<r, 4>(); });
+      with_rows<few>(count, [&]<int r>() { tiles.template operator()<r, 2 * Simd::tile_panels>(); });
     } else {
-      with_rows(count, [&]<int r>() { tiles.template operator()<r, 2>(); });
+      with_rows<most_rows>(count, [&]<int r>() { tiles.template operator()<r, Simd::tile_panels>(); });
     }
     row += count;
   }

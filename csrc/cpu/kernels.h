@@ -28,9 +28,6 @@ constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;
 // Rows that a product works on together: few enough for their inputs to stay in the second-level cache.
 constexpr int64_t kRows = 96;
 
-// Panels of a register tile: two keep the multipliers busy from four rows on, and memory from one.
-constexpr int64_t kTilePanels = 2;
-
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // From row to row of a buffer: rows that lie a multiple of 2 KiB apart fall on the same lines of the

@@ -32,7 +32,7 @@ bool is_streamed(const Matmul<T>& m, int64_t rows) {
   for (int64_t i = 0; i < m.num_terms; ++i) {
     if (m.terms[i].weights.storage != Storage::plain) return false;
   }
-  return rows <= kStreamedRows;
+  return rows <= Simd::streamed_rows;
 }
 
 // One tile over groups [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
@@ -58,9 +58,10 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
     if (from < to) {
       const int64_t bytes = term.weights.panel_bytes;
       Stream<T> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
-      // Of a later term the next tile's weights lie two panels on.
-      Ahead ahead = fetch.ahead(stream.at, i == 0 ? fetch.next : stream.at + kTilePanels * bytes, bytes);
-      accumulate<T, rows, panels>(term, row, from, to, stream, ahead, sum);
+      // Of a later term the next tile's weights follow this one's.
+      const char* then = i == 0 ? fetch.next : stream.at + Simd::tile_panels * bytes;
+      accumulate<T, rows, panels>(term, row, from, to, stream, fetch.ahead(stream.at, then, to - from, bytes),
+                                  sum);
     }
     first += groups;
   }
@@ -72,12 +73,12 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
 }
 
 // The plain terms of all rows under the panels of one tile, to `sums` [row_end - row_begin, kTileOutputs].
-// The row blocks pass over a slice of the weights one after the other; while they do, the first of them fetch
-// the weights that come next.
+// The row blocks pass over a slice of the weights one after the other; while they do, each fetches its share
+// of the weights that come next.
 template <class T, int panels>
 void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                   float* sums) {
-  const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows);
+  const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows<T>);
   const bool told = !is_streamed(m, row_end - row_begin);
   const int64_t groups = plain_groups(m);
   const Weights& first = m.terms[0].weights;
@@ -91,11 +92,10 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
     int64_t row = row_begin;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = divide_up(row_end - row, blocks - block);
-      // One block fetches all that comes next, of several the first two half of it each.
-      const Fetch fetch{then, {told && (blocks == 1 || block == 0), told && (blocks == 1 || block == 1)}};
+      const Fetch fetch{told ? then : nullptr, block, blocks};
       float* to = sums + (row - row_begin) * kTileOutputs;
-      with_rows(count,
-                [&]<int rows>() { matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch, to); });
+      with_rows<Simd::max_rows<T>>(
+          count, [&]<int rows>() { matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch, to); });
       row += count;
     }
     begin = end;
@@ -136,7 +136,7 @@ template <class T>
 void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                    int64_t panel_end) {
   constexpr int64_t most = 32;
-  alignas(64) float sums[most][kStreamedRows * kTileOutputs];
+  alignas(64) float sums[most][Simd::streamed_rows * kTileOutputs];
   const int64_t groups[] = {0, groups_of(m.terms[0]), plain_groups(m)};
   for (int64_t first = panel_begin; first < panel_end; first += most) {
     const int64_t count = panel_end - first < most ? panel_end - first : most;
@@ -145,7 +145,7 @@ void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
     }
     for (int64_t term = 0; term < m.num_terms; ++term) {
       for (int64_t i = 0; i < count; ++i) {
-        with_rows<kStreamedRows>(row_end - row_begin, [&]<int rows>() {
+        with_rows<Simd::streamed_rows>(row_end - row_begin, [&]<int rows>() {
           matmul_tile<T, rows, 1>(m, row_begin, first + i, groups[term], groups[term + 1], Fetch{}, sums[i]);
         });
       }
@@ -165,13 +165,12 @@ void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t pane
       stream_panels(m, row, end, panel_begin, panel_end);
       continue;
     }
-    const int64_t step = kTilePanels;
-    for (int64_t panel = panel_begin; panel < panel_end; panel += step) {
-      const int64_t after = panel + step;
+    for (int64_t panel = panel_begin; panel < panel_end; panel += Simd::tile_panels) {
+      const int64_t after = panel + Simd::tile_panels;
       const void* next = after < panel_end || !m.next ? first.panels + after * first.panel_bytes : m.next;
       const char* then = static_cast<const char*>(next);
-      if (step == kTilePanels && after <= panel_end) {
-        matmul_panels<T, kTilePanels>(m, row, end, panel, then);
+      if (after <= panel_end) {
+        matmul_panels<T, Simd::tile_panels>(m, row, end, panel, then);
       } else {
         matmul_panels<T, 1>(m, row, end, panel, then);
       }

@@ -51,12 +51,10 @@ inline __attribute__((always_inline)) void count_units(const int8_t* x, int64_t 
                                                        Counts<rows, panels>& count) {
   constexpr int vectors = panels * kPanelVectors;
   constexpr int64_t step = IntegerStream<storage>::step;
-  const char* next = ahead.panel[0];
-  const int64_t apart = ahead.panel[kTilePanels - 1] - next;
-  for (int64_t unit = 0; unit < units; ++unit, stream.at += step, x += kUnit, next += step) {
-    for (int64_t line = 0; line < step; line += kLine) {
-      prefetch(next + line);
-      if constexpr (panels > 1) prefetch(next + apart + line);
+  for (int64_t unit = 0; unit < units; ++unit, stream.at += step, x += kUnit) {
+    for (int64_t line = 0; line < step; line += kLine, ahead.at += ahead.step) {
+      prefetch(ahead.at);
+      if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
     }
     Simd::Bytes weight[2][vectors];
 #pragma GCC unroll 32
@@ -71,7 +69,6 @@ inline __attribute__((always_inline)) void count_units(const int8_t* x, int64_t 
       }
     }
   }
-  for (const char*& at : ahead.panel) at += units * step;
 }
 
 // part[r][.] += weight_scale * x_scale[r] * count[r][.]; without weight_scales that comes later.
@@ -119,7 +116,7 @@ void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin
   const int64_t share = a_block ? 1 : divide_up(weights.share, kBlock);
   const int64_t stride = x.stride(), words = stride / int64_t(sizeof(float));
   IntegerStream<storage> stream{weights.panels + panel * bytes + begin * block_bytes, bytes};
-  Ahead ahead = fetch.ahead(stream.at, fetch.next, bytes);
+  Ahead ahead = fetch.ahead(stream.at, fetch.next, (end - begin) * (block_bytes / kLine), bytes);
   Sums<rows, panels> part;
   clear<rows, panels>(part);
   for (int64_t block = begin; block < end; ++block) {
@@ -172,8 +169,7 @@ void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int
     int64_t row = row_begin;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t rows = divide_up(row_end - row, count - i);
-      // One block of rows fetches all that comes next, of several the first two half of it each.
-      const Fetch fetch{then, {count == 1 || i == 0, count == 1 || i == 1}};
+      const Fetch fetch{then, i, count};
       with_rows<Simd::integer_rows>(rows, [&]<int known>() {
         integer_tile<T, known, panels, storage, a_block>(term, row, panel, begin, end, fetch,
                                                          sums + (row - row_begin) * kTileOutputs);

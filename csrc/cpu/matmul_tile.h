@@ -8,34 +8,32 @@ namespace zweave {
 namespace {
 
 constexpr int kPanelVectors = int(kPanel) / Simd::width;
-constexpr int64_t kTileOutputs = kTilePanels * kPanel;
+constexpr int64_t kTileOutputs = Simd::tile_panels * kPanel;
 constexpr int64_t kLine = 64;
-
-// Up to so many rows a product waits for memory alone. The processor fetches one stretch of addresses faster
-// than two beside one another, and faster by itself than when it is told line by line.
-constexpr int64_t kStreamedRows = 4;
 
 template <class T>
 int64_t groups_of(const Term<T>& term) {
   return divide_up(term.inputs, kGroup<T>);
 }
 
-// Where a tile's successor will read, as many bytes a group for each panel as the tile reads; a line that is
-// there already costs little.
+// What a tile fetches of its successor while it multiplies: from `at` on, `step` bytes for each line that it
+// reads of its own, of panels that lie `apart`. A line that is there already costs little.
 struct Ahead {
-  const char* panel[kTilePanels];
+  const char* at;
+  int64_t step, apart;
 };
 
-// Which panels of its successor a tile fetches, and where the first term of that begins.
+// A block of rows' share of what its tile fetches, so that memory is busy for as long as all the blocks
+// multiply. `next`: where the first term of the tile's successor begins; null: nothing is fetched.
 struct Fetch {
   const char* next;
-  bool panel[kTilePanels];
+  int64_t block, blocks;
 
-  // For a stream whose panels lie `bytes` apart: its own place where nothing is fetched.
-  Ahead ahead(const char* here, const char* then, int64_t bytes) const {
-    Ahead result;
-    for (int i = 0; i < kTilePanels; ++i) result.panel[i] = (panel[i] ? then : here) + i * bytes;
-    return result;
+  // For `lines` lines of a stream that stands at `here`, and whose panels lie `bytes` apart.
+  Ahead ahead(const char* here, const char* then, int64_t lines, int64_t bytes) const {
+    if (!next) return {here, 0, 0};
+    const int64_t step = divide_up(kLine, blocks);
+    return {then + block * lines * step, step, bytes};
   }
 };
 
@@ -68,16 +66,15 @@ inline __attribute__((always_inline)) void clear(Sums<rows, panels>& sum) {
 // sum[r][.] += x[row + r] W^T over groups [begin, end) of one term; `stream` stands at `begin`.
 template <class T, int rows, int panels>
 inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64_t row, int64_t begin,
-                                                      int64_t end, Stream<T>& stream, Ahead& ahead,
+                                                      int64_t end, Stream<T>& stream, const Ahead& ahead,
                                                       Sums<rows, panels>& sum) {
   constexpr int vectors = panels * kPanelVectors;
   const int64_t whole = term.inputs / kGroup<T>, last = end < whole ? end : whole;
   const T* x = term.x + row * term.x_stride + begin * kGroup<T>;
-  const char* next = ahead.panel[0];
-  const int64_t apart = ahead.panel[kTilePanels - 1] - next;
-  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kGroup<T>, next += kLine) {
+  const char* next = ahead.at;
+  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kGroup<T>, next += ahead.step) {
     prefetch(next);
-    if constexpr (panels > 1) prefetch(next + apart);
+    if constexpr (panels > 1) prefetch(next + ahead.apart);
     decltype(stream.weights(0)) loaded[vectors];
 #pragma GCC unroll 32
     for (int v = 0; v < vectors; ++v) loaded[v] = stream.weights(v);
@@ -101,11 +98,10 @@ inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64
       stream.at += kLine;
     }
   }
-  for (const char*& at : ahead.panel) at += (end - begin) * kLine;
 }
 
-// Calls body.operator()<count>() for a row count known only at run time.
-template <int rows = Simd::max_rows, class Body>
+// Calls body.operator()<count>() for a row count of at most `rows` known only at run time.
+template <int rows, class Body>
 void with_rows(int64_t count, Body body) {
   if (count == rows) return body.template operator()<rows>();
   if constexpr (rows > 1) with_rows<rows - 1>(count, body);

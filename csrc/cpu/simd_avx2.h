@@ -14,12 +14,16 @@ namespace {
 struct Simd {
   static constexpr const char* name = "avx2";
   static constexpr int width = 8;
-  static constexpr int max_rows = 2;
-  static constexpr int integer_rows = 2;
+  // The halves of bf16 pairs take registers of their own.
+  template <class T>
+  static constexpr int max_rows = sizeof(T) == 2 ? 4 : 6;
+  static constexpr int tile_panels = 1;
+  static constexpr int streamed_rows = 2;
+  static constexpr int integer_rows = 4;
   static constexpr int byte_offset = 0;
   static constexpr int mix_rows = 2;
   static constexpr int mix_vectors = 4;
-  static constexpr int value_rows = 4;
+  static constexpr int value_rows = 6;
   static constexpr int value_vectors = 2;
 
   using F = __m256;

@@ -14,7 +14,10 @@ namespace {
 struct Simd {
   static constexpr const char* name = "avx512";
   static constexpr int width = 16;
+  template <class T>
   static constexpr int max_rows = 12;
+  static constexpr int tile_panels = 2;
+  static constexpr int streamed_rows = 4;
   static constexpr int integer_rows = 6;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
