@@ -123,6 +123,9 @@ def measure(
     times = interleaved(list(clocks.values()), pace)
     for index, seconds in zip(clocks, times, strict=True):
         provider, error = providers[index], outcomes[index].error
+        if isinstance(seconds, Exception):
+            outcomes[index] = _failed(provider, seconds)
+            continue
         median = statistics.median(seconds) / provider.share
         outcomes[index] = Outcome(provider, "ok", error, median, rounds=len(seconds))
     return outcomes
@@ -146,13 +149,14 @@ def _failed(provider: Provider, failure: Exception) -> Outcome:
     return Outcome(provider, "failed", None, None, note=f"{type(failure).__name__}: {reason}"[:200])
 
 
-def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float]]:
-    """Readings of each clock.
+def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float] | Exception]:
+    """Readings of each clock, or what it raised: it is not read again, and the others go on.
 
     A round reads each once, so that all meet the same machine, in an order drawn anew, so that none always follows
     the same neighbour: identical products differed by 4% behind different ones.
     """
     readings: list[list[float]] = [[] for _ in clocks]
+    failures: dict[int, Exception] = {}
     order = list(range(len(clocks)))
     draw = random.Random(0)
     start = time.perf_counter()
@@ -162,10 +166,16 @@ def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float]]:
             break
         draw.shuffle(order)
         for which in order:
-            seconds = clocks[which]()
+            if which in failures:
+                continue
+            try:
+                seconds = clocks[which]()
+            except Exception as failure:
+                failures[which] = failure
+                continue
             if done >= 0:
                 readings[which].append(seconds)
-    return readings
+    return [failures.get(index, seconds) for index, seconds in enumerate(readings)]
 
 
 def ratio(outcome: Outcome, base: Outcome | None) -> float | None:

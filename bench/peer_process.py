@@ -1,6 +1,7 @@
 """A peer in a process and environment of its own, which answers the workload whenever it is asked."""
 
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ Answers = list[list[int]]
 class PeerProcess:
     """Runs `zweave.bench.peer_worker` under an interpreter, from the first call on.
 
-    job: what the worker is to load and answer. Calls raise RuntimeError, with the last line that it wrote, if it ends.
+    job: what the worker is to load and answer. Calls raise RuntimeError if it ends, with the last line that it wrote.
     """
 
     def __init__(self, python: Path, job: Mapping[str, Any], environment: Mapping[str, str]) -> None:
@@ -54,6 +55,8 @@ class PeerProcess:
         if line:
             return json.loads(line)
         process.wait()
+        if process.returncode == -signal.SIGKILL:
+            raise RuntimeError("killed, as by a system out of memory: measure fewer --providers at once")
         self._log.seek(0)
         written = [text.strip() for text in self._log if text.strip()]
         raise RuntimeError(written[-1] if written else f"ended with {process.returncode}")

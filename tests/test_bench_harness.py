@@ -42,6 +42,14 @@ def test_no_round_begins_after_the_time_is_up() -> None:
     assert interleaved([], pace) == []
 
 
+def test_what_fails_while_it_is_timed_leaves_the_others_their_times() -> None:
+    left = iter(range(3))
+    mortal = Provider("mortal", [lambda: next(left)], lambda: 0.0, limit=0.1)
+    outcomes = measure([mortal, provider("lasting")], Pace(rounds=5, warmup=0))
+    assert [(outcome.status, outcome.rounds) for outcome in outcomes] == [("failed", 0), ("ok", 5)]
+    assert outcomes[0].note.startswith("StopIteration") and outcomes[0].seconds is None
+
+
 @pytest.mark.parametrize("fields", [{"rounds": 0}, {"seconds": 0}, {"at_least": 0}, {"warmup": -1}], ids=str)
 def test_a_pace_that_cannot_be_kept(fields: dict) -> None:
     with pytest.raises(ValueError, match="pace"):
