@@ -31,6 +31,8 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        # The layer that the latest first pass reads: the next one will read it, too, of what all have computed.
+        self._read_layer: int | None = None
         self.preemptions = 0
 
     def __len__(self) -> int:
@@ -38,6 +40,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Has a sequence wait in the order of arrival, which a first pass may have held up."""
+        if sequence.pooling is not None:
+            self._read_layer = sequence.pooling.layer
         if self._waiting and _arrival(self._waiting[-1]) > _arrival(sequence):
             insort(self._waiting, sequence, key=_arrival)
         else:
@@ -109,12 +113,13 @@ class Scheduler:
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
-        """With the layers noted at which experts begin, or a first pass reads, and the tokens are the base's yet."""
+        """With the layers noted at which experts begin, or first passes read, and the tokens are the base's yet."""
         chunk = Chunk(sequence, start, stop - start)
         if not self._blocks.shares or start >= sequence.prompt_tokens:
             return chunk
         ends, pooling = sequence.ends_at, sequence.pooling
-        wanted = {*self._bank.first_layers} | ({pooling.layer} if pooling is not None else set())
+        read = self._read_layer if pooling is None else pooling.layer
+        wanted = {*self._bank.first_layers} | (set() if read is None else {read})
         keeps = tuple(
             layer
             for layer in sorted(wanted)

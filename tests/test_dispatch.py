@@ -178,6 +178,25 @@ def test_hidden_and_after_the_prompt_computes_no_token_twice(make_engine: TinyEn
     assert all(result.reused_tokens <= len("<>user\n") for result in results)
 
 
+def test_what_a_named_request_computed_is_read_as_well(make_engine: TinyEngine) -> None:
+    """Not anew: from the first first pass on, all keep the states of its layer."""
+    engine = make_engine()
+    first, second = "the quick brown fox jumps", "the quick brown fox sleeps"
+    auto = Request(messages=chat("abc"), expert="auto", dispatcher=hidden(AFTER, 2), max_tokens=1)
+    named = Request(messages=chat(first), expert="tail-b", max_tokens=1)
+    engine.generate([auto])
+    engine.generate([named])
+    count, (found,) = computed(engine, [replace(auto, messages=chat(second))])
+    tokens = [engine.tokenizer.chat(chat(text)) for text in (first, second)]
+    shared = next(i for i, (one, other) in enumerate(zip(*tokens, strict=False)) if one != other)
+    assert (
+        shared % engine.config.block_size
+        and count == len(tokens[1]) - shared == len(tokens[1]) - found.reused_tokens
+    )
+    (alone,) = make_engine().generate([replace(auto, messages=chat(second))])
+    assert found.dispatch.probabilities == alone.dispatch.probabilities
+
+
 @pytest.mark.parametrize("experts", [AFTER, LATE], ids=["after the prompt", "first layer 1"])
 def test_hidden_takes_as_many_steps_as_an_oracle(make_engine: TinyEngine, experts: dict) -> None:
     requests = [
