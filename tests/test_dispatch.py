@@ -70,26 +70,12 @@ def chat(words: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": words}]
 
 
+STORY = "the quick brown fox jumps over a lazy dog and runs away from it at once"
+
+
 def traffic(count: int, dispatchers: Sequence[Dispatcher]) -> list[Request]:
     """Prompts that begin alike, each for a dispatcher, every fourth under an expert that it names."""
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "and",
-        "runs",
-        "away",
-        "from",
-        "it",
-        "at",
-        "once",
-    ]
+    words = STORY.split()
     generator = torch.Generator().manual_seed(0)
     requests = []
     for i in range(count):
@@ -189,10 +175,8 @@ def test_what_a_named_request_computed_is_read_as_well(make_engine: TinyEngine) 
     count, (found,) = computed(engine, [replace(auto, messages=chat(second))])
     tokens = [engine.tokenizer.chat(chat(text)) for text in (first, second)]
     shared = next(i for i, (one, other) in enumerate(zip(*tokens, strict=False)) if one != other)
-    assert (
-        shared % engine.config.block_size
-        and count == len(tokens[1]) - shared == len(tokens[1]) - found.reused_tokens
-    )
+    assert shared % engine.config.block_size, "the tokens that both begin with end amid a block"
+    assert count == len(tokens[1]) - shared == len(tokens[1]) - found.reused_tokens
     (alone,) = make_engine().generate([replace(auto, messages=chat(second))])
     assert found.dispatch.probabilities == alone.dispatch.probabilities
 
