@@ -1,22 +1,22 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
-import zweave.kernels.registration  # noqa: F401
-from zweave.kernels._C import cpu_isa, empty_in_huge_pages
-from zweave.kernels.adapted_linear import AdaptedLinear, Way
-from zweave.kernels.attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
-from zweave.kernels.components import gather_components
-from zweave.kernels.decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
-from zweave.kernels.greedy import greedy, greedy_ref
-from zweave.kernels.kv_layout import empty_kv
-from zweave.kernels.linear import linear, linear_ref
-from zweave.kernels.mix import mix, mix_ref
-from zweave.kernels.packed import Packed, pack, unpack, unpack_quantized
-from zweave.kernels.quantize import Quantized, dequantize, quantize
-from zweave.kernels.rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
-from zweave.kernels.rope import rope, rope_ref
-from zweave.kernels.silu_mul import silu_mul, silu_mul_ref
-from zweave.kernels.svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
-from zweave.kernels.svf_linear import svf_linear, svf_linear_ref
+from ._C import cpu_isa, empty_in_huge_pages
+from .adapted_linear import AdaptedLinear, Way
+from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
+from .components import gather_components
+from .decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
+from .greedy import greedy, greedy_ref
+from .layout.kv_layout import empty_kv
+from .layout.packed import Packed, pack, unpack, unpack_quantized
+from .layout.quantize import Quantized, dequantize, quantize
+from .linear import linear, linear_ref
+from .mix import mix, mix_ref
+from .registration import ops  # noqa: F401
+from .rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
+from .rope import rope, rope_ref
+from .silu_mul import silu_mul, silu_mul_ref
+from .svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
+from .svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
     "AdaptedLinear",

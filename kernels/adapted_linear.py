@@ -14,10 +14,10 @@ from enum import IntEnum
 
 from torch import Tensor
 
-from zweave.kernels.linear import linear
-from zweave.kernels.packed import FactorWeight, Packed, unpack
-from zweave.kernels.svf_delta_linear import svf_delta_linear
-from zweave.kernels.svf_linear import svf_linear
+from .layout.packed import FactorWeight, Packed, unpack
+from .linear import linear
+from .svf_delta_linear import svf_delta_linear
+from .svf_linear import svf_linear
 
 
 class Way(IntEnum):

@@ -13,7 +13,7 @@ for them. Bytes: the keys and values of each sequence once, for decoding; FLOPs:
 import torch
 from torch import Tensor
 
-from zweave.kernels.kv_layout import block_size, read_kv, store_kv
+from .layout.kv_layout import block_size, read_kv, store_kv
 
 
 def write_kv_ref(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:

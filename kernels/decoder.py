@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zweave.kernels import _C
-from zweave.kernels.adapted_linear import AdaptedLinear, Way
-from zweave.kernels.attention import paged_attention, write_kv
-from zweave.kernels.packed import Packed
-from zweave.kernels.rms_norm import add_rms_norm, rms_norm
-from zweave.kernels.rope import rope
-from zweave.kernels.silu_mul import silu_mul
+from . import _C
+from .adapted_linear import AdaptedLinear, Way
+from .attention import paged_attention, write_kv
+from .layout.packed import Packed
+from .rms_norm import add_rms_norm, rms_norm
+from .rope import rope
+from .silu_mul import silu_mul
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 

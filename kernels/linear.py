@@ -12,7 +12,7 @@ by pair, so that a row's result does not depend on the rows beside it.
 import torch
 from torch import Tensor
 
-from zweave.kernels.packed import Weight, split
+from .layout.packed import Weight, split
 
 
 def linear_ref(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zweave.kernels.operands import check_device, on_device_of
-from zweave.kernels.optional_triton import tl, triton
+from .triton.checks import check_device, on_device_of
+from .triton.optional_triton import tl, triton
 
 
 def mix_ref(table: Tensor, alpha: Tensor) -> Tensor:

@@ -16,20 +16,12 @@ See docs/kernels/svf_delta_linear.md.
 import torch
 from torch import Tensor
 
-from zweave.kernels.operands import (
-    Factor,
-    check_factor,
-    check_input,
-    check_tensor,
-    matrix_shape,
-    on_device_of,
-    plain,
-)
-from zweave.kernels.optional_triton import tl, triton
-from zweave.kernels.packed import FactorWeight, Weight, split, split_factor
-from zweave.kernels.product import Split, operand, product
-from zweave.kernels.product_config import delta_tile_config, device_of, parts_config
-from zweave.kernels.product_tile import added_parts, arrive_last, leave_part, part_sum, store_tile
+from .layout.packed import FactorWeight, Weight, split, split_factor
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
+from .triton.gemm import Split, operand, product
+from .triton.gemm_config import delta_tile_config, device_of, parts_config
+from .triton.gemm_tile import added_parts, arrive_last, leave_part, part_sum, store_tile
+from .triton.optional_triton import tl, triton
 
 
 def svf_delta_linear_ref(

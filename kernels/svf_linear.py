@@ -15,17 +15,9 @@ FLOPs: 2 T R (M + N). See docs/kernels/svf_linear.md.
 import torch
 from torch import Tensor
 
-from zweave.kernels.operands import (
-    Factor,
-    check_factor,
-    check_input,
-    check_tensor,
-    matrix_shape,
-    on_device_of,
-    plain,
-)
-from zweave.kernels.packed import Weight, split
-from zweave.kernels.product import product
+from .layout.packed import Weight, split
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
+from .triton.gemm import product
 
 # What the CPU takes; Triton takes float16 too.
 DTYPES = (torch.bfloat16, torch.float32)

@@ -15,16 +15,8 @@ that asks for it must be folded in beforehand, as alpha divided by the mixture's
 import torch
 from torch import Tensor
 
-from zweave.kernels.operands import (
-    Factor,
-    check_factor,
-    check_input,
-    check_tensor,
-    matrix_shape,
-    on_device_of,
-    plain,
-)
-from zweave.kernels.product import product
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
+from .triton.gemm import product
 
 
 def svf_linear_mixed_ref(

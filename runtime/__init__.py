@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zweave.async_engine import AsyncEngine
-    from zweave.engine import Engine
-    from zweave.errors import ZweaveError
-    from zweave.expert import Expert
-    from zweave.request import Delta, Dispatch, Request, Result, Sampling, TokenLogprob
+    from .dispatcher import Dispatch
+    from .engine.async_engine import AsyncEngine
+    from .engine.engine import Engine
+    from .errors import ZweaveError
+    from .experts.expert import Expert
+    from .request import Delta, Request, Result, Sampling, TokenLogprob
 
 __all__ = [
     "AsyncEngine",
@@ -24,9 +25,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AsyncEngine": "async_engine",
-    "Engine": "engine",
-    "Expert": "expert",
+    "AsyncEngine": "engine.async_engine",
+    "Engine": "engine.engine",
+    "Expert": "experts.expert",
     "ZweaveError": "errors",
 }
 

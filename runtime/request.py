@@ -1,32 +1,20 @@
 """What a caller asks for and what comes back."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from zweave.errors import ZweaveError
-from zweave.mixture import Mixture
-
-if TYPE_CHECKING:
-    from zweave.dispatch import Dispatcher
+from .dispatcher import Dispatch, Dispatcher
+from .errors import ZweaveError
+from .experts.mixture import ExpertChoice, Mixture
+from .validation import is_integer, is_number
 
 Message: TypeAlias = Mapping[str, str]
-ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
 Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
 KVReuse: TypeAlias = Literal["exact", "approximate"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    # An integer that no float can hold is not finite either.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +35,15 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.temperature) and 0 <= self.temperature <= 100):
+        if not (is_number(self.temperature) and 0 <= self.temperature <= 100):
             raise ZweaveError(f"temperature must be from 0 to 100, not {self.temperature!r}")
-        if not (_is_integer(self.top_k) and self.top_k >= 0):
+        if not (is_integer(self.top_k) and self.top_k >= 0):
             raise ZweaveError(f"top_k must be an integer of at least 0 (0 keeps all), not {self.top_k!r}")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ZweaveError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
-        if not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
+        if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
             raise ZweaveError(f"min_p must be from 0 to 1, not {self.min_p!r}")
-        if self.seed is not None and not (_is_integer(self.seed) and 0 <= self.seed < 2**64):
+        if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**64):
             raise ZweaveError(f"seed must be an integer from 0 to 2**64 - 1, not {self.seed!r}")
 
 
@@ -91,7 +79,7 @@ class Request:
     logprobs: int | None = None
     salt: str | None = None
     score: Sequence[int] = ()
-    dispatcher: "Dispatcher | None" = None
+    dispatcher: Dispatcher | None = None
     kv_reuse: KVReuse = "exact"
 
     def __post_init__(self) -> None:
@@ -107,7 +95,7 @@ class Request:
             if isinstance(self.messages, str):
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
             _check_sequence("messages", self.messages, "a list of {role, content}")
-        if not (_is_integer(self.max_tokens) and self.max_tokens >= 1):
+        if not (is_integer(self.max_tokens) and self.max_tokens >= 1):
             raise ZweaveError(f"max_tokens must be an integer of at least 1, not {self.max_tokens!r}")
         if not isinstance(self.stop, str | Sequence | None) or not all(
             isinstance(text, str) and text for text in self.stop_strings
@@ -118,7 +106,7 @@ class Request:
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
         if self.logprobs is not None and not (
-            _is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
+            is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
         ):
             raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
         if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
@@ -146,38 +134,6 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: Mapping[int, float]  # the most likely token ids and their log-probabilities, likeliest first
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """What a first pass found out about a prompt, and which mixture answers it therefore.
-
-    label: what the prompt was taken for, None if nobody asked.
-    probabilities: of the labels it was chosen from.
-    mixture: as `Request.expert` takes it; None is the base, which answers below a threshold, too.
-    confidence: from 0 to 1.
-    tokens: computed for the first pass alone; 0 where it read what the answer needs anyway.
-    seconds: from the dispatcher's first call to its choice, whatever else the batch held meanwhile.
-    error: why there was no choice.
-    tokens and seconds tell of the way: records that differ in nothing else are equal.
-    """
-
-    label: str | None = None
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    mixture: ExpertChoice = None
-    confidence: float = 1.0
-    tokens: int = field(default=0, compare=False)
-    seconds: float = field(default=0.0, compare=False)
-    error: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.label, str | None):
-            raise ZweaveError(f"a dispatch's label must be a string or None, not {type(self.label).__name__}")
-        if not isinstance(self.probabilities, Mapping):
-            raise ZweaveError("a dispatch's probabilities must be a mapping of labels to numbers")
-        if not (_is_number(self.confidence) and 0 <= self.confidence <= 1):
-            raise ZweaveError(f"a dispatch's confidence must be from 0 to 1, not {self.confidence!r}")
-        Mixture.parse(self.mixture)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,15 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 import torch
 from torch import Tensor
 
-from zweave.batch import Batch
+from zweave.checkpoint import ModelConfig
+from zweave.checkpoint.module_name import layer_of
+from zweave.checkpoint.pull import pull
 from zweave.cli.main import main
-from zweave.config import ModelConfig
 from zweave.engine import Engine
-from zweave.expert import Expert, layer_of
-from zweave.pull import pull
+from zweave.experts import Expert
+from zweave.model import Batch
 from zweave.request import Request
-from zweave.sequence import Chunk
+from zweave.scheduler import Chunk
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -8,24 +8,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zweave.bench import (
-    engine,
-    experts,
-    few_shot,
-    gpu,
-    gpu_linear,
-    linear,
-    mix,
-    prefix_tree,
-    servers,
-    step,
-    train,
-    transfer,
-    two_pass,
-)
-from zweave.bench.plot import save_plot
-from zweave.bench.report import print_report
-from zweave.cli.arguments import check_folder
+from zweave.bench import gpu
+from zweave.bench.harness.plot import save_plot
+from zweave.bench.harness.report import print_report
+from zweave.bench.kernels import gpu_linear, linear, mix
+from zweave.bench.learning import few_shot, train, transfer
+from zweave.bench.serving import engine, experts, prefix_tree, step
+from zweave.bench.serving.peers import peers as servers
+from zweave.bench.serving.two_pass import two_pass
+
+from ..options.arguments import check_folder
 
 BENCHES = {
     "linear": linear,

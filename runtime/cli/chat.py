@@ -8,8 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from zweave.bundled import bundled_experts
-from zweave.cli.engine_options import (
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..experts.bundled import bundled_experts
+from ..experts.mixture import ExpertChoice
+from ..options.engine_options import (
     EXPERT_HELP,
     add_dispatcher_option,
     add_engine_options,
@@ -17,9 +20,7 @@ from zweave.cli.engine_options import (
     open_engine,
     parse_expert,
 )
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.request import ExpertChoice, Request, Sampling
+from ..request import Request, Sampling
 
 HELP = """\
 /expert NAME      answer under an expert, or a mixture: /expert sst2=0.8,addition=0.2; /expert base;

@@ -5,9 +5,9 @@ import json
 import time
 from typing import Any
 
-from zweave.checkpoint import resolve_model
-from zweave.cli.arguments import positive_number, positive_whole
-from zweave.decompose import decompose
+from ..checkpoint.checkpoint import resolve_model
+from ..decomposition.decomposition import decompose
+from ..options.arguments import positive_number, positive_whole
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -12,13 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zweave import prompts
-from zweave.bundled import DEFAULT_MODEL
-from zweave.cli.engine_options import add_engine_options, open_engine
-from zweave.engine import Engine
-from zweave.progress import progress_bar
-from zweave.pull import pull
-from zweave.request import Request, Result
+from ..checkpoint.pull import DEFAULT_MODEL, pull
+from ..engine.engine import Engine
+from ..io.progress import progress_bar
+from ..options.engine_options import add_engine_options, open_engine
+from ..request import Request, Result
+from ..tasks import prompts
 
 ROUNDS = 3
 

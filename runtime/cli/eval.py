@@ -12,21 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from zweave.cli.arguments import positive_whole
-from zweave.cli.engine_options import (
-    EXPERT_HELP,
-    add_engine_options,
-    load_named,
-    open_engine,
-    parse_expert,
-    stderr,
-)
-from zweave.cli.eval_dispatch import add_dispatch_options, run_dispatch
-from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
-from zweave.engine import Engine
-from zweave.engine_config import DTYPES
-from zweave.errors import ZweaveError
-from zweave.evaluation import (
+from ..engine.config import DTYPES
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..evaluation import (
     ExpertMethod,
     LabelScores,
     Method,
@@ -38,8 +27,19 @@ from zweave.evaluation import (
     reuse_cost,
     reuse_markdown,
 )
-from zweave.request import ExpertChoice
-from zweave.tasks import Sample, Split, Task, resolve_task
+from ..experts.mixture import ExpertChoice
+from ..options.arguments import positive_whole
+from ..options.engine_options import (
+    EXPERT_HELP,
+    add_engine_options,
+    load_named,
+    open_engine,
+    parse_expert,
+    stderr,
+)
+from ..options.task_options import TASK_HELP, add_data_option, data_folder
+from ..tasks import Sample, Split, Task, resolve_task
+from .eval_dispatch import add_dispatch_options, run_dispatch
 
 AnyRow = TypeVar("AnyRow", Row, ReuseRow)
 
@@ -141,7 +141,7 @@ def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> lis
 def _loras(args: argparse.Namespace) -> list[Method]:
     if not args.lora:
         return []
-    from zweave.evaluation.lora import LoraModel
+    from ..evaluation.lora import LoraModel
 
     model = LoraModel(args.model, DTYPES[args.dtype], args.device)
     return [model.method(name, Path(directory)) for name, directory in _named("--lora", args.lora)]

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from zweave.cli.engine_options import load_named, parse_expert, stderr
-from zweave.dispatch import load_dispatcher
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.evaluation import markdown
-from zweave.evaluation.dispatched import Labelled, evaluate_dispatch, routing_markdown
-from zweave.request import ExpertChoice
-from zweave.tasks import Sample, Task
+from ..dispatch import load_dispatcher
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..evaluation import markdown
+from ..evaluation.dispatched import Labelled, evaluate_dispatch, routing_markdown
+from ..experts.mixture import ExpertChoice
+from ..options.engine_options import load_named, parse_expert, stderr
+from ..tasks import Sample, Task
 
 
 def add_dispatch_options(parser: argparse.ArgumentParser) -> None:

@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from zweave.checkpoint import resolve_model
-from zweave.cli import expert_classifier, expert_search, expert_transfer
-from zweave.cli.arguments import positive_number, positive_whole, whole
-from zweave.difference import Difference, differences
-from zweave.errors import ZweaveError
-from zweave.expert import Expert, Scope, layer_of
-from zweave.heatmap import cells, save_png, text_map
-from zweave.mixture import Alpha, mix_named
-from zweave.sakana import load_sakana
+from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.module_name import layer_of
+from ..errors import ZweaveError
+from ..experts.difference import Difference, differences
+from ..experts.expert import Expert, Scope
+from ..experts.heatmap import cells, save_png, text_map
+from ..experts.mixture import Alpha, mix_named
+from ..experts.sakana import load_sakana
+from ..options.arguments import positive_number, positive_whole, whole
+from . import expert_classifier, expert_search, expert_transfer
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zweave.checkpoint import resolve_model
-from zweave.classifier_training import bare_prompt, train_classifier
-from zweave.cli.arguments import check_folder, positive_whole, whole
-from zweave.cli.engine_options import add_engine_options, open_engine
-from zweave.cli.task_options import add_data_option, data_folder
-from zweave.evaluation.evaluate import standard_error
-from zweave.tasks import resolve_task, which_task
+from ..checkpoint.checkpoint import resolve_model
+from ..dispatch.train_classifier import bare_prompt, train_classifier
+from ..evaluation.evaluate import standard_error
+from ..options.arguments import check_folder, positive_whole, whole
+from ..options.engine_options import add_engine_options, open_engine
+from ..options.task_options import add_data_option, data_folder
+from ..tasks import resolve_task, which_task
 
 
 def add_parser(commands: Any) -> None:

@@ -9,15 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zweave.cem import CemConfig
-from zweave.cli.arguments import check_folder, positive_whole, whole
-from zweave.cli.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, stderr
-from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
-from zweave.engine import Engine
-from zweave.expert import Expert
-from zweave.fewshot import Found, Generation, Weighting, search
-from zweave.mixture import mix_experts
-from zweave.tasks import balanced, resolve_task
+from ..engine.engine import Engine
+from ..experts.expert import Expert
+from ..experts.mixture import mix_experts
+from ..options.arguments import check_folder, positive_whole, whole
+from ..options.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, stderr
+from ..options.task_options import TASK_HELP, add_data_option, data_folder
+from ..search.cem import CemConfig
+from ..search.few_shot import Found, Generation, Weighting, search
+from ..tasks import balanced, resolve_task
 
 
 def add_parser(commands: Any) -> None:

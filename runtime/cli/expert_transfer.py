@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from zweave.checkpoint import resolve_model
-from zweave.cli.arguments import whole
-from zweave.decompose import decompose
-from zweave.expert import Expert
-from zweave.transfer import Overlap, by_kind, overlaps, shuffled, transfer
+from ..checkpoint.checkpoint import resolve_model
+from ..decomposition.decomposition import decompose
+from ..experts.expert import Expert
+from ..experts.transfer import Overlap, by_kind, overlaps, shuffled, transfer
+from ..options.arguments import whole
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -11,7 +11,9 @@ from typing import IO, Any, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from zweave.cli.engine_options import (
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..options.engine_options import (
     EXPERT_HELP,
     add_dispatcher_option,
     add_engine_options,
@@ -20,10 +22,8 @@ from zweave.cli.engine_options import (
     parse_expert,
     stderr,
 )
-from zweave.cli.request_lines import json_request, numbered, open_text, plain_request, shown_prompt
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.request import KVReuse, Request, Result, Sampling
+from ..request import KVReuse, Request, Result, Sampling
+from .request_lines import json_request, numbered, open_text, plain_request, shown_prompt
 
 
 def add_parser(subparsers: Any) -> None:

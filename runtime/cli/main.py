@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from zweave.errors import ZweaveError
+from ..errors import ZweaveError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         # Imported here: torch takes seconds to load, and swallows some of the interrupts that come meanwhile.
         with _quit_on_interrupt():
-            from zweave.cli.parser import make_parser
+            from .parser import make_parser
 
         args = make_parser().parse_args(argv)
         return args.run(args)

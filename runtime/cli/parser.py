@@ -3,20 +3,7 @@
 import argparse
 from importlib.metadata import version
 
-from zweave.cli import (
-    bench,
-    chat,
-    decompose,
-    demo,
-    eval,
-    expert,
-    generate,
-    plan,
-    pull,
-    trace,
-    train,
-    vllm_export,
-)
+from . import bench, chat, decompose, demo, eval, expert, generate, plan, pull, trace, train, vllm_export
 
 COMMANDS = (demo, pull, decompose, expert, generate, chat, train, eval, plan, trace, vllm_export, bench)
 

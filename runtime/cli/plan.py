@@ -8,18 +8,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zweave.bundled import DEFAULT_MODEL, bundled_experts
-from zweave.certificate import certify
-from zweave.checkpoint import resolve_model
-from zweave.cli.arguments import positive_number, positive_whole, whole
-from zweave.cost_model import cost_model
-from zweave.decompose import Decomposition, decompose
-from zweave.engine_config import DTYPES, EngineConfig
-from zweave.expert import Expert
-from zweave.integer_factors import STATED_ERROR
-from zweave.plan import MatrixPlan, Plan, memory
-from zweave.plan_report import way_costs
-from zweave.planner import plan_for
+from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.pull import DEFAULT_MODEL
+from ..decomposition.decomposition import Decomposition, decompose
+from ..engine.config import DTYPES, EngineConfig
+from ..experts.bundled import bundled_experts
+from ..experts.certificate import certify
+from ..experts.expert import Expert
+from ..options.arguments import positive_number, positive_whole, whole
+from ..planner.cost_model import cost_model
+from ..planner.delta_formats import STATED_ERROR
+from ..planner.plan import MatrixPlan, Plan, memory
+from ..planner.planner import plan_for
+from ..planner.report import way_costs
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,7 +67,13 @@ def run(args: argparse.Namespace) -> int:
     budget = None if args.max_memory is None else int(args.max_memory * (1 << 20))
     config = EngineConfig(dtype=args.dtype, max_memory=budget, max_error=args.max_error)
     checkpoint = resolve_model(args.model)
-    plan = plan_for(config, checkpoint.config.adapted_shapes())
+    plan = plan_for(
+        checkpoint.config.adapted_shapes(),
+        config.torch_device.type,
+        config.torch_dtype,
+        config.max_memory,
+        config.max_error,
+    )
     experts = {name: Expert.load(bundled_experts().get(name, name)) for name in args.certify}
     figures: dict[str, Any] = {
         "model": args.model,

@@ -2,8 +2,8 @@
 
 import argparse
 
-from zweave.progress import progress_bar
-from zweave.pull import MODELS, pull
+from ..checkpoint.pull import MODELS, pull
+from ..io.progress import progress_bar
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from zweave.errors import ZweaveError
-from zweave.request import Request, Sampling
+from ..errors import ZweaveError
+from ..request import Request, Sampling
 
 REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)} - {"dispatcher"}
 

@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zweave.cli.arguments import check_folder, number_from_zero
-from zweave.cli.demo import EXAMPLES
-from zweave.cli.engine_options import (
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..options.arguments import check_folder, number_from_zero
+from ..options.engine_options import (
     add_dispatcher_option,
     add_engine_options,
     load_named,
     open_engine,
     stderr,
 )
-from zweave.cli.request_lines import json_request, numbered, open_text, shown_prompt
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.request import Request
-from zweave.timeline import Timeline
-from zweave.timeline_plot import save_png
+from ..request import Request
+from ..trace.plot import save_png
+from ..trace.timeline import Timeline
+from .demo import EXAMPLES
+from .request_lines import json_request, numbered, open_text, shown_prompt
 
 _SHOWN = 40
 

@@ -13,15 +13,16 @@ from typing import Any, get_args
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zweave.bundled import DEFAULT_MODEL
-from zweave.cli.arguments import positive_number, positive_whole, whole
-from zweave.cli.engine_options import stderr
-from zweave.cli.task_options import TASK_HELP, add_data_option, data_folder
-from zweave.errors import ZweaveError
-from zweave.expert import Scope
 from zweave.kernels import cpu_isa
-from zweave.train.loop import Step
-from zweave.train.recipe import AdapterKind, Objective, Recipe, default_recipe
+
+from ..checkpoint.pull import DEFAULT_MODEL
+from ..errors import ZweaveError
+from ..experts.expert import Scope
+from ..options.arguments import positive_number, positive_whole, whole
+from ..options.engine_options import stderr
+from ..options.task_options import TASK_HELP, add_data_option, data_folder
+from ..train.loop import Step
+from ..train.recipe import AdapterKind, Objective, Recipe, default_recipe
 
 CHOSEN = tuple(Recipe.__dataclass_fields__)
 
@@ -82,8 +83,8 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from zweave.tasks import resolve_task
-    from zweave.train.run import Run, open_policy
+    from ..tasks import resolve_task
+    from ..train.run import Run, open_policy
 
     if args.threads:
         torch.set_num_threads(args.threads)

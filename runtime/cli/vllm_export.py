@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zweave.bundled import bundled_experts
-from zweave.cli.engine_options import EXPERT_HELP, expert_path, parse_expert
-from zweave.errors import ZweaveError
-from zweave.expert import Expert
-from zweave.integrations.vllm import save_adapter
-from zweave.mixture import mix_named
+from ..errors import ZweaveError
+from ..experts.bundled import bundled_experts
+from ..experts.expert import Expert
+from ..experts.mixture import mix_named
+from ..integrations.vllm import save_adapter
+from ..options.engine_options import EXPERT_HELP, expert_path, parse_expert
 
 
 def add_parser(subparsers: Any) -> None:

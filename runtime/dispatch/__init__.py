@@ -1,12 +1,11 @@
 """Dispatchers: which expert answers a request that names none."""
 
-from zweave.dispatch.dispatcher import Dispatcher, Look, Prompt, ReadScores, ReadState
-from zweave.dispatch.file import load_dispatcher
-from zweave.dispatch.fixed import FixedDispatcher, few_shot
-from zweave.dispatch.hidden import HiddenDispatcher
-from zweave.dispatch.prompt import PromptDispatcher
-from zweave.dispatch.routes import Routes
-from zweave.request import Dispatch
+from ..dispatcher import Dispatch, Dispatcher, Look, Prompt, ReadScores, ReadState
+from .file import load_dispatcher
+from .fixed import FixedDispatcher, few_shot
+from .hidden import HiddenDispatcher
+from .prompt import PromptDispatcher
+from .routes import Routes
 
 __all__ = [
     "Dispatch",

@@ -5,18 +5,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zweave.dispatch.dispatcher import Dispatcher
-from zweave.dispatch.fixed import FixedDispatcher, few_shot
-from zweave.dispatch.hidden import HiddenDispatcher
-from zweave.dispatch.prompt import CONTENT_FREE, PromptDispatcher
-from zweave.dispatch.routes import Routes
-from zweave.early_classifier import EarlyClassifier
-from zweave.errors import ZweaveError
-from zweave.python_file import python_object
-from zweave.request import ExpertChoice
+from ..dispatcher import Dispatcher
+from ..errors import ZweaveError
+from ..experts.mixture import ExpertChoice
+from ..io.python_file import python_object
+from .early_classifier import EarlyClassifier
+from .fixed import FixedDispatcher, few_shot
+from .hidden import HiddenDispatcher
+from .prompt import CONTENT_FREE, PromptDispatcher
+from .routes import Routes
 
 if TYPE_CHECKING:
-    from zweave.engine import Engine
+    from ..engine.engine import Engine
 
 Load = Callable[["Engine", Iterable[ExpertChoice]], None]
 

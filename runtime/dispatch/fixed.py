@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from zweave.dispatch.dispatcher import Prompt
-from zweave.errors import ZweaveError
-from zweave.expert import Expert
-from zweave.request import Dispatch, ExpertChoice
+from ..dispatcher import Dispatch, Prompt
+from ..errors import ZweaveError
+from ..experts.expert import Expert
+from ..experts.mixture import ExpertChoice
 
 if TYPE_CHECKING:
-    from zweave.engine import Engine
+    from ..engine.engine import Engine
 
 
 class FixedDispatcher:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from zweave.dispatch.dispatcher import Prompt, ReadState
-from zweave.dispatch.routes import Routes
-from zweave.early_classifier import EarlyClassifier
-from zweave.errors import ZweaveError
-from zweave.request import Dispatch
+from ..dispatcher import Dispatch, Prompt, ReadState
+from ..errors import ZweaveError
+from .early_classifier import EarlyClassifier
+from .routes import Routes
 
 
 class HiddenDispatcher:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from zweave.dispatch.dispatcher import Prompt, ReadScores
-from zweave.dispatch.routes import Routes
-from zweave.errors import ZweaveError
-from zweave.request import Dispatch, ExpertChoice, Request
-from zweave.tasks.render import answer_ids
-from zweave.tokenizer import Tokenizer
+from ..dispatcher import Dispatch, Prompt, ReadScores
+from ..errors import ZweaveError
+from ..experts.mixture import ExpertChoice
+from ..request import Request
+from ..tasks.render import answer_ids
+from ..text.tokenizer import Tokenizer
+from .routes import Routes
 
 if TYPE_CHECKING:
-    from zweave.engine import Engine
+    from ..engine.engine import Engine
 
 # Texts that say nothing, for a calibration without samples.
 CONTENT_FREE = ("N/A", "...", "text")
@@ -133,9 +134,7 @@ def _label_ids(tokenizer: Tokenizer, labels: tuple[str, ...]) -> tuple[int, ...]
 def _as_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
     """A text as a user would send it."""
     if tokenizer.assistant_header:
-        request = Request(messages=[{"role": "user", "content": text}])
-        tokens = tokenizer.chat(request.messages or ())
+        tokens = tokenizer.chat([{"role": "user", "content": text}])
     else:
-        request = Request(text)
         tokens = tokenizer.encode(text)
-    return Prompt(request, tokens, tokenizer.after_prompt_start(tokens), tokenizer)
+    return Prompt(tokens, tokenizer.after_prompt_start(tokens), tokenizer)

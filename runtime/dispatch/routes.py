@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zweave.errors import ZweaveError
-from zweave.mixture import Mixture, spread
-from zweave.request import Dispatch, ExpertChoice
+from ..dispatcher import Dispatch
+from ..errors import ZweaveError
+from ..experts.mixture import ExpertChoice, Mixture, spread
 
 
 @dataclass(frozen=True, slots=True)

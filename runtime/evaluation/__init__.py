@@ -1,11 +1,11 @@
 """How well a model answers tasks: methods, the baselines that every table has, rows with standard errors."""
 
-from zweave.evaluation.baselines import baselines
-from zweave.evaluation.evaluate import Row, evaluate
-from zweave.evaluation.label_scores import LabelScores
-from zweave.evaluation.method import ExpertMethod, Method, answer_together
-from zweave.evaluation.reuse import ReuseRow, reuse_cost, reuse_markdown
-from zweave.evaluation.table import markdown
+from .baselines import baselines
+from .evaluate import Row, evaluate
+from .label_scores import LabelScores
+from .method import ExpertMethod, Method, answer_together
+from .reuse import ReuseRow, reuse_cost, reuse_markdown
+from .table import markdown
 
 __all__ = [
     "ExpertMethod",

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zweave.errors import ZweaveError
-from zweave.evaluation.label_scores import LabelScores
-from zweave.evaluation.method import Method
-from zweave.tasks import Sample, Task, balanced
+from ..errors import ZweaveError
+from ..tasks import Sample, Task, balanced
+from .label_scores import LabelScores
+from .method import Method
 
 Scores = NDArray[np.float64]
 

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.evaluation.evaluate import Row, standard_error
-from zweave.evaluation.table import table
-from zweave.request import ExpertChoice, Request, Result
-from zweave.tasks import Sample, Task, prompt_ids
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..experts.mixture import ExpertChoice
+from ..request import Request, Result
+from ..tasks import Sample, Task, prompt_ids
+from .evaluate import Row, standard_error
+from .table import table
 
 BASE, ORACLE, DISPATCHED, ALL = "base", "oracle", "dispatched", "all"
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zweave.evaluation.method import ExpertMethod, Method, answer_together
-from zweave.tasks import Sample, Task
+from ..tasks import Sample, Task
+from .method import ExpertMethod, Method, answer_together
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.request import Request
-from zweave.tasks import Sample, Task, label_ids, prompt_ids
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..request import Request
+from ..tasks import Sample, Task, label_ids, prompt_ids
 
 
 class LabelScores:

@@ -9,16 +9,16 @@ from typing import Any, cast, get_args
 
 import torch
 
-from zweave.checkpoint import resolve_model
-from zweave.errors import ZweaveError
-from zweave.expert import Scope
-from zweave.tasks import Sample, Task
-from zweave.tokenizer import Tokenizer
-from zweave.train.adapter import Adapter
-from zweave.train.lora import RECORD
-from zweave.train.policy import Policy
-from zweave.train.rollout import grow
-from zweave.train.run import load_model
+from ..checkpoint.checkpoint import resolve_model
+from ..errors import ZweaveError
+from ..experts.expert import Scope
+from ..tasks import Sample, Task
+from ..text.tokenizer import Tokenizer
+from ..train.adapter import Adapter
+from ..train.lora import RECORD
+from ..train.policy import Policy
+from ..train.rollout import grow
+from ..train.run import load_model
 
 # Prompts of a forward pass, as validation has them in training.
 BATCH = 32

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from zweave.engine import Engine
-from zweave.errors import ZweaveError
-from zweave.request import ExpertChoice, Request, Result
-from zweave.support import Support
-from zweave.tasks import Sample, Task, prompt_ids
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..experts.mixture import ExpertChoice
+from ..experts.support import Support
+from ..request import Request, Result
+from ..tasks import Sample, Task, prompt_ids
 
 
 class Method(Protocol):

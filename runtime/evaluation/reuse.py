@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from zweave.engine import Engine
-from zweave.evaluation.evaluate import share_right, standard_error
-from zweave.evaluation.method import answered
-from zweave.evaluation.table import table
-from zweave.request import MAX_LOGPROBS, ExpertChoice, Request, Result
-from zweave.tasks import Sample, Task, prompt_ids
+from ..engine.engine import Engine
+from ..experts.mixture import ExpertChoice
+from ..request import MAX_LOGPROBS, Request, Result
+from ..tasks import Sample, Task, prompt_ids
+from .evaluate import share_right, standard_error
+from .method import answered
+from .table import table
 
 
 @dataclass(frozen=True, slots=True)

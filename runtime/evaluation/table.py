@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from zweave.evaluation.evaluate import Row
+from .evaluate import Row
 
 _HEADINGS = ("task", "method", "parameters", "accuracy", "± stderr", "n", "runs", "seconds")
 

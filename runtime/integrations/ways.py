@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from zweave.kernels import Way
-from zweave.support import Support
+
+from ..experts.support import Support
 
 # The components that a delta may use; experts that adapt others take the factors.
 DELTA = Support.parse("leading:R/8")

@@ -1,9 +1,9 @@
 """Tasks: prompts, answers, rewards and splits. What is trained on, searched on and evaluated on."""
 
-from zweave.tasks.registry import BUILT_IN, resolve_task
-from zweave.tasks.render import answer_ids, label_ids, prompt_ids
-from zweave.tasks.task import Sample, Split, Splits, Task, balanced
-from zweave.tasks.which_task import which_task
+from .registry import BUILT_IN, resolve_task
+from .render import answer_ids, label_ids, prompt_ids
+from .task import Sample, Split, Splits, Task, balanced
+from .which_task import which_task
 
 __all__ = [
     "BUILT_IN",

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import combinations, combinations_with_replacement, permutations
 from pathlib import Path
 
-from zweave import prompts
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .task import Sample, Splits, Task
 
 HELD_OUT = 600
 

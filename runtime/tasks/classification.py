@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from zweave import prompts
-from zweave.tasks.files import read_csv, read_lines, split_pool, task_file
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .files import read_csv, read_lines, split_pool, task_file
+from .task import Sample, Splits, Task
 
 POLARITIES = (" negative", " positive")
 QUESTION_TYPES = (" description", " thing", " abbreviation", " person", " location", " number")

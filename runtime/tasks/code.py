@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zweave import prompts
-from zweave.tasks.files import read_json_lines, task_file
-from zweave.tasks.sandbox import run_program
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .files import read_json_lines, task_file
+from .sandbox import run_program
+from .task import Sample, Splits, Task
 
 # What follows a function in a text that has gone on too long.
 _AFTER_FUNCTION = ("\n```", "\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\nassert ")

@@ -4,12 +4,12 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from zweave import prompts
-from zweave.tasks.classification import label_first, news, tab_separated
-from zweave.tasks.exact_match import problems
-from zweave.tasks.files import task_file
-from zweave.tasks.multiple_choice import choices
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .classification import label_first, news, tab_separated
+from .exact_match import problems
+from .files import task_file
+from .multiple_choice import choices
+from .task import Sample, Splits, Task
 
 DOMAINS = (" review", " question", " maths", " science", " news")
 TRAIN, TEST = 500, 200

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from zweave import prompts
-from zweave.tasks.files import read_json_lines, split_pool, task_file
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .files import read_json_lines, split_pool, task_file
+from .task import Sample, Splits, Task
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _CALCULATION = re.compile(r"<<[^>]*>>")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zweave.errors import ZweaveError
-from zweave.tasks.task import Sample, Splits
+from ..errors import ZweaveError
+from .task import Sample, Splits
 
 Parsed = TypeVar("Parsed")
 

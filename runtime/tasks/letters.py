@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from zweave import prompts
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .task import Sample, Splits, Task
 
 _ONSETS = [
     "b",

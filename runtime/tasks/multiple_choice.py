@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zweave import prompts
-from zweave.tasks.files import read_json_list, split_pool, task_file
-from zweave.tasks.task import Sample, Splits, Task
+from . import prompts
+from .files import read_json_list, split_pool, task_file
+from .task import Sample, Splits, Task
 
 LETTERS = (" A", " B", " C", " D", " E")
 _FORM = re.compile(

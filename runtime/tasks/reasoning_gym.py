@@ -6,9 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from zweave import prompts
-from zweave.errors import ZweaveError
-from zweave.tasks.task import Sample, Splits, Task
+from ..errors import ZweaveError
+from . import prompts
+from .task import Sample, Splits, Task
 
 TRAIN, HELD_OUT = 2000, 500
 # Each split has a seed of its own; where both draw the same problem the task keeps it for the test.

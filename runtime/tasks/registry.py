@@ -3,11 +3,11 @@
 from difflib import get_close_matches
 from pathlib import Path
 
-from zweave.errors import ZweaveError
-from zweave.tasks import arithmetic, classification, code, domains, exact_match, letters, multiple_choice
-from zweave.tasks.reasoning_gym import gym_task
-from zweave.tasks.task import Task
-from zweave.tasks.user_file import jsonl_task, python_task
+from ..errors import ZweaveError
+from . import arithmetic, classification, code, domains, exact_match, letters, multiple_choice
+from .reasoning_gym import gym_task
+from .task import Task
+from .user_file import jsonl_task, python_task
 
 _READERS = (classification, domains, multiple_choice, exact_match, code, arithmetic, letters)
 BUILT_IN = {task.name: task for reader in _READERS for task in reader.TASKS}

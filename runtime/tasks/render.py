@@ -2,9 +2,9 @@
 
 import re
 
-from zweave.errors import ZweaveError
-from zweave.tasks.task import Task
-from zweave.tokenizer import Tokenizer
+from ..errors import ZweaveError
+from ..text.tokenizer import Tokenizer
+from .task import Task
 
 # What `prompts.chat` writes.
 _CHAT = re.compile(

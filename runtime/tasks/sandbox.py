@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from zweave.errors import ZweaveError
+from ..errors import ZweaveError
 
 # Sets the limits, hides the word's way out, runs the program and only then says the word.
 _RUNNER = """

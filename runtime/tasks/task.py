@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from zweave.errors import ZweaveError
+from ..errors import ZweaveError
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 

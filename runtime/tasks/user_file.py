@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from zweave.errors import ZweaveError
-from zweave.python_file import python_object
-from zweave.tasks.files import read_json_lines
-from zweave.tasks.task import Sample, Split, Splits, Task
+from ..errors import ZweaveError
+from ..io.python_file import python_object
+from .files import read_json_lines
+from .task import Sample, Split, Splits, Task
 
 MAX_TOKENS = 256
 _WHAT = 'a JSON object with the texts "prompt" and "answer"'

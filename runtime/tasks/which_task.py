@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from zweave.errors import ZweaveError
-from zweave.tasks.task import Sample, Split, Splits, Task
+from ..errors import ZweaveError
+from .task import Sample, Split, Splits, Task
 
 VALIDATION = 500
 

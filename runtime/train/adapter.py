@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from zweave.errors import ZweaveError
-from zweave.expert import Expert
-from zweave.support import Support
-from zweave.train.recipe import Recipe
-from zweave.train.svf import Factors, adapt
+from ..errors import ZweaveError
+from ..experts.expert import Expert
+from ..experts.support import Support
+from .recipe import Recipe
+from .svf import Factors, adapt
 
 
 class Adapter(Protocol):

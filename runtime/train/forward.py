@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zweave.train.token_tree import TokenTree
-from zweave.train.tree_attention import Layout, tree_attention
+from .token_tree import TokenTree
+from .tree_attention import Layout, tree_attention
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from zweave.errors import ZweaveError
-from zweave.tasks.task import Sample, Task, balanced
-from zweave.train.objective import accuracy, batch_loss
-from zweave.train.policy import Policy
-from zweave.train.recipe import Recipe
+from ..errors import ZweaveError
+from ..tasks.task import Sample, Task, balanced
+from .objective import accuracy, batch_loss
+from .policy import Policy
+from .recipe import Recipe
 
 SAVE_EVERY = 5
 # Steps whose answers all got the same reward, after which training gives up.

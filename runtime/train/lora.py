@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from zweave.errors import ZweaveError
-from zweave.train.recipe import Recipe
-from zweave.train.svf import ADAPTED
+from ..errors import ZweaveError
+from .recipe import Recipe
+from .svf import ADAPTED
 
 # Beside PEFT's own files: what these do not say, the scope and how it was trained.
 RECORD = "zweave.json"

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from zweave.tasks.render import label_ids
-from zweave.tasks.task import Sample, Task
-from zweave.train import estimators
-from zweave.train.policy import Policy
-from zweave.train.recipe import Recipe
-from zweave.train.rollout import Rollout, given, grow
+from ..tasks.render import label_ids
+from ..tasks.task import Sample, Task
+from . import estimators
+from .policy import Policy
+from .recipe import Recipe
+from .rollout import Rollout, given, grow
 
 # Nodes whose logits are there at once: 100 MB of a vocabulary of 49,152.
 CHUNK = 512

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zweave.errors import ZweaveError
-from zweave.expert import Scope
-from zweave.tasks.render import prompt_ids
-from zweave.tokenizer import Tokenizer
-from zweave.train.adapter import Adapter
-from zweave.train.forward import TreeCache, hidden_states
-from zweave.train.token_tree import TokenTree
+from ..errors import ZweaveError
+from ..experts.expert import Scope
+from ..tasks.render import prompt_ids
+from ..text.tokenizer import Tokenizer
+from .adapter import Adapter
+from .forward import TreeCache, hidden_states
+from .token_tree import TokenTree
 
 
 @dataclass(slots=True)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
-from zweave.errors import ZweaveError
-from zweave.expert import Scope
-from zweave.support import Support
-from zweave.tasks.task import Task
+from ..errors import ZweaveError
+from ..experts.expert import Scope
+from ..experts.support import Support
+from ..tasks.task import Task
 
 Objective: TypeAlias = Literal["reinforce", "plain", "grpo", "sft"]
 AdapterKind: TypeAlias = Literal["svf", "lora"]

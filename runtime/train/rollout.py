@@ -5,10 +5,10 @@ from typing import Protocol
 
 import torch
 
-from zweave.tasks.render import answer_ids
-from zweave.tasks.task import Sample, Task
-from zweave.train.forward import hidden_states
-from zweave.train.policy import Planted, Policy
+from ..tasks.render import answer_ids
+from ..tasks.task import Sample, Task
+from .forward import hidden_states
+from .policy import Planted, Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from zweave.checkpoint import Checkpoint, resolve_model
-from zweave.decompose import decompose
-from zweave.errors import ZweaveError
-from zweave.tasks.task import Task
-from zweave.tokenizer import Tokenizer
-from zweave.train.adapter import Adapter, SvfAdapter
-from zweave.train.curves import save_curves
-from zweave.train.loop import Step, train
-from zweave.train.lora import LoraAdapter
-from zweave.train.objective import accuracy
-from zweave.train.policy import Policy
-from zweave.train.recipe import Recipe
+from ..checkpoint.checkpoint import Checkpoint, resolve_model
+from ..decomposition.decomposition import decompose
+from ..errors import ZweaveError
+from ..tasks.task import Task
+from ..text.tokenizer import Tokenizer
+from .adapter import Adapter, SvfAdapter
+from .curves import save_curves
+from .loop import Step, train
+from .lora import LoraAdapter
+from .objective import accuracy
+from .policy import Policy
+from .recipe import Recipe
 
 Report = Callable[[Step], None]
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zweave.expert import layer_of
-from zweave.kernels.svf_linear_train import TrainingFactors, svf_linear_train
-from zweave.support import Support
+from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_train
+
+from ..checkpoint.module_name import layer_of
+from ..experts.support import Support
 
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.train.token_tree import TokenTree
+from .token_tree import TokenTree
 
 
 @dataclass(frozen=True, slots=True)

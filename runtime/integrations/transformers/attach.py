@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from zweave.bank import Bank
-from zweave.errors import ZweaveError
-from zweave.integrations.transformers.attached import Attached, ExpertFile, load_expert
-from zweave.integrations.transformers.factors import decomposition_of
-from zweave.integrations.transformers.linear import AttachedLinear
-from zweave.integrations.transformers.rows import Router
-from zweave.integrations.transformers.targets import find_targets
-from zweave.integrations.ways import DELTA
-from zweave.plan import MatrixPlan
-from zweave.progress import Report
+from ...errors import ZweaveError
+from ...experts.bank import Bank
+from ...io.progress import Report
+from ...planner.plan import MatrixPlan
+from ..ways import DELTA
+from .attached import Attached, ExpertFile, load_expert
+from .factors import decomposition_of
+from .linear import AttachedLinear
+from .rows import Router
+from .targets import find_targets
 
 
 def attach(
@@ -30,7 +30,7 @@ def attach(
     targets: ends of the names of the linears to adapt, such as "q_proj"; by default every nn.Linear and Conv1D in a
         numbered layer.
     slots: how many experts and mixtures, the base included, have their scales in memory at once.
-    progress: as `zweave.decompose.decompose` takes it; by default a bar shows how far a first decomposition is.
+    progress: as `zweave.decomposition.decompose` takes it; by default a bar shows how far a first decomposition is.
 
     The decomposition comes from the cache where the model's weights are known, and is made and cached where they are
     not. The model's parameters are frozen meanwhile. `Attached.detach` puts the very modules back that stood here

@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from zweave.bank import Bank
-from zweave.errors import ZweaveError
-from zweave.expert import Expert, layer_of
-from zweave.integrations.transformers.linear import AttachedLinear
-from zweave.integrations.transformers.rows import Router, Rows
-from zweave.integrations.transformers.targets import Target
-from zweave.mixture import Mixture, check_name
+from ...checkpoint.module_name import layer_of
+from ...errors import ZweaveError
+from ...experts.bank import Bank
+from ...experts.expert import Expert
+from ...experts.mixture import Mixture, check_name
+from .linear import AttachedLinear
+from .rows import Router, Rows
+from .targets import Target
 
 # A name, a mixture as {name: weight}, or None for the base model.
 Choice: TypeAlias = Any

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zweave.checkpoint import Checkpoint
-from zweave.decompose import Decomposition, decompose
-from zweave.errors import ZweaveError
-from zweave.integrations.transformers.targets import Target, shapes_of
-from zweave.progress import Report
-from zweave.weight_source import weights_digest
+from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.weight_source import weights_digest
+from ...decomposition.decomposition import Decomposition, decompose
+from ...errors import ZweaveError
+from ...io.progress import Report
+from .targets import Target, shapes_of
 
 
 class ModelWeights:

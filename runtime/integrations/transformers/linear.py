@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zweave.errors import ZweaveError
-from zweave.integrations.transformers.rows import Router, Rows
-from zweave.integrations.ways import pass_through
 from zweave.kernels import Packed, Way, linear, pack, svf_delta_linear, svf_linear, unpack
-from zweave.kernels.svf_linear_train import TrainingFactors, svf_linear_train
+from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_train
+
+from ...errors import ZweaveError
+from ..ways import pass_through
+from .rows import Router, Rows
 
 
 class AttachedLinear(nn.Module):

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.errors import ZweaveError
-from zweave.integrations.ways import Group, groups_of
 from zweave.kernels import Way
+
+from ...errors import ZweaveError
+from ..ways import Group, groups_of
 
 
 class Rows:

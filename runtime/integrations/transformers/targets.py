@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zweave.errors import ZweaveError
-from zweave.expert import layer_of
-from zweave.integrations.transformers.linear import AttachedLinear
+from ...checkpoint.module_name import layer_of
+from ...errors import ZweaveError
+from .linear import AttachedLinear
 
 DTYPES = (torch.bfloat16, torch.float32)
 # Tokens are routed to these, so that their rows cannot be told any more.

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from zweave.cache import disk_errors
-from zweave.errors import ZweaveError
-from zweave.expert import Expert
+from ...errors import ZweaveError
+from ...experts.expert import Expert
+from ...io.cache_dir import disk_errors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = "zweave-vllm-1"

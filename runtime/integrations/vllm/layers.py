@@ -21,8 +21,8 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from zweave.integrations.vllm.linear import ServedLinear
-from zweave.integrations.vllm.tokens import StepTokens
+from .linear import ServedLinear
+from .tokens import StepTokens
 
 
 class SvfLayer:
@@ -101,7 +101,7 @@ LAYERS = (
 
 def use_our_layers() -> None:
     """Has vLLM ask these layers first, and load their adapters by our loader."""
-    from zweave.integrations.vllm.loader import use_our_loader
+    from .loader import use_our_loader
 
     if LAYERS[0] not in utils._all_lora_classes:
         utils._all_lora_classes = (*LAYERS, *utils._all_lora_classes)

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.integrations.vllm.tokens import Tokens
-from zweave.integrations.ways import DELTA, pass_through
 from zweave.kernels import Way, linear, pack, svf_linear
-from zweave.kernels.packed import Weight
+from zweave.kernels.layout.packed import Weight
+
+from ..ways import DELTA, pass_through
+from .tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)

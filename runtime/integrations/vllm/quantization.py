@@ -9,11 +9,11 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from zweave.checkpoint import Checkpoint
-from zweave.decompose import Decomposition
-from zweave.errors import ZweaveError
-from zweave.integrations.vllm.linear import Part, ServedLinear, ready
-from zweave.integrations.vllm.sharding import Shard, shard_factors
+from ...checkpoint.checkpoint import Checkpoint
+from ...decomposition.decomposition import Decomposition
+from ...errors import ZweaveError
+from .linear import Part, ServedLinear, ready
+from .sharding import Shard, shard_factors
 
 NAME = "svf"
 
@@ -46,7 +46,7 @@ class SvfConfig(QuantizationConfig):
 
     def maybe_update_config(self, model_name: str, *args: Any, **options: Any) -> None:
         """Finds the decomposition before anything is loaded, and has requests name pinned adapters."""
-        from zweave.integrations.vllm.requests import pin_requests
+        from .requests import pin_requests
 
         pin_requests()
         self._open(model_name)
@@ -58,7 +58,7 @@ class SvfConfig(QuantizationConfig):
         return self._decomposition
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
-        from zweave.integrations.vllm.layers import use_our_layers
+        from .layers import use_our_layers
 
         if not isinstance(layer, LinearBase):
             return None

@@ -9,7 +9,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from zweave.integrations.vllm.pinned import number, pinned_path
+from .pinned import number, pinned_path
 
 
 def pin(request: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zweave.integrations.ways import Group, groups_of
+from ..ways import Group, groups_of
 
 
 class Tokens:

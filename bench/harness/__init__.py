@@ -1,0 +1,1 @@
+"""How a bench measures, checks and reports."""

@@ -1,0 +1,44 @@
+"""Options that the benches share, and lists in them."""
+
+import argparse
+from collections.abc import Iterable
+
+from zweave.errors import ZweaveError
+from zweave.options.arguments import positive_number, positive_whole
+
+from .harness import Pace
+
+
+def add_pace(parser: argparse.ArgumentParser, rounds: int, seconds: float | None = None) -> None:
+    parser.add_argument(
+        "--rounds", type=positive_whole, default=rounds, help="runs that a median is of (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive_number,
+        default=seconds,
+        help="begin no further round of a case after so long (%(default)s)",
+    )
+
+
+def pace(args: argparse.Namespace, warmup: int = 1) -> Pace:
+    """What `add_pace` read; no warm-up where the check of the output is one."""
+    return Pace(args.rounds, args.seconds or float("inf"), at_least=min(3, args.rounds), warmup=warmup)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas, ascending and each once."""
+    try:
+        return sorted({positive_whole(item.strip()) for item in text.split(",")})
+    except argparse.ArgumentTypeError as error:
+        raise ZweaveError(f"{option}: {error}") from None
+
+
+def chosen(text: str, known: Iterable[str], option: str) -> list[str]:
+    """Names separated by commas, all of them known."""
+    names = [item.strip() for item in text.split(",")]
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ZweaveError(f"{option} knows no {name!r}: use {', '.join(known)}")
+    return list(dict.fromkeys(names))

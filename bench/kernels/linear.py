@@ -1,0 +1,158 @@
+"""How near do the linears come to the machine's roofs, and what does an expert cost?
+
+Shapes of well-known models, T tokens under E experts. Weights rotate so that they come from memory, the ways run
+in turn, and no way gets a time unless its output agrees with float64.
+"""
+
+import argparse
+from collections.abc import Callable, Container, Mapping, Sequence
+
+import torch
+
+from ..harness.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
+from ..harness.options import add_pace, chosen, numbers, pace
+from ..harness.report import Column, Report, Row
+from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
+from .integer_ways import INTEGER_WAYS
+from .linear_case import Operands
+from .linear_ways import ONCE, WAYS, At
+from .shapes import MODELS, Shape
+
+ALL = WAYS | INTEGER_WAYS
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+COLUMNS = (
+    Column("model", "model"),
+    Column("shape", "M x N"),
+    Column("T", "T", "d"),
+    Column("E", "E", "d"),
+    Column("provider", "way"),
+    Column("seconds", "us", ".1f", 1e6),
+    Column("gb_s", "GB/s", ".1f"),
+    Column("gflop_s", "GFLOP/s", ".0f"),
+    Column("roof", "roof"),
+    Column("roof_pct", "% of it", ".0f"),
+    Column("net_pct", "less call", ".0f"),
+    Column("vs_f_linear", "/ F.linear", ".2f"),
+    Column("vs_dense", "/ dense", ".2f"),
+    Column("bound", "bound", ".2f"),
+    Column("vs_bound", "/ bound", ".2f"),
+    Column("vs_e1", "/ E=1", ".3f"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shapes",
+        default="smollm2,llama3-8b",
+        help=f"of {', '.join(MODELS)}; separated by commas (%(default)s)",
+    )
+    parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
+    parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
+    parser.add_argument("--providers", help=f"of {', '.join(ALL)} (the first {len(WAYS)})")
+    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
+    add_pace(parser, rounds=15, seconds=1.5)
+
+
+def run(args: argparse.Namespace) -> Report:
+    names = chosen(args.providers, ALL, "--providers") if args.providers else list(WAYS)
+    operands = operands_of(args)
+    ways = {name: ALL[name] for name in names}
+    return report("linear", args, operands, ways, lambda: roof_providers(DTYPES[args.dtype]))
+
+
+def operands_of(args: argparse.Namespace, device: str = "cpu") -> list[Operands]:
+    """Operands of the shapes that the arguments name; a shape that models share comes once."""
+    shapes = _distinct(chosen(args.shapes, MODELS, "--shapes"))
+    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    return [Operands(shape, max(tokens), max(experts), DTYPES[args.dtype], device) for shape in shapes]
+
+
+def report(
+    bench: str,
+    args: argparse.Namespace,
+    operands: Sequence[Operands],
+    ways: Mapping[str, Callable[[Operands], At]],
+    make_roofs: Callable[[], list[Provider]],
+    make_clock: Callable[[Sequence[Run]], Clock] = WallClock,
+    once: Container[str] = ONCE,
+) -> Report:
+    """Measures all shapes, one after the other, and lets go of each before the next; once: the ways without experts."""
+    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    rows: list[Row] = []
+    roofs: list[Roofs] = []
+    missing: dict[str, str] = {}
+    roof_candidates = make_roofs()
+    for operand in operands:
+        prepared = prepare(operand, ways, missing)
+        for T in tokens:
+            providers = [*roof_candidates, *_providers(prepared, T, [E for E in experts if E <= T], once)]
+            with torch.inference_mode():
+                outcomes = measure(providers, pace(args), make_clock)
+            roofs.append(Roofs.of(outcomes))
+            rows += case_rows(operand.shape, outcomes, roofs[-1])
+    return Report(
+        bench,
+        f"Linears in {args.dtype}: medians of a product, in turn",
+        COLUMNS,
+        rows,
+        sections=("shape", "T"),
+        plot="roofline",
+        roofs=(max(r.read for r in roofs), max(r.arithmetic for r in roofs)),
+        notes=[f"Left out {way}: {reason}" for way, reason in missing.items()],
+    )
+
+
+def _distinct(models: Sequence[str]) -> list[Shape]:
+    """The models' shapes; one that several share is measured once."""
+    distinct: dict[tuple[int, int], Shape] = {}
+    for shape in (shape for model in models for shape in MODELS[model]):
+        distinct.setdefault((shape.M, shape.N), shape)
+    return list(distinct.values())
+
+
+@torch.inference_mode()
+def prepare(
+    operands: Operands, ways: Mapping[str, Callable[[Operands], At]], missing: dict[str, str]
+) -> dict[str, At]:
+    """The ways with their weights; those whose kernel this build lacks go to `missing`, with the reason."""
+    prepared = {}
+    for name, way in ways.items():
+        try:
+            prepared[name] = way(operands)
+        except (ImportError, AttributeError) as error:
+            missing[name] = str(error)
+    return prepared
+
+
+def _providers(
+    prepared: Mapping[str, At], tokens: int, experts: Sequence[int], once: Container[str]
+) -> list[Provider]:
+    counts = {name: [1] if name in once else experts for name in prepared}
+    return [at(tokens, E) for name, at in prepared.items() for E in counts[name]]
+
+
+def case_rows(shape: Shape, outcomes: Sequence[Outcome], roofs: Roofs) -> list[Row]:
+    """JSON rows of the ways at one shape and number of tokens."""
+    f_linear, dense = find(outcomes, "F.linear"), find(outcomes, "dense")
+    rows: list[Row] = []
+    for outcome in outcomes:
+        if is_roof(outcome):
+            continue
+        labels = outcome.provider.labels
+        bound = labels.get("bound")
+        vs_dense = ratio(outcome, dense)
+        single = find(outcomes, outcome.provider.name, E=1) if labels["E"] not in (None, 1) else None
+        row: Row = {"model": shape.model, "name": shape.name, "shape": f"{shape.M} x {shape.N}"}
+        row |= {"M": shape.M, "N": shape.N, "R": shape.rank} | outcome.row() | roofline_keys(outcome, roofs)
+        row |= {
+            "read_gb_s": roofs.read / 1e9,
+            "peak_gflop_s": roofs.arithmetic / 1e9,
+            "call_seconds": roofs.call,
+            "vs_f_linear": ratio(outcome, f_linear),
+            "vs_dense": vs_dense,
+            "vs_bound": vs_dense / bound if vs_dense and isinstance(bound, float) else None,
+            "vs_e1": ratio(outcome, single),
+            "share": outcome.provider.share,
+        }
+        rows.append(row)
+    return rows

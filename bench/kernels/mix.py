@@ -1,0 +1,100 @@
+"""What does it cost to mix experts into a scale row?
+
+All z of a model, E experts, B mixtures at a time.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from zweave.kernels import mix, mix_ref
+
+from ..harness.harness import Outcome, Provider, find, measure, ratio, row_error
+from ..harness.options import add_pace, numbers, pace
+from ..harness.report import Column, Report, Row
+from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
+from .linear_case import rotated
+
+SMOLLM2_COMPONENTS = 97_920
+# Every product is rounded to float32 and added in turn: E roundings at most.
+LIMIT = 1e-5
+COLUMNS = (
+    Column("E", "E", "d"),
+    Column("B", "B", "d"),
+    Column("provider", "way"),
+    Column("seconds", "us", ".1f", 1e6),
+    Column("gb_s", "GB/s", ".1f"),
+    Column("roof", "roof"),
+    Column("roof_pct", "% of it", ".0f"),
+    Column("vs_matmul", "/ matmul", ".2f"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experts", default="1,4,16,64", metavar="E,...", help="(%(default)s)")
+    parser.add_argument("--mixtures", default="1,16", metavar="B,...", help="(%(default)s)")
+    parser.add_argument(
+        "--components", type=int, default=SMOLLM2_COMPONENTS, help="of all matrices together (%(default)s)"
+    )
+    add_pace(parser, rounds=15, seconds=2.0)
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> Report:
+    roofs = roof_providers(torch.float32)
+    rows: list[Row] = []
+    best: list[Roofs] = []
+    cases = product(numbers(args.experts, "--experts"), numbers(args.mixtures, "--mixtures"))
+    for E, B in cases:
+        outcomes = measure([*roofs, *mix_providers(E, B, args.components)], pace(args))
+        roof = Roofs.of(outcomes)
+        best.append(roof)
+        rows += [_row(outcome, outcomes, roof) for outcome in outcomes if not is_roof(outcome)]
+    return Report(
+        "mix",
+        f"Mixtures of {args.components} components in float32",
+        COLUMNS,
+        rows,
+        sections=("E", "B"),
+        plot="roofline",
+        roofs=(max(r.read for r in best), max(r.arithmetic for r in best)),
+    )
+
+
+def _row(outcome: Outcome, outcomes: list[Outcome], roofs: Roofs) -> Row:
+    row = outcome.row() | roofline_keys(outcome, roofs)
+    return row | {"vs_matmul": ratio(outcome, find(outcomes, "matmul"))}
+
+
+def mix_providers(experts: int, mixtures: int, components: int) -> list[Provider]:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(experts, components, generator=generator) + 0.5
+    alpha = torch.rand(mixtures, experts, generator=generator)
+    tables = rotated(table.clone, table.nbytes)
+
+    def loop(table: Tensor, alpha: Tensor) -> Tensor:
+        z = torch.zeros(mixtures, components)
+        for expert in range(experts):
+            z += alpha[:, expert, None] * table[expert]
+        return z
+
+    def error(way: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return row_error(way(table, alpha), alpha.double() @ table.double())
+
+    return [
+        Provider(
+            name,
+            [partial(way, copy, alpha) for copy in tables],
+            error=partial(error, way),
+            limit=LIMIT,
+            labels={"E": experts, "B": mixtures, "components": components},
+            # The scale rows that come out stay in the cache.
+            moved=4.0 * experts * (components + mixtures),
+            flops=2.0 * mixtures * experts * components,
+        )
+        for name, way in {"mix": mix, "matmul": mix_ref, "expert by expert": loop}.items()
+    ]

@@ -1,0 +1,165 @@
+"""How long does a training step take, against one that rebuilds the weights?
+
+A step is forward and backward of a batch of prompts whose last tokens are scored. The rebuilt weights are
+U diag(sigma z) Vt of each matrix, made anew each step, with autograd through them; once inside our own forward pass,
+so that the linears alone differ, and once inside transformers' with its padded batch. Every provider's gradient of z
+is compared with that of transformers with rebuilt weights in float32.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zweave.checkpoint.pull import DEFAULT_MODEL
+from zweave.experts import Support
+from zweave.options.arguments import positive_whole
+from zweave.train.forward import TreeCache, hidden_states
+from zweave.train.svf import ADAPTED, adapt
+from zweave.train.token_tree import TokenTree
+
+from ..harness.harness import Outcome, Provider, find, measure, ratio
+from ..harness.options import add_pace, pace
+from ..harness.report import Column, Report, Row
+from ..serving.fixtures import Stage
+
+# Relative distance of a gradient. Activations are rounded to bfloat16 through 30 layers and back: transformers' own
+# gradient is .05 to .09 off. A thirtieth of the gradient's square left out, a layer's share, would be .18.
+GRADIENT_LIMITS = {torch.bfloat16: 0.15, torch.float32: 1e-3}
+COLUMNS = (
+    Column("provider", "provider"),
+    Column("tokens", "tokens", "d"),
+    Column("seconds", "ms a step", ".0f", 1e3),
+    Column("vs_recomposed", "x rebuilt weights", ".2f"),
+    Column("error", "gradient's error", ".4f"),
+)
+Batch = list[list[int]]
+
+
+class RecomposedLinear(nn.Module):
+    """y = (U diag(sigma z) Vt) x + b with the matrix made anew, z in float32."""
+
+    def __init__(self, u: Tensor, sigma: Tensor, vt: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.ones_like(sigma, dtype=torch.float32))
+        self.u, self.sigma, self.vt, self.bias = u, sigma.float(), vt, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.u * (self.sigma * self.z).to(self.u.dtype)) @ self.vt
+        return F.linear(x, weight, self.bias)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    parser.add_argument("--batch", type=positive_whole, default=16, help="prompts (%(default)s)")
+    parser.add_argument("--prompt", type=positive_whole, default=60, help="tokens, about (%(default)s)")
+    add_pace(parser, rounds=7, seconds=60.0)
+
+
+def run(args: argparse.Namespace) -> Report:
+    stage = Stage(args.model, args.dtype)
+    batch = make_batch(args.batch, args.prompt, stage.config.vocab_size)
+    outcomes = measure(_providers(stage, batch), pace(args))
+    base = find(outcomes, "rebuilt weights")
+    title = f"A training step of {args.batch} prompts of about {args.prompt} tokens in {args.dtype}"
+    return Report("train", title, COLUMNS, [_row(outcome, batch, base) for outcome in outcomes])
+
+
+def make_batch(prompts: int, length: int, vocabulary: int) -> Batch:
+    """Random prompts of 3/4 to 5/4 of a length that begin alike, as those of a task do: a tenth of the length."""
+    random = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(0, vocabulary, (count,), generator=random).tolist()
+
+    head = draw(max(1, length // 10))
+    spread = [length * 3 // 4 + (length // 2) * i // max(1, prompts - 1) for i in range(prompts)]
+    return [head + draw(max(1, count - len(head))) for count in spread]
+
+
+def recompose(model: nn.Module, stage: Stage) -> dict[str, RecomposedLinear]:
+    """Replaces the adapted linears by rebuilt ones; nothing else wants a gradient."""
+    model.requires_grad_(False)
+    found = {}
+    for name, linear in list(model.named_modules()):
+        if isinstance(linear, nn.Linear) and name.rpartition(".")[2] in ADAPTED:
+            u, sigma, vt = stage.decomposition.factors(name)
+            bias = linear.bias
+            found[name] = RecomposedLinear(u.to(linear.weight.dtype), sigma, vt.to(linear.weight.dtype), bias)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, found[name])
+    return found
+
+
+def tree_score(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+    """The sum of the scores of the last tokens, by our forward pass."""
+
+    def score() -> Tensor:
+        tree = TokenTree()
+        leaves = [tree.add(prompt) for prompt in batch]
+        return _scored(model, hidden_states(model, tree, leaves, TreeCache()))
+
+    return score
+
+
+def padded_score(model: Any, batch: Batch) -> Callable[[], Tensor]:
+    """The same by transformers'; prompts are padded on the right."""
+    longest = max(map(len, batch))
+    ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in batch])
+    mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in batch])
+    last = torch.tensor([len(prompt) - 1 for prompt in batch])
+
+    def score() -> Tensor:
+        hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return _scored(model, hidden[torch.arange(len(batch)), last])
+
+    return score
+
+
+def _scored(model: nn.Module, hidden: Tensor) -> Tensor:
+    log_policy = model.get_submodule("lm_head")(hidden).float().log_softmax(-1)
+    return log_policy[:, :6].sum()
+
+
+def _providers(stage: Stage, batch: Batch) -> list[Provider]:
+    float32 = Stage(str(stage.checkpoint.directory), "float32").transformers
+    linears = recompose(float32, stage)
+    padded_score(float32, batch)().backward()
+    truth = {name: linear.z.grad for name, linear in linears.items() if linear.z.grad is not None}
+
+    def provider(name: str, score: Callable[[], Tensor], learnt: dict[str, Any]) -> Provider:
+        def step() -> None:
+            for linear in learnt.values():
+                linear.z.grad = None
+            score().backward()
+
+        def error() -> float:
+            step()
+            found = torch.cat([linear.z.grad for linear in learnt.values() if linear.z.grad is not None])
+            wanted = torch.cat([truth[key][: len(linear.z)] for key, linear in learnt.items()])
+            return (torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted)).item()
+
+        return Provider(name, [step], error, GRADIENT_LIMITS[stage.torch_dtype])
+
+    providers = []
+    for name, support in (("zweave", "full"), ("zweave, leading:R/8", "leading:R/8")):
+        model = copy.deepcopy(stage.transformers)
+        learnt = adapt(model, stage.decomposition.factors, support=Support.parse(support))
+        providers.append(provider(name, tree_score(model, batch), learnt))
+    model = copy.deepcopy(stage.transformers)
+    rebuilt = recompose(model, stage)
+    providers.append(provider("rebuilt weights", tree_score(model, batch), rebuilt))
+    providers.append(provider("rebuilt weights, transformers", padded_score(model, batch), rebuilt))
+    return providers
+
+
+def _row(outcome: Outcome, batch: Batch, base: Outcome | None) -> Row:
+    return outcome.row() | {
+        "tokens": sum(map(len, batch)),
+        "vs_recomposed": ratio(base, outcome) if base else None,
+    }

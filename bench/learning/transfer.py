@@ -1,0 +1,191 @@
+"""What is an expert worth on another model of the same shapes?
+
+Pair "seeds": two small models are trained from different seeds on the same corpus, an expert is trained on the one and
+carried over to the other. Pair "rounded": a model and a copy of it whose matrices were rounded to eight bits a row.
+The control has the same values of z in random places. A second table says how alike the models' components are.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from zweave.checkpoint import Checkpoint, resolve_model
+from zweave.checkpoint.pull import DEFAULT_MODEL
+from zweave.decomposition import Decomposition, decompose
+from zweave.engine import Engine
+from zweave.evaluation import ExpertMethod, evaluate
+from zweave.experts import Expert, bundled_expert
+from zweave.experts.transfer import by_kind, overlaps, shuffled, transfer
+from zweave.io.cache_dir import CACHE_VARIABLE
+from zweave.io.progress import Report as Progress
+from zweave.io.progress import progress_bar
+from zweave.options.arguments import positive_whole
+from zweave.options.task_options import TASK_HELP, add_data_option, data_folder
+from zweave.tasks import Sample, Task, resolve_task
+
+from ..harness.options import chosen
+from ..harness.report import Column, Report, Row
+from .rounded import write_rounded
+from .twins import TASK, make_model
+
+PAIRS = ("seeds", "rounded")
+COLUMNS = (
+    Column("pair", "pair"),
+    Column("provider", "model and expert, or matrix"),
+    Column("accuracy", "accuracy", ".3f"),
+    Column("stderr", "± stderr", ".3f"),
+    Column("n", "n", "d"),
+    Column("subspace", "shared span", ".3f"),
+    Column("chance", "by chance", ".3f"),
+    Column("aligned", "same component", ".3f"),
+    Column("spectrum", "cosine of spectra", ".3f"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pairs", default="seeds", help=f"of {', '.join(PAIRS)} (%(default)s)")
+    parser.add_argument(
+        "--samples", type=positive_whole, default=500, metavar="N", help="held out (%(default)s)"
+    )
+    parser.add_argument(
+        "--controls", type=positive_whole, default=3, metavar="N", help="shuffled experts (%(default)s)"
+    )
+    small = parser.add_argument_group("seeds")
+    small.add_argument(
+        "--pretraining", type=positive_whole, default=1000, metavar="STEPS", help="(%(default)s)"
+    )
+    small.add_argument("--steps", type=positive_whole, default=150, help="of the experts (%(default)s)")
+    rounded = parser.add_argument_group("rounded")
+    rounded.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
+    rounded.add_argument("--expert", default="addition", metavar="NAME|FILE", help="(%(default)s)")
+    rounded.add_argument("--task", default="addition", help=f"{TASK_HELP} (%(default)s)")
+    rounded.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_data_option(rounded)
+
+
+def run(args: argparse.Namespace) -> Report:
+    pairs = chosen(args.pairs, PAIRS, "--pairs")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="zweave-") as folder, progress_bar() as progress:
+        for pair in pairs:
+            make = _seeds if pair == "seeds" else _rounded
+            rows += make(args, Path(folder), progress)
+    title = "Experts carried over to other models; the leading R/8 components compared"
+    return Report("transfer", title, COLUMNS, rows, sections=("pair",), markdown=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out samples of a task under named experts of a model."""
+
+    pair: str
+    task: Task
+    samples: Sequence[Sample]
+    dtype: str
+
+    def rows(self, model: str, directory: Path, experts: Sequence[tuple[str, Expert | None]]) -> list[Row]:
+        """experts: by what they are called; those of one name share a row."""
+        engine = Engine(directory, dtype=self.dtype)
+        methods = []
+        for index, (name, expert) in enumerate(experts):
+            if expert is not None:
+                engine.load_expert(f"e{index}", expert)
+            methods.append(ExpertMethod(name, engine, None if expert is None else f"e{index}"))
+        return [
+            {"pair": self.pair, "provider": f"{model}, {row.method}"}
+            | {key: getattr(row, key) for key in ("task", "accuracy", "stderr", "n", "runs", "seconds")}
+            for row in evaluate(self.task, self.samples, methods)
+        ]
+
+    def carried(
+        self, model: str, source: Checkpoint, target: Checkpoint, expert: Expert, controls: int
+    ) -> list[Row]:
+        """The target's rows: as it is, under the expert, and under the same z in random places."""
+        moved = transfer(expert, source, target)
+        shuffles = [("z shuffled", shuffled(moved, seed)) for seed in range(controls)]
+        experts = [("base", None), ("the expert carried over", moved), *shuffles]
+        return self.rows(model, target.directory, experts)
+
+
+def _overlap_rows(pair: str, source: Decomposition, target: Decomposition) -> list[Row]:
+    found = by_kind(list(overlaps(source, target)))
+    return [{"pair": pair, "provider": entry.module} | asdict(entry) for entry in found]
+
+
+def _seeds(args: argparse.Namespace, folder: Path, progress: Progress) -> list[Row]:
+    with _own_cache(folder):
+        models = {}
+        for seed, name in enumerate("AB"):
+            directory = folder / name
+            stage = f"training the small model {name}"
+            make_model(directory, seed, args.pretraining, _steps_of(progress, stage, args.pretraining))
+            models[name] = Checkpoint(directory)
+        expert, own = (_train(models[name], name, args.steps, folder, progress) for name in "AB")
+        a, b = models["A"], models["B"]
+        evaluation = Evaluation("seeds", TASK, TASK.samples("test")[: args.samples], "float32")
+        rows = evaluation.rows("A", a.directory, [("base", None), ("its expert", expert)])
+        rows += evaluation.carried("B", a, b, expert, args.controls)
+        rows += evaluation.rows("B", b.directory, [("an expert of its own", own)])
+        return rows + _overlap_rows("seeds", decompose(a), decompose(b))
+
+
+def _steps_of(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """Reports the steps done of a stage."""
+    return lambda done: progress(stage, done, total)
+
+
+def _train(checkpoint: Checkpoint, name: str, steps: int, folder: Path, progress: Progress) -> Expert:
+    from zweave.train import Recipe, open_policy, train
+
+    recipe = Recipe(steps=steps, batch=52, lr=0.05, validate_every=max(1, steps // 3))
+    policy = open_policy(str(checkpoint.directory), recipe, torch.float32)
+    samples, validation = TASK.samples("train"), TASK.samples("validation")[: recipe.validation]
+    for step in train(policy, TASK, samples, validation, recipe):
+        progress(f"training the expert of {name}", step.step + 1, steps)
+    path = folder / f"{name}.safetensors"
+    policy.adapter.save(path, TASK.description, {"task": TASK.name, "steps": steps})
+    return Expert.load(path)
+
+
+def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list[Row]:
+    task = resolve_task(args.task)
+    samples = task.samples("test", data_folder(args))[: args.samples]
+    source = resolve_model(args.model)
+    expert = _expert(args.expert)
+    # Before anything is written: an expert for another model is told at once.
+    expert.check(source.config.adapted_shapes(), source.digest())
+    directory = folder / "rounded"
+    directory.mkdir()
+    progress("rounding the model", 0, 0)
+    write_rounded(source, directory)
+    evaluation = Evaluation("rounded", task, samples, args.dtype)
+    original = decompose(source)
+    rows = evaluation.rows("model", source.directory, [("base", None), ("its expert", expert)])
+    with _own_cache(folder):
+        target = Checkpoint(directory)
+        rows += evaluation.carried("copy", source, target, expert, args.controls)
+        return rows + _overlap_rows("rounded", original, decompose(target))
+
+
+def _expert(name: str) -> Expert:
+    return Expert.load(Path(name) if Path(name).is_file() else bundled_expert(name))
+
+
+@contextmanager
+def _own_cache(folder: Path) -> Iterator[None]:
+    """Keeps decompositions of models that will be gone out of the user's cache."""
+    before = os.environ.get(CACHE_VARIABLE)
+    os.environ[CACHE_VARIABLE] = str(folder / "cache")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CACHE_VARIABLE]
+        else:
+            os.environ[CACHE_VARIABLE] = before

@@ -1,0 +1,1 @@
+"""zweave beside other servers."""

@@ -1,0 +1,62 @@
+"""A peer in a process and environment of its own, which answers the workload whenever it is asked."""
+
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+Answers = list[list[int]]
+
+
+class PeerProcess:
+    """Runs `zweave.bench.peer_worker` under an interpreter, from the first call on.
+
+    job: what the worker is to load and answer. Calls raise RuntimeError if it ends, with the last line that it wrote.
+    """
+
+    def __init__(self, python: Path, job: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        self._command = [str(python), "-m", "zweave.bench.serving.peers.peer_worker", json.dumps(job)]
+        self._environment = dict(environment)
+        self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self) -> Answers:
+        """The answers' token ids, computed anew."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=self._environment,
+                text=True,
+            )
+            self._read(self._process)
+        assert self._process.stdin is not None
+        # A process that has ended is told by what it no longer writes.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return self._read(self._process)
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _read(self, process: "subprocess.Popen[str]") -> Any:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if line:
+            return json.loads(line)
+        process.wait()
+        if process.returncode == -signal.SIGKILL:
+            raise RuntimeError("killed, as by a system out of memory: measure fewer --providers at once")
+        self._log.seek(0)
+        written = [text.strip() for text in self._log if text.strip()]
+        raise RuntimeError(written[-1] if written else f"ended with {process.returncode}")

@@ -1,0 +1,187 @@
+"""How fast are other servers on the same requests, and our experts inside them?
+
+16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine, vLLM without and with LoRA, our
+plugin in vLLM, transformers, our experts attached to it, and PEFT. Each runs in a process of its own, in the
+environment that suits it, and they take turns. A judge in float32 looks at every answer first.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zweave.checkpoint.pull import DEFAULT_MODEL
+from zweave.errors import ZweaveError
+from zweave.integrations.vllm import save_adapter
+from zweave.options.arguments import positive_whole
+
+from ...harness.harness import Outcome, Provider, find, measure, ratio
+from ...harness.options import add_pace, chosen, pace
+from ...harness.report import Column, Report, Row
+from ..fixtures import Answers, Stage
+from ..reference_model import Changes
+from ..workload import Workload
+from .lora_files import lora_changes, write_lora
+from .peer_process import PeerProcess
+from .vllm_environment import vllm_environment, vllm_python
+
+COLUMNS = (
+    Column("provider", "provider"),
+    Column("experts", "experts", "d"),
+    Column("tok_s", "new tokens/s", ".1f"),
+    Column("seconds", "s", ".2f"),
+    Column("vs_vllm", "x vllm", ".2f"),
+    Column("vs_vllm_lora", "x vllm-lora0", ".2f"),
+    Column("vs_transformers", "x transformers", ".2f"),
+    Column("error", "regret", ".4f"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """kind: of peer_worker. adapters: how many, each request under one of them.
+
+    changed: by our experts, "always" or "leading" (an eighth of the components), or by "lora". options: of vLLM.
+    """
+
+    kind: str
+    adapters: int = 0
+    changed: str = "always"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_vllm(self) -> bool:
+        return self.kind == "vllm"
+
+
+def _peers(many: int) -> dict[str, Peer]:
+    lora = {"enable_lora": True, "max_loras": many, "max_lora_rank": 16}
+    svf = {"enable_lora": True, "max_loras": many, "quantization": "svf"}
+    return {
+        f"zweave{many}": Peer("zweave", many),
+        "vllm": Peer("vllm"),
+        "vllm-lora0": Peer("vllm", options=lora),
+        f"vllm-lora{many}-r16": Peer("vllm", many, "lora", lora),
+        "vllm-zweave1": Peer("vllm", 1, options=svf),
+        f"vllm-zweave{many}": Peer("vllm", many, options=svf),
+        f"vllm-zweave{many}-leading": Peer("vllm", many, "leading", svf),
+        "transformers": Peer("transformers"),
+        f"transformers-zweave{many}": Peer("attached", many),
+        f"transformers-zweave{many}-leading": Peer("attached", many, "leading"),
+        f"peft-lora{many}-r16": Peer("peft", many, "lora"),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
+        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
+    parser.add_argument("--providers", help=f"of {', '.join(_peers(8))} (all of them)")
+    add_pace(parser, rounds=5)
+
+
+def run(args: argparse.Namespace) -> Report:
+    peers = _peers(args.experts)
+    names = chosen(args.providers, peers, "--providers") if args.providers else list(peers)
+    stage = Stage(args.model, args.dtype)
+    if args.prompt + args.new > stage.config.max_position:
+        raise ZweaveError(f"the model takes {stage.config.max_position} tokens: lower --prompt or --new")
+    workload = Workload(args.requests, args.prompt, args.new)
+    missing: list[str] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        adapters = _Adapters(folder, stage)
+        providers = []
+        for name in names:
+            try:
+                providers.append(_provider(name, peers[name], stage, workload, adapters, stack))
+            except ZweaveError as error:
+                missing.append(f"Left out {name}: {error}")
+        outcomes = measure(providers, pace(args, warmup=0))
+    work = f"{args.requests} requests of {args.prompt} prompt and {args.new} new tokens"
+    return Report(
+        "peers", f"{work}, {args.dtype}, medians of turns", COLUMNS, _rows(outcomes, workload), notes=missing
+    )
+
+
+class _Adapters:
+    """Directories of random adapters, written when wanted."""
+
+    def __init__(self, folder: Path, stage: Stage) -> None:
+        self._folder, self._stage = folder, stage
+
+    def paths(self, kind: str, count: int) -> list[Path]:
+        return [self._path(kind, index) for index in range(count)]
+
+    def _path(self, kind: str, index: int) -> Path:
+        path = self._folder / f"{kind}{index}"
+        if not path.is_dir():
+            if kind == "lora":
+                write_lora(path, self._stage.config.adapted_shapes(), index)
+            else:
+                save_adapter(self._stage.expert(kind, index), path)
+        return path
+
+
+def _provider(
+    name: str, peer: Peer, stage: Stage, workload: Workload, adapters: _Adapters, stack: ExitStack
+) -> Provider:
+    paths = adapters.paths(peer.changed, peer.adapters) if peer.in_vllm or peer.changed == "lora" else []
+    job = {
+        "peer": peer.kind,
+        "model": str(stage.checkpoint.directory),
+        "dtype": stage.dtype,
+        "threads": torch.get_num_threads(),
+        "experts": peer.adapters,
+        "leading": peer.changed == "leading",
+        "adapters": list(map(str, paths)),
+        "options": dict(peer.options),
+        "requests": workload.requests,
+        "prompt": workload.prompt,
+        "new": workload.new,
+    }
+    if peer.in_vllm:
+        python = vllm_python()
+        environment = vllm_environment(python)
+    else:
+        python, environment = Path(sys.executable), dict(os.environ)
+    process = PeerProcess(python, job, environment)
+    stack.callback(process.close)
+    return stage.text_provider(
+        name, process, _regret(peer, stage, workload.prompts(stage.config), paths), experts=peer.adapters
+    )
+
+
+def _regret(
+    peer: Peer, stage: Stage, prompts: Sequence[Sequence[int]], paths: Sequence[Path]
+) -> Callable[[Answers], float]:
+    def changes(index: int) -> Changes | None:
+        if not peer.adapters:
+            return None
+        if peer.changed == "lora":
+            return lora_changes(paths[index], stage.judge.base)
+        # Made anew for each peer: kept, the weights of all experts would take more memory than the peers do.
+        return stage.judge.svf(stage.expert(peer.changed, index))
+
+    return lambda answers: stage.mean_regret(prompts, answers, changes, max(1, peer.adapters))
+
+
+def _rows(outcomes: Sequence[Outcome], workload: Workload) -> list[Row]:
+    bases = {"vs_vllm": "vllm", "vs_vllm_lora": "vllm-lora0", "vs_transformers": "transformers"}
+    rows: list[Row] = []
+    for outcome in outcomes:
+        row = outcome.row() | {"requests": workload.requests, "prompt": workload.prompt, "new": workload.new}
+        row["tok_s"] = workload.new_tokens / outcome.seconds if outcome.seconds else None
+        for key, name in bases.items():
+            base = find(outcomes, name)
+            row[key] = ratio(base, outcome) if base else None
+        rows.append(row)
+    return rows

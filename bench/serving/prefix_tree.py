@@ -1,0 +1,123 @@
+"""How long does it take to find a prompt among many whose keys and values are cached?
+
+Prompts of random tokens, whole in the tree. A lookup starts from the prompt's token ids, as for a new request. No
+model is involved: the tree knows block numbers.
+"""
+
+import argparse
+from functools import partial
+
+import torch
+
+from zweave.errors import ZweaveError
+from zweave.experts.bank import BoundMixture
+from zweave.kv_cache import PrefixTree
+from zweave.kv_cache.prefix_key import Symbols
+from zweave.kv_cache.prefix_tree import SYMBOL
+from zweave.options.arguments import positive_whole
+from zweave.request import Request
+from zweave.scheduler import Sequence
+from zweave.text.detokenizer import StopText
+
+from ..harness.harness import Provider, measure
+from ..harness.options import add_pace, pace
+from ..harness.report import Column, Report
+
+VOCABULARY = 49_152
+# So many prompts are looked up in turn: each is cold when it comes again.
+LOOKED_UP = 64
+COLUMNS = (
+    Column("cached", "prompts", "d"),
+    Column("nodes", "blocks", "d"),
+    Column("tokens", "tokens", "d"),
+    Column("provider", "operation"),
+    Column("seconds", "us", ".1f", 1e6),
+)
+
+
+class _NoText:
+    def add(self, token_id: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+class Cached:
+    """A tree that holds `count` prompts of `tokens` tokens, the first `shared` of them the same."""
+
+    def __init__(self, count: int, tokens: int, shared: int, block_size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.prompts = torch.randint(VOCABULARY, (count, tokens), generator=generator)
+        self.prompts[:, :shared] = self.prompts[0, :shared].clone()
+        self.tree = PrefixTree(block_size)
+        self._symbols = Symbols()
+        width = block_size * SYMBOL
+        for prompt in self.prompts:
+            symbols = self.symbols(prompt.tolist())
+            nodes = self.tree.match(symbols).nodes
+            self.tree.hold(nodes)
+            for start in range(len(nodes) * width, len(symbols), width):
+                parent = nodes[-1] if nodes else None
+                nodes.append(self.tree.insert(parent, symbols[start : start + width], self.tree.num_nodes))
+            self.tree.release(nodes)
+
+    def symbols(self, tokens: list[int]) -> bytes:
+        sequence = Sequence(
+            request_id=0,
+            request=Request(tokens),
+            mixture=BoundMixture("0" * 64, "always", 0, ()),
+            tokens=tokens,
+            adapted_from=0,
+            max_length=len(tokens) + 1,
+            text=StopText(_NoText(), ()),
+        )
+        self._symbols.extend(sequence)
+        return bytes(sequence.symbols)
+
+    def found(self, tokens: list[int]) -> int:
+        return self.tree.match(self.symbols(tokens)).tokens
+
+    def hold_and_release(self, tokens: list[int]) -> None:
+        nodes = self.tree.match(self.symbols(tokens)).nodes
+        self.tree.hold(nodes)
+        self.tree.release(nodes)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cached", type=positive_whole, default=10_000, help="prompts (%(default)s)")
+    parser.add_argument("--tokens", type=positive_whole, default=2048, help="of a prompt (%(default)s)")
+    parser.add_argument(
+        "--shared", type=int, default=1024, help="tokens that all prompts begin with (%(default)s)"
+    )
+    parser.add_argument("--block-size", type=positive_whole, default=16, help="(%(default)s)")
+    add_pace(parser, rounds=50)
+
+
+def run(args: argparse.Namespace) -> Report:
+    if not 0 <= args.shared <= args.tokens:
+        raise ZweaveError(f"--shared must be from 0 to --tokens ({args.tokens}), not {args.shared}")
+    cached = Cached(args.cached, args.tokens, args.shared, args.block_size)
+    order = torch.randperm(args.cached, generator=torch.Generator().manual_seed(1))[:LOOKED_UP]
+    known = [cached.prompts[index].tolist() for index in order]
+    half = args.tokens // 2
+    changed = [[*prompt[:half], *(token + VOCABULARY for token in prompt[half:])] for prompt in known]
+    labels = {"cached": args.cached, "nodes": cached.tree.num_nodes, "tokens": args.tokens}
+
+    def provider(name: str, prompts: list[list[int]], wanted: int, work: str = "found") -> Provider:
+        def error() -> float:
+            return max(abs(cached.found(prompt) - wanted) for prompt in prompts)
+
+        calls = [partial(getattr(cached, work), prompt) for prompt in prompts]
+        return Provider(name, calls, error, limit=0, labels=labels)
+
+    outcomes = measure(
+        [
+            provider("look up", known, args.tokens),
+            provider("look up, second half is new", changed, half),
+            provider("look up, hold, release", known, args.tokens, "hold_and_release"),
+        ],
+        pace(args),
+    )
+    title = f"Prompts of which {args.shared} tokens are the same, blocks of {args.block_size}"
+    return Report("prefix-tree", title, COLUMNS, [outcome.row() for outcome in outcomes])

@@ -1,0 +1,49 @@
+"""What the engine benches serve: random prompts of equal length under random experts."""
+
+from dataclasses import dataclass
+
+import torch
+
+from zweave.checkpoint import ModelConfig
+from zweave.experts import Expert
+
+# Far more than training changes z, so that an answer under another expert, or none, counts as wrong.
+SPREAD = 0.2
+# Special tokens, which the chat template gives a meaning, stand at the beginning of the vocabulary.
+FIRST_PLAIN_TOKEN = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """requests prompts of `prompt` tokens, each answered by `new` tokens, greedily, whatever they are."""
+
+    requests: int = 16
+    prompt: int = 64
+    new: int = 64
+
+    @property
+    def new_tokens(self) -> int:
+        return self.requests * self.new
+
+    def prompts(self, config: ModelConfig) -> list[list[int]]:
+        """Token ids, the same on every call."""
+        low = min(FIRST_PLAIN_TOKEN, config.vocab_size - 1)
+        generator = torch.Generator().manual_seed(0)
+        size = (self.requests, self.prompt)
+        return torch.randint(low, config.vocab_size, size, generator=generator).tolist()
+
+
+def random_expert(config: ModelConfig, seed: int, leading: int = 1) -> Expert:
+    """An expert whose z lie around 1 in the first R / leading components, and are 1 in the others.
+
+    Raises ZweaveError if this version of zweave knows no experts of leading components.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z = {}
+    for module, shape in config.adapted_shapes().items():
+        rank = min(shape)
+        z[module] = torch.ones(rank)
+        kept = max(1, rank // leading)
+        z[module][:kept] += SPREAD * torch.randn(kept, generator=generator)
+    support = "full" if leading == 1 else f"leading:R/{leading}"
+    return Expert(z=z, support=support)

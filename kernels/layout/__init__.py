@@ -1,0 +1,1 @@
+"""How weights and caches lie in memory."""

@@ -1,0 +1,1 @@
+"""What the ops need beside their C++: fakes, gradients and CUDA implementations."""

@@ -1,0 +1,1 @@
+"""Ops with gradients, for training."""

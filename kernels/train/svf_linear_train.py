@@ -1,0 +1,143 @@
+"""The SVF linear that learns: gradients of the activations and of the scales through the packed products.
+
+    h = Vt x        y = [W | U] [x | d * h] + b            W only where the components are a few of a delta
+    g_h = Ut g      dx = [Wt | V] [g | d * g_h]            dd[s] = sum over the tokens of slot s of h * g_h
+
+x [T, N]   vt [R, N]   u [M, R]   scale d [S, R]   slot [T]   ->   y [T, M]
+
+U, V and W are frozen, so there is no product over tokens: two factored passes a step, four products of
+2 T R (M + N) / 2 FLOPs each, against three dense ones, a recomposition U diag(d) Vt and its gradient, two more
+of 2 M N R. The transposes are packed too, which doubles the memory of the factors (158 million numbers of
+SmolLM2-135M: 316 MB more in bf16). Kept for the backward pass: h, T R float32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout.packed import Packed, pack
+from ..linear import linear
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFactors:
+    """The matrices of both passes, packed.
+
+    vt: [R, N]; ut: [R, M].
+    u: [M, R], or [M, N + R] with W in front of it.
+    v: [N, R], or [N, M + R] with the transpose of W in front of it.
+    """
+
+    vt: Packed
+    u: Packed
+    ut: Packed
+    v: Packed
+
+    @classmethod
+    def of(cls, vt: Tensor, u: Tensor, weight: Tensor | None = None) -> "TrainingFactors":
+        """Packs vt [R, N] and u [M, R]; a weight [M, N] makes the scales those of a delta to it."""
+        wide_u = u if weight is None else torch.cat([weight, u], 1)
+        wide_v = vt.T if weight is None else torch.cat([weight.T, vt.T], 1)
+        return cls(pack(vt), pack(wide_u), pack(u.T.contiguous()), pack(wide_v.contiguous()))
+
+    @property
+    def has_weight(self) -> bool:
+        return self.u.shape[1] != self.vt.shape[0]
+
+
+def svf_linear_train_ref(
+    x: Tensor,
+    vt: Tensor,
+    u: Tensor,
+    scale: Tensor,
+    slot: Tensor,
+    bias: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Semantics: y[t] = W x[t] + u (scale[slot[t]] * (vt x[t])) + bias by autograd, in the dtype of its arguments."""
+    y = ((x @ vt.T) * scale[slot.long()]) @ u.T
+    if weight is not None:
+        y = y + x @ weight.T
+    return y if bias is None else y + bias
+
+
+def svf_linear_train(
+    x: Tensor, factors: TrainingFactors, scale: Tensor, slot: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Semantics: y[t] = (W x[t] +) u (scale[slot[t]] * (vt x[t])) + bias, differentiable in x and scale.
+
+    x: [tokens, in_features], bf16 or float32, as the factors.
+    scale: [slots, rank], float32: sigma * z, or sigma * (z - 1) where the factors hold W.
+    slot: [tokens], int32, 0 <= slot < slots; None where there is one slot.
+    bias: [out_features], x's dtype, or None; frozen.
+    Returns [tokens, out_features] in x's dtype. Without W its bits are those of `svf_linear`. Sums are float32, the
+    gradient of a scale too, over its tokens in order: the same input gives the same bits.
+    Raises: ValueError or RuntimeError on a wrong shape or dtype, or if a frozen argument wants a gradient.
+    Source: Transformer-Squared (arXiv 2501.06252), section 3.1.
+    """
+    rank, in_features = factors.vt.shape
+    if (
+        x.shape[-1] != in_features
+        or scale.dim() != 2
+        or scale.shape[1] != rank
+        or scale.dtype != torch.float32
+    ):
+        raise ValueError(
+            f"svf_linear_train: x {list(x.shape)} and scale {scale.dtype} {list(scale.shape)} do not fit "
+            f"vt {list(factors.vt.shape)}: want [T, N] and float32 [S, R]"
+        )
+    if slot is None and scale.shape[0] != 1:
+        raise ValueError(f"svf_linear_train: {scale.shape[0]} slots and no slot of each token")
+    if slot is not None and slot.shape != x.shape[:1]:
+        raise ValueError(
+            f"svf_linear_train: slot {list(slot.shape)} is not one for each of {x.shape[0]} tokens"
+        )
+    if bias is not None and bias.requires_grad:
+        raise ValueError("svf_linear_train: the bias is frozen, call requires_grad_(False) on it")
+    return _SvfLinear.apply(x, factors, scale, slot, bias)
+
+
+def _widened(x: Tensor, scaled: Tensor, factors: TrainingFactors) -> Tensor:
+    return torch.cat([x, scaled], 1) if factors.has_weight else scaled
+
+
+def _scaled(hidden: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """hidden * scale, multiplied in float32 and rounded once."""
+    return torch.mul(hidden, scale, out=torch.empty(hidden.shape, dtype=dtype, device=hidden.device))
+
+
+class _SvfLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        factors: TrainingFactors,
+        scale: Tensor,
+        slot: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        hidden = linear(x, factors.vt, out_dtype=torch.float32)
+        rows = scale if slot is None else scale[slot.long()]
+        ctx.factors = factors
+        ctx.save_for_backward(hidden if scale.requires_grad else None, scale, slot)
+        return linear(_widened(x, _scaled(hidden, rows, x.dtype), factors), factors.u, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, scale, slot = ctx.saved_tensors
+        factors: TrainingFactors = ctx.factors
+        grad = grads[0].contiguous()
+        through = linear(grad, factors.ut, out_dtype=torch.float32)
+        grad_x = grad_scale = None
+        if ctx.needs_input_grad[0]:
+            rows = scale if slot is None else scale[slot.long()]
+            grad_x = linear(_widened(grad, _scaled(through, rows, grad.dtype), factors), factors.v)
+        if ctx.needs_input_grad[2]:
+            terms = through.mul_(hidden)
+            if slot is None:
+                grad_scale = terms.sum(0, keepdim=True)
+            else:
+                grad_scale = torch.zeros_like(scale).index_add_(0, slot.long(), terms)
+        return grad_x, None, grad_scale, None, None

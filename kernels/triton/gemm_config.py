@@ -1,0 +1,116 @@
+"""How a Triton product is cut into tiles, steps and parts.
+
+A product y = x w.T of T tokens, M outputs and N inputs is a grid of tiles. The inputs of a tile are cut into parts
+that are summed one by one and then added up in order. Whether the parts of a tile run side by side, as programs of
+their own that fill a large chip when tokens are few, or in turn in one program, does not change a bit of the result.
+
+Batch invariance rests on one rule: what decides the order of a sum (the length of a part, the step within it, the
+kind of matrix instruction) follows from the matrix, its format and the device, and never from T.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal, TypeAlias
+
+import torch
+
+from .optional_triton import triton
+
+# Where the scales of the weights are applied: there are none, once to the result, or to each step.
+Scales: TypeAlias = Literal["none", "row", "group"]
+PART_UNIT = 128
+SHORTEST_PART = 256
+MOST_PARTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the heuristics want to know. processors: streaming multiprocessors; capability: (9, 0) for Hopper."""
+
+    capability: tuple[int, int]
+    processors: int
+
+    @property
+    def ample_shared_memory(self) -> bool:
+        """Consumer chips have 99 KiB of shared memory where the data centre's have 163 and more."""
+        return self.capability in ((8, 0), (9, 0), (10, 0), (10, 3))
+
+
+@cache
+def device_of(index: int | None) -> Device:
+    """The CUDA device of an index; for None (the interpreter) a Hopper."""
+    if index is None:
+        return Device((9, 0), 132)
+    properties = torch.cuda.get_device_properties(index)
+    return Device((properties.major, properties.minor), properties.multi_processor_count)
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """Shape of a tile (tokens, outputs, inputs a step), warps of a program and stages of its pipeline."""
+
+    block_t: int
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def tiles(self, tokens: int, out_features: int) -> tuple[int, int]:
+        return triton.cdiv(tokens, self.block_t), triton.cdiv(out_features, self.block_m)
+
+
+def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
+    """Inputs that a tile takes in at a step: of weights of a byte twice as many, for the same bytes in flight.
+
+    Steps of one accumulator follow each other like the instructions of a step: only where groups have scales does
+    the length of a step show in the result. Rows out of line are loaded value by value, through registers.
+    """
+    if dtype == torch.float32 or not aligned:
+        return 32
+    return 128 if scales == "row" else 64
+
+
+def parts_config(out_features: int, in_features: int, device: Device) -> int:
+    """Inputs of a part, a multiple of 128: so many that two programs a processor have work at few tokens."""
+    tiles = triton.cdiv(out_features, 64)
+    parts = min(2 * device.processors // tiles, in_features // SHORTEST_PART, MOST_PARTS)
+    units = triton.cdiv(in_features, PART_UNIT)
+    return PART_UNIT * max(1, triton.cdiv(units, max(1, parts)))
+
+
+def tile_config(
+    tokens: int, out_features: int, dtype: torch.dtype, scales: Scales, device: Device, aligned: bool
+) -> TileConfig:
+    """Picks the tile of one product. aligned: rows of x and w begin at multiples of 16 bytes."""
+    block_n = step_config(dtype, scales, aligned)
+    block_t = min(max(16, triton.next_power_of_2(tokens)), 128)
+    if dtype == torch.float32:
+        block_t = min(block_t, 32)
+        return TileConfig(block_t, 64, block_n, num_warps=block_t // 4, num_stages=2)
+    if not aligned:
+        return TileConfig(min(block_t, 32), 64, block_n, num_warps=4, num_stages=2)
+    # Large tiles read less, and are worth it once there are enough of them to occupy half of a large chip.
+    tiles = triton.cdiv(tokens, 128) * triton.cdiv(out_features, 128)
+    if tokens <= 64 or tiles < 64:
+        # Steps of groups are half as long or less: more of them keep as many bytes in flight.
+        return TileConfig(
+            min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales == "group" else 4
+        )
+    stages = 4 if device.ample_shared_memory else 3
+    # Groups need the sum of a step beside the running sums.
+    return TileConfig(64 if scales == "group" else 128, 128, block_n, num_warps=8, num_stages=stages)
+
+
+def delta_tile_config(
+    tokens: int, out_features: int, dtype: torch.dtype, scales: Scales, device: Device, aligned: bool
+) -> TileConfig:
+    """Picks the tile of the dense product that takes up a delta: two running sums, so half as large at most.
+
+    scales: those of the delta's factor; the dense weights have none, and set the step.
+    """
+    config = tile_config(tokens, out_features, dtype, "none", device, aligned)
+    if dtype == torch.float32 or not aligned:
+        return replace(config, block_t=16, num_warps=4)
+    if config.block_t < 64:
+        return config
+    return replace(config, block_t=64, num_warps=8 if scales == "group" else config.num_warps)

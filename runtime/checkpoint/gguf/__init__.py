@@ -1,0 +1,1 @@
+"""GGUF files, converted to the layout of Hugging Face."""

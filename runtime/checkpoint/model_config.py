@@ -1,0 +1,140 @@
+"""A model's architecture and sizes, read from its Hugging Face `config.json`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ZweaveError
+from .hf_config import ARCHITECTURES, LIMIT, config_fields, eos_token_ids, is_positive, read_json
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Sizes and switches of a Llama, Mistral, Qwen2 or Qwen3 model.
+
+    rope_scaling: None, or {"rope_type": "linear" | "llama3" | "yarn", ...} with its numbers.
+    attention_bias, attention_out_bias: biases of q, k, v and of o. qk_norm: RMS norms of queries and keys.
+    sliding_window: how many tokens a layer attends to, 0 for all of them; one number a layer.
+    eos_token_ids: tokens that end an answer. dtype: of the weights as stored, by the config's word.
+    Raises ZweaveError for sizes that do not fit together.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    max_position: int = 2048
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ZweaveError(f"architecture {self.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+            "max_position",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 0 < value < LIMIT:
+                raise ZweaveError(f"model config: {name} must be a positive integer, not {value!r}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            if not is_positive(getattr(self, name)):
+                raise ZweaveError(
+                    f"model config: {name} must be a positive number, not {getattr(self, name)!r}"
+                )
+        if self.num_heads % self.num_kv_heads:
+            raise ZweaveError(
+                f"model config: {self.num_heads} heads cannot share {self.num_kv_heads} key-value heads"
+            )
+        if self.head_dim % 2:
+            raise ZweaveError(
+                f"model config: head_dim must be even for rotary positions, not {self.head_dim}"
+            )
+        if not self.sliding_window:
+            object.__setattr__(self, "sliding_window", (0,) * self.num_layers)
+        if len(self.sliding_window) != self.num_layers:
+            raise ZweaveError(
+                f"model config: {len(self.sliding_window)} attention windows for {self.num_layers} layers"
+            )
+        if not all(0 <= token < self.vocab_size for token in self.eos_token_ids):
+            raise ZweaveError(f"model config: end tokens {self.eos_token_ids} are not all in the vocabulary")
+        if self.dtype not in DTYPES:
+            raise ZweaveError(f"model config: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> "ModelConfig":
+        """Reads `config.json` and `generation_config.json`, as transformers 4 or 5 writes them.
+
+        Raises ZweaveError if the model is not one that zweave can run, or the file is malformed.
+        """
+        directory = Path(path)
+        if not (directory / "config.json").is_file():
+            raise ZweaveError(f"{directory} has no config.json: give the directory of a Hugging Face model")
+        fields = config_fields(read_json(directory / "config.json"))
+        return cls(**fields, eos_token_ids=eos_token_ids(directory))
+
+    def adapted_shapes(self) -> dict[str, tuple[int, int]]:
+        """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        block = {
+            "self_attn.q_proj": (queries, self.hidden_size),
+            "self_attn.k_proj": (keys, self.hidden_size),
+            "self_attn.v_proj": (keys, self.hidden_size),
+            "self_attn.o_proj": (self.hidden_size, queries),
+            "mlp.gate_proj": (self.intermediate_size, self.hidden_size),
+            "mlp.up_proj": (self.intermediate_size, self.hidden_size),
+            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
+        }
+        return {
+            f"model.layers.{layer}.{name}": shape
+            for layer in range(self.num_layers)
+            for name, shape in block.items()
+        }
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape of every tensor that a checkpoint of this model has to hold."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size),
+            "model.norm.weight": (self.hidden_size,),
+        }
+        if not self.tie_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        for module, shape in self.adapted_shapes().items():
+            shapes[f"{module}.weight"] = shape
+            if self._has_bias(module):
+                shapes[f"{module}.bias"] = shape[:1]
+        for layer in range(self.num_layers):
+            prefix = f"model.layers.{layer}"
+            shapes[f"{prefix}.input_layernorm.weight"] = (self.hidden_size,)
+            shapes[f"{prefix}.post_attention_layernorm.weight"] = (self.hidden_size,)
+            if self.qk_norm:
+                shapes[f"{prefix}.self_attn.q_norm.weight"] = (self.head_dim,)
+                shapes[f"{prefix}.self_attn.k_norm.weight"] = (self.head_dim,)
+        return shapes
+
+    def _has_bias(self, module: str) -> bool:
+        if ".mlp." in module:
+            return self.mlp_bias
+        return self.attention_out_bias if module.endswith(".o_proj") else self.attention_bias

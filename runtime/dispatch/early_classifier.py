@@ -1,0 +1,86 @@
+"""Tells what a prompt is about from the mean hidden state of an early layer: a few layers and one small product."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ZweaveError
+from ..io.tensor_file import open_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+
+FORMAT = "zweave-early-classifier-1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EarlyClassifier:
+    """p = softmax(W h + b), with h the mean of the base's states that enter a layer, over the tokens of a prompt before
+    the assistant's header: those that a first pass reads (docs/dispatch.md).
+
+    weight: W [labels, hidden] float32. bias: b [labels] float32. layer: from 1 on.
+    base_digest: of the weights that it was trained on, if known. training: a JSON object on how it was made.
+    """
+
+    labels: tuple[str, ...]
+    layer: int
+    weight: Tensor
+    bias: Tensor
+    base_digest: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2 or self.layer < 1:
+            raise ZweaveError("a classifier needs two labels or more, and a layer from 1 on")
+        shapes = (self.weight.dim(), self.weight.shape[0], tuple(self.bias.shape))
+        if shapes != (2, len(self.labels), (len(self.labels),)):
+            raise ZweaveError(f"the classifier's weights do not fit its {len(self.labels)} labels")
+        for tensor in (self.weight, self.bias):
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ZweaveError("the classifier's weights must be finite float32")
+
+    def probabilities(self, states: Tensor) -> Tensor:
+        """states: [prompts, hidden] float32. Returns [prompts, labels]; ZweaveError if the model has another width."""
+        if states.shape[1] != self.weight.shape[1]:
+            raise ZweaveError(f"the classifier is for models of width {self.weight.shape[1]}")
+        # A prompt's probabilities must not depend on how many there are, as a matrix product's rows may.
+        logits = (states[:, None, :].double() * self.weight.double()).sum(dim=-1) + self.bias
+        return torch.softmax(logits, dim=-1).float()
+
+    def classify(self, engine: "Engine", texts: Sequence[Sequence[int]]) -> list[str]:
+        """The likeliest label of each prompt, given as its token ids before the assistant's header."""
+        (states,) = engine.pooled_states(texts, [self.layer])
+        return [self.labels[index] for index in self.probabilities(states.cpu()).argmax(dim=1).tolist()]
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file with the rest as JSON in its metadata."""
+        facts = {"labels": self.labels, "layer": self.layer, "training": dict(self.training)}
+        metadata = {"format": FORMAT, "classifier": json.dumps(facts), "base_digest": self.base_digest or ""}
+        save_tensors(path, {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> "EarlyClassifier":
+        """Reads and checks a classifier's file; executes nothing in it."""
+        with open_tensors(path) as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("format") != FORMAT or set(handle.keys()) != {"weight", "bias"}:
+                raise ZweaveError(f"{path}: is not a classifier ({FORMAT})")
+            try:
+                facts = json.loads(metadata["classifier"])
+                return cls(
+                    labels=tuple(str(label) for label in facts["labels"]),
+                    layer=int(facts["layer"]),
+                    weight=handle.get_tensor("weight").clone(),
+                    bias=handle.get_tensor("bias").clone(),
+                    base_digest=metadata.get("base_digest") or None,
+                    training=dict(facts["training"]),
+                )
+            except (KeyError, ValueError, TypeError, IndexError):
+                raise ZweaveError(f"{path}: the classifier's metadata is malformed") from None
+            except ZweaveError as error:
+                raise ZweaveError(f"{path}: {error}") from None

@@ -1,0 +1,125 @@
+"""An engine for asyncio: a thread of its own computes, coroutines add requests and read their answers."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from ..errors import ZweaveError
+from ..request import Delta, Request, Result
+from .engine import Engine
+
+
+class AsyncEngine:
+    """Wraps an engine that nobody else uses from then on, save to load and unload experts.
+
+    A cancelled coroutine cancels its request. Use as `async with AsyncEngine(engine) as serving:`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._listeners: dict[int, Callable[[Delta | BaseException], object]] = {}
+        self._closing = False
+        self._closed = False
+        self._lock = threading.Lock()  # between closing and adding commands
+        self._thread = threading.Thread(target=self._work, name="zweave-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> "AsyncEngine":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def generate(self, request: Request) -> Result:
+        """Answers one request; many may run at once and share the engine's batches."""
+        async for delta in self.stream(request):
+            if delta.result is not None:
+                return delta.result
+        raise ZweaveError("the engine stopped before the request was done")
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        """Yields what each step adds to the answer; leaving the loop early cancels the request."""
+        loop = asyncio.get_running_loop()
+        deltas: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
+        request_ids: list[int] = []
+
+        def deliver(item: Delta | BaseException) -> None:
+            # The caller's loop may have been closed by now; nobody waits then.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(deltas.put_nowait, item)
+
+        def add() -> None:
+            try:
+                request_ids.append(self.engine.add(request))
+            except Exception as error:
+                deliver(error)
+            else:
+                self._listeners[request_ids[0]] = deliver
+
+        def cancel() -> None:
+            for request_id in request_ids:
+                self._listeners.pop(request_id, None)
+                self.engine.cancel(request_id)
+
+        if not self._submit(add):
+            raise ZweaveError("the engine is closed: make a new AsyncEngine")
+        try:
+            while True:
+                item = await deltas.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if item.result is not None:
+                    return
+        finally:
+            self._submit(cancel)
+
+    async def close(self) -> None:
+        """Stops the thread after the step in flight; unfinished requests end with an error."""
+        self._submit(self._close)
+        await asyncio.to_thread(self._thread.join)
+
+    def _submit(self, command: Callable[[], object]) -> bool:
+        """Has the thread run a command before its next step; False if the thread takes none any more."""
+        with self._lock:
+            if not self._closed:
+                self._commands.put(command)
+            return not self._closed
+
+    def _close(self) -> None:
+        self._closing = True
+
+    def _work(self) -> None:
+        failure: BaseException = ZweaveError("the engine was closed before the request was done")
+        try:
+            while not self._closing:
+                self._run_commands(wait=not self.engine.has_work)
+                if self.engine.has_work:
+                    self._deliver(self.engine.step())
+        except BaseException as error:
+            failure = error
+        with self._lock:
+            self._closed = True
+        self._run_commands(wait=False)
+        abandoned = dict(self._listeners)
+        for listener in abandoned.values():
+            listener(failure)
+        for request_id in abandoned:
+            self.engine.cancel(request_id)
+
+    def _deliver(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            listener = self._listeners.get(delta.request_id)
+            if delta.result is not None:
+                self._listeners.pop(delta.request_id, None)
+            if listener is not None:
+                listener(delta)
+
+    def _run_commands(self, wait: bool) -> None:
+        if wait:
+            self._commands.get()()
+        while not self._commands.empty():
+            self._commands.get()()

@@ -1,0 +1,120 @@
+"""The engine's settings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from zweave.kernels import cpu_isa
+
+from ..errors import ZweaveError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """dtype: "bfloat16" or "float32", of weights, activations and cache.
+    device: "cpu", or a CUDA device, where so far only the products have kernels of their own and the rest
+        runs in PyTorch.
+    slots: how many experts and mixtures are resident at once, besides the base.
+    max_sequences: how many requests one step may work on.
+    max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
+    kv_tokens: token positions that the key-value cache holds for all requests together.
+    block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
+    prefix_cache: keys and values stay in the cache when a request ends, for requests that begin alike, and
+        are shared by requests that run at once; results are the same (docs/kv_cache.md).
+    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
+    max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
+    batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
+        is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
+        merge the weights of experts in steady use.
+    merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
+    dispatch_timeout: seconds that a call of a dispatcher which may block can take.
+    on_dispatch_error: what becomes of a request whose dispatcher raises, takes too long or names an unknown expert:
+        "error" ends it with the reason, "base" has the base model answer.
+    """
+
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    slots: int = 64
+    max_sequences: int = 64
+    max_batch_tokens: int = 512
+    kv_tokens: int = 16384
+    block_size: int = 16
+    prefix_cache: bool = True
+    max_memory: int | None = None
+    max_error: float = 0.0
+    batch_invariant: bool = True
+    merge_memory: int = 0
+    dispatch_timeout: float = 10.0
+    on_dispatch_error: Literal["base", "error"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ZweaveError(f"{name} must be an integer of at least 1, not {value!r}")
+        if self.max_batch_tokens < self.max_sequences:
+            raise ZweaveError(
+                f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"
+            )
+        if self.block_size % 2 and self.dtype == "bfloat16" and self.device == "cpu":
+            raise ZweaveError(f"block_size must be even for bfloat16 on a CPU, not {self.block_size}")
+        if self.kv_tokens < self.block_size:
+            raise ZweaveError(f"kv_tokens ({self.kv_tokens}) must hold a block of {self.block_size} tokens")
+        self._check_plan()
+        self._check_dispatch()
+        self._check_device()
+
+    def _check_plan(self) -> None:
+        for name, least in (("max_memory", 1), ("merge_memory", 0)):
+            value = getattr(self, name)
+            if name == "max_memory" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ZweaveError(f"{name} must be a number of bytes of at least {least}, not {value!r}")
+        error = self.max_error
+        if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error < 1:
+            raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
+        for name in ("batch_invariant", "prefix_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise ZweaveError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if self.merge_memory and self.batch_invariant:
+            raise ZweaveError(
+                "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"
+            )
+        if self.device != "cpu" and not self.batch_invariant:
+            raise ZweaveError("batch_invariant=False is for device='cpu': elsewhere everything is factored")
+
+    def _check_dispatch(self) -> None:
+        timeout = self.dispatch_timeout
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= 86400:
+            raise ZweaveError(f"dispatch_timeout must be seconds above 0 and at most a day, not {timeout!r}")
+        if self.on_dispatch_error not in ("base", "error"):
+            raise ZweaveError(f"on_dispatch_error must be 'base' or 'error', not {self.on_dispatch_error!r}")
+
+    def _check_device(self) -> None:
+        try:
+            device = torch.device(self.device)
+        except (RuntimeError, TypeError):
+            raise ZweaveError(f"unknown device {self.device!r}: use 'cpu' or 'cuda'") from None
+        if device.type not in ("cpu", "cuda"):
+            raise ZweaveError(f"device {self.device!r} is not supported: use 'cpu' or 'cuda'")
+        if device.type == "cpu":
+            try:
+                cpu_isa()
+            except RuntimeError as error:
+                raise ZweaveError(str(error).splitlines()[0]) from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ZweaveError("no CUDA device is available to this torch: use device='cpu'")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)

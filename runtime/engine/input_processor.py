@@ -1,0 +1,69 @@
+"""Turns requests into sequences: token ids, checked against what the model takes."""
+
+from collections.abc import Sequence as Seq
+from itertools import count
+
+from ..errors import ZweaveError
+from ..experts.bank import Bank, BoundMixture
+from ..experts.mixture import Mixture
+from ..request import KVReuse, Request
+from ..scheduler.sequence import Sequence
+from ..text.detokenizer import StopText
+from ..text.tokenizer import TextStream, Tokenizer
+
+
+class RequestReader:
+    """max_length: tokens of a prompt and its answer together."""
+
+    def __init__(self, tokenizer: Tokenizer, bank: Bank, vocabulary: int, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self._bank = bank
+        self._vocabulary = vocabulary
+        self._max_length = max_length
+        self._ids = count()
+
+    def sequence(self, request: object, request_id: int | None = None) -> Sequence:
+        """A request's sequence under its own id, or a given one; under the base as long as its expert is "auto".
+
+        Raises ZweaveError for what this model cannot take and for experts that are not loaded.
+        """
+        if not isinstance(request, Request):
+            raise ZweaveError(f"the engine takes zweave.Request, not {type(request).__name__}")
+        tokens = self._tokens(request)
+        self._check_ids(tokens)
+        self._check_ids(request.score)
+        if not tokens:
+            raise ZweaveError("the prompt gives no token: give at least one")
+        if len(tokens) >= self._max_length:
+            raise ZweaveError(
+                f"the prompt has {len(tokens)} tokens, this engine takes at most {self._max_length - 1}: shorten it"
+            )
+        mixture = self._bank.bind(None if request.is_auto else Mixture.parse(request.expert))
+        return Sequence(
+            request_id=next(self._ids) if request_id is None else request_id,
+            request=request,
+            mixture=mixture,
+            tokens=tokens,
+            adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
+            max_length=min(self._max_length, len(tokens) + request.max_tokens),
+            text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
+        )
+
+    def adapted_from(self, mixture: BoundMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
+        """Index of the first token that a mixture acts on."""
+        spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
+        return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
+
+    def _tokens(self, request: Request) -> list[int]:
+        if request.messages is not None:
+            return self.tokenizer.chat(request.messages)
+        if isinstance(request.prompt, str):
+            return self.tokenizer.encode(request.prompt)
+        return list(request.prompt or ())
+
+    def _check_ids(self, tokens: Seq[int]) -> None:
+        for token in tokens:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self._vocabulary:
+                raise ZweaveError(
+                    f"token ids must be integers from 0 to {self._vocabulary - 1}, not {token!r}"
+                )

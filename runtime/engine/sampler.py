@@ -1,0 +1,74 @@
+"""Draws next tokens from logits, each request by itself: its draw never depends on its neighbours."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..request import Sampling, TokenLogprob
+
+
+def draw(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
+    """Samples a request's index-th token. logits: [vocabulary], float32.
+
+    Temperature first, then top-k, top-p and min-p, all judged on the tempered distribution. The random
+    number is a pure function of (seed, index), so a request that was preempted draws the same again.
+    """
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    # The largest score becomes 0 first, so that a tiny temperature overflows to -inf, not to NaN.
+    scores = (logits - logits.max()).double() / sampling.temperature
+    ids = None
+    if sampling.top_k:
+        scores, ids = _largest(scores, sampling.top_k)
+    if sampling.top_p < 1:
+        scores, ids = _nucleus(scores, ids, sampling.top_p)
+    weights = torch.softmax(scores, dim=-1)
+    if sampling.min_p > 0:
+        weights = weights * (weights >= sampling.min_p * weights.max())
+    cumulative = weights.cumsum(0)
+    uniform = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))).random()
+    choice = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
+    # Rounding may put the draw past the last token that was kept.
+    choice = min(choice, int(weights.nonzero()[-1]))
+    return choice if ids is None else int(ids[choice])
+
+
+def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest scores in descending order and their ids, the lowest ids first where they are equal."""
+    least = scores.topk(min(count, scores.numel())).values[-1]
+    ids = (scores >= least).nonzero().flatten()
+    ordered, order = scores[ids].sort(descending=True, stable=True)
+    return ordered[:count], ids[order[:count]]
+
+
+def _nucleus(scores: Tensor, ids: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
+    """The largest scores, in descending order, that together first have a share of the probability, and ids.
+
+    ids: those of scores already in descending order, or None. Sorting a whole vocabulary takes milliseconds
+    and the nucleus is mostly small: heads of growing size are looked at until one holds it.
+    """
+    whole, count = scores.exp().sum(), scores.numel() if ids is not None else 256
+    while True:
+        head, order = (scores, ids) if ids is not None else _largest(scores, count)
+        weights = head.exp() / whole
+        kept = weights.cumsum(0) - weights < share
+        if count >= scores.numel() or not kept[-1]:
+            return head[kept], order[kept]
+        count *= 8
+
+
+def scores(logits: Tensor, token_ids: Sequence[int]) -> list[float]:
+    """Log-probabilities of given tokens. logits: [vocabulary], float32."""
+    values = torch.log_softmax(logits.double(), dim=-1)
+    return [float(values[token_id]) for token_id in token_ids]
+
+
+def logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprob:
+    """Log-probabilities of a token and of the `count` most likely ones. logits: [vocabulary], float32."""
+    values = torch.log_softmax(logits.double(), dim=-1)
+    best, ids = values.topk(min(count, values.numel()))
+    return TokenLogprob(
+        token_id, float(values[token_id]), dict(zip(ids.tolist(), best.tolist(), strict=True))
+    )

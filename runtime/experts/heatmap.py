@@ -1,0 +1,77 @@
+"""Heat map of an expert: how far each layer's matrices are scaled away from the base model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from ..checkpoint.module_name import layer_of
+from ..io.figure import new_figure, write_png
+from .expert import Expert
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_DARK, _BRIGHT = (24, 24, 56), (255, 176, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """mean and largest |z - 1| of one matrix."""
+
+    module: str
+    mean: float
+    largest: float
+
+
+def cells(expert: Expert) -> dict[tuple[int, str], Cell]:
+    """(layer, matrix of MATRICES) -> deviation from 1; matrices that are not adapted are left out."""
+    found = {}
+    for module, z in expert.z.items():
+        deviation = (z.double() - 1).abs()
+        key = (layer_of(module), module.rpartition(".")[2])
+        found[key] = Cell(module, float(deviation.mean()), float(deviation.max()))
+    return found
+
+
+def text_map(expert: Expert) -> Table:
+    """Layers down, matrices across: mean |z - 1| in thousandths, the brighter the more."""
+    found = cells(expert)
+    top = max(cell.mean for cell in found.values())
+    table = Table(box=None, padding=0, title="mean |z - 1| in thousandths")
+    table.add_column("layer ", justify="right")
+    for name in MATRICES:
+        table.add_column(name.removesuffix("_proj"), justify="right", min_width=8)
+    for layer in range(1 + max(layer for layer, _ in found)):
+        table.add_row(f"{layer} ", *(_cell_text(found.get((layer, name)), top) for name in MATRICES))
+    return table
+
+
+def save_png(expert: Expert, path: Path) -> None:
+    """Draws the heat map; ZweaveError if matplotlib is not installed or the file cannot be written."""
+    found = cells(expert)
+    layers = 1 + max(layer for layer, _ in found)
+    nothing = float("nan")
+    means = [
+        [found[layer, name].mean if (layer, name) in found else nothing for name in MATRICES]
+        for layer in range(layers)
+    ]
+    figure = new_figure(6, 1.5 + 0.2 * layers)
+    axes = figure.add_subplot()
+    image = axes.imshow(means, aspect="auto", cmap="inferno", vmin=0)
+    axes.set_xticks(range(len(MATRICES)), [name.removesuffix("_proj") for name in MATRICES])
+    axes.set_ylabel("layer")
+    axes.set_title("mean |z - 1|")
+    figure.colorbar(image)
+    write_png(figure, path)
+
+
+def _cell_text(cell: Cell | None, top: float) -> Text:
+    if cell is None:
+        return Text("- ")
+    heat = cell.mean / top if top else 0.0
+    red, green, blue = (
+        round(dark + heat * (bright - dark)) for dark, bright in zip(_DARK, _BRIGHT, strict=True)
+    )
+    foreground = "black" if heat > 0.5 else "white"
+    return Text(f"{cell.mean * 1e3:7.2f} ", Style.parse(f"{foreground} on rgb({red},{green},{blue})"))

@@ -1,0 +1,9 @@
+"""Keys and values in blocks, and how they are found again. Knows no request."""
+
+from .block_pool import KVCache
+from .prefix_tree import PrefixTree
+
+__all__ = [
+    "KVCache",
+    "PrefixTree",
+]

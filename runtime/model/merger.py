@@ -1,0 +1,128 @@
+"""Merges the weights of experts in steady use, in the background, within a budget of memory."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from zweave.kernels import Decoder, Packed, Way, pack
+
+from ..checkpoint.module_name import layer_of
+from ..decomposition.decomposition import Decomposition
+from ..experts.bank import Bank
+from ..planner.batch_planner import count_by_slot
+from ..planner.cost_model import CostModel
+from ..planner.plan import Plan
+
+# A merge must have paid for itself so many times over before it is begun.
+CAUTION = 2.0
+
+
+@dataclass(slots=True)
+class _Merged:
+    """A slot's merged weights: what they were made for, and when they were last used."""
+
+    digest: str
+    used: int
+    making: "Future[dict[str, Packed]] | None" = field(default=None)
+
+
+class Merger:
+    """Gives slots that many tokens pass through weights of their own: `W' x` costs what `W x` does.
+
+    A merge is begun when the tokens of a slot would have saved its cost twice over; it is made by a thread
+    beside the steps and takes effect between two of them (`settle`). The longest unused is dropped when the
+    budget is reached, and one whose slot was given to another mixture at once.
+
+    budget: bytes of merged weights.
+    """
+
+    def __init__(
+        self,
+        decomposition: Decomposition,
+        plan: Plan,
+        bank: Bank,
+        decoder: Decoder,
+        dtype: torch.dtype,
+        costs: CostModel,
+        budget: int,
+    ) -> None:
+        self._decomposition = decomposition
+        self._bank = bank
+        self._decoder = decoder
+        self._dtype = dtype
+        self._modules = [module for module, matrix in plan.items() if matrix.factored]
+        shapes = [plan[module].shape for module in self._modules]
+        self.bytes_each = sum(M * N for M, N in shapes) * dtype.itemsize
+        self._room = budget // max(1, self.bytes_each)
+        saving = sum(min(M, N) * (M + N) - M * N for M, N in shapes) * 2 / costs.flops_per_second
+        cost = sum(2 * M * N * min(M, N) for M, N in shapes) / costs.flops_per_second
+        self.tokens_worthwhile = CAUTION * cost / saving if saving > 0 else float("inf")
+        self._tokens: dict[tuple[int, str], int] = {}
+        self._merged: dict[int, _Merged] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="zweave-merge")
+        self._step = 0
+
+    @property
+    def slots(self) -> list[int]:
+        """Slots whose merged weights are in use."""
+        return [slot for slot, merged in self._merged.items() if merged.making is None]
+
+    def settle(self, slot: Tensor) -> None:
+        """Called between steps, with the slots of the next one's tokens: installs, drops and begins merges."""
+        self._step += 1
+        for known, merged in list(self._merged.items()):
+            if self._bank.digest_of(known) != merged.digest:
+                self._drop(known)
+            elif merged.making is not None and merged.making.done():
+                self._install(known, merged)
+        for current, tokens in count_by_slot(slot).items():
+            if current in self._merged:
+                self._merged[current].used = self._step
+                continue
+            key = (current, self._bank.digest_of(current))
+            self._tokens[key] = self._tokens.get(key, 0) + tokens
+            if self._room and self._tokens[key] >= self.tokens_worthwhile:
+                self._begin(current)
+
+    def _begin(self, slot: int) -> None:
+        if len(self._merged) >= self._room:
+            oldest = min(self._merged, key=lambda known: self._merged[known].used)
+            if self._merged[oldest].used >= self._step - 1 or self._merged[oldest].making is not None:
+                return
+            self._drop(oldest)
+        digest = self._bank.digest_of(slot)
+        scales = {module: self._bank.tables.columns(module)[slot].clone() for module in self._modules}
+        self._merged[slot] = _Merged(digest, self._step, self._pool.submit(self._make, scales))
+        self._tokens = {key: count for key, count in self._tokens.items() if key[0] != slot}
+
+    @torch.inference_mode()
+    def _make(self, scales: dict[str, Tensor]) -> dict[str, Packed]:
+        weights = {}
+        for module, scale in scales.items():
+            u, _, vt = self._decomposition.factors(module)
+            weights[module] = pack(((u * scale) @ vt).to(self._dtype))
+        return weights
+
+    def _install(self, slot: int, merged: _Merged) -> None:
+        assert merged.making is not None
+        for module, weight in merged.making.result().items():
+            self._decoder.set_merged(*place_of(module), slot, weight)
+            self._bank.tables.ways_of(module)[slot] = int(Way.MERGED)
+        merged.making = None
+
+    def _drop(self, slot: int) -> None:
+        merged = self._merged.pop(slot)
+        if merged.making is not None:
+            merged.making.cancel()
+            return
+        if self._bank.digest_of(slot) == merged.digest:
+            self._bank.tables.restore_ways(slot)
+        for module in self._modules:
+            self._decoder.set_merged(*place_of(module), slot, None)
+
+
+def place_of(module: str) -> tuple[int, str]:
+    """Layer and linear of a decoder that a matrix is."""
+    return layer_of(module), module.rpartition(".")[2].removesuffix("_proj")

@@ -1,0 +1,81 @@
+"""The tensors of a model, cast and packed for a device."""
+
+import torch
+from torch import Tensor
+
+from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, quantize
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.model_config import ModelConfig
+from ..decomposition.decomposition import Decomposition
+from ..experts.bank import Bank
+from ..kv_cache.block_pool import LayerCache
+from ..planner.plan import Plan
+
+
+class Weights:
+    """Reads a model's tensors, cast and packed for a device."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        decomposition: Decomposition,
+        bank: Bank,
+        plan: Plan,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._decomposition = decomposition
+        self._bank = bank
+        self._plan = plan
+        self._present = frozenset(checkpoint.names())
+        self.dtype = dtype
+        self.device = device
+
+    def tensor(self, name: str) -> Tensor:
+        return self._checkpoint.tensor(name).to(self.device, self.dtype, copy=True)
+
+    def adapted(self, module: str) -> AdaptedLinear:
+        u, _, vt = self._decomposition.factors(module)
+        plan, bias = self._plan[module], f"{module}.bias"
+        if not plan.factored:
+            vt, u = vt[: plan.leading], u[:, : plan.leading]
+        some = plan.factored or plan.leading > 0
+
+        def factor(weight: Tensor) -> Packed:
+            if plan.format:
+                return pack(quantize(weight.float().contiguous(), plan.format))
+            return pack(weight.to(self.device, self.dtype))
+
+        return AdaptedLinear(
+            shape=(u.shape[0], vt.shape[1]),
+            dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
+            vt=factor(vt) if some else None,
+            u=factor(u) if some else None,
+            scale=self._bank.tables.columns(module) if plan.factored else None,
+            delta=self._bank.tables.leading(module) if plan.leading else None,
+            bias=self.tensor(bias) if bias in self._present else None,
+            ways=self._bank.tables.ways_of(module) if plan.dense else None,
+            supports=self._bank.tables.supports_of(module) if plan.leading else None,
+        )
+
+    def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
+        prefix = f"model.layers.{layer}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        return DecoderLayer(
+            input_norm=self.tensor(f"{prefix}.input_layernorm.weight"),
+            mlp_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight"),
+            q_norm=self.tensor(f"{attention}.q_norm.weight") if config.qk_norm else None,
+            k_norm=self.tensor(f"{attention}.k_norm.weight") if config.qk_norm else None,
+            q=self.adapted(f"{attention}.q_proj"),
+            k=self.adapted(f"{attention}.k_proj"),
+            v=self.adapted(f"{attention}.v_proj"),
+            o=self.adapted(f"{attention}.o_proj"),
+            gate=self.adapted(f"{mlp}.gate_proj"),
+            up=self.adapted(f"{mlp}.up_proj"),
+            down=self.adapted(f"{mlp}.down_proj"),
+            k_cache=cache.k,
+            v_cache=cache.v,
+            window=config.sliding_window[layer],
+        )

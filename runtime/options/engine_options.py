@@ -1,0 +1,100 @@
+"""Options that every command with an engine shares, and how an expert is named on the command line."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from ..checkpoint.pull import DEFAULT_MODEL
+from ..dispatch import load_dispatcher
+from ..engine.config import DTYPES
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..experts.bundled import bundled_experts
+from ..experts.mixture import RESERVED_NAMES, ExpertChoice
+
+stderr = Console(stderr=True, highlight=False)
+
+EXPERT_HELP = (
+    f"a loaded expert, a .safetensors file, or one of {', '.join(bundled_experts())} (for {DEFAULT_MODEL})"
+)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
+    )
+    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--load",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="load an expert file under a name; repeatable",
+    )
+    parser.add_argument(
+        "--no-prefix-cache", action="store_true", help="share no keys and values between prompts"
+    )
+
+
+def add_dispatcher_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dispatcher",
+        type=Path,
+        metavar="FILE",
+        help="finds the expert of prompts under --expert auto: a .json or .py file, see docs/dispatch.md",
+    )
+
+
+def open_engine(args: argparse.Namespace) -> Engine:
+    """Loads the model, the experts of --load and the dispatcher."""
+    engine = Engine(args.model, dtype=args.dtype, device=args.device, prefix_cache=not args.no_prefix_cache)
+    for item in args.load:
+        name, separator, path = item.partition("=")
+        if not (separator and name and path):
+            raise ZweaveError(f"--load takes NAME=FILE, not {item!r}")
+        engine.load_expert(name, path)
+    path = getattr(args, "dispatcher", None)
+    if path is not None:
+        engine.dispatcher = load_dispatcher(engine, path, load_named)
+    return engine
+
+
+def parse_expert(text: str | None) -> ExpertChoice:
+    """Reads NAME, or a mixture NAME=WEIGHT,NAME=WEIGHT; nothing or "base" is the base model."""
+    if text is None or text in ("", "base"):
+        return None
+    if "=" not in text:
+        return text
+    mixture: dict[str, float] = {}
+    for item in text.split(","):
+        name, _, weight = item.partition("=")
+        try:
+            if name.strip() in mixture:
+                raise ZweaveError(f"the mixture names the expert {name.strip()!r} twice")
+            mixture[name.strip()] = float(weight)
+        except ValueError:
+            raise ZweaveError(f"a mixture is written NAME=WEIGHT,NAME=WEIGHT, not {text!r}") from None
+    return mixture
+
+
+def expert_path(name: str) -> Path | None:
+    """The file of a bundled expert, or the one that the name is; None if it is neither."""
+    return bundled_experts().get(name, Path(name) if name.endswith(".safetensors") else None)
+
+
+def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
+    """Loads the bundled experts, and those given as file paths, that the choices name and nobody loaded."""
+    for choice in choices:
+        for name in [choice] if isinstance(choice, str) else choice or ():
+            if name in engine.experts() or name in RESERVED_NAMES:
+                continue
+            path = expert_path(name)
+            if path is None:
+                raise ZweaveError(
+                    f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
+                    f"or use {', '.join(bundled_experts())}"
+                )
+            engine.load_expert(name, path)

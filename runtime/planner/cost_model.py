@@ -1,0 +1,154 @@
+"""What a product costs on this machine: measured once, cached, and used to choose between the ways."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zweave.kernels import Way, cpu_isa, linear, pack, quantize, svf_delta_linear
+
+from ..io.cache_dir import cache_dir, disk_errors
+from .delta_formats import BYTES, IntegerFormat
+
+FORMAT = "zweave-cost-2"
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """A product takes as long as its weights take to arrive or its arithmetic takes, whichever is longer.
+
+    bytes_per_second: at which weights stream. flops_per_second: of products of many rows.
+    integer_ops_per_second: the same of products with integer weights, int8 or int4.
+    call_seconds: of a product of next to no work; a fused step has none of it.
+    value_bytes: of a weight.
+    """
+
+    bytes_per_second: float
+    flops_per_second: float
+    integer_ops_per_second: float
+    call_seconds: float
+    value_bytes: int
+
+    @classmethod
+    def nominal(cls, value_bytes: int) -> "CostModel":
+        """Two cores of a server: choices between ways depend on the ratios of the rates alone."""
+        return cls(3e10, 4e11, 8e11, 0.0, value_bytes)
+
+    def product(
+        self, weights: Numbers | float, tokens: Numbers | float, format: IntegerFormat | None = None
+    ) -> Numbers:
+        """Seconds of a product of so many weights and rows; none without rows. format: of integer weights."""
+        value_bytes = BYTES[format] if format else self.value_bytes
+        rate = self.integer_ops_per_second if format else self.flops_per_second
+        stream = np.asarray(weights) * value_bytes / self.bytes_per_second
+        arithmetic = 2 * np.asarray(weights) * tokens / rate
+        return np.where(np.asarray(tokens) > 0, np.maximum(stream, arithmetic), 0.0)
+
+    def way(
+        self,
+        way: Way,
+        shape: tuple[int, int],
+        tokens: int,
+        components: int = 0,
+        format: IntegerFormat | None = None,
+    ) -> float:
+        """Seconds of a matrix [M, N] for so many tokens; components and format: of the delta."""
+        M, N = shape
+        if way == Way.DELTA and format:
+            integers = self.product(components * (M + N), tokens, format)
+            return float(self.product(M * N, tokens) + integers)
+        weights = {
+            Way.DENSE: M * N,
+            Way.MERGED: M * N,
+            Way.DELTA: M * N + components * (M + N),
+            Way.FACTORED: min(M, N) * (M + N),
+        }[way]
+        return float(self.product(weights, tokens))
+
+
+def cost_model(dtype: torch.dtype) -> CostModel:
+    """The model of this machine and number of threads, from the cache or measured now, in about a second.
+
+    Raises ZweaveError if the cache cannot be written.
+    """
+    path = _path(dtype)
+    known = _read(path)
+    if known is not None:
+        return known
+    measured = measure(dtype)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(measured)}))
+        temporary.replace(path)
+    return measured
+
+
+@torch.inference_mode()
+def measure(dtype: torch.dtype, size: int = 2048, bytes_to_rotate: int = 96 << 20) -> CostModel:
+    """Times products of one row, whose weights stream, of many rows, and of next to nothing."""
+    value_bytes = dtype.itemsize
+    copies = max(2, bytes_to_rotate // (size * size * value_bytes))
+    weights = [pack(torch.full((size, size), 0.01, dtype=dtype)) for _ in range(copies)]
+    one, many = torch.ones(1, size, dtype=dtype), torch.ones(192, size, dtype=dtype)
+    small, row = pack(torch.ones(16, 16, dtype=dtype)), torch.ones(1, 16, dtype=dtype)
+    # A delta of integers beside next to no W: 16 outputs for `size` components.
+    small_w = pack(torch.full((16, size), 0.01, dtype=dtype))
+    factor, factor_u = (pack(quantize(torch.full(s, 0.01), "int8")) for s in ((size, size), (16, size)))
+    delta, slot = torch.ones(2, size), torch.ones(len(many), dtype=torch.int32)
+    streaming = _best(lambda: [linear(one, weight) for weight in weights]) / copies
+    multiplying = _best(lambda: linear(many, weights[0]))
+    adapted = _best(lambda: svf_delta_linear(many, small_w, factor, factor_u, delta, slot))
+    calling = _best(lambda: [linear(row, small) for _ in range(100)]) / 100
+    return CostModel(
+        bytes_per_second=size * size * value_bytes / streaming,
+        flops_per_second=2 * len(many) * size * size / multiplying,
+        integer_ops_per_second=2 * len(many) * size * (size + 16) / adapted,
+        call_seconds=calling,
+        value_bytes=value_bytes,
+    )
+
+
+def _best(run: Callable[[], object], rounds: int = 9) -> float:
+    """Seconds of the fastest run: what others do on the machine meanwhile must not be cached."""
+    seconds = []
+    run()
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _path(dtype: torch.dtype) -> Path:
+    name = f"{_processor()}-{torch.get_num_threads()}-{cpu_isa()}-{str(dtype).removeprefix('torch.')}"
+    safe = "".join(c if c.isalnum() or c == "-" else "_" for c in name)
+    return cache_dir() / "cost" / f"{safe}.json"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "cpu"
+
+
+def _read(path: Path) -> CostModel | None:
+    """None unless the file holds a model of this format: it is measured again then."""
+    try:
+        values = json.loads(path.read_text())
+        if values.pop("format") != FORMAT:
+            return None
+        model = CostModel(**values)
+        return model if min(asdict(model).values()) > 0 else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None

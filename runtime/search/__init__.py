@@ -1,0 +1,1 @@
+"""Finds the mixture that answers a few examples best."""

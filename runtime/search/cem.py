@@ -1,0 +1,84 @@
+"""Cross-entropy method: a normal distribution is fitted, generation by generation, to its best samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ZweaveError
+
+Vector = NDArray[np.float64]
+# What is compared: the first number, then the second where the first is equal.
+Fitness = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CemConfig:
+    """How it searches.
+
+    population: candidates a generation. elites: share of them that the next distribution is fitted to.
+    low, high: bounds of every coordinate. smoothing: weight of the old distribution in the next, 0 for none.
+    """
+
+    population: int = 32
+    elites: float = 0.2
+    generations: int = 8
+    low: float = 0.0
+    high: float = 1.0
+    smoothing: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.generations < 1 or self.num_elites < 2 or self.elites > 1:
+            raise ZweaveError(
+                "the search needs a generation or more, and elites that are at least 2 candidates"
+            )
+        if not (self.low < self.high and 0 <= self.smoothing < 1):
+            raise ZweaveError("low must be below high, and smoothing from 0 to less than 1")
+
+    @property
+    def num_elites(self) -> int:
+        return int(self.elites * self.population)
+
+
+class Cem:
+    """`ask` for candidates, `tell` how fit they are, in turn.
+
+    start: mean of the first distribution, whose deviation is half the range.
+    guesses: candidates that the first generation holds beside the mean.
+    The best candidate so far stands first in every later generation, so it is only ever replaced by a better one.
+    """
+
+    def __init__(self, config: CemConfig, start: Vector, guesses: Sequence[Vector] = ()) -> None:
+        if len(guesses) >= config.population:
+            raise ZweaveError(
+                f"a population of {config.population} cannot hold {len(guesses)} guesses: raise it"
+            )
+        self._config = config
+        self._rng = np.random.default_rng(config.seed)
+        self._mean = start.astype(np.float64)
+        self._deviation = np.full(len(start), (config.high - config.low) / 2)
+        self._fixed = [self._mean, *guesses]
+        self._asked = np.empty((0, len(start)))
+        self.best = self._mean
+        self.best_fitness: Fitness = (-np.inf, -np.inf)
+
+    def ask(self) -> Vector:
+        """Candidates [population, coordinates] within the bounds."""
+        size = (self._config.population, len(self._mean))
+        drawn = self._mean + self._deviation * self._rng.standard_normal(size)
+        drawn[: len(self._fixed)] = self._fixed
+        self._asked = drawn.clip(self._config.low, self._config.high)
+        return self._asked
+
+    def tell(self, fitness: Sequence[Fitness]) -> None:
+        """The fitness of what was asked last, in order; larger is better. Of equals the first is kept."""
+        order = sorted(range(len(self._asked)), key=lambda index: fitness[index], reverse=True)
+        if fitness[order[0]] > self.best_fitness:
+            self.best, self.best_fitness = self._asked[order[0]].copy(), fitness[order[0]]
+        elites = self._asked[order[: self._config.num_elites]]
+        old = self._config.smoothing
+        self._mean = old * self._mean + (1 - old) * elites.mean(axis=0)
+        self._deviation = old * self._deviation + (1 - old) * elites.std(axis=0, ddof=1)
+        self._fixed = [self.best]

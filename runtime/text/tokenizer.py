@@ -1,0 +1,188 @@
+"""Text to token ids and back, and the model's chat template."""
+
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import tokenizers
+
+from ..checkpoint.hf_config import eos_token_ids, read_json
+from ..errors import ZweaveError
+from .chat_template import ChatTemplate
+from .token_bytes import TokenBytes, Utf8Stream
+
+ROLES = ("system", "user", "assistant", "tool")
+# Conversations that share nothing but the template's own words around them.
+_PROBES = ("Why is it so?", "42", "alpha beta\n", "(x)", "été")
+
+
+class Tokenizer:
+    """The tokenizer of a Hugging Face directory (`tokenizer.json`, `tokenizer_config.json`, chat template).
+
+    assistant_header: the token ids that the chat template puts between the end of the user's words and the
+        beginning of the assistant's; empty without a chat template.
+    user_opening: the token ids that it puts before the user's first words.
+    eos_ids: the tokens that end an answer.
+    Raises ZweaveError for missing or malformed files.
+    """
+
+    def __init__(self, directory: str | PathLike[str]) -> None:
+        self.directory = Path(directory)
+        self._tokenizer = _load(self.directory / "tokenizer.json")
+        self._bytes = TokenBytes(self._tokenizer)
+        config_file = self.directory / "tokenizer_config.json"
+        config = read_json(config_file) if config_file.is_file() else {}
+        special = _special_tokens(config)
+        self._template = ChatTemplate.from_directory(self.directory, config, special)
+        self.eos_ids = eos_token_ids(self.directory) or self._ids_of(special.get("eos_token"))
+        self.user_opening, self.assistant_header = self._probe_headers()
+        self._header_words = self._without_trailing_space(self.assistant_header)
+        self._user_header = self._without_trailing_space(self._last_turn(self.user_opening))
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of a text. Special tokens written out in it are recognised.
+
+        special: also add what the tokenizer puts around every text, for instance a begin-of-text token.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ZweaveError("the text holds a lone surrogate, which is no character: remove it") from None
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are empty."""
+        text = b"".join(self._bytes.of(token, skip_special) for token in ids).decode("utf-8", "replace")
+        return text[1:] if self._bytes.strips_first_space and text.startswith(" ") else text
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, with the assistant's turn opened.
+
+        A final assistant message is continued: its turn is opened with its words and not closed.
+        Raises ZweaveError without a chat template, for malformed messages, and for what the template refuses.
+        """
+        _check_messages(messages)
+        if self._template is None:
+            raise ZweaveError(f"{self.directory} has no chat template: give a prompt instead of messages")
+        return self.encode(self._template.render(messages), special=False)
+
+    def after_prompt_start(self, ids: Sequence[int]) -> int:
+        """Index of the first token that an `after_prompt` expert acts on.
+
+        That is the begin of the last assistant header, or the last token if there is none.
+        """
+        header = self._header_words
+        tokens = list(ids)
+        for start in range(len(tokens) - len(header), -1, -1) if header else ():
+            if tokens[start : start + len(header)] == header:
+                return start
+        return max(len(tokens) - 1, 0)
+
+    def user_text_start(self, ids: Sequence[int], end: int) -> int:
+        """Index after the last user's header in ids[:end]; 0 if there is none."""
+        header, tokens = self._user_header, list(ids[:end])
+        for start in range(len(tokens) - len(header), -1, -1) if header else ():
+            if tokens[start : start + len(header)] == header:
+                return start + len(header)
+        return 0
+
+    def _probe_headers(self) -> tuple[list[int], list[int]]:
+        """The longest beginning and end that conversations with different user messages have in common."""
+        if self._template is None:
+            return [], []
+        try:
+            chats = [self.chat([{"role": "user", "content": probe}]) for probe in _PROBES]
+        except ZweaveError:
+            return [], []
+        return _common_beginning(chats), _common_beginning([chat[::-1] for chat in chats])[::-1]
+
+    def _last_turn(self, opening: list[int]) -> list[int]:
+        """The opening from its last special token on: what stands before a user's words in any turn."""
+        special = [index for index, token in enumerate(opening) if not self.decode([token])]
+        return opening[special[-1] :] if special else opening
+
+    def _without_trailing_space(self, ids: list[int]) -> list[int]:
+        """Leaves out a header's last line break: with white space after it, it becomes part of another token."""
+        end = len(ids)
+        while end and self.decode(ids[end - 1 : end], skip_special=False).isspace():
+            end -= 1
+        return ids[:end]
+
+    def _ids_of(self, token: str | None) -> tuple[int, ...]:
+        found = None if token is None else self._tokenizer.token_to_id(token)
+        return () if found is None else (found,)
+
+
+class TextStream:
+    """Text of an answer that grows token by token, constant time each.
+
+    context: the token ids before the answer; a SentencePiece tokenizer drops the space that begins a text
+        only if there are none.
+    The pieces of `add` and `finish`, joined, are the text of all tokens; special tokens give none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._bytes = tokenizer._bytes
+        self._decoder = Utf8Stream()
+        self._strip = self._bytes.strips_first_space and len(context) == 0
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; bytes of an unfinished character are held back."""
+        text = self._decoder.add(self._bytes.of(token, skip_special=True))
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
+
+    def finish(self) -> str:
+        """What was held back: U+FFFD for an unfinished character."""
+        return self._decoder.finish()
+
+
+def _common_beginning(lists: Sequence[list[int]]) -> list[int]:
+    length = 0
+    while length < min(map(len, lists)) and len({one[length] for one in lists}) == 1:
+        length += 1
+    return lists[0][:length]
+
+
+def _load(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise ZweaveError(
+            f"{path.parent} has no tokenizer.json: write it with transformers' AutoTokenizer.save_pretrained"
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    # The library raises bare Exception for malformed files.
+    except Exception as error:
+        raise ZweaveError(f"{path} is damaged ({error}): download the model again") from None
+
+
+def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
+    """Name ("bos_token", ...) to text, however the config writes it."""
+    found = {}
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"):
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
+        raise ZweaveError('messages must be a non-empty list of {"role": ..., "content": ...}')
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
+            raise ZweaveError(f'a message must be {{"role": ..., "content": text}}, not {_short(message)}')
+        if message.get("role") not in ROLES:
+            raise ZweaveError(
+                f"a message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}"
+            )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,1 @@
+"""What each step computed, and a timeline of it."""

@@ -1,0 +1,344 @@
+"""Tasks: splits that share nothing, rewards that reject what is wrong, readers and their complaints."""
+
+import gzip
+import json
+import os
+import random
+import re
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from zweave.errors import ZweaveError
+from zweave.tasks import BUILT_IN, Sample, Splits, Task, balanced, prompts, resolve_task
+from zweave.tasks.exact_match import final_number, same_number
+
+SPLITS = ("train", "validation", "test")
+ONLY_TEST = {"humaneval"}
+
+
+def humaneval_line(index: int) -> str:
+    head = f"def add{index}(a, b):\n"
+    entry = {
+        "prompt": head,
+        "entry_point": f"add{index}",
+        "canonical_solution": "    return a + b\n",
+        "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
+    }
+    return json.dumps(entry)
+
+
+def mbpp_line(number: int) -> str:
+    tests = [f"assert plus{number}(1) == {number + 1}"]
+    code = f"def plus{number}(a):\n    return a + {number}\n"
+    return json.dumps({"task_id": number, "text": f"Add {number}.", "code": code, "test_list": tests})
+
+
+def arc(start: int, count: int) -> str:
+    question = "Please choose the correct answer to the question: What is {}?\n\n{}\n\nAnswer format: answer1/answer2"
+    options = "Answer1: a rock Answer2: a tree Answer3: Answers"
+    return json.dumps(
+        [
+            {"instruction": question.format(i, options), "answer": f"answer{i % 3 + 1}"}
+            for i in range(start, start + count)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files in every format; some test prompts stand in the training files too."""
+    folder = tmp_path_factory.mktemp("tasks")
+
+    def write(name: str, lines: list[str], encoding: str = "utf-8") -> None:
+        (folder / name).write_bytes("\n".join([*lines, ""]).encode(encoding))
+
+    write("sst2_train.tsv", [f"a film of {i}\t{i % 2}" for i in range(100)])
+    write("sst2_test.tsv", [f"a film of {i}\t{i % 2}" for i in range(80, 120)])
+    write("TREC.train.all", [f"{i % 6} Où is {i}\x85 ?" for i in range(120)], "latin-1")
+    write("TREC.test.all", [f"{i % 6} Où is {i}\x85 ?" for i in range(110, 160)], "latin-1")
+    write("mpqa.all", [f"{i % 2} so {i % 90}" for i in range(100)])
+    write("ag_test.csv", [f'"{i % 4 + 1}","Title {i}","Text, of {i}"' for i in range(60)])
+    write(
+        "gsm8k_test.jsonl",
+        [json.dumps({"question": f"{i}?", "answer": f"x<<1>>\n#### {i}"}) for i in range(60)],
+    )
+    (folder / "ARC-Easy_train.json").write_text(arc(0, 60))
+    (folder / "ARC-Easy_test.json").write_text(arc(50, 60))
+    (folder / "ARC-Challenge_test.json").write_text(arc(0, 60))
+    (folder / "HumanEval.jsonl.gz").write_bytes(
+        gzip.compress("\n".join(map(humaneval_line, range(3))).encode())
+    )
+    write("mbpp.jsonl", [mbpp_line(n) for n in (5, 11, 510, 511, 600, 601, 974)])
+    return folder
+
+
+def groups(task: Task, data: Path) -> dict[str, set[object]]:
+    """What each split holds, by a key computed here: summands without order, other prompts as they are."""
+
+    def key(sample: Sample) -> object:
+        found = re.fullmatch(r".*user\nWhat is ([\d +]+)\?.*", sample.prompt, re.DOTALL)
+        return tuple(sorted(found[1].split(" + "))) if found else sample.prompt
+
+    splits = SPLITS if task.name not in ONLY_TEST else ("test",)
+    return {split: {key(sample) for sample in task.samples(split, data)} for split in splits}
+
+
+def check_disjoint(task: Task, data: Path) -> None:
+    found = groups(task, data)
+    assert all(found.values())
+    assert sum(map(len, found.values())) == len(set().union(*found.values()))
+
+
+def wrong_answers(task: Task, sample: Sample) -> list[str]:
+    others = [label for label in task.labels if label != sample.answer]
+    if task.name in ("humaneval", "mbpp"):
+        return ["", "    pass\n", "    return None\nimport os\nos._exit(0)\n", "    exit(0)\n"]
+    if task.name == "gsm8k":
+        return ["", "none", f"{sample.answer}1", f"{sample.answer}\n#### -1", "it is -1"]
+    return [*others, "", " ", f"{sample.answer}1", f"{sample.answer} or 7", f"1{sample.answer.strip()}"]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_splits_share_no_prompt_and_wrong_answers_are_rejected(name: str, data: Path) -> None:
+    task = BUILT_IN[name]
+    check_disjoint(task, data)
+    for sample in task.samples("test", data)[:3]:
+        assert task.reward(sample, sample.answer) > 0
+        assert {task.reward(sample, text) for text in wrong_answers(task, sample)} == {-1.0}
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - {"mbpp"}))
+def test_splits_of_the_real_files_share_no_prompt(name: str) -> None:
+    folder = Path(os.environ.get("ZWEAVE_DATA", "/nowhere")) / "tasks"
+    if not folder.is_dir():
+        pytest.skip("needs ZWEAVE_DATA")
+    check_disjoint(BUILT_IN[name], folder)
+
+
+def test_a_seed_orders_samples_and_moves_none_between_splits(data: Path) -> None:
+    for name in ("sst2", "addition", "mpqa", "last-letters"):
+        task = BUILT_IN[name]
+        for split in SPLITS:
+            a, b = (task.samples(split, data, seed) for seed in (0, 1))
+            assert a != b and sorted(s.prompt for s in a) == sorted(s.prompt for s in b)
+            assert a == task.samples(split, data, 0)
+
+
+def test_answers_are_right_by_their_own_rule(data: Path) -> None:
+    for sample in BUILT_IN["subtraction"].samples("test")[:50]:
+        a, b = map(int, re.findall(r"What is (\d+) - (\d+)\?", sample.prompt)[0])
+        assert sample.answer == f" {a - b}" and a > b
+    for sample in BUILT_IN["letter-count"].samples("test")[:50]:
+        letter, word = re.findall(r"letter (\w) stand in (\w+)\?", sample.prompt)[0]
+        assert sample.answer == f" {word.count(letter)}"
+    for sample in BUILT_IN["last-letters"].samples("test")[:50]:
+        words = re.findall(r"together: (.*)\.<", sample.prompt)[0].split(", ")
+        assert sample.answer == " " + "".join(word[-1] for word in words)
+    assert {len(s.prompt.split("\n")) for s in BUILT_IN["arc-easy"].samples("test", data)} == {8}
+    assert BUILT_IN["trec"].samples("test", data)[0].prompt.count("Où is") == 1
+    news = BUILT_IN["ag-news"].samples("train", data)[0]
+    index = int(re.findall(r"News: Title (\d+) Text, of \1\n", news.prompt)[0])
+    assert news.answer == (" world", " sports", " business", " technology")[index % 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 1,234", 1234),
+        ("so 3 and 4.", 4),
+        ("#### 5 apples of 7", 5),
+        ("none", None),
+        ("1\n#### -2.50", -2.5),
+    ],
+)
+def test_final_number(text: str, number: float | None) -> None:
+    assert final_number(text) == number
+    sample = Sample("?", "x\n#### 5")
+    assert same_number(sample, text) == (1 if number == 5 else -1)
+
+
+def test_balanced_draws_the_labels_in_turn() -> None:
+    samples = [Sample(str(i), " a" if i % 5 else " b") for i in range(20)]
+    drawn = list(islice(balanced(samples, (" a", " b"), seed=0), 40))
+    assert [sample.answer for sample in drawn] == [" a", " b"] * 20
+    assert {s.prompt for s in drawn} == {s.prompt for s in samples}
+
+
+def make_task(**fields: object) -> Task:
+    samples = [Sample(str(i), " x") for i in range(10)]
+    return Task(
+        **{"name": "mine", "description": "", "read": lambda _: Splits(samples[:8], samples[8:]), **fields}
+    )
+
+
+def raises(error: Exception) -> Callable[..., float]:
+    def judge(sample: Sample, text: str) -> float:
+        raise error
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: make_task(read=lambda _: Splits([], [])).samples("train"), "mine has no train samples"),
+        (lambda: make_task().samples("dev"), "a split is one of train, validation, test, not 'dev'"),
+        (lambda: make_task(labels=(" y", " z")).samples("test"), "an answer ' x' that is none of ' y', ' z'"),
+        (lambda: make_task(labels=(" y", " y")), "all different"),
+        (
+            lambda: make_task(judge=raises(KeyError("b\nc"))).reward(Sample("", ""), ""),
+            "mine fails: KeyError",
+        ),
+        (lambda: make_task(judge=lambda *_: float("nan")).reward(Sample("", ""), ""), "is nan: it must be"),
+        (lambda: make_task(judge=lambda *_: None).reward(Sample("", ""), ""), "mine fails: TypeError"),
+        (lambda: resolve_task("additoin"), "did you mean addition"),
+        (lambda: resolve_task("none.jsonl"), "there is no task file none.jsonl"),
+        (lambda: BUILT_IN["sst2"].samples("train", None), "give the directory of the task files"),
+        (lambda: BUILT_IN["sst2"].samples("train", Path("/nowhere")), "/nowhere/sst2_train.tsv is missing"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ZweaveError) as caught:
+        call()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "words"),
+    [
+        ("sst2", "sst2_train.tsv", b"fine\t1\n\nno label\n", "entry 3 is not text, a tab and a whole number"),
+        ("trec", "TREC.train.all", b"6 What ?\n", "an answer 'label 6' that is none of"),
+        ("ag-news", "ag_test.csv", b'"1","t"\n', "entry 1 is not a class, a title and a text"),
+        ("gsm8k", "gsm8k_test.jsonl", b'{"question": "q", "answer": "5"}\n', "entry 1 is not a question and"),
+        ("arc-easy", "ARC-Easy_train.json", b"{}", "is not a JSON list"),
+        (
+            "arc-easy",
+            "ARC-Easy_train.json",
+            b'[{"instruction": "?"}]',
+            "entry 1 is not a question with choices",
+        ),
+        ("humaneval", "HumanEval.jsonl.gz", b"not gzip", "cannot be read"),
+        ("mpqa", "mpqa.all", b"1\n", "entry 1 is not a whole number, a space and text"),
+    ],
+)
+def test_malformed_files(
+    name: str, file: str, content: bytes, words: str, data: Path, tmp_path: Path
+) -> None:
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ZweaveError, match=re.escape(words)):
+        BUILT_IN[name].samples("test", tmp_path)
+
+
+def write_jsonl(path: Path, entries: list[object]) -> str:
+    path.write_text("\n".join(map(json.dumps, entries)))
+    return str(path)
+
+
+def test_a_jsonl_file_is_a_task(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{i}?", "answer": " oui", "extra": i} for i in range(50)]
+    task = resolve_task(write_jsonl(tmp_path / "mine.jsonl", [*lines, lines[0]]))
+    check_disjoint(task, tmp_path)
+    assert (task.name, task.labels, task.max_tokens, task.stop) == ("mine", (), 5, ("\n",))
+    sample = task.samples("test")[0]
+    assert sample.data["extra"] == int(sample.prompt[:-1])
+    assert task.reward(sample, "oui ") == 1 and task.reward(sample, "non") == -1
+
+
+def test_a_jsonl_file_may_give_labels_and_splits(tmp_path: Path) -> None:
+    lines = [
+        {"prompt": f"{i}", "answer": random.Random(i).choice([" a", " b"]), "split": SPLITS[i % 3]}
+        for i in range(30)
+    ]
+    task = resolve_task(write_jsonl(tmp_path / "mine.jsonl", [{"labels": [" a", " b"]}, *lines]))
+    assert task.labels == (" a", " b") and task.max_tokens == 1
+    assert {int(s.prompt) % 3 for s in task.samples("validation")} == {1}
+    assert len(task.samples("test")) == 10
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "has no samples"),
+        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}', "entry 2 is not a JSON object"),
+        ('{"prompt": "a", "answer": "b", "split": "dev"}', "entry 1 is not"),
+        ("[1]", "entry 1 is not"),
+        ("{", "entry 1 is not"),
+        ('{"prompt": "a", "answer": " "}', "entry 1 is not"),
+        ('{"prompt": "a", "answer": "b"}\n{"labels": ["c"]}', "only the first line may give the labels"),
+        ('{"labels": [3]}', "entry 1 is not"),
+    ],
+)
+def test_malformed_jsonl(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(ZweaveError, match=re.escape(words)):
+        resolve_task(str(path))
+
+
+def test_a_python_file_is_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import zweave.tasks\n"
+        "from zweave.tasks import Sample, Splits\n"
+        "def read(data):\n"
+        "    found = [Sample(f'{i}?', f' {i}') for i in range(20)]\n"
+        "    return Splits(found[5:], found[:5])\n"
+        "task = zweave.tasks.Task('mine', 'counts', read, judge=lambda sample, text: 0.25)\n"
+    )
+    task = resolve_task(str(path))
+    assert len(task.samples("test")) == 5 and task.reward(task.samples("test")[0], "") == 0.25
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("task = 3", "defines no task"), ("1/0", "fails: ZeroDivisionError"), ("def", "fails: SyntaxError")],
+)
+def test_python_files_that_fail(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(ZweaveError, match=words):
+        resolve_task(str(path))
+
+
+def test_gym_tasks_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    with pytest.raises(ZweaveError, match="pip install reasoning-gym"):
+        resolve_task("gym:chain_sum")
+
+
+def test_gym_tasks_of_the_real_package() -> None:
+    pytest.importorskip("reasoning_gym")
+    task = resolve_task("gym:chain_sum")
+    check_disjoint(task, Path())
+    sample = task.samples("test")[0]
+    assert task.reward(sample, sample.answer) == 1 and task.reward(sample, "12345678") == -1
+    with pytest.raises(ZweaveError, match="no generator 'chain'"):
+        resolve_task("gym:chain")
+
+
+def test_gym_tasks_read_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with reasoning-gym's interface, so that the reader is tested without the package."""
+
+    class Doubles(list):
+        def score_answer(self, answer: str, entry: dict[str, str]) -> float:
+            return 1.0 if answer == entry["answer"] else 0.9
+
+    def create(name: str, size: int, seed: int) -> Doubles:
+        numbers = range(seed * size // 2, seed * size // 2 + size)
+        return Doubles({"question": f"2 x {i}?", "answer": f"{2 * i}"} for i in numbers)
+
+    factory = SimpleNamespace(DATASETS={"doubles": None})
+    gym = SimpleNamespace(create_dataset=create, factory=factory, __path__=[])
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", gym)
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym.factory", factory)
+    task = resolve_task("gym:doubles")
+    check_disjoint(task, Path())
+    sample = task.samples("train")[0]
+    assert sample.prompt.startswith(prompts.chat("2 x")[:20])
+    assert task.reward(sample, f" {sample.answer}\n") == 1 and task.reward(sample, "1") == -1

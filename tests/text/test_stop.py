@@ -1,0 +1,51 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zweave.text.detokenizer import StopText
+
+
+class Letters:
+    """Stands for a detokeniser: a token is the code of a letter."""
+
+    def add(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def finish(self) -> str:
+        return ""
+
+
+def run(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+    """What is shown of the whole text, piece by piece, and whether it was stopped."""
+    stream = StopText(Letters(), stops)
+    shown = ""
+    for letter in text:
+        piece, stopped = stream.add(ord(letter))
+        shown += piece
+        assert stream.shown == shown
+        if stopped:
+            return shown, True
+    return shown + stream.finish(), False
+
+
+def test_text_before_the_stop_string_is_shown_and_nothing_of_it() -> None:
+    assert run("one END two", ("END",)) == ("one ", True)
+
+
+def test_what_only_looked_like_a_stop_string_is_shown_in_the_end() -> None:
+    assert run("one EN", ("END",)) == ("one EN", False)
+    assert run("EENND", ("END",)) == ("EENND", False)
+
+
+def test_overlapping_stop_strings() -> None:
+    assert run("xaab", ("ab", "aac")) == ("xa", True)
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
+def test_equals_a_search_after_every_letter(text: str, stops: list[str]) -> None:
+    wanted = (text, False)
+    for end in range(1, len(text) + 1):
+        found = [text[:end].find(stop) for stop in stops if stop in text[:end]]
+        if found:
+            wanted = (text[: min(found)], True)
+            break
+    assert run(text, tuple(stops)) == wanted
