@@ -20,12 +20,11 @@ def extension() -> CppExtension:
     """The C++ ops; the CUDA ones too where nvcc and a CUDA build of torch are present."""
     import torch
 
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("*.cpp"))
-    sources += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*h"))
-    cuda_sources = sorted(
-        str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cuda").glob("*.c*") if path.suffix != ".cuh"
-    )
+    def files(*patterns: str) -> list[str]:
+        return sorted(str(path.relative_to(ROOT)) for p in patterns for path in (ROOT / "csrc").glob(p))
+
+    sources, headers = files("*.cpp", "cpu/**/*.cpp"), files("**/*.h", "**/*.cuh")
+    cuda_sources = files("cuda/*.cpp", "cuda/*.cu")
     with_cuda = bool(cuda_sources and CUDA_HOME and shutil.which("nvcc") and torch.version.cuda)
     # No -march: every instruction set has a file of its own and is chosen at run time.
     # Contraction would let the compiler round a sum once in one tile and twice in another.

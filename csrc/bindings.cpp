@@ -4,9 +4,9 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include "cpu/decoder.h"
-#include "cpu/huge_pages.h"
-#include "cpu/isa.h"
+#include "cpu/decoder/decoder.h"
+#include "cpu/simd/isa.h"
+#include "cpu/threads/huge_pages.h"
 
 TORCH_LIBRARY(zweave, m) {
   m.def("pack(Tensor weight) -> Tensor");

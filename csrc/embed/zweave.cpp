@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/isa.h"
-#include "cpu/run_products.h"
+#include "cpu/gemm/run_products.h"
+#include "cpu/simd/isa.h"
 
 namespace zweave::embed {
 namespace {

@@ -1,0 +1,79 @@
+// What a step's attention consists of, and who does what.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/simd/kernels.h"
+
+namespace zweave {
+
+template <class T>
+bool succeeds(const Attention<T>& a, int64_t t) {
+  return t > 0 && a.sequence[t] == a.sequence[t - 1] && a.position[t] - 1 == a.position[t - 1];
+}
+
+// All items of a step. Contexts differ in length: a thread gets a stretch of them of its share of the cost.
+class AttentionWork {
+ public:
+  template <class T>
+  AttentionWork(const Attention<T>& a, int64_t tokens) {
+    // As many queries as keep their scores in the first-level cache.
+    const int64_t group = a.heads / a.kv_heads, most = std::max<int64_t>(1, 48 / group);
+    for (int64_t begin = 0, end; begin < tokens; begin = end) {
+      for (end = begin + 1; end < tokens && succeeds(a, end) && end - begin < most;) ++end;
+      longest_ = std::max(longest_, end - begin);
+      int64_t keys = int64_t(a.position[end - 1]) + 1;
+      if (a.window > 0) keys = std::min(keys, a.window + end - begin);
+      // In rows times keys. Up to twelve rows it is that of reading the keys, and an item has its own.
+      const int64_t cost = (keys + 16) * std::max<int64_t>(12, (end - begin) * group);
+      for (int64_t head = 0; head < a.kv_heads; ++head) {
+        items_.push_back({begin, end, head});
+        before_.push_back(total_);
+        total_ += cost;
+      }
+    }
+  }
+
+  // Tokens of the longest item.
+  int64_t longest() const { return longest_; }
+
+  int64_t size() const { return int64_t(items_.size()); }
+
+  // Calls body(items, count) with a thread's own. An item belongs to whom its first unit of cost falls to.
+  template <class Body>
+  void share(int64_t rank, int64_t threads, Body body) const {
+    const auto at = [&](int64_t part) {
+      const auto from = std::lower_bound(before_.begin(), before_.end(), divide_up(total_ * part, threads));
+      return from - before_.begin();
+    };
+    body(items_.data() + at(rank), at(rank + 1) - at(rank));
+  }
+
+ private:
+  std::vector<AttentionItem> items_;
+  std::vector<int64_t> before_;  // cost of an item's predecessors
+  int64_t total_ = 0, longest_ = 0;
+};
+
+// Throws unless every block that a token will read exists.
+template <class T>
+void check_blocks(const char* op, const Attention<T>& a, int64_t tokens, int64_t blocks, int64_t columns) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t end = int64_t(a.position[t]) + 1;
+    TORCH_CHECK(end > 0 && end <= columns * a.block_size, op, ": position[", t, "] is ", end - 1,
+                ", outside the ", columns * a.block_size, " positions of the block table");
+    int64_t first = a.window > 0 && end > a.window ? end - a.window : 0;
+    // Its predecessor's blocks have been looked at.
+    if (succeeds(a, t)) first = end - 1;
+    for (int64_t i = first / a.block_size; i <= (end - 1) / a.block_size; ++i) {
+      const int64_t block = a.block_table[a.sequence[t] * a.block_table_stride + i];
+      TORCH_CHECK(block >= 0 && block < blocks, op, ": block_table[", a.sequence[t], ", ", i, "] is ", block,
+                  ", outside the ", blocks, " blocks of the cache");
+    }
+  }
+}
+
+}  // namespace zweave

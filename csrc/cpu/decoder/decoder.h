@@ -1,0 +1,59 @@
+// The layers of a decoder of the Llama family in one call: a team of threads goes through all of them, and
+// what stands between the products costs a barrier, not a call.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+#include "cpu/decoder/adapted_linear.h"
+
+namespace zweave {
+
+struct DecoderConfig {
+  int64_t heads, kv_heads, head_size;
+  double scale;  // of attention scores
+  double eps;    // of the norms
+};
+
+struct DecoderLayer {
+  at::Tensor input_norm, mlp_norm;           // [hidden]
+  std::optional<at::Tensor> q_norm, k_norm;  // [head_size]
+  AdaptedLinear q, k, v, o, gate, up, down;
+  at::Tensor k_cache, v_cache;  // of blocks as KvLayout has them
+  int64_t window;               // of attention, 0: none
+};
+
+// The tokens of a step; shapes and dtypes as the ops rope, write_kv and paged_attention take them.
+struct DecoderBatch {
+  at::Tensor slot, sequence, position, kv_index, block_table;
+  // Every token goes the factored way where there is one, whatever its slot says.
+  bool all_factored;
+};
+
+class Decoder {
+ public:
+  // cos, sin: [positions, head_size / 2] float32. Throws where the parts of a layer do not fit.
+  Decoder(const DecoderConfig& config, std::vector<DecoderLayer> layers, at::Tensor cos, at::Tensor sin);
+
+  // Layers [first, last). x [T, hidden] is added to `residual` [T, hidden] float32, in place, before anything
+  // else, as each layer adds what it computes; the last addition is the caller's: returns x [T, hidden].
+  at::Tensor run(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch, int64_t first,
+                 int64_t last) const;
+
+  // Gives a slot a weight of its own in a linear (0 to 6 in the order of the forward pass), or takes it away:
+  // panels of W', or null. Not while `run` runs.
+  void set_merged(int64_t layer, int64_t linear, int32_t slot, const std::optional<at::Tensor>& panels);
+
+ private:
+  int64_t block_size() const;
+  void check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const;
+  void check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const;
+
+  DecoderConfig config_;
+  std::vector<DecoderLayer> layers_;
+  at::Tensor cos_, sin_;
+};
+
+}  // namespace zweave

@@ -1,0 +1,38 @@
+// Rows of activations as integers: what products with integer weights multiply.
+//
+// The values of a block share a scale, so that an outlier costs its own block alone. A row is its bytes, then
+// the scales and the sums of its blocks.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd/kernels.h"
+
+namespace zweave {
+
+// Inputs of a block; groups of weights that share a scale are whole blocks.
+constexpr int64_t kBlock = 64;
+
+struct IntegerRows {
+  char* data;
+  int64_t blocks;
+
+  IntegerRows(char* data, int64_t inputs) : data(data), blocks(divide_up(inputs, kBlock)) {}
+
+  // From row to row: whole cache lines, and never a multiple of 2 KiB.
+  int64_t stride() const {
+    return row_stride<char>(divide_up(blocks * int64_t(kBlock + sizeof(float) + sizeof(int32_t)), 64) * 64);
+  }
+  // Of all rows.
+  int64_t bytes(int64_t rows) const { return rows * stride(); }
+  // -127 to 127, zero past the inputs.
+  int8_t* values(int64_t row) const { return reinterpret_cast<int8_t*>(data + row * stride()); }
+  // What a one of each block stands for.
+  float* scales(int64_t row) const {
+    return reinterpret_cast<float*>(data + row * stride() + blocks * kBlock);
+  }
+  // Of the values of each block.
+  int32_t* sums(int64_t row) const { return reinterpret_cast<int32_t*>(scales(row) + blocks); }
+};
+
+}  // namespace zweave

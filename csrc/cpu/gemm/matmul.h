@@ -1,0 +1,182 @@
+// Products with packed weights.
+//
+// Every output is one chain of multiply-adds over its inputs in order, whatever the tile it is computed in,
+// so that a row's result depends on neither the other rows nor the split between threads.
+#pragma once
+
+#include "cpu/gemm/matmul_integer.h"
+#include "cpu/gemm/matmul_tile.h"
+#include "cpu/simd/kernels.h"
+
+namespace zweave {
+namespace {
+
+// Groups of inputs that row blocks pass over together. A tile's weights for so many fill an eighth of the
+// second-level cache, and so do those of the next tile, which are fetched meanwhile.
+constexpr int64_t kSlice = 1024;
+
+// Groups of the plain terms.
+template <class T>
+int64_t plain_groups(const Matmul<T>& m) {
+  int64_t groups = 0;
+  for (int64_t i = 0; i < m.num_terms; ++i) {
+    if (m.terms[i].weights.storage == Storage::plain) groups += groups_of(m.terms[i]);
+  }
+  return groups;
+}
+
+// Whether so few rows wait for memory alone. Integers are read so fast that their arithmetic counts from one
+// row on.
+template <class T>
+bool is_streamed(const Matmul<T>& m, int64_t rows) {
+  for (int64_t i = 0; i < m.num_terms; ++i) {
+    if (m.terms[i].weights.storage != Storage::plain) return false;
+  }
+  return rows <= Simd::streamed_rows;
+}
+
+// One tile over groups [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
+// at 0.
+template <class T, int rows, int panels>
+void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
+                 float* sums) {
+  constexpr int vectors = panels * kPanelVectors;
+  Sums<rows, panels> sum;
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < vectors; ++v) {
+      sum[r][v] = begin ? Simd::load(sums + r * kTileOutputs + v * Simd::width) : Simd::set1(0);
+    }
+  }
+  int64_t first = 0;
+  for (int64_t i = 0; i < m.num_terms && first < end; ++i) {
+    const Term<T>& term = m.terms[i];
+    const int64_t groups = groups_of(term);
+    const int64_t from = begin > first ? begin - first : 0;
+    const int64_t to = end - first < groups ? end - first : groups;
+    if (from < to) {
+      const int64_t bytes = term.weights.panel_bytes;
+      Stream<T> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
+      // Of a later term the next tile's weights follow this one's.
+      const char* then = i == 0 ? fetch.next : stream.at + Simd::tile_panels * bytes;
+      accumulate<T, rows, panels>(term, row, from, to, stream, fetch.ahead(stream.at, then, to - from, bytes),
+                                  sum);
+    }
+    first += groups;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < vectors; ++v) Simd::store(sums + r * kTileOutputs + v * Simd::width, sum[r][v]);
+  }
+}
+
+// The plain terms of all rows under the panels of one tile, to `sums` [row_end - row_begin, kTileOutputs].
+// The row blocks pass over a slice of the weights one after the other; while they do, each fetches its share
+// of the weights that come next.
+template <class T, int panels>
+void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                  float* sums) {
+  const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows<T>);
+  const bool told = !is_streamed(m, row_end - row_begin);
+  const int64_t groups = plain_groups(m);
+  const Weights& first = m.terms[0].weights;
+  const int64_t first_groups = first.storage == Storage::plain ? groups_of(m.terms[0]) : 0;
+  const char* weight = first.panels + panel * first.panel_bytes;
+  int64_t begin = 0;
+  do {
+    const int64_t end = begin + kSlice < groups ? begin + kSlice : groups;
+    // The first term's next slice, or the next tile's first: a later term's follow from where it is read.
+    const char* then = end < first_groups ? weight + end * kLine : next;
+    int64_t row = row_begin;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t count = divide_up(row_end - row, blocks - block);
+      const Fetch fetch{told ? then : nullptr, block, blocks};
+      float* to = sums + (row - row_begin) * kTileOutputs;
+      with_rows<Simd::max_rows<T>>(
+          count, [&]<int rows>() { matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch, to); });
+      row += count;
+    }
+    begin = end;
+  } while (begin < groups);
+}
+
+// Starts to load what the rows of `scale` hold for a tile: slots lie far apart, and nothing else reads them.
+template <class T>
+void fetch_scales(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel) {
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const float* at = m.scale + m.slot[row] * m.scale_stride + panel * kPanel;
+    for (int64_t i = 0; i < kTileOutputs * int64_t(sizeof(float)); i += kLine) {
+      prefetch(reinterpret_cast<const char*>(at) + i);
+    }
+  }
+}
+
+// All rows under the panels of one tile.
+template <class T, int panels>
+void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next) {
+  alignas(64) float sums[kRows * kTileOutputs];
+  if (m.scale) fetch_scales(m, row_begin, row_end, panel);
+  // Without plain terms this writes zeros.
+  plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
+  for (int64_t i = 0; i < m.num_terms; ++i) {
+    const Term<T>& term = m.terms[i];
+    const char* then = i == 0 ? next : term.weights.panels + (panel + panels) * term.weights.panel_bytes;
+    if (term.weights.storage == Storage::plain) continue;
+    const auto add = term.weights.storage == Storage::int8 ? add_integers<T, panels, Storage::int8>
+                                                           : add_integers<T, panels, Storage::int4>;
+    add(term, row_begin, row_end, panel, then, sums);
+  }
+  finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
+}
+
+// A few rows under many panels: first the one term of all of them, then the other, each in one stretch.
+template <class T>
+void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                   int64_t panel_end) {
+  constexpr int64_t most = 32;
+  alignas(64) float sums[most][Simd::streamed_rows * kTileOutputs];
+  const int64_t groups[] = {0, groups_of(m.terms[0]), plain_groups(m)};
+  for (int64_t first = panel_begin; first < panel_end; first += most) {
+    const int64_t count = panel_end - first < most ? panel_end - first : most;
+    if (m.scale) {
+      for (int64_t i = 0; i < count; ++i) fetch_scales(m, row_begin, row_end, first + i);
+    }
+    for (int64_t term = 0; term < m.num_terms; ++term) {
+      for (int64_t i = 0; i < count; ++i) {
+        with_rows<Simd::streamed_rows>(row_end - row_begin, [&]<int rows>() {
+          matmul_tile<T, rows, 1>(m, row_begin, first + i, groups[term], groups[term + 1], Fetch{}, sums[i]);
+        });
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      finish<T, 1>(m, row_begin, row_end - row_begin, first + i, sums[i]);
+    }
+  }
+}
+
+template <class T>
+void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+  const Weights& first = m.terms[0].weights;
+  for (int64_t row = row_begin; row < row_end; row += kRows) {
+    const int64_t end = row + kRows < row_end ? row + kRows : row_end;
+    if (is_streamed(m, end - row)) {
+      stream_panels(m, row, end, panel_begin, panel_end);
+      continue;
+    }
+    for (int64_t panel = panel_begin; panel < panel_end; panel += Simd::tile_panels) {
+      const int64_t after = panel + Simd::tile_panels;
+      const void* next = after < panel_end || !m.next ? first.panels + after * first.panel_bytes : m.next;
+      const char* then = static_cast<const char*>(next);
+      if (after <= panel_end) {
+        matmul_panels<T, Simd::tile_panels>(m, row, end, panel, then);
+      } else {
+        matmul_panels<T, 1>(m, row, end, panel, then);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace zweave

@@ -1,0 +1,134 @@
+// Products that the threads of a team work on together between two barriers.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cpu/gemm/integer_rows.h"
+#include "cpu/simd/kernels.h"
+#include "cpu/threads/team.h"
+
+namespace zweave {
+
+// Some rows of a product.
+template <class T>
+struct Job {
+  Matmul<T> product;
+  int64_t row_begin, row_end;
+  int64_t integers;  // which of the phase's, or -1
+
+  int64_t panels() const { return divide_up(product.outputs, kPanel); }
+  // Time of a panel, in inputs times rows. Up to twelve rows it is that of reading the weights. Integers are
+  // half as long to read, and multiplied twice as fast.
+  int64_t cost() const {
+    int64_t inputs = 1;
+    for (int64_t i = 0; i < product.num_terms; ++i) {
+      const Term<T>& term = product.terms[i];
+      inputs += term.weights.storage == Storage::plain ? term.inputs : divide_up(term.inputs, 2);
+    }
+    return inputs * std::max<int64_t>(12, row_end - row_begin);
+  }
+};
+
+// Rows [T, width] that a step's phases hand to one another.
+template <class T>
+struct Buffer {
+  T* data;
+  int64_t stride;
+  char* integers;  // room for the rows as integers, for each thread of a team, or null
+};
+
+// A thread gets a stretch of the panels of all jobs, laid end to end, of its share of the cost.
+template <class T>
+class Phase {
+ public:
+  // rows: of all the jobs' operands.
+  void clear(int64_t rows) {
+    rows_ = rows;
+    jobs_.clear();
+    integers_.clear();
+    total_ = 0;
+  }
+
+  void add(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
+    const int64_t rows = row_end - row_begin, most = divide_up(rows, divide_up(rows, kRows));
+    for (int64_t row = row_begin; row < row_end; row += most) {
+      const int64_t end = std::min(row + most, row_end);
+      jobs_.push_back({product, row, end, integers_of(product, row, end)});
+      total_ += jobs_.back().panels() * jobs_.back().cost();
+    }
+  }
+
+  bool empty() const { return jobs_.empty(); }
+
+  // Of all jobs, as Job::cost counts it.
+  int64_t cost() const { return total_; }
+
+  // The first weights that a thread will read here, or null.
+  const void* first_weight(const Team& team) const {
+    const void* first = nullptr;
+    each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t) {
+      const Weights& weights = job.product.terms[0].weights;
+      if (!first) first = weights.panels + begin * weights.panel_bytes;
+    });
+    return first;
+  }
+
+  // Does a thread's share. `next` is what it will read afterwards.
+  void run(const TypedKernels<T>& kernel, const Team& team, const void* next) const {
+    std::vector<bool> ready(integers_.size());
+    each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t end) {
+      Matmul<T> product = job.product;
+      product.next = next;
+      if (job.integers >= 0) {
+        // Every thread makes its own: fetching another's from its cache takes longer.
+        Term<T>& term = product.terms[product.num_terms - 1];
+        term.integers += team.rank * IntegerRows(nullptr, term.inputs).bytes(rows_);
+        if (!ready[job.integers]) kernel.quantize_rows(term, job.row_begin, job.row_end);
+        ready[job.integers] = true;
+      }
+      kernel.matmul(product, job.row_begin, job.row_end, begin, end);
+    });
+  }
+
+ private:
+  // Rows that a product reads as integers.
+  struct Integers {
+    const char* room;
+    int64_t row_begin, row_end;
+
+    bool operator==(const Integers&) const = default;
+  };
+
+  // Products of the same rows share their integers.
+  int64_t integers_of(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
+    const Term<T>& last = product.terms[product.num_terms - 1];
+    if (last.weights.storage == Storage::plain) return -1;
+    const Integers wanted{last.integers, row_begin, row_end};
+    const auto found = std::find(integers_.begin(), integers_.end(), wanted);
+    const int64_t index = found - integers_.begin();
+    if (found == integers_.end()) integers_.push_back(wanted);
+    return index;
+  }
+
+  // A panel belongs to the thread in whose share its first unit of cost lies.
+  template <class Body>
+  void each_stretch(const Team& team, Body body) const {
+    const int64_t low = total_ * team.rank / team.size, high = total_ * (team.rank + 1) / team.size;
+    int64_t at = 0;
+    for (const Job<T>& job : jobs_) {
+      const int64_t cost = job.cost(), panels = job.panels();
+      const int64_t begin = std::clamp<int64_t>(divide_up(low - at, cost), 0, panels);
+      const int64_t end = std::clamp<int64_t>(divide_up(high - at, cost), 0, panels);
+      if (begin < end) body(job, begin, end);
+      at += cost * panels;
+    }
+  }
+
+  std::vector<Job<T>> jobs_;
+  std::vector<Integers> integers_;
+  int64_t rows_ = 0;
+  int64_t total_ = 0;
+};
+
+}  // namespace zweave

@@ -1,0 +1,111 @@
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "cpu/gemm/product.h"
+#include "cpu/ops/checks.h"
+#include "cpu/threads/huge_pages.h"
+
+namespace zweave {
+
+template <class T>
+void pack_panels(const TypedKernels<T>& kernel, const at::Tensor& weight, const at::Tensor& packed) {
+  if (packed.numel() == 0) return;
+  const int64_t outputs = weight.size(0), inputs = weight.size(1), panels = packed.size(0);
+  const at::Tensor rows = weight.stride(1) == 1 || inputs == 1 ? weight : weight.contiguous();
+  at::parallel_for(0, panels, row_grain(kPanel * inputs), [&](int64_t begin, int64_t end) {
+    kernel.pack(data<T>(rows), rows.stride(0), outputs, inputs, mutable_data<T>(packed), begin, end);
+  });
+}
+
+template void pack_panels(const TypedKernels<float>&, const at::Tensor&, const at::Tensor&);
+template void pack_panels(const TypedKernels<bf16>&, const at::Tensor&, const at::Tensor&);
+
+namespace {
+
+// int4 bytes [rows, columns] of neighbouring inputs to bytes whose nibbles are four inputs apart: columns is
+// a multiple of four, which are eight inputs.
+at::Tensor nibbles_apart(const at::Tensor& bytes) {
+  const at::Tensor eight = at::stack({bytes.bitwise_and(15), bytes.bitwise_right_shift(4)}, 2)
+                               .view({bytes.size(0), bytes.size(1) / 4, 2, 4});
+  return eight.select(2, 0).bitwise_or(eight.select(2, 1).bitwise_left_shift(4)).view(bytes.sizes());
+}
+
+// The inverse.
+at::Tensor nibbles_together(const at::Tensor& bytes) {
+  const at::Tensor four = bytes.view({bytes.size(0), bytes.size(1) / 4, 4});
+  const at::Tensor eight =
+      at::cat({four.bitwise_and(15), four.bitwise_right_shift(4)}, 2).view({bytes.size(0), bytes.size(1), 2});
+  return eight.select(2, 0).bitwise_or(eight.select(2, 1).bitwise_left_shift(4));
+}
+
+}  // namespace
+
+at::Tensor pack_integers(const at::Tensor& weight) {
+  const Storage storage = storage_of(weight);
+  const int64_t outputs = weight.size(0), columns = weight.size(1);
+  const auto shape = integer_panel_shape(storage, outputs, storage == Storage::int8 ? columns : 2 * columns);
+  at::Tensor rows = at::zeros({shape[0] * kPanel, shape[1] * 4}, weight.options());
+  rows.slice(0, 0, outputs).slice(1, 0, columns).copy_(weight);
+  if (storage == Storage::int4) rows = nibbles_apart(rows);
+  at::Tensor packed = empty_in_huge_pages(shape, weight.scalar_type());
+  return packed.copy_(rows.view({shape[0], kPanel, shape[1], 4}).transpose(1, 2));
+}
+
+namespace {
+
+bool is_integer(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kChar || tensor.scalar_type() == at::kByte;
+}
+
+// The matrix [outputs, columns] in panels of `group` columns.
+at::Tensor unpacked(const at::Tensor& packed, int64_t outputs, int64_t columns, int64_t group) {
+  const int64_t panels = divide_up(outputs, kPanel), groups = divide_up(columns, group);
+  Argument{"unpack", "packed", packed}.shape({panels, groups, kPanel, group});
+  return packed.transpose(1, 2)
+      .reshape({panels * kPanel, groups * group})
+      .slice(0, 0, outputs)
+      .slice(1, 0, columns)
+      .clone(at::MemoryFormat::Contiguous);
+}
+
+// The same of integers: a column an input of int8, or two of int4.
+at::Tensor unpacked_integers(const at::Tensor& packed, int64_t outputs, int64_t columns) {
+  const Storage storage = storage_of(packed);
+  const auto shape = integer_panel_shape(storage, outputs, storage == Storage::int8 ? columns : 2 * columns);
+  Argument{"unpack", "packed", packed}.shape(shape);
+  const at::Tensor rows = packed.transpose(1, 2).reshape({shape[0] * kPanel, shape[1] * 4});
+  return (storage == Storage::int4 ? nibbles_together(rows) : rows)
+      .slice(0, 0, outputs)
+      .slice(1, 0, columns)
+      .clone(at::MemoryFormat::Contiguous);
+}
+
+at::Tensor pack(const at::Tensor& weight) {
+  TORCH_CHECK(weight.dim() == 2, "pack: weight must be a matrix, not of shape ", weight.sizes());
+  if (is_integer(weight)) return pack_integers(weight);
+  return dispatch("pack", "weight", weight, [&]<class T>(const TypedKernels<T>& kernel) {
+    const at::Tensor packed =
+        empty_in_huge_pages(panel_shape<T>(weight.size(0), weight.size(1)), kScalarType<T>);
+    pack_panels(kernel, weight, packed);
+    return packed;
+  });
+}
+
+at::Tensor unpack(const at::Tensor& packed, int64_t outputs, int64_t inputs) {
+  if (is_integer(packed)) return unpacked_integers(packed, outputs, inputs);
+  return dispatch("unpack", "packed", packed, [&]<class T>(const TypedKernels<T>&) {
+    return unpacked(packed, outputs, inputs, kGroup<T>);
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(zweave, CPU, m) {
+  m.impl("pack", pack);
+  m.impl("unpack", unpack);
+}
+
+}  // namespace zweave

@@ -1,0 +1,150 @@
+// Vectors of 16 floats; products of bf16 pairs by vdpbf16ps, of bytes by vpdpbusd.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/simd/kernels.h"
+
+namespace zweave {
+namespace {
+
+struct Simd {
+  static constexpr const char* name = "avx512";
+  static constexpr int width = 16;
+  template <class T>
+  static constexpr int max_rows = 12;
+  static constexpr int tile_panels = 2;
+  static constexpr int streamed_rows = 4;
+  static constexpr int integer_rows = 6;
+  static constexpr int byte_offset = 128;
+  static constexpr int mix_rows = 4;
+  static constexpr int mix_vectors = 4;
+  static constexpr int value_rows = 6;
+  static constexpr int value_vectors = 4;
+
+  using F = __m512;
+  using Pair = __m512i;
+  using I = __m512i;
+  using Bytes = __m512i;
+
+  static __mmask16 first(int64_t n) { return n >= width ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* at) { return _mm512_loadu_ps(at); }
+  static F load(const float* at, int64_t n) { return _mm512_maskz_loadu_ps(first(n), at); }
+  static F widen(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+  static F load(const bf16* at) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
+  static F load(const bf16* at, int64_t n) { return widen(_mm256_maskz_loadu_epi16(first(n), at)); }
+  static void store(float* at, F x) { _mm512_storeu_ps(at, x); }
+  static void store(float* at, F x, int64_t n) { _mm512_mask_storeu_ps(at, first(n), x); }
+  static __m256i narrow(F x) {
+    const __m256bh y = _mm512_cvtneps_pbh(x);
+    __m256i bits;
+    std::memcpy(&bits, &y, sizeof(bits));
+    return bits;
+  }
+  static void store(bf16* at, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), narrow(x)); }
+  static void store(bf16* at, F x, int64_t n) { _mm256_mask_storeu_epi16(at, first(n), narrow(x)); }
+
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F scale_power(F p, F n) { return _mm512_scalef_ps(p, n); }
+  static float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
+  static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
+
+  static F weights(const float* at) { return load(at); }
+  static Pair weights(const bf16* at) { return _mm512_loadu_si512(at); }
+  static F even(Pair x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+  static F odd(Pair x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(int(0xffff0000))));
+  }
+  static F broadcast(const float* at) { return _mm512_set1_ps(*at); }
+  static Pair broadcast(const bf16* at) {
+    int32_t pair;
+    std::memcpy(&pair, at, 4);
+    return _mm512_set1_epi32(pair);
+  }
+  static Pair broadcast_last(const bf16* at) { return _mm512_set1_epi32(at->bits); }
+  static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
+  static F multiply_add(F sum, Pair w, Pair x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+
+  // Weights as vpdpbusd wants them, unsigned: q + 128, or the nibbles as they are; inputs are signed.
+  static Bytes bytes(const int8_t* at) {
+    return _mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8(char(0x80)));
+  }
+  static void nibbles(const uint8_t* at, Bytes& low, Bytes& high) {
+    const __m512i both = _mm512_loadu_si512(at), mask = _mm512_set1_epi8(15);
+    low = _mm512_and_si512(both, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+  }
+  static Bytes broadcast(const int8_t* at) {
+    int32_t four;
+    std::memcpy(&four, at, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static I whole(int32_t x) { return _mm512_set1_epi32(x); }
+  static I dot(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static I to_whole(F x) { return _mm512_cvtps_epi32(x); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static int32_t reduce_add(I x) { return _mm512_reduce_add_epi32(x); }
+  // 64 numbers from -128 to 127.
+  static void store_bytes(int8_t* at, const I (&x)[4]) {
+    const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(at, _mm512_permutexvar_epi32(order, bytes));
+  }
+  // The largest magnitude of 64; infinity or NaN if one of them is. Magnitudes of bf16 are ordered as their
+  // bits are.
+  static float peak(const bf16* at) {
+    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
+    const __m512i low = _mm512_and_si512(_mm512_loadu_si512(at), magnitude);
+    const __m512i high = _mm512_and_si512(_mm512_loadu_si512(at + 32), magnitude);
+    const __m512i both = _mm512_max_epu16(low, high);
+    const __m256i four = _mm256_max_epu16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+    const __m128i two = _mm_max_epu16(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    // There is a horizontal minimum, of the complements then.
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(two, _mm_set1_epi16(-1)));
+    const uint32_t bits = uint32_t(uint16_t(~_mm_extract_epi16(least, 0))) << 16;
+    float peak;
+    std::memcpy(&peak, &bits, 4);
+    return peak;
+  }
+
+  static void transpose(const char* const* from, int64_t offset, char* to, int64_t stride) {
+    __m512i row[16], a[16];
+    for (int i = 0; i < 16; ++i) row[i] = _mm512_loadu_si512(from[i] + offset);
+    for (int i = 0; i < 16; i += 2) {
+      a[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+      a[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      row[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+      row[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+      row[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+      row[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512i even_low = _mm512_shuffle_i32x4(row[i], row[i + 4], 0x88);
+      const __m512i odd_low = _mm512_shuffle_i32x4(row[i], row[i + 4], 0xdd);
+      const __m512i even_high = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0x88);
+      const __m512i odd_high = _mm512_shuffle_i32x4(row[i + 8], row[i + 12], 0xdd);
+      _mm512_storeu_si512(to + i * stride, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+      _mm512_storeu_si512(to + (i + 4) * stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+      _mm512_storeu_si512(to + (i + 8) * stride, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+      _mm512_storeu_si512(to + (i + 12) * stride, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace zweave
