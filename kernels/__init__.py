@@ -1,5 +1,7 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
+import torch  # noqa: F401  the extension wants its libraries loaded
+
 from ._C import cpu_isa, empty_in_huge_pages
 from .adapted_linear import AdaptedLinear, Way
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
