@@ -1,12 +1,14 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
+import warnings
+
 import torch  # noqa: F401  the extension wants its libraries loaded
 
 from ._C import cpu_isa, empty_in_huge_pages
 from .adapted_linear import AdaptedLinear, Way
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from .components import gather_components
-from .decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
+from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .greedy import greedy, greedy_ref
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
@@ -23,9 +25,9 @@ from .svf_linear import svf_linear, svf_linear_ref
 __all__ = [
     "AdaptedLinear",
     "Decoder",
-    "DecoderBatch",
     "DecoderConfig",
     "DecoderLayer",
+    "DecoderMetadata",
     "Packed",
     "Quantized",
     "Way",
@@ -62,3 +64,11 @@ __all__ = [
     "write_kv",
     "write_kv_ref",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Old names, which warn."""
+    if name == "DecoderBatch":
+        warnings.warn("DecoderBatch is now DecoderMetadata", DeprecationWarning, stacklevel=2)
+        return DecoderMetadata
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
