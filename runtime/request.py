@@ -66,6 +66,7 @@ class Request:
     kv_reuse: "approximate" leaves the prompt to the base model, whose keys and values are shared, and has the expert
         act from the answer's header on, as if it were of scope `after_prompt`. An expert that was not trained so
         answers worse, or wrongly (docs/kv_cache.md).
+    mixture: not to be given: `expert` parsed, None for the base and for "auto".
     """
 
     prompt: str | Sequence[int] | None = None
@@ -81,12 +82,13 @@ class Request:
     score: Sequence[int] = ()
     dispatcher: Dispatcher | None = None
     kv_reuse: KVReuse = "exact"
+    mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
         if not self.is_auto:
-            Mixture.parse(self.expert)
+            object.__setattr__(self, "mixture", Mixture.parse(self.expert))
             if self.dispatcher is not None:
                 raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:

@@ -17,7 +17,7 @@ from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .call_pool import Call, Calls
 from .config import EngineConfig
-from .input_processor import RequestReader
+from .input_processor import InputProcessor
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +43,7 @@ class FirstPasses:
     """
 
     def __init__(
-        self, config: EngineConfig, reader: RequestReader, scheduler: Scheduler, bank: Bank, layers: int
+        self, config: EngineConfig, reader: InputProcessor, scheduler: Scheduler, bank: Bank, layers: int
     ) -> None:
         self._config = config
         self._reader = reader
@@ -149,7 +149,7 @@ class FirstPasses:
             request = Request(
                 look.tokens, expert=look.expert, max_tokens=1, salt=sequence.request.salt, score=look.score
             )
-            found.reading = self._reader.sequence(request, sequence.request_id)
+            found.reading = self._reader.process(request, sequence.request_id)
             self._scheduler.add(found.reading)
         elif isinstance(look, ReadState):
             if not (isinstance(look.layer, int) and 1 <= look.layer <= self._layers):

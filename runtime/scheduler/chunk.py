@@ -46,9 +46,3 @@ class Chunk:
         if pooling is not None:
             wanted |= {pooling.layer, pooling.ends or pooling.layer}
         return tuple(sorted(wanted))
-
-    @property
-    def depth_order(self) -> tuple[int, int]:
-        """In a batch those that enter late come first, the highest layer first, and those that end early last."""
-        ends = self.sequence.ends_at
-        return (1, -ends) if ends is not None else (0, -self.enters)
