@@ -8,31 +8,34 @@ import torch
 from zweave.kernels import cpu_isa
 
 from ..errors import ZweaveError
+from ..validation import is_integer, is_number
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """dtype: "bfloat16" or "float32", of weights, activations and cache.
-    device: "cpu", or a CUDA device, where so far only the products have kernels of their own and the rest
-        runs in PyTorch.
-    slots: how many experts and mixtures are resident at once, besides the base.
-    max_sequences: how many requests one step may work on.
-    max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
-    kv_tokens: token positions that the key-value cache holds for all requests together.
+    """What an engine is told when it is made; raises ZweaveError for values that it cannot work with.
+
+    dtype: "bfloat16" or "float32", of weights, activations and cache.
+    device: "cpu" or a CUDA device. On CUDA only the linears have kernels of their own so far, the rest runs in
+        PyTorch.
+    slots: experts and mixtures resident at once, besides the base.
+    max_sequences: requests that one step may work on.
+    max_batch_tokens: tokens that one step computes; longer prompts take several steps.
+    kv_tokens: token positions in the KV cache, for all requests together.
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
-    prefix_cache: keys and values stay in the cache when a request ends, for requests that begin alike, and
-        are shared by requests that run at once; results are the same (docs/kv_cache.md).
+    prefix_cache: keys and values stay in the cache when a request ends, for requests with the same prefix, and are
+        shared by requests that run at once; results are the same (docs/kv_cache.md).
     max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
     max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
     batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
-    dispatch_timeout: seconds that a call of a dispatcher which may block can take.
-    on_dispatch_error: what becomes of a request whose dispatcher raises, takes too long or names an unknown expert:
-        "error" ends it with the reason, "base" has the base model answer.
+    dispatch_timeout: seconds after which a call of a blocking dispatcher fails.
+    on_dispatch_error: what happens if a request's dispatcher raises, takes too long or names an unknown expert:
+        "error" ends the request with the reason, "base" lets the base model answer.
     """
 
     dtype: str = "bfloat16"
@@ -55,7 +58,7 @@ class EngineConfig:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not (is_integer(value) and value >= 1):
                 raise ZweaveError(f"{name} must be an integer of at least 1, not {value!r}")
         if self.max_batch_tokens < self.max_sequences:
             raise ZweaveError(
@@ -74,10 +77,10 @@ class EngineConfig:
             value = getattr(self, name)
             if name == "max_memory" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not (is_integer(value) and value >= least):
                 raise ZweaveError(f"{name} must be a number of bytes of at least {least}, not {value!r}")
         error = self.max_error
-        if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error < 1:
+        if not (is_number(error) and 0 <= error < 1):
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
         for name in ("batch_invariant", "prefix_cache"):
             if not isinstance(getattr(self, name), bool):
@@ -91,7 +94,7 @@ class EngineConfig:
 
     def _check_dispatch(self) -> None:
         timeout = self.dispatch_timeout
-        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= 86400:
+        if not (is_number(timeout) and 0 < timeout <= 86400):
             raise ZweaveError(f"dispatch_timeout must be seconds above 0 and at most a day, not {timeout!r}")
         if self.on_dispatch_error not in ("base", "error"):
             raise ZweaveError(f"on_dispatch_error must be 'base' or 'error', not {self.on_dispatch_error!r}")
