@@ -1,9 +1,11 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
+import warnings
+
 import torch  # noqa: F401  the extension wants its libraries loaded
 
 from ._C import cpu_isa, empty_in_huge_pages
-from .adapted_linear import AdaptedLinear, Way
+from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from .components import gather_components
 from .decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
@@ -26,9 +28,9 @@ __all__ = [
     "DecoderBatch",
     "DecoderConfig",
     "DecoderLayer",
+    "LinearMode",
     "Packed",
     "Quantized",
-    "Way",
     "add_rms_norm",
     "add_rms_norm_ref",
     "cpu_isa",
@@ -62,3 +64,11 @@ __all__ = [
     "write_kv",
     "write_kv_ref",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The old name of LinearMode."""
+    if name == "Way":
+        warnings.warn("zweave.kernels.Way is now LinearMode", DeprecationWarning, stacklevel=2)
+        return LinearMode
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
