@@ -3,10 +3,12 @@
 # Whoever has the root of a checkout on the path finds this folder as `kernels`, too, and transformers looks.
 __package__ = "zweave.kernels"
 
+import warnings
+
 import torch  # noqa: F401  the extension wants its libraries loaded
 
 from ._C import cpu_isa, empty_in_huge_pages
-from .adapted_linear import AdaptedLinear, Way
+from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from .components import gather_components
 from .decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
@@ -29,9 +31,9 @@ __all__ = [
     "DecoderBatch",
     "DecoderConfig",
     "DecoderLayer",
+    "LinearMode",
     "Packed",
     "Quantized",
-    "Way",
     "add_rms_norm",
     "add_rms_norm_ref",
     "cpu_isa",
@@ -65,3 +67,11 @@ __all__ = [
     "write_kv",
     "write_kv_ref",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The old name of LinearMode."""
+    if name == "Way":
+        warnings.warn("zweave.kernels.Way is now LinearMode", DeprecationWarning, stacklevel=2)
+        return LinearMode
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .adapted_linear import AdaptedLinear, Way
+from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, write_kv
 from .layout.packed import Packed
 from .rms_norm import add_rms_norm, rms_norm
@@ -73,7 +73,7 @@ class DecoderLayer:
 class DecoderBatch:
     """The tokens of a step: slot, sequence, position [T] int32, kv_index [T] int64, block_table [B, n] int32,
     as `svf_linear`, `write_kv` and `paged_attention` take them.
-    all_factored: every token goes the factored way where a linear has one, whatever its slot says."""
+    all_factored: every token is computed in factored mode where a linear has it, whatever its slot says."""
 
     slot: Tensor
     sequence: Tensor
@@ -163,7 +163,7 @@ class Decoder:
         residual: [tokens, hidden] float32, changed in place: x is added before anything else.
         Returns x [tokens, hidden]; residual + x is the state that the layer `last` works on.
         Raises: RuntimeError on a wrong shape, stride or dtype, an index outside its range, or a slot whose
-        way has no weights.
+        mode has no weights.
         """
         last = len(self.layers) if last is None else last
         if self._native is None:
@@ -197,7 +197,7 @@ class Decoder:
     def set_merged(self, layer: int, name: str, slot: int, weight: Packed | None) -> None:
         """Gives a slot a weight W' of its own in a linear ("q" to "down"), or takes it away.
 
-        The slot goes that way only where the linear's `ways` says `Way.MERGED`. Not while a step runs.
+        The slot uses it only where the linear's `modes` says `LinearMode.MERGED`. Not while a step runs.
         """
         linear: AdaptedLinear = getattr(self.layers[layer], name)
         if weight is None:
@@ -240,10 +240,10 @@ def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder
 
 
 def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
-    ways = linear.ways
-    if ways is None:
+    modes = linear.modes
+    if modes is None:
         assert linear.scale is not None
-        ways = torch.full((linear.scale.shape[0],), Way.FACTORED, dtype=torch.uint8)
+        modes = torch.full((linear.scale.shape[0],), LinearMode.FACTORED, dtype=torch.uint8)
     return _C.AdaptedLinear(
         in_features=linear.shape[1],
         out_features=linear.shape[0],
@@ -253,7 +253,7 @@ def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
         scale=linear.scale,
         delta=linear.delta,
         bias=linear.bias,
-        ways=ways,
+        ways=modes,
         supports=linear.supports,
         vt_scale=None if linear.vt is None else linear.vt.scale,
         u_scale=None if linear.u is None else linear.u.scale,

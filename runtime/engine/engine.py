@@ -120,9 +120,9 @@ class Engine:
         self.observer: Observer | None = None
 
     def _look_at_batches(self, decomposition: Decomposition, plan: Plan) -> None:
-        """Has steps choose the ways of their tokens, and hot experts merged."""
+        """Enables mode planning by batch and background merging of hot experts."""
         costs = cost_model(self.config.torch_dtype)
-        self._batch_planner = BatchPlanner(plan, self.bank.tables.ways, costs)
+        self._batch_planner = BatchPlanner(plan, self.bank.tables.modes, costs)
         if self.config.merge_memory:
             self._merger = Merger(
                 decomposition,
@@ -234,7 +234,7 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         start = time.perf_counter()
-        chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.way_key(c.sequence.slot or 0)))
+        chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.mode_key(c.sequence.slot or 0)))
         batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
         spans = self._spans(chunks) if self.observer is not None else []
         self._advance(chunks, *self.model.read(self._planned(batch)))
@@ -245,7 +245,7 @@ class Engine:
         return [Span.of(chunk, self._first_passes.reads(chunk.sequence)) for chunk in chunks]
 
     def _planned(self, batch: Batch) -> Batch:
-        """The batch with its tokens' ways chosen, where they may depend on the batch."""
+        """The batch with its tokens' modes chosen, where they may depend on the batch."""
         slot = batch.places.slot
         if self._merger is not None:
             self._merger.settle(slot)

@@ -1,4 +1,4 @@
-"""The tables that tokens pick rows of by their slot: what an expert does to each matrix, and by which way."""
+"""Per-slot scale, delta and mode tables, indexed by each token's slot."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way, empty_in_huge_pages
+from zweave.kernels import LinearMode, empty_in_huge_pages
 
 from ..errors import ZweaveError
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
@@ -23,12 +23,12 @@ Array: TypeAlias = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SlotRows:
-    """What a slot holds: scale [sum of R] and delta [sum of K] float32, ways [matrices] uint8 and supports
+    """What a slot holds: scale [sum of R] and delta [sum of K] float32, modes [matrices] uint8 and supports
     [matrices] int32."""
 
     scale: Tensor
     delta: Tensor
-    ways: Tensor
+    modes: Tensor
     supports: Tensor
 
 
@@ -37,13 +37,13 @@ class SlotTables:
 
     sigmas: adaptable matrix -> singular values [R], descending, in layer order.
     slots: rows of the tables, the base's included.
-    plan: which ways the matrices have; all are factored by default.
+    plan: which modes the matrices have; all are factored by default.
     max_error: what of a matrix an expert may lose: components whose sigma * |z - 1| is at most this share of
-        the largest singular value may be left out where that opens a cheaper way. As U and V are orthonormal
+        the largest singular value may be left out where that opens a cheaper mode. As U and V are orthonormal
         the spectral norm of the difference is then at most this share of that of the matrix.
 
     scale: [slots, sum of R] float32, sigma * z of all matrices side by side; delta: [slots, sum of K] float32,
-    sigma * (z - 1) of the leading components that the plan keeps; ways: [matrices, slots] uint8, how each slot
+    sigma * (z - 1) of the leading components that the plan keeps; modes: [matrices, slots] uint8, how each slot
     passes through each matrix, by its own z alone; supports: [matrices, slots] int32.
     """
 
@@ -64,7 +64,7 @@ class SlotTables:
         # NaN shows at once if a token carries a slot that was never written.
         self.scale = _poisoned(slots, _width(self._columns), torch.device(device))
         self.delta = _poisoned(slots, _width(self._leading), torch.device(device))
-        self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
+        self.modes = torch.full((len(self._sigmas), slots), int(LinearMode.FACTORED), dtype=torch.uint8)
         self.supports = torch.zeros(len(self._sigmas), slots, dtype=torch.int32)
         self.write(0, self._rows({}))
 
@@ -76,30 +76,30 @@ class SlotTables:
         """A matrix's columns of `delta`, [S, K], a view like `columns`."""
         return self.delta[:, self._leading[module]]
 
-    def ways_of(self, module: str) -> Tensor:
-        """A matrix's row of `ways`, [S] uint8, a view."""
-        return self.ways[self._index[module]]
+    def modes_of(self, module: str) -> Tensor:
+        """A matrix's row of `modes`, [S] uint8, a view."""
+        return self.modes[self._index[module]]
 
     def supports_of(self, module: str) -> Tensor:
         """How many leading components of a matrix each slot adapts, [S] int32, a view."""
         return self.supports[self._index[module]]
 
-    def restore_ways(self, slot: int) -> None:
-        """Sets a slot's ways anew by its own z, after `ways` was changed."""
+    def restore_modes(self, slot: int) -> None:
+        """Sets a slot's modes back to those of its own z, after `modes` was changed."""
         for module, index in self._index.items():
-            way = self._plan[module].way(int(self.supports[index, slot]))
-            assert way is not None  # else the slot had not got its row
-            self.ways[index, slot] = int(way)
+            mode = self._plan[module].mode_of(int(self.supports[index, slot]))
+            assert mode is not None  # else the slot had not got its row
+            self.modes[index, slot] = int(mode)
 
-    def way_key(self, slot: int) -> bytes:
-        """Orders tokens so that those that go the same ways stand together, the base's first."""
-        return self.ways[:, slot].numpy().tobytes()
+    def mode_key(self, slot: int) -> bytes:
+        """Sort key: groups tokens of equal modes, with base tokens first."""
+        return self.modes[:, slot].numpy().tobytes()
 
     def rows(self, expert: Expert) -> SlotRows:
         """What a slot would hold for an expert, the renormalisation included; computed in float64.
 
         Raises ZweaveError if the renormalisation divides by next to nothing, the scales overflow, or the plan
-        has no way for a matrix.
+        has no mode for a matrix.
         """
         scales = {}
         for module, z in expert.z.items():
@@ -113,14 +113,14 @@ class SlotTables:
         """Gives a slot its rows."""
         self.scale[slot].copy_(rows.scale)
         self.delta[slot].copy_(rows.delta)
-        self.ways[:, slot].copy_(rows.ways)
+        self.modes[:, slot].copy_(rows.modes)
         self.supports[:, slot].copy_(rows.supports)
 
     def _rows(self, scales: Mapping[str, Array]) -> SlotRows:
         """The rows for sigma * z of the matrices that differ from the base's."""
         row = np.empty(self.scale.shape[1])
         delta = np.empty(self.delta.shape[1])
-        ways = np.empty(len(self._sigmas), dtype=np.uint8)
+        modes = np.empty(len(self._sigmas), dtype=np.uint8)
         supports = np.empty(len(self._sigmas), dtype=np.int32)
         for index, (module, sigma) in enumerate(self._sigmas.items()):
             scale = scales.get(module, sigma)
@@ -130,18 +130,18 @@ class SlotTables:
             differs = np.flatnonzero(np.abs(scale - sigma) > lost)
             delta[self._leading[module]] = (scale - sigma)[: plan.leading]
             support = supports[index] = int(differs[-1]) + 1 if differs.size else 0
-            way = plan.way(support)
-            if way is None:
+            mode = plan.mode_of(support)
+            if mode is None:
                 raise ZweaveError(
                     f"the expert adapts {support} components of {module}, and this engine keeps "
                     f"{plan.leading}: allow it more memory"
                 )
-            if plan.format and way == Way.DELTA and self._max_error:
+            if plan.format and mode == LinearMode.DELTA and self._max_error:
                 self._check_rounding(module, plan.format, np.abs(scale - sigma).max() / sigma[0])
-            ways[index] = way
+            modes[index] = mode
         if not (np.abs(row) < np.finfo(np.float32).max).all():
             raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
-        parts = row.astype(np.float32), delta.astype(np.float32), ways, supports
+        parts = row.astype(np.float32), delta.astype(np.float32), modes, supports
         return SlotRows(*map(torch.from_numpy, parts))
 
     def _check_rounding(self, module: str, format: IntegerFormat, change: float) -> None:

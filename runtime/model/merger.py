@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zweave.kernels import Decoder, Packed, Way, pack
+from zweave.kernels import Decoder, LinearMode, Packed, pack
 
 from ..checkpoint.module_name import layer_of
 from ..decomposition.decomposition import Decomposition
@@ -109,7 +109,7 @@ class Merger:
         assert merged.making is not None
         for module, weight in merged.making.result().items():
             self._decoder.set_merged(*place_of(module), slot, weight)
-            self._bank.tables.ways_of(module)[slot] = int(Way.MERGED)
+            self._bank.tables.modes_of(module)[slot] = int(LinearMode.MERGED)
         merged.making = None
 
     def _drop(self, slot: int) -> None:
@@ -118,7 +118,7 @@ class Merger:
             merged.making.cancel()
             return
         if self._bank.digest_of(slot) == merged.digest:
-            self._bank.tables.restore_ways(slot)
+            self._bank.tables.restore_modes(slot)
         for module in self._modules:
             self._decoder.set_merged(*place_of(module), slot, None)
 

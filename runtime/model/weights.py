@@ -56,7 +56,7 @@ class Weights:
             scale=self._bank.tables.columns(module) if plan.factored else None,
             delta=self._bank.tables.leading(module) if plan.leading else None,
             bias=self.tensor(bias) if bias in self._present else None,
-            ways=self._bank.tables.ways_of(module) if plan.dense else None,
+            modes=self._bank.tables.modes_of(module) if plan.dense else None,
             supports=self._bank.tables.supports_of(module) if plan.leading else None,
         )
 

@@ -1,10 +1,10 @@
-"""The plan of a model's adapted matrices: which weights stay resident, and which ways are open to a slot."""
+"""The plan of a model's adapted matrices: which weights stay resident, and which modes are open to a slot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
 
 from .delta_formats import BYTES, IntegerFormat
 
@@ -45,13 +45,13 @@ class MatrixPlan:
         scales = 4 * (kept + M) if self.format == "int8" else 0
         return dense + int(factors * BYTES[self.format]) + scales
 
-    def way(self, support: int) -> Way | None:
-        """The way of a slot whose z is 1 beyond the first `support` components; None if there is none."""
+    def mode_of(self, support: int) -> LinearMode | None:
+        """The mode of a slot whose z is 1 beyond the first `support` components; None if there is none."""
         if support == 0 and self.dense:
-            return Way.DENSE
+            return LinearMode.DENSE
         if self.leading and support <= self.leading:
-            return Way.DELTA
-        return Way.FACTORED if self.factored else None
+            return LinearMode.DELTA
+        return LinearMode.FACTORED if self.factored else None
 
 
 Plan: TypeAlias = Mapping[str, MatrixPlan]

@@ -44,7 +44,7 @@ def make_plan(
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
-    All ways are open where memory allows: W for the base, W and leading components for experts of few, the
+    All modes are open where memory allows: W for the base, W and leading components for experts of few, the
     factors for all others. Where it does not, matrices change to what costs least time for the bytes it saves:
     the factors alone, or, if `max_error` allows it, W and all components as integers. Without `max_error`
     integers are taken where experts without limits would find no room otherwise, and fewest of them.
@@ -93,9 +93,9 @@ def _seconds(matrix: MatrixPlan, costs: CostModel) -> float:
     """Predicted time of the base's tokens and of those of an expert without limits."""
     total = 0.0
     for support in (0, matrix.rank):
-        way = matrix.way(support)
-        assert way is not None
-        total += costs.way(way, matrix.shape, PLANNED_TOKENS, matrix.leading, matrix.format)
+        mode = matrix.mode_of(support)
+        assert mode is not None
+        total += costs.seconds(mode, matrix.shape, PLANNED_TOKENS, matrix.leading, matrix.format)
     return total
 
 

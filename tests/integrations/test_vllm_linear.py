@@ -1,4 +1,4 @@
-"""The linear that vLLM's layers call: every way against float64, and the rule by which workers share it."""
+"""The linear that vLLM's layers call: every mode against float64, and the rule by which workers share it."""
 
 import socket
 import subprocess
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, distributed
 
 from zweave.decomposition.svd import svd
+from zweave.integrations.modes import DELTA
 from zweave.integrations.vllm.linear import Part, ServedLinear, ready
 from zweave.integrations.vllm.sharding import Shard, shard_factors
 from zweave.integrations.vllm.tokens import StepTokens, Tokens
-from zweave.integrations.ways import DELTA
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
 
 N, OUTPUTS, ROWS = 40, (24, 8, 8), 3
 
@@ -56,7 +56,7 @@ def truth(x: Tensor, index: Sequence[int], matrices, factors, z, bias: Tensor) -
     ids=["mixed", "experts", "base", "one", "one base", "few components", "few components beside all"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_each_token_goes_its_own_way(
+def test_each_token_takes_its_own_mode(
     count: int,
     keeps_dense: bool,
     index: list[int],
@@ -75,7 +75,7 @@ def test_each_token_goes_its_own_way(
     )
     for row in range(3):
         served.write(row, z[row])
-    assert list(served.ways) == [1, 2, 2, 0] if keeps_dense else [2] * 4
+    assert list(served.modes) == [1, 2, 2, 0] if keeps_dense else [2] * 4
     x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
     y = served(x, Tokens(torch.tensor(index)), bias.to(dtype))
     expected = truth(x, index, matrices, factors, z, bias)
@@ -136,22 +136,28 @@ def test_tokens_follow_the_step_and_padding_is_the_base() -> None:
     wrapper = Wrapper()
     tokens = StepTokens.of(wrapper)
     assert StepTokens.of(wrapper) is tokens
-    ways = np.array([Way.FACTORED, Way.FACTORED, Way.DELTA, Way.DENSE], dtype=np.uint8)
+    modes = np.array(
+        [LinearMode.FACTORED, LinearMode.FACTORED, LinearMode.DELTA, LinearMode.DENSE], dtype=np.uint8
+    )
 
     def found(count: int) -> list[tuple]:
-        groups = tokens(count).groups(ways)
-        return [(g.way, None if g.index is None else g.index.tolist(), g.slot.tolist()) for g in groups]
+        groups = tokens(count).groups(modes)
+        return [(g.mode, None if g.index is None else g.index.tolist(), g.slot.tolist()) for g in groups]
 
-    assert found(4) == [(Way.DENSE, None, [3, 3, 3, 3])]
-    assert found(0) == [(Way.FACTORED, None, [])]
+    assert found(4) == [(LinearMode.DENSE, None, [3, 3, 3, 3])]
+    assert found(0) == [(LinearMode.FACTORED, None, [])]
     wrapper.update_metadata([0, 1])
-    assert found(2) == [(Way.FACTORED, None, [0, 1])]
-    assert found(4) == [(Way.DENSE, [2, 3], [3, 3]), (Way.FACTORED, [0, 1], [0, 1])]
+    assert found(2) == [(LinearMode.FACTORED, None, [0, 1])]
+    assert found(4) == [(LinearMode.DENSE, [2, 3], [3, 3]), (LinearMode.FACTORED, [0, 1], [0, 1])]
     wrapper.update_metadata([2, -1, 1])
-    assert found(3) == [(Way.DENSE, [1], [3]), (Way.DELTA, [0], [2]), (Way.FACTORED, [2], [1])]
+    assert found(3) == [
+        (LinearMode.DENSE, [1], [3]),
+        (LinearMode.DELTA, [0], [2]),
+        (LinearMode.FACTORED, [2], [1]),
+    ]
     # An adapter that was loaded in the place of another since.
-    ways[2] = Way.FACTORED
-    assert found(3) == [(Way.DENSE, [1], [3]), (Way.FACTORED, [0, 2], [2, 1])]
+    modes[2] = LinearMode.FACTORED
+    assert found(3) == [(LinearMode.DENSE, [1], [3]), (LinearMode.FACTORED, [0, 2], [2, 1])]
 
 
 def test_a_shard_beyond_the_matrix_is_refused() -> None:

@@ -8,7 +8,7 @@ from ...errors import ZweaveError
 from ...experts.bank import Bank
 from ...io.progress import Report
 from ...planner.plan import MatrixPlan
-from ..ways import DELTA
+from ..modes import DELTA
 from .attached import Attached, ExpertFile, load_expert
 from .factors import decomposition_of
 from .linear import AttachedLinear

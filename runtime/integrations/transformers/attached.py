@@ -194,7 +194,7 @@ class Attached:
             learning.append(choice if learns else None)
         if not any(slots) and not any(learning):
             return None
-        return Rows(slots, self._bank.tables.ways[:, slots], learning, self._bank.tables.scale.device)
+        return Rows(slots, self._bank.tables.modes[:, slots], learning, self._bank.tables.scale.device)
 
     def _set_otherwise(self, name: str | None) -> None:
         self._router.otherwise = self._rows([name], ExitStack())

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zweave.kernels import Packed, Way, linear, pack, svf_delta_linear, svf_linear, unpack
+from zweave.kernels import LinearMode, Packed, linear, pack, svf_delta_linear, svf_linear, unpack
 from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_train
 
 from ...errors import ZweaveError
-from ..ways import pass_through
+from ..modes import pass_through
 from .rows import Router, Rows
 
 
@@ -83,10 +83,10 @@ class AttachedLinear(nn.Module):
             return linear(x, self._dense, self.bias)
         return pass_through(rows.groups(self.index, len(x)), x, self.out_features, self._pass)
 
-    def _pass(self, way: Way, x: Tensor, slot: Tensor) -> Tensor:
-        if way == Way.DENSE:
+    def _pass(self, mode: LinearMode, x: Tensor, slot: Tensor) -> Tensor:
+        if mode == LinearMode.DENSE:
             return linear(x, self._dense, self.bias)
-        if way == Way.DELTA:
+        if mode == LinearMode.DELTA:
             return svf_delta_linear(x, self._dense, *self._leading, self.delta, slot, self.bias)
         return svf_linear(x, self._vt, self._u, self.scale, slot, self.bias)
 

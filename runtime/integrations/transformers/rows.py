@@ -1,4 +1,4 @@
-"""Which expert each row of a batch takes, and by which way its tokens pass through each matrix."""
+"""Which expert each row of a batch takes, and by which mode its tokens pass through each matrix."""
 
 import threading
 from collections.abc import Sequence
@@ -8,45 +8,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
 
 from ...errors import ZweaveError
-from ..ways import Group, groups_of
+from ..modes import Group, groups_of
 
 
 class Rows:
     """The experts of a batch's rows, in order.
 
     slots: the bank's slot of each row, 0 for the base and for experts that learn.
-    ways: [matrices, rows] uint8, the bank's ways of these slots.
+    modes: [matrices, rows] uint8, the bank's modes of these slots.
     learning: for each row the name of the expert that learns, or None.
 
     A batch of k times as many rows gives each of them k rows in succession, as beams and returned sequences lie.
     """
 
     def __init__(
-        self, slots: Sequence[int], ways: Tensor, learning: Sequence[str | None], device: torch.device
+        self, slots: Sequence[int], modes: Tensor, learning: Sequence[str | None], device: torch.device
     ) -> None:
         self.slots = list(slots)
         self.learning = list(learning)
         self.learns = any(name is not None for name in learning)
         self._slots = torch.tensor(self.slots, dtype=torch.int32)
         self._device = device
-        self._patterns = [row.tobytes() for row in ways.numpy()]
+        self._patterns = [row.tobytes() for row in modes.numpy()]
         self._groups: dict[tuple[bytes, int], tuple[Group, ...]] = {}
         self._index: dict[int, Tensor] = {}
 
     def is_base(self, matrix: int, row: int) -> bool:
         """Whether a row that does not learn passes through a matrix as the base does."""
-        return self._patterns[matrix][row] == Way.DENSE
+        return self._patterns[matrix][row] == LinearMode.DENSE
 
     def groups(self, matrix: int, count: int) -> tuple[Group, ...]:
         """How `count` tokens pass through a matrix."""
         key = pattern, _ = self._patterns[matrix], count
         found = self._groups.get(key)
         if found is None:
-            ways = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8).copy())
-            taken, slot = self._spread(ways, count), self._spread(self._slots, count)
+            modes = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8).copy())
+            taken, slot = self._spread(modes, count), self._spread(self._slots, count)
             found = self._groups[key] = groups_of(taken, slot, self._device)
         return found
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way, linear, pack, svf_linear
+from zweave.kernels import LinearMode, linear, pack, svf_linear
 from zweave.kernels.layout.packed import Weight
 
-from ..ways import DELTA, pass_through
+from ..modes import DELTA, pass_through
 from .tokens import Tokens
 
 
@@ -36,7 +36,7 @@ class Part:
 
 
 class ServedLinear:
-    """Semantics, each token by the way of its own row of the tables:
+    """Semantics, each token by the mode of its own row of the tables:
 
         dense     y = W x + b, where the row is the base's
         delta     y = W x + U_K (delta[slot] * (Vt_K x)) + b, where it differs in no more than K leading components
@@ -47,7 +47,7 @@ class ServedLinear:
     rows: adapters that the tables hold; one more row is the base's.
 
     table: [rows + 1, sum of R] float32, sigma * z. The last row, sigma, is what index -1 means.
-    ways: [rows + 1] uint8.
+    modes: [rows + 1] uint8.
     """
 
     def __init__(self, dense: Weight | None, parts: Sequence[Part], rows: int) -> None:
@@ -58,13 +58,13 @@ class ServedLinear:
         self.scales = self.table.split(ranks, dim=1)
         self._base = self.table[rows].split(ranks)
         self._deltas = [sigma.new_zeros(rows + 1, DELTA.components(rank)) for rank in ranks]
-        self._least = Way.FACTORED if dense is None else Way.DENSE
-        self.ways = np.full(rows + 1, self._least, dtype=np.uint8)
+        self._least = LinearMode.FACTORED if dense is None else LinearMode.DENSE
+        self.modes = np.full(rows + 1, self._least, dtype=np.uint8)
         self._outputs = np.cumsum([0, *(part.u.shape[0] for part in parts)]).tolist()
 
     def write(self, row: int, z: Sequence[Tensor | None]) -> None:
         """Gives an adapter its row: one z [R] a part, None where it adapts nothing."""
-        way = self._least
+        mode = self._least
         for scale, delta, base, values in zip(self.scales, self._deltas, self._base, z, strict=True):
             sigma = base.double()
             # As the engine has it: the product in float64, then rounded once.
@@ -73,12 +73,12 @@ class ServedLinear:
             delta[row].copy_((scaled - sigma)[: delta.shape[1]].float())
             differs = (scaled != sigma).nonzero().flatten().tolist()
             if differs:
-                way = max(way, Way.DELTA if differs[-1] < delta.shape[1] else Way.FACTORED)
-        self.ways[row] = way
+                mode = max(mode, LinearMode.DELTA if differs[-1] < delta.shape[1] else LinearMode.FACTORED)
+        self.modes[row] = mode
 
     def __call__(self, x: Tensor, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        """y [T, sum of M] of x [T, N]; each token goes the way that its own row says."""
-        return pass_through(tokens.groups(self.ways), x, self._outputs[-1], partial(self._pass, bias=bias))
+        """y [T, sum of M] of x [T, N]; each token in the mode of its own row."""
+        return pass_through(tokens.groups(self.modes), x, self._outputs[-1], partial(self._pass, bias=bias))
 
     def base(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of the base model."""
@@ -89,10 +89,10 @@ class ServedLinear:
 
     def factored(self, x: Tensor, slot: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of tokens whose slots are rows of the table, the base's included."""
-        return self._pass(Way.FACTORED, x, slot, bias)
+        return self._pass(LinearMode.FACTORED, x, slot, bias)
 
-    def _pass(self, way: Way, x: Tensor, slot: Tensor, bias: Tensor | None) -> Tensor:
-        if way == Way.FACTORED:
+    def _pass(self, mode: LinearMode, x: Tensor, slot: Tensor, bias: Tensor | None) -> Tensor:
+        if mode == LinearMode.FACTORED:
             outputs = [
                 svf_linear(x, part.vt, part.u, scale, slot, None if bias is None else bias[start:stop])
                 for part, scale, start, stop in self._spans(self.scales)
@@ -100,7 +100,7 @@ class ServedLinear:
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         assert self.dense is not None
         y = linear(x, self.dense, bias)
-        if way == Way.DELTA:
+        if mode == LinearMode.DELTA:
             # Not svf_delta_linear: its slot 0 is the base's, here it is an adapter's.
             for part, delta, start, stop in self._spans(self._deltas):
                 assert part.leading is not None

@@ -105,7 +105,7 @@ class SvfLinearMethod(UnquantizedLinearMethod):
             u, sigma, vt = decomposition.factors(name)
             u, vt = shard_factors(u, vt, *_shards(layer, index))
             parts.append(Part.of(u, sigma, vt, like=weight))
-        # A graph of CUDA has one way for all tokens: there the base takes the factors too.
+        # A CUDA graph holds one mode for all tokens: there base tokens take the factors too.
         dense = ready(weight) if weight.device.type == "cpu" else None
         layer.served = ServedLinear(dense, parts, self._rows)
         layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)

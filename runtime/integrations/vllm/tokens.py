@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..ways import Group, groups_of
+from ..modes import Group, groups_of
 
 
 class Tokens:
@@ -18,13 +18,13 @@ class Tokens:
         self._row = row
         self._known: dict[bytes, tuple[Group, ...]] = {}
 
-    def groups(self, ways: npt.NDArray[np.uint8]) -> tuple[Group, ...]:
-        """How they pass through a linear; ways: [rows] of its table. Most linears have the same."""
-        key = ways.tobytes()
+    def groups(self, modes: npt.NDArray[np.uint8]) -> tuple[Group, ...]:
+        """How they pass through a linear; modes: [rows] of its table. Most linears have the same."""
+        key = modes.tobytes()
         found = self._known.get(key)
         if found is None:
-            row = torch.where(self._row < 0, len(ways) - 1, self._row)
-            taken = torch.from_numpy(ways)[row]
+            row = torch.where(self._row < 0, len(modes) - 1, self._row)
+            taken = torch.from_numpy(modes)[row]
             found = self._known[key] = groups_of(taken, row.to(torch.int32))
         return found
 
@@ -47,7 +47,7 @@ class StepTokens:
         return found
 
     def __call__(self, count: int) -> Tokens:
-        """How `count` tokens pass; those beyond the ones that requests have are padding and take the base's way."""
+        """The rows of `count` tokens; those beyond the requests' own are padding, computed as base tokens."""
         found = self._by_count.get(count)
         if found is None:
             length = self._wrapper.indices_len[0] or 0
