@@ -67,7 +67,7 @@ class Cached:
             request_id=0,
             request=Request(tokens),
             mixture=BoundMixture("0" * 64, "always", 0, ()),
-            tokens=tokens,
+            token_ids=tokens,
             adapted_from=0,
             max_length=len(tokens) + 1,
             text=StopText(_NoText(), ()),

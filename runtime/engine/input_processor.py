@@ -43,7 +43,7 @@ class RequestReader:
             request_id=next(self._ids) if request_id is None else request_id,
             request=request,
             mixture=mixture,
-            tokens=tokens,
+            token_ids=tokens,
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
