@@ -10,6 +10,7 @@ from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import StopText
 from ..text.tokenizer import TextStream, Tokenizer
+from ..validation import is_integer
 
 
 class RequestReader:
@@ -63,7 +64,7 @@ class RequestReader:
 
     def _check_ids(self, tokens: Seq[int]) -> None:
         for token in tokens:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self._vocabulary:
+            if not (is_integer(token) and 0 <= token < self._vocabulary):
                 raise ZweaveError(
                     f"token ids must be integers from 0 to {self._vocabulary - 1}, not {token!r}"
                 )

@@ -1,6 +1,5 @@
 """Text to token ids and back, and the model's chat template."""
 
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import tokenizers
 
 from ..checkpoint.hf_config import eos_token_ids, read_json
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from .chat_template import ChatTemplate
 from .token_bytes import TokenBytes, Utf8Stream
 
@@ -176,13 +175,8 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
         raise ZweaveError('messages must be a non-empty list of {"role": ..., "content": ...}')
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ZweaveError(f'a message must be {{"role": ..., "content": text}}, not {_short(message)}')
+            raise ZweaveError(f'a message must be {{"role": ..., "content": text}}, not {shortened(message)}')
         if message.get("role") not in ROLES:
             raise ZweaveError(
                 f"a message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}"
             )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=repr, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."
