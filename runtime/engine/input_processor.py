@@ -8,8 +8,8 @@ from ..experts.bank import Bank, BoundMixture
 from ..experts.mixture import Mixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
-from ..text.detokenizer import StopText
-from ..text.tokenizer import TextStream, Tokenizer
+from ..text.detokenizer import IncrementalDetokenizer, StopChecker
+from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
 
 
@@ -47,7 +47,7 @@ class RequestReader:
             tokens=tokens,
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
-            text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
+            text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
         )
 
     def adapted_from(self, mixture: BoundMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:

@@ -11,7 +11,7 @@ from ..experts.bank import BoundMixture
 from ..kv_cache.layer_states import LayerStates
 from ..kv_cache.prefix_tree import Node
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
-from ..text.detokenizer import StopText
+from ..text.detokenizer import StopChecker
 from .pooling import Pooling
 
 
@@ -37,7 +37,7 @@ class Sequence:
     tokens: list[int]
     adapted_from: int
     max_length: int
-    text: StopText
+    text: StopChecker
     prompt_tokens: int = field(init=False)
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
