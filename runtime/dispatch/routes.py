@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ..dispatcher import Dispatch
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice, Mixture, spread
+from ..validation import check_flag, is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,9 @@ class Routes:
                 raise ZweaveError(f"a label must be a string, not {label!r}")
             Mixture.parse(choice)
         threshold = self.threshold
-        if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
+        if not (is_number(threshold) and 0 <= threshold <= 1):
             raise ZweaveError(f"a dispatcher's threshold must be from 0 to 1, not {threshold!r}")
-        if not isinstance(self.soft, bool):
-            raise ZweaveError(f"soft must be True or False, not {self.soft!r}")
+        check_flag("soft", self.soft)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from ..experts.bank import BoundMixture
 from ..kv_cache.layer_states import LayerStates
 from ..kv_cache.prefix_tree import Node
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
-from ..text.detokenizer import StopText
+from ..text.detokenizer import StopChecker
 from .pooling import Pooling
 
 
@@ -39,7 +39,7 @@ class Sequence:
     token_ids: list[int]
     adapted_from: int
     max_length: int
-    text: StopText
+    text: StopChecker
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)

@@ -17,7 +17,7 @@ from zweave.experts.bank import BoundMixture
 from zweave.kernels.layout.kv_layout import read_kv, store_kv
 from zweave.kv_cache import KVCache
 from zweave.scheduler import BlockManager, Scheduler, Sequence
-from zweave.text.detokenizer import StopText
+from zweave.text.detokenizer import StopChecker
 
 BLOCK = 4
 
@@ -72,7 +72,7 @@ class Simulation:
             token_ids=list(tokens),
             adapted_from=adapted_from,
             max_length=len(tokens) + new,
-            text=StopText(NoText(), ()),
+            text=StopChecker(NoText(), ()),
         )
         sequence.seed = seed
         self.ids += 1

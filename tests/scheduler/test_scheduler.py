@@ -7,7 +7,7 @@ from zweave import Request, ZweaveError
 from zweave.checkpoint import ModelConfig
 from zweave.kv_cache import KVCache
 from zweave.scheduler import BlockManager, Scheduler, Sequence
-from zweave.text.detokenizer import StopText
+from zweave.text.detokenizer import StopChecker
 
 BLOCK = 4
 
@@ -60,7 +60,7 @@ def sequence(request_id: int, prompt: int, generated: int = 1, expert: str | Non
         token_ids=[0] * prompt,
         adapted_from=0,
         max_length=prompt + generated,
-        text=StopText(NoText(), ()),
+        text=StopChecker(NoText(), ()),
     )
 
 
