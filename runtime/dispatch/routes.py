@@ -30,8 +30,9 @@ class Routes:
             if not isinstance(label, str):
                 raise ZweaveError(f"a label must be a string, not {label!r}")
             Mixture.parse(choice)
-        if not (is_number(self.threshold) and 0 <= self.threshold <= 1):
-            raise ZweaveError(f"a dispatcher's threshold must be from 0 to 1, not {self.threshold!r}")
+        threshold = self.threshold
+        if not (is_number(threshold) and 0 <= threshold <= 1):
+            raise ZweaveError(f"a dispatcher's threshold must be from 0 to 1, not {threshold!r}")
         if not isinstance(self.soft, bool):
             raise ZweaveError(f"soft must be True or False, not {self.soft!r}")
 
