@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState
+from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, probe_method
 from ..errors import ZweaveError
 from ..experts.bank import Bank
 from ..experts.mixture import Mixture
@@ -207,12 +207,15 @@ def _is_blocking(dispatcher: Dispatcher) -> bool:
 
 
 def _look(dispatcher: Dispatcher, prompt: Prompt) -> object:
-    look = dispatcher.look(prompt)
-    if look is not None and not isinstance(look, ReadScores | ReadState):
+    method = probe_method(dispatcher)
+    if method is None:
+        raise ZweaveError(f"the dispatcher has no method probe: {type(dispatcher).__name__}")
+    probe = method(prompt)
+    if probe is not None and not isinstance(probe, ReadScores | ReadState):
         raise ZweaveError(
-            f"the dispatcher looks at {type(look).__name__}: it must be ReadScores, ReadState or None"
+            f"the dispatcher probes {type(probe).__name__}: it must be ReadScores, ReadState or None"
         )
-    return look
+    return probe
 
 
 def _choose(dispatcher: Dispatcher, prompt: Prompt, seen: Seq[float] | Tensor | None) -> object:
