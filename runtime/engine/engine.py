@@ -20,8 +20,9 @@ from ..experts.expert import Expert
 from ..experts.mixture import ExpertChoice, Mixture
 from ..kv_cache.block_pool import KVCache
 from ..model.batch import Batch
+from ..model.layer_schedule import StateCapture
 from ..model.merger import Merger
-from ..model.model import Model
+from ..model.model import Model, ModelOutput
 from ..model.weights import Weights
 from ..planner.batch_planner import BatchPlanner
 from ..planner.cost_model import cost_model
@@ -39,6 +40,7 @@ from ..trace.step import Observer, Span, StepTrace
 from .config import EngineConfig
 from .first_pass import FirstPasses
 from .input_processor import RequestReader
+from .model_runner import build_batch, row_ranges
 from .pooled_states import check_layers, pooled_states
 from .sampler import draw, logprobs, scores
 
@@ -235,9 +237,11 @@ class Engine:
     def _compute(self, chunks: list[Chunk]) -> None:
         start = time.perf_counter()
         chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.mode_key(c.sequence.slot or 0)))
-        batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+        batch = build_batch(
+            chunks, self.model.config.num_layers, self._cache.block_size, self.config.torch_device
+        )
         spans = self._spans(chunks) if self.observer is not None else []
-        self._advance(chunks, *self.model.read(self._planned(batch)))
+        self._advance(chunks, self.model.forward(self._planned(batch)))
         if self.observer is not None:
             self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
 
@@ -246,22 +250,20 @@ class Engine:
 
     def _planned(self, batch: Batch) -> Batch:
         """The batch with its tokens' modes chosen, where they may depend on the batch."""
-        slot = batch.places.slot
+        slot = batch.meta.slot
         if self._merger is not None:
             self._merger.settle(slot)
         if self._batch_planner is None or not self._batch_planner.all_factored(slot):
             return batch
-        return replace(batch, places=replace(batch.places, all_factored=True))
+        return replace(batch, meta=replace(batch.meta, all_factored=True))
 
-    def _advance(self, chunks: list[Chunk], logits: Tensor, states: list[Tensor]) -> None:
-        """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those;
-        states: for each chunk of a first pass that reads them."""
-        ids, finite = greedy(logits)
-        rows = iter(zip(logits, ids.tolist(), finite.tolist(), strict=True))
-        readings = iter(states)
-        for chunk in chunks:
+    def _advance(self, chunks: list[Chunk], output: ModelOutput) -> None:
+        """Marks the chunks as computed and samples where they reach the end of their sequences."""
+        ids, finite = greedy(output.logits)
+        rows = iter(zip(output.logits, ids.tolist(), finite.tolist(), strict=True))
+        for chunk, (first, last) in zip(chunks, row_ranges(chunks), strict=True):
             sequence = chunk.sequence
-            read = {layer: next(readings) for layer in chunk.capture_layers}
+            read = {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers}
             for layer in chunk.cache_layers:
                 sequence.cache_states(layer, chunk.start, read[layer])
             if sequence.pooling is not None:
