@@ -101,7 +101,7 @@ class FirstPasses:
             return False
         found = self._passes[sequence.request_id]
         found.reading = None
-        found.tokens = sequence.num_prompt_tokens - (sequence.num_cached_tokens or 0)
+        found.tokens = sequence.num_prompt_tokens - (sequence.kv.num_cached_tokens or 0)
         if error is not None:
             self._call(found, partial(_raise, error), blocking=False)
         else:
@@ -183,7 +183,9 @@ class FirstPasses:
         adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
         pooling, stays = sequence.pooling, False
         if pooling is not None:
-            found.tokens = pooling.tokens - (sequence.num_cached_tokens or 0) - sequence.num_resumed_tokens
+            found.tokens = (
+                pooling.tokens - (sequence.kv.num_cached_tokens or 0) - sequence.kv.num_resumed_tokens
+            )
             # What was computed whole is found in the cache.
             stays = pooling.exit_layer is None and sequence.keeps_kv_valid(mixture, adapted_from)
         del self._passes[sequence.request_id]

@@ -64,17 +64,17 @@ def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers
     needed = [_blocks_for(count, blocks) for count in counts]
     if sum(needed) > blocks.num_available:
         raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
-    taken = blocks.allocate(sum(needed))
+    taken = blocks.take_blocks(sum(needed))
     try:
         rest = iter(taken)
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
-            sequence.block_table = [next(rest) for _ in range(count)]
+            sequence.kv.block_table = [next(rest) for _ in range(count)]
         chunks = [Chunk(sequence, 0, count) for sequence, count in zip(sequences, counts, strict=True)]
         batch = Batch.of(chunks, blocks.block_size, model.embedding.device)
         return _states(model, batch, counts, layers)
     finally:
-        blocks.release(taken)
+        blocks.return_blocks(taken)
 
 
 def _states(model: Model, batch: Batch, counts: Seq[int], layers: Seq[int]) -> Tensor:

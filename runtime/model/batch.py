@@ -71,9 +71,9 @@ class Batch:
         tokens = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks])
         slot = np.array([chunk.sequence.slot for chunk in chunks])[row]
         adapted_from = np.array([chunk.sequence.adapted_from for chunk in chunks])[row]
-        table = np.zeros((len(chunks), max(len(c.sequence.block_table) for c in chunks)), dtype=np.int32)
+        table = np.zeros((len(chunks), max(len(c.sequence.kv.block_table) for c in chunks)), dtype=np.int32)
         for blocks, chunk in zip(table, chunks, strict=True):
-            blocks[: len(chunk.sequence.block_table)] = chunk.sequence.block_table
+            blocks[: len(chunk.sequence.kv.block_table)] = chunk.sequence.kv.block_table
         kv_index = table[row, position // block_size].astype(np.int64) * block_size + position % block_size
         first = np.cumsum(counts) - counts
         last = first + counts - 1
