@@ -11,7 +11,7 @@ import torch
 from zweave import Dispatch, Engine, Request, ZweaveError
 from zweave.dispatch import HiddenDispatcher, Prompt, PromptDispatcher, Routes, few_shot
 from zweave.dispatch.early_classifier import EarlyClassifier
-from zweave.engine.call_pool import Calls
+from zweave.engine.call_pool import CallPool
 from zweave.tasks import prompt_ids, prompts
 
 TinyEngine = Callable[..., Engine]
@@ -198,9 +198,9 @@ def test_labels_are_single_tokens(engine: Engine, labels: tuple[str, str], words
 def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr("zweave.engine.call_pool._MOST_HANGING", 3)
+    monkeypatch.setattr("zweave.engine.call_pool._MAX_HANGING", 3)
     gate = threading.Event()
-    calls: Calls[int] = Calls(timeout=0.02)
+    calls: CallPool[int] = CallPool(timeout=0.02)
     errors = {}
     for number in range(40):
         calls.submit(number, gate.wait, blocking=True)
@@ -213,7 +213,7 @@ def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.Monke
 
 
 def test_an_interrupt_loses_no_call() -> None:
-    calls: Calls[str] = Calls(timeout=1)
+    calls: CallPool[str] = CallPool(timeout=1)
     interrupts = [KeyboardInterrupt()]
 
     def interrupted() -> str:
