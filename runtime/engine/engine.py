@@ -38,7 +38,7 @@ from ..scheduler.stats import EngineStats
 from ..text.tokenizer import Tokenizer
 from ..trace.step import Observer, Span, StepTrace
 from .config import EngineConfig
-from .first_pass import FirstPasses
+from .first_pass import FirstPassManager
 from .input_processor import RequestReader
 from .model_runner import build_batch, row_ranges
 from .pooled_states import check_layers, pooled_states
@@ -114,7 +114,7 @@ class Engine:
         )
         config = checkpoint.config
         self._reader = RequestReader(self.tokenizer, self.bank, config.vocab_size, self.max_length)
-        self._first_passes = FirstPasses(
+        self._first_passes = FirstPassManager(
             self.config, self._reader, self._scheduler, self.bank, config.num_layers
         )
         self._sequences: dict[int, Sequence] = {}
@@ -213,7 +213,7 @@ class Engine:
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
         chunks = self._schedule()
-        early = [chunk for chunk in chunks if self._first_passes.is_early(chunk.sequence)]
+        early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
             # A few layers of these, and their second passes are in this step.
             self._compute(early)
@@ -246,7 +246,7 @@ class Engine:
             self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
 
     def _spans(self, chunks: list[Chunk]) -> list[Span]:
-        return [Span.of(chunk, self._first_passes.reads(chunk.sequence)) for chunk in chunks]
+        return [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in chunks]
 
     def _planned(self, batch: Batch) -> Batch:
         """The batch with its tokens' modes chosen, where they may depend on the batch."""
@@ -288,7 +288,7 @@ class Engine:
         else:
             sequence.advance_below(read[pooling.exit_layer])
         if pooling.done:
-            self._first_passes.has_pooled(sequence)
+            self._first_passes.on_pooled(sequence)
 
     def _sample(self, chunk: Chunk, row: Tensor, token_id: int) -> None:
         """Adds the next token: the greedy one, or one drawn from the logits `row`."""
@@ -315,7 +315,7 @@ class Engine:
         error: str | None = None,
     ) -> None:
         self._scheduler.remove(sequence)
-        if self._first_passes.has_read(sequence, error):
+        if self._first_passes.on_scored(sequence, error):
             return
         self._first_passes.remove(sequence)
         self._sequences.pop(sequence.request_id, None)

@@ -39,9 +39,9 @@ def _metadata(chunks: Seq[Chunk], block_size: int, device: torch.device) -> Deco
     position = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])
     slot = np.array([chunk.sequence.slot for chunk in chunks])[row]
     adapted_from = np.array([chunk.sequence.adapted_from for chunk in chunks])[row]
-    table = np.zeros((len(chunks), max(len(c.sequence.block_table) for c in chunks)), dtype=np.int32)
+    table = np.zeros((len(chunks), max(len(c.sequence.kv.block_table) for c in chunks)), dtype=np.int32)
     for blocks, chunk in zip(table, chunks, strict=True):
-        blocks[: len(chunk.sequence.block_table)] = chunk.sequence.block_table
+        blocks[: len(chunk.sequence.kv.block_table)] = chunk.sequence.kv.block_table
     kv_index = table[row, position // block_size].astype(np.int64) * block_size + position % block_size
     return DecoderMetadata(
         slot=_tensor(np.where(position >= adapted_from, slot, 0), np.int32, device),

@@ -67,17 +67,17 @@ def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers
     needed = [_blocks_for(count, blocks) for count in counts]
     if sum(needed) > blocks.num_available:
         raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
-    taken = blocks.allocate(sum(needed))
+    taken = blocks.take_blocks(sum(needed))
     try:
         rest = iter(taken)
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
-            sequence.block_table = [next(rest) for _ in range(count)]
+            sequence.kv.block_table = [next(rest) for _ in range(count)]
         chunks = [Chunk(sequence, 0, count) for sequence, count in zip(sequences, counts, strict=True)]
         batch = build_batch(chunks, model.config.num_layers, blocks.block_size, model.embedding.device)
         return _means(model, batch, row_ranges(chunks), layers)
     finally:
-        blocks.release(taken)
+        blocks.return_blocks(taken)
 
 
 def _means(model: Model, batch: Batch, ranges: Seq[tuple[int, int]], layers: Seq[int]) -> Tensor:
