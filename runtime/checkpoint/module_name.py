@@ -2,6 +2,8 @@
 
 import re
 
+from torch import nn
+
 from ..errors import ZweaveError
 
 # A path of identifiers and numbers that ends in an identifier; the first number is the layer's.
@@ -22,3 +24,9 @@ def layer_of(module: str) -> int:
     if match is None:
         raise ZweaveError(f"{module!r} is not a matrix that an expert can adapt")
     return int(match[1])
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replaces the submodule of that name in a model."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

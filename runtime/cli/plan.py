@@ -113,7 +113,7 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "count": count,
                 "shape": list(matrix.shape),
                 "dense": matrix.dense,
-                "leading": matrix.leading,
+                "leading": matrix.delta_rank,
                 "factored": matrix.factored,
                 "format": matrix.format,
                 "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
@@ -139,7 +139,7 @@ def _certificate(
 ) -> dict[str, Any]:
     sigmas = {module: decomposition.sigma(module) for module in decomposition.names}
     expert.check({module: tuple(sigma.shape) for module, sigma in sigmas.items()}, decomposition.digest)
-    kept = {module: matrix.leading for module, matrix in plan.items()}
+    kept = {module: matrix.delta_rank for module, matrix in plan.items()}
     found = certify(expert, sigmas, kept)
     worst = max(found, key=lambda one: one.error)
     limited = [one for one in found if one.error <= max_error]

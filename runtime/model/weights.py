@@ -40,8 +40,8 @@ class Weights:
         u, _, vt = self._decomposition.factors(module)
         plan, bias = self._plan[module], f"{module}.bias"
         if not plan.factored:
-            vt, u = vt[: plan.leading], u[:, : plan.leading]
-        some = plan.factored or plan.leading > 0
+            vt, u = vt[: plan.delta_rank], u[:, : plan.delta_rank]
+        some = plan.factored or plan.delta_rank > 0
 
         def factor(weight: Tensor) -> Packed:
             if plan.format:
@@ -54,10 +54,10 @@ class Weights:
             vt=factor(vt) if some else None,
             u=factor(u) if some else None,
             scale=self._bank.tables.columns(module) if plan.factored else None,
-            delta=self._bank.tables.leading(module) if plan.leading else None,
+            delta=self._bank.tables.delta_columns(module) if plan.delta_rank else None,
             bias=self.tensor(bias) if bias in self._present else None,
             modes=self._bank.tables.modes_of(module) if plan.dense else None,
-            supports=self._bank.tables.supports_of(module) if plan.leading else None,
+            supports=self._bank.tables.supports_of(module) if plan.delta_rank else None,
         )
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_train
 
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import layer_of, replace_module
 from ..experts.support import Support
 
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -89,6 +89,5 @@ def adapt(
         leading = support is not None and support.kind == "leading"
         learned = support.components(len(sigma)) if support is not None and leading else len(sigma)
         adapted[name] = SvfLinear(linear.weight, u, sigma, vt, linear.bias, learned)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, adapted[name])
+        replace_module(model, name, adapted[name])
     return adapted

@@ -139,7 +139,7 @@ def test_a_sparse_expert_is_served_exactly(
     plan = plan_for(Checkpoint(directory).config.adapted_shapes(), "cpu", engine.config.torch_dtype)
     for module, z in expert.z.items():
         # By the last component that it changes: a delta is over leading ones.
-        mode = LinearMode.DELTA if (z[plan[module].leading :] == 1).all() else LinearMode.FACTORED
+        mode = LinearMode.DELTA if (z[plan[module].delta_rank :] == 1).all() else LinearMode.FACTORED
         assert engine.bank.tables.modes_of(module)[slot] == int(mode)
 
 

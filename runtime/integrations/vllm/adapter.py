@@ -1,4 +1,4 @@
-"""The directory that vLLM's LoRA plane takes for an adapter, with an expert in it."""
+"""An expert as an adapter directory, as vLLM's LoRA support loads it."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ FORMAT = "zweave-vllm-1"
 
 
 def save_adapter(expert: Expert, directory: str | Path) -> None:
-    """Writes an expert as an adapter directory: a config of PEFT's shape beside the expert file, z in float32.
+    """Writes an expert as an adapter directory: a PEFT config and the expert file, z in float32.
 
-    Raises ZweaveError for an expert that acts after the prompt only, for vLLM's LoRA plane adapts whole requests, and
-    if the directory cannot be written.
+    Raises ZweaveError for an expert that acts after the prompt only, as vLLM adapts whole requests, and if the
+    directory cannot be written.
     """
     if expert.scope != "always":
         raise ZweaveError(
@@ -41,7 +41,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
 
 
 def is_adapter(directory: str | Path) -> bool:
-    """Whether a directory holds an expert that `save_adapter` wrote, and not an adapter of another kind."""
+    """Whether `save_adapter` wrote a directory; false for other kinds of adapters."""
     try:
         config = json.loads((Path(directory) / CONFIG).read_text())
         return config["zweave"]["format"] == FORMAT
