@@ -1,5 +1,8 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
+# Whoever has the root of a checkout on the path finds this folder as `kernels`, too, and transformers looks.
+__package__ = "zweave.kernels"
+
 import warnings
 
 import torch  # noqa: F401  the extension wants its libraries loaded

@@ -156,13 +156,13 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
         for tokens, choice in prompts:
             sequence = engine._prepare(Request(tokens, expert=choice, max_tokens=1))
             sequence.slot = engine.bank.acquire(sequence.mixture)
-            sequence.blocks = engine._blocks.allocate(engine._cache.blocks_for(len(tokens)))
+            sequence.block_table = engine._blocks.allocate(engine._cache.blocks_for(len(tokens)))
             chunks.append(Chunk(sequence, 0, len(tokens)))
         batch = Batch.of(chunks, engine.config.block_size, engine.config.torch_device)
         batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.tokens)))
         logits = engine.model(batch)
         for chunk in chunks:
-            engine._blocks.release(chunk.sequence.blocks)
+            engine._blocks.release(chunk.sequence.block_table)
             engine.bank.release(chunk.sequence.slot)
         return list(logits.split([chunk.count for chunk in chunks]))
 

@@ -17,7 +17,7 @@ from zweave.kv_cache.prefix_tree import SYMBOL
 from zweave.options.arguments import positive_whole
 from zweave.request import Request
 from zweave.scheduler import Sequence
-from zweave.text.detokenizer import StopText
+from zweave.text.detokenizer import StopChecker
 
 from ..harness.harness import Provider, measure
 from ..harness.options import add_pace, pace
@@ -67,10 +67,10 @@ class Cached:
             request_id=0,
             request=Request(tokens),
             mixture=BoundMixture("0" * 64, "always", 0, ()),
-            tokens=tokens,
+            token_ids=tokens,
             adapted_from=0,
             max_length=len(tokens) + 1,
-            text=StopText(_NoText(), ()),
+            text=StopChecker(_NoText(), ()),
         )
         self._symbols.extend(sequence)
         return bytes(sequence.symbols)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError
+from ..validation import is_integer
 from .hf_config import ARCHITECTURES, LIMIT, config_fields, eos_token_ids, is_positive, read_json
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,7 +58,7 @@ class ModelConfig:
             "max_position",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 0 < value < LIMIT:
+            if not (is_integer(value) and 0 < value < LIMIT):
                 raise ZweaveError(f"model config: {name} must be a positive integer, not {value!r}")
         for name in ("rms_norm_eps", "rope_theta"):
             if not is_positive(getattr(self, name)):

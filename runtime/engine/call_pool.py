@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 
 Owner = TypeVar("Owner")
 
@@ -34,8 +34,7 @@ class Call(Generic[Owner]):
             self.error = str(error)
         # It may be a user's program: it can fail in any way.
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self.error = f"the dispatcher fails: {reason[:200]}"
+            self.error = f"the dispatcher fails: {one_line(error, with_type=True)}"
         self.done = True
 
     def given_up(self, reason: str) -> "Call[Owner]":

@@ -261,9 +261,9 @@ class Engine:
         readings = iter(states)
         for chunk in chunks:
             sequence = chunk.sequence
-            read = {layer: next(readings) for layer in chunk.reads}
-            for layer in chunk.keeps:
-                sequence.keep(layer, chunk.start, read[layer])
+            read = {layer: next(readings) for layer in chunk.capture_layers}
+            for layer in chunk.cache_layers:
+                sequence.cache_states(layer, chunk.start, read[layer])
             if sequence.pooling is not None:
                 self._read_on(chunk, sequence.pooling, read)
                 continue
@@ -281,10 +281,10 @@ class Engine:
         """Takes the states of a first pass's tokens."""
         sequence = chunk.sequence
         pooling.add(chunk.start, read[pooling.layer])
-        if pooling.ends is None:
+        if pooling.exit_layer is None:
             sequence.advance(chunk.count)
         else:
-            sequence.advance_below(read[pooling.ends])
+            sequence.advance_below(read[pooling.exit_layer])
         if pooling.done:
             self._first_passes.has_pooled(sequence)
 

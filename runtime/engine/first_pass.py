@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState
+from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, probe_method
 from ..errors import ZweaveError
 from ..experts.bank import Bank
 from ..experts.mixture import Mixture
@@ -57,8 +57,8 @@ class FirstPasses:
         """Takes up a sequence that the scheduler does not know yet."""
         tokenizer = self._reader.tokenizer
         prompt = Prompt(
-            tuple(sequence.tokens),
-            tokenizer.after_prompt_start(sequence.tokens),
+            tuple(sequence.token_ids),
+            tokenizer.after_prompt_start(sequence.token_ids),
             tokenizer,
         )
         found = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
@@ -88,7 +88,7 @@ class FirstPasses:
     def is_early(self, sequence: Sequence) -> bool:
         """Whether a sequence is in a first pass that ends below the top, and whose dispatcher chooses at once."""
         found = self._passes.get(sequence.request_id)
-        return found is not None and sequence.ends_at is not None and not _is_blocking(found.dispatcher)
+        return found is not None and sequence.exit_layer is not None and not _is_blocking(found.dispatcher)
 
     def reads(self, sequence: Sequence) -> bool:
         """Whether a sequence is one that reads scores."""
@@ -101,7 +101,7 @@ class FirstPasses:
             return False
         found = self._passes[sequence.request_id]
         found.reading = None
-        found.tokens = sequence.prompt_tokens - (sequence.reused or 0)
+        found.tokens = sequence.num_prompt_tokens - (sequence.num_cached_tokens or 0)
         if error is not None:
             self._call(found, partial(_raise, error), blocking=False)
         else:
@@ -171,21 +171,21 @@ class FirstPasses:
             candidates += [bound] if bound.parts else []
         approximate = found.sequence.request.kv_reuse == "approximate"
         if approximate or not candidates or any(bound.scope == "after_prompt" for bound in candidates):
-            ends = None if _is_blocking(found.dispatcher) else look.layer
-            return Pooling(look.layer, stop, ends, spared=True)
-        ends = max(look.layer, min(bound.first_layer for bound in candidates))
-        return Pooling(look.layer, stop, ends, spared=False)
+            exit_layer = None if _is_blocking(found.dispatcher) else look.layer
+            return Pooling(look.layer, stop, exit_layer, prompt_kv_reusable=True)
+        exit_layer = max(look.layer, min(bound.first_layer for bound in candidates))
+        return Pooling(look.layer, stop, exit_layer, prompt_kv_reusable=False)
 
     def _bind(self, found: FirstPass, dispatch: Dispatch) -> None:
         """Has the request answered under what was chosen; ZweaveError if there is no such expert."""
         sequence = found.sequence
         mixture = self._bank.bind(Mixture.parse(dispatch.mixture))
-        adapted_from = self._reader.adapted_from(mixture, sequence.tokens, sequence.request.kv_reuse)
+        adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
         pooling, stays = sequence.pooling, False
         if pooling is not None:
-            found.tokens = pooling.tokens - (sequence.reused or 0) - sequence.resumed
+            found.tokens = pooling.tokens - (sequence.num_cached_tokens or 0) - sequence.num_resumed_tokens
             # What was computed whole is found in the cache.
-            stays = pooling.ends is None and sequence.can_keep(mixture, adapted_from)
+            stays = pooling.exit_layer is None and sequence.keeps_kv_valid(mixture, adapted_from)
         del self._passes[sequence.request_id]
         stays |= self._scheduler.bind(sequence, mixture, adapted_from) and pooling is not None
         tokens = 0 if stays else found.tokens
@@ -207,12 +207,15 @@ def _is_blocking(dispatcher: Dispatcher) -> bool:
 
 
 def _look(dispatcher: Dispatcher, prompt: Prompt) -> object:
-    look = dispatcher.look(prompt)
-    if look is not None and not isinstance(look, ReadScores | ReadState):
+    method = probe_method(dispatcher)
+    if method is None:
+        raise ZweaveError(f"the dispatcher has no method probe: {type(dispatcher).__name__}")
+    probe = method(prompt)
+    if probe is not None and not isinstance(probe, ReadScores | ReadState):
         raise ZweaveError(
-            f"the dispatcher looks at {type(look).__name__}: it must be ReadScores, ReadState or None"
+            f"the dispatcher probes {type(probe).__name__}: it must be ReadScores, ReadState or None"
         )
-    return look
+    return probe
 
 
 def _choose(dispatcher: Dispatcher, prompt: Prompt, seen: Seq[float] | Tensor | None) -> object:

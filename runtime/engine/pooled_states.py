@@ -47,7 +47,7 @@ def _batches(
     batch: list[Sequence] = []
     tokens = needed = 0
     for sequence in sequences:
-        size = len(sequence.tokens)
+        size = len(sequence.token_ids)
         more = _blocks_for(size, blocks)
         if batch and (tokens + size > max_tokens or needed + more > blocks.num_available):
             yield batch
@@ -60,7 +60,7 @@ def _batches(
 
 @torch.inference_mode()
 def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
-    counts = [len(sequence.tokens) for sequence in sequences]
+    counts = [len(sequence.token_ids) for sequence in sequences]
     needed = [_blocks_for(count, blocks) for count in counts]
     if sum(needed) > blocks.num_available:
         raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
@@ -69,7 +69,7 @@ def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers
         rest = iter(taken)
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
-            sequence.blocks = [next(rest) for _ in range(count)]
+            sequence.block_table = [next(rest) for _ in range(count)]
         chunks = [Chunk(sequence, 0, count) for sequence, count in zip(sequences, counts, strict=True)]
         batch = Batch.of(chunks, blocks.block_size, model.embedding.device)
         return _states(model, batch, counts, layers)

@@ -1,6 +1,5 @@
 """Mixtures of experts: z = sum_k alpha_k z_k, alpha global or one a layer."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 
 from ..checkpoint.module_name import layer_of
-from ..errors import ZweaveError
-from ..validation import shortened
+from ..errors import ZweaveError, shortened
+from ..validation import is_number
 from .expert import Expert
 
 Alpha: TypeAlias = float | tuple[float, ...]
@@ -179,11 +178,7 @@ def _alpha(name: object, alpha: object) -> Alpha:
 
 
 def _number(name: object, value: object) -> float:
-    # OverflowError: an integer that no float can hold.
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            # Adding zero turns -0.0 into 0.0, so that equal mixtures have one form.
-            return float(value) + 0.0
-    except OverflowError:
-        pass
-    raise ZweaveError(f"the mixture's weight of {name!r} must be a finite number, not {shortened(value)}")
+    if not is_number(value):
+        raise ZweaveError(f"the mixture's weight of {name!r} must be a finite number, not {shortened(value)}")
+    # Adding zero turns -0.0 into 0.0, so that equal mixtures have one form.
+    return float(value) + 0.0

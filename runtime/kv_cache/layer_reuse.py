@@ -68,7 +68,7 @@ class LowerLayers:
     def match(self, sequence: "Sequence", whole: Match, layers: Iterable[int]) -> LowerMatch | None:
         """What saves most of the tokens after those that were found `whole`, at one of these layers; None if that is
         less than a block."""
-        layers = [layer for layer in layers if sequence.base_until(layer) == sequence.prompt_tokens]
+        layers = [layer for layer in layers if sequence.base_until(layer) == sequence.num_prompt_tokens]
         best, most = None, 0
         for found in self._candidates(sequence, whole, layers):
             saved = found.tokens - max(whole.tokens, found.first * self._block_size)
@@ -82,7 +82,9 @@ class LowerLayers:
             usable = [layer for layer in layers if layer <= adapts_from]
             if not usable:
                 continue
-            found = self._tree.match(self._symbols.under(sequence, digest)[: sequence.target * SYMBOL])
+            found = self._tree.match(
+                self._symbols.under(sequence, digest)[: sequence.num_target_tokens * SYMBOL]
+            )
             nodes = found.nodes if found.source is None else [*found.nodes, found.source]
             for layer in usable:
                 begin, known = _known(nodes[first:], layer, size)

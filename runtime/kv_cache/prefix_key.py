@@ -38,7 +38,7 @@ class Symbols:
     def extend(self, sequence: "Sequence") -> None:
         """Writes the symbols of tokens that came since the last call."""
         start = len(sequence.symbols) // SYMBOL
-        new = np.array(sequence.tokens[start:], dtype=np.int64)
+        new = np.array(sequence.token_ids[start:], dtype=np.int64)
         if not new.size:
             return
         salt, base = sequence.request.salt, max(0, sequence.adapted_from - start)
@@ -49,7 +49,7 @@ class Symbols:
 
     def under(self, sequence: "Sequence", digest: str) -> bytes:
         """Symbols of all tokens as a mixture of this digest would compute them from the first on."""
-        tokens = np.array(sequence.tokens, dtype=np.int64)
+        tokens = np.array(sequence.token_ids, dtype=np.int64)
         return (tokens + (self._owner(sequence.request.salt, digest) << _TOKEN_BITS)).tobytes()
 
     def _owner(self, salt: str | None, digest: str) -> int:

@@ -68,12 +68,12 @@ class Batch:
         counts = np.array([chunk.count for chunk in chunks])
         row = np.repeat(np.arange(len(chunks)), counts)
         position = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])
-        tokens = np.concatenate([chunk.sequence.tokens[chunk.start : chunk.stop] for chunk in chunks])
+        tokens = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks])
         slot = np.array([chunk.sequence.slot for chunk in chunks])[row]
         adapted_from = np.array([chunk.sequence.adapted_from for chunk in chunks])[row]
-        table = np.zeros((len(chunks), max(len(c.sequence.blocks) for c in chunks)), dtype=np.int32)
+        table = np.zeros((len(chunks), max(len(c.sequence.block_table) for c in chunks)), dtype=np.int32)
         for blocks, chunk in zip(table, chunks, strict=True):
-            blocks[: len(chunk.sequence.blocks)] = chunk.sequence.blocks
+            blocks[: len(chunk.sequence.block_table)] = chunk.sequence.block_table
         kv_index = table[row, position // block_size].astype(np.int64) * block_size + position % block_size
         first = np.cumsum(counts) - counts
         last = first + counts - 1
@@ -92,18 +92,18 @@ class Batch:
             ),
             sampled=tensor(last[[chunk.complete for chunk in chunks]], np.int64),
             entries=tuple(
-                Entry(chunk.enters, int(row), states)
+                Entry(chunk.entry_layer, int(row), states)
                 for chunk, row in zip(chunks, first, strict=True)
-                if (states := chunk.entering) is not None
+                if (states := chunk.entry_states) is not None
             ),
             readings=tuple(
                 Reading(layer, int(row), int(row) + chunk.count)
                 for chunk, row in zip(chunks, first, strict=True)
-                for layer in chunk.reads
+                for layer in chunk.capture_layers
             ),
             exits=tuple(
-                Exit(chunk.sequence.ends_at, int(row))
+                Exit(chunk.sequence.exit_layer, int(row))
                 for chunk, row in zip(chunks, first, strict=True)
-                if chunk.sequence.ends_at is not None
+                if chunk.sequence.exit_layer is not None
             ),
         )

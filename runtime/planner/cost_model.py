@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import torch
 
 from zweave.kernels import LinearMode, cpu_isa, linear, pack, quantize, svf_delta_linear
 
+from ..io.atomic_write import atomic_write
 from ..io.cache_dir import cache_dir, disk_errors
 from .delta_formats import BYTES, IntegerFormat
 
@@ -83,11 +83,10 @@ def cost_model(dtype: torch.dtype) -> CostModel:
     if known is not None:
         return known
     measured = measure(dtype)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **asdict(measured)}))
-        temporary.replace(path)
     return measured
 
 

@@ -79,7 +79,7 @@ class BlockManager:
 
     def missing(self, sequence: Sequence, tokens: int) -> int:
         """How many more blocks a sequence needs to hold so many tokens."""
-        return max(0, self._cache.blocks_for(tokens) - len(sequence.blocks))
+        return max(0, self._cache.blocks_for(tokens) - len(sequence.block_table))
 
     def symbols(self, sequence: Sequence) -> bytearray:
         """What a sequence's tokens are computed from; its keys and values can be others' as far as these agree."""
@@ -97,7 +97,7 @@ class BlockManager:
         if not self._share:
             return Found(nothing)
         pooling = sequence.pooling
-        if pooling is not None and not pooling.spared:
+        if pooling is not None and not pooling.prompt_kv_reusable:
             return self._fitting(sequence, nothing, self._resumed_reading(sequence, layers))
         whole = self._whole(sequence)
         if pooling is None:
@@ -127,18 +127,18 @@ class BlockManager:
         return Match(whole.nodes[:known], None, tokens)
 
     def _whole(self, sequence: Sequence) -> Match:
-        return self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
+        return self._tree.match(bytes(self.symbols(sequence)[: (sequence.num_target_tokens - 1) * SYMBOL]))
 
     def _resumed_reading(self, sequence: Sequence, layers: Seq[int]) -> LowerMatch | None:
         """For a first pass that ends at a layer: whole blocks that know their states there and at the one read."""
-        pooling, ends = sequence.pooling, sequence.ends_at
-        if pooling is None or ends is None or ends not in layers:
+        pooling, exit_layer = sequence.pooling, sequence.exit_layer
+        if pooling is None or exit_layer is None or exit_layer not in layers:
             return None
-        found = self._lower.match(sequence, Match([], None, 0), [ends])
-        known = min(found.tokens, sequence.target - 1) if found and not found.first else 0
+        found = self._lower.match(sequence, Match([], None, 0), [exit_layer])
+        known = min(found.tokens, sequence.num_target_tokens - 1) if found and not found.first else 0
         nodes = found.nodes[: known // self.block_size] if found else []
         nodes = nodes[: self._num_summed(nodes, pooling.layer)]
-        return LowerMatch(ends, 0, nodes, len(nodes) * self.block_size) if nodes else None
+        return LowerMatch(exit_layer, 0, nodes, len(nodes) * self.block_size) if nodes else None
 
     def _fitting(self, sequence: Sequence, whole: Match, lower: LowerMatch | None) -> Found:
         """Without the lower layers where there are no blocks for copies."""
@@ -148,7 +148,7 @@ class BlockManager:
     def fits(self, sequence: Sequence, found: Found) -> bool:
         """Whether there are blocks for the tokens of a sequence that were not found in whole blocks."""
         held = sum(node.holders == 0 for node in found.nodes)
-        fresh = self._cache.blocks_for(len(sequence.tokens)) - len(found.whole.nodes)
+        fresh = self._cache.blocks_for(len(sequence.token_ids)) - len(found.whole.nodes)
         return self.num_available - held >= fresh
 
     def attach(self, sequence: Sequence, found: Found) -> None:
@@ -156,24 +156,24 @@ class BlockManager:
         whole = found.whole
         self._tree.hold(found.nodes)
         sequence.nodes = list(whole.nodes)
-        sequence.blocks = [node.block for node in whole.nodes]
+        sequence.block_table = [node.block for node in whole.nodes]
         if whole.source is not None:
             # If the source itself had to go its block is the one allocated, and still holds what it held.
-            sequence.blocks += self.allocate(1)
-            self._cache.copy(whole.source.block, sequence.blocks[-1])
+            sequence.block_table += self.allocate(1)
+            self._cache.copy(whole.source.block, sequence.block_table[-1])
             self._keep_copied(sequence, whole.source, whole.tokens)
             self._tree.touch(whole.source)
-        sequence.computed = sequence.committed = whole.tokens
+        sequence.num_computed_tokens = sequence.num_indexed_tokens = whole.tokens
         if found.lower is not None:
             self._copy_lower(sequence, found.lower)
         if sequence.pooling is not None:
-            sequence.pooling.restart(sequence.position, self._sum(found, sequence.pooling.layer))
-        resumed = len(sequence.below.states) if sequence.below else 0
-        self.tokens_looked_up += len(sequence.tokens)
+            sequence.pooling.restart(sequence.next_position, self._sum(found, sequence.pooling.layer))
+        resumed = len(sequence.partial_states.states) if sequence.partial_states else 0
+        self.tokens_looked_up += len(sequence.token_ids)
         self.tokens_reused += whole.tokens
         self.tokens_resumed += resumed
-        if sequence.reused is None:
-            sequence.reused, sequence.resumed = whole.tokens, resumed
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens, sequence.num_resumed_tokens = whole.tokens, resumed
 
     def _sum(self, found: Found, layer: int) -> Sum | None:
         """Of the states that enter a layer, of all positions found; None for none."""
@@ -186,39 +186,39 @@ class BlockManager:
 
     def _keep_copied(self, sequence: Sequence, source: Node, tokens: int) -> None:
         """Has the copy of a block know the states that the block knows, if it knows all that were copied."""
-        start = (len(sequence.blocks) - 1) * self.block_size
+        start = (len(sequence.block_table) - 1) * self.block_size
         for layer, states in source.states.items():
             if len(states) >= tokens - start:
-                sequence.kept[layer] = LayerStates(layer, start, states[: tokens - start])
+                sequence.cached_states[layer] = LayerStates(layer, start, states[: tokens - start])
 
     def _copy_lower(self, sequence: Sequence, lower: LowerMatch) -> None:
         """Copies blocks, which are held, as far as they are the sequence's, too."""
-        needed = lower.first + len(lower.nodes) - len(sequence.blocks)
-        sequence.blocks += self.allocate(needed)
+        needed = lower.first + len(lower.nodes) - len(sequence.block_table)
+        sequence.block_table += self.allocate(needed)
         self._cache.copy_below(
-            lower.layer, [node.block for node in lower.nodes], sequence.blocks[lower.first :]
+            lower.layer, [node.block for node in lower.nodes], sequence.block_table[lower.first :]
         )
         known = lower.states(self.block_size)
-        sequence.kept[lower.layer] = known
-        sequence.below = known.since(sequence.computed)
+        sequence.cached_states[lower.layer] = known
+        sequence.partial_states = known.since(sequence.num_computed_tokens)
         self._tree.release(lower.nodes)
 
     def adopt(self, sequence: Sequence) -> None:
         """Has blocks that the tree has whole take the place of those that the sequence computed in part."""
-        if not self._share or sequence.below is None or sequence.nodes:
+        if not self._share or sequence.partial_states is None or sequence.nodes:
             return
         nodes = self._whole(sequence).nodes
-        before, after = sequence.computed, len(nodes) * self.block_size
+        before, after = sequence.num_computed_tokens, len(nodes) * self.block_size
         if after <= before:
             return
         self._tree.hold(nodes)
         for index, node in enumerate(nodes):
             self._give_states(sequence, node, index * self.block_size, (index + 1) * self.block_size)
-        self._cache.release(sequence.blocks[: len(nodes)])
+        self._cache.release(sequence.block_table[: len(nodes)])
         sequence.nodes = list(nodes)
-        sequence.blocks[: len(nodes)] = [node.block for node in nodes]
-        sequence.computed = sequence.committed = sequence.reused = after
-        sequence.below = sequence.below.since(after)
+        sequence.block_table[: len(nodes)] = [node.block for node in nodes]
+        sequence.num_computed_tokens = sequence.num_indexed_tokens = sequence.num_cached_tokens = after
+        sequence.partial_states = sequence.partial_states.since(after)
         self.tokens_reused += after - before
 
     def allocate(self, count: int) -> list[int]:
@@ -237,38 +237,40 @@ class BlockManager:
 
     def commit(self, sequence: Sequence) -> None:
         """Takes blocks that a sequence has computed since the last call into the tree."""
-        if sequence.computed == sequence.committed:
+        if sequence.num_computed_tokens == sequence.num_indexed_tokens:
             return
-        before, sequence.committed = sequence.committed, sequence.computed
-        self.tokens_computed += sequence.computed - before
+        before, sequence.num_indexed_tokens = sequence.num_indexed_tokens, sequence.num_computed_tokens
+        self.tokens_computed += sequence.num_computed_tokens - before
         if not self._keeps(sequence):
             return
-        whole = sequence.computed // self.block_size
+        whole = sequence.num_computed_tokens // self.block_size
         if whole > len(sequence.nodes) - self._has_open_end(sequence):
             self._close(sequence)
             while len(sequence.nodes) < whole:
                 self._insert(sequence, (len(sequence.nodes) + 1) * self.block_size)
-        if before < sequence.prompt_tokens <= sequence.computed:
+        if before < sequence.num_prompt_tokens <= sequence.num_computed_tokens:
             self._insert_end(sequence)
 
     def detach(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks away; what is computed stays in the tree until its blocks are wanted."""
         self.commit(sequence)
-        if sequence.ends_at is not None and sequence.below is not None:
-            self.tokens_computed += sequence.below.stop - sequence.computed - sequence.resumed
-        if self._keeps(sequence) and sequence.computed:
+        if sequence.exit_layer is not None and sequence.partial_states is not None:
+            self.tokens_computed += (
+                sequence.partial_states.stop - sequence.num_computed_tokens - sequence.num_resumed_tokens
+            )
+        if self._keeps(sequence) and sequence.num_computed_tokens:
             self._close(sequence)
             self._insert_end(sequence)
         self._tree.release(sequence.nodes)
-        self._cache.release(sequence.blocks[len(sequence.nodes) :])
-        sequence.nodes, sequence.blocks = [], []
-        sequence.computed = sequence.committed = 0
-        sequence.below = None
-        sequence.kept.clear()
+        self._cache.release(sequence.block_table[len(sequence.nodes) :])
+        sequence.nodes, sequence.block_table = [], []
+        sequence.num_computed_tokens = sequence.num_indexed_tokens = 0
+        sequence.partial_states = None
+        sequence.cached_states.clear()
 
     def _keeps(self, sequence: Sequence) -> bool:
         """Whether the tree takes a sequence's blocks: not those that are computed in some layers only."""
-        return self._share and sequence.ends_at is None
+        return self._share and sequence.exit_layer is None
 
     def _has_open_end(self, sequence: Sequence) -> bool:
         """Whether the last node is a block that its sequence, which alone holds it, still writes to."""
@@ -282,31 +284,33 @@ class BlockManager:
     def _insert_end(self, sequence: Sequence) -> None:
         """Takes the last block into the tree, as far as it is computed, unless the tree has those positions."""
         whole = len(sequence.nodes) * self.block_size
-        if self._has_open_end(sequence) or sequence.computed == whole:
+        if self._has_open_end(sequence) or sequence.num_computed_tokens == whole:
             return
-        key = self._symbols.between(sequence, whole, sequence.computed)
+        key = self._symbols.between(sequence, whole, sequence.num_computed_tokens)
         if not self._tree.covers(_last(sequence), key):
-            self._insert(sequence, sequence.computed)
+            self._insert(sequence, sequence.num_computed_tokens)
 
     def _insert(self, sequence: Sequence, stop: int) -> None:
         """Makes the next block a node whose positions end at `stop`. If another sequence computed the same
         meanwhile its block is taken over: the bits are equal."""
         index = len(sequence.nodes)
         key = self._symbols.between(sequence, index * self.block_size, stop)
-        node = self._tree.insert(_last(sequence), key, sequence.blocks[index])
-        if node.block != sequence.blocks[index]:
-            self._cache.release([sequence.blocks[index]])
-            sequence.blocks[index] = node.block
+        node = self._tree.insert(_last(sequence), key, sequence.block_table[index])
+        if node.block != sequence.block_table[index]:
+            self._cache.release([sequence.block_table[index]])
+            sequence.block_table[index] = node.block
         self._give_states(sequence, node, index * self.block_size, stop)
         if stop % self.block_size == 0:
-            left = [rest for known in sequence.kept.values() if (rest := known.since(stop)) is not None]
-            sequence.kept = {rest.layer: rest for rest in left}
+            left = [
+                rest for known in sequence.cached_states.values() if (rest := known.since(stop)) is not None
+            ]
+            sequence.cached_states = {rest.layer: rest for rest in left}
         self._lower.note(sequence)
         sequence.nodes.append(node)
 
     def _give_states(self, sequence: Sequence, node: Node, start: int, stop: int) -> None:
         """Keeps with a block what its sequence knows of the states of these positions."""
-        for layer, kept in sequence.kept.items():
+        for layer, kept in sequence.cached_states.items():
             states = kept.between(start, stop)
             if len(states) > len(node.states.get(layer, ())):
                 node.states[layer] = states

@@ -11,19 +11,21 @@ from ..kv_cache.running_sums import Sum, running_sums
 
 
 class Pooling:
-    """What a first pass reads of the base's states that enter a layer, over the first `stop` tokens of a prompt.
+    """A first pass's mean over the first `stop` prompt tokens of the base model's states that enter `layer`.
 
-    ends: the layer, `layer` or one above it, up to which the tokens are computed; the answer goes on from there if
-        its mixture adapts none below. None computes them whole.
-    spared: the base's keys and values of these tokens, in all layers, are the answer's, too, by what can be chosen.
-    tokens: how many are summed up.
+    layer: the layer whose input states are averaged.
+    stop: number of prompt tokens to average.
+    exit_layer: `layer` or a higher one: the tokens leave the model there, and the answer resumes there if its
+        mixture adapts no layer below. None computes the tokens in all layers.
+    prompt_kv_reusable: whether every candidate's answer can use the base model's keys and values of these tokens.
+    tokens: number of tokens summed so far.
     """
 
-    def __init__(self, layer: int, stop: int, ends: int | None, spared: bool) -> None:
+    def __init__(self, layer: int, stop: int, exit_layer: int | None, prompt_kv_reusable: bool) -> None:
         self.layer = layer
         self.stop = stop
-        self.ends = ends
-        self.spared = spared
+        self.exit_layer = exit_layer
+        self.prompt_kv_reusable = prompt_kv_reusable
         self.tokens = 0
         self._sum: Sum | None = None
 

@@ -55,7 +55,7 @@ class Scheduler:
         finds in the cache what it can keep.
         """
         is_running = sequence in self._running
-        goes_on = is_running and sequence.can_keep(mixture, adapted_from)
+        goes_on = is_running and sequence.keeps_kv_valid(mixture, adapted_from)
         if goes_on:
             self._blocks.commit(sequence)
         elif is_running:
@@ -107,26 +107,28 @@ class Scheduler:
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
         """The next tokens, those that enter at another layer by themselves."""
-        start, stop = sequence.position, sequence.position + count
-        below = sequence.below
-        cuts = () if below is None or sequence.ends_at is not None else (below.start, below.stop)
+        start, stop = sequence.next_position, sequence.next_position + count
+        below = sequence.partial_states
+        cuts = () if below is None or sequence.exit_layer is not None else (below.start, below.stop)
         edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
         """With the layers noted at which experts begin, or first passes read, and the tokens are the base's yet."""
         chunk = Chunk(sequence, start, stop - start)
-        if not self._blocks.shares or start >= sequence.prompt_tokens:
+        if not self._blocks.shares or start >= sequence.num_prompt_tokens:
             return chunk
-        ends, pooling = sequence.ends_at, sequence.pooling
+        exit_layer, pooling = sequence.exit_layer, sequence.pooling
         read = self._read_layer if pooling is None else pooling.layer
         wanted = {*self._bank.first_layers} | (set() if read is None else {read})
-        keeps = tuple(
+        cache_layers = tuple(
             layer
             for layer in sorted(wanted)
-            if chunk.enters < layer and (ends is None or layer < ends) and start < sequence.base_until(layer)
+            if chunk.entry_layer < layer
+            and (exit_layer is None or layer < exit_layer)
+            and start < sequence.base_until(layer)
         )
-        return replace(chunk, keeps=keeps)
+        return replace(chunk, cache_layers=cache_layers)
 
     def _admit(self, plan: dict[Sequence, int], budget: int) -> list[tuple[Sequence, str]]:
         """Takes up waiting sequences and adds their tokens to the plan; returns those that cannot run."""
@@ -161,7 +163,7 @@ class Scheduler:
     def _awaits_blocks(self, sequence: Sequence, found: int) -> bool:
         """Whether a running prompt will soon have computed a block more of a sequence than was found of it,
         or half of what is missing."""
-        missing = sequence.target - 1 - found
+        missing = sequence.num_target_tokens - 1 - found
         worthwhile = min(self._blocks.block_size, (missing + 1) // 2)
         for leader in self._running if missing else ():
             if (
@@ -181,7 +183,7 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence, count: int, plan: dict[Sequence, int]) -> bool:
         """Gives the sequence blocks for `count` more tokens; False if it had to be preempted itself."""
-        needed = self._blocks.missing(sequence, sequence.position + count)
+        needed = self._blocks.missing(sequence, sequence.next_position + count)
         while needed > self._blocks.num_available:
             victim = self._running.pop()
             plan.pop(victim, None)
@@ -190,7 +192,7 @@ class Scheduler:
             self.preemptions += 1
             if victim is sequence:
                 return False
-        sequence.blocks += self._blocks.allocate(needed)
+        sequence.block_table += self._blocks.allocate(needed)
         return True
 
     def stats(self) -> EngineStats:
@@ -210,7 +212,7 @@ class Scheduler:
 
 
 def _pending(sequence: Sequence) -> int:
-    return sequence.target - sequence.position
+    return sequence.num_target_tokens - sequence.next_position
 
 
 def _is_prefilling(sequence: Sequence) -> bool:
@@ -220,9 +222,11 @@ def _is_prefilling(sequence: Sequence) -> bool:
 def _can_give(leader: Sequence, sequence: Sequence) -> bool:
     """Whether the blocks of the one will be of use to the other."""
     one, other = leader.pooling, sequence.pooling
-    if not all(pooling is None or pooling.spared for pooling in (one, other)):
+    if not all(pooling is None or pooling.prompt_kv_reusable for pooling in (one, other)):
         return False
-    return other is None or other.layer in leader.kept or (one is not None and one.layer == other.layer)
+    return (
+        other is None or other.layer in leader.cached_states or (one is not None and one.layer == other.layer)
+    )
 
 
 def _arrival(sequence: Sequence) -> int:

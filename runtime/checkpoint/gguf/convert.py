@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...errors import ZweaveError
-from ...io.cache_dir import atomic_directory, cache_dir, disk_errors, lock, require_space
+from ...io.atomic_write import atomic_directory
+from ...io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ...io.progress import Report, progress_bar, silent
 from ..hf_config import ARCHITECTURES
 from ..model_config import ModelConfig

@@ -9,7 +9,8 @@ any time.
 import threading
 from pathlib import Path
 
-from ...io.cache_dir import atomic_directory, cache_dir, lock
+from ...io.atomic_write import atomic_directory
+from ...io.cache_dir import cache_dir, lock
 from .adapter import TENSORS, is_adapter, load_adapter, save_adapter
 
 # Adapter directory -> state of its files when it was read, and its copy.
