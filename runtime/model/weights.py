@@ -7,6 +7,7 @@ from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import LayerCache
@@ -62,19 +63,23 @@ class Weights:
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
         prefix = f"model.layers.{layer}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        attention = f"{prefix}.self_attn"
+
+        def linear(name: str) -> AdaptedLinear:
+            return self.adapted(module_name(layer, name))
+
         return DecoderLayer(
             input_norm=self.tensor(f"{prefix}.input_layernorm.weight"),
             mlp_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight"),
             q_norm=self.tensor(f"{attention}.q_norm.weight") if config.qk_norm else None,
             k_norm=self.tensor(f"{attention}.k_norm.weight") if config.qk_norm else None,
-            q=self.adapted(f"{attention}.q_proj"),
-            k=self.adapted(f"{attention}.k_proj"),
-            v=self.adapted(f"{attention}.v_proj"),
-            o=self.adapted(f"{attention}.o_proj"),
-            gate=self.adapted(f"{mlp}.gate_proj"),
-            up=self.adapted(f"{mlp}.up_proj"),
-            down=self.adapted(f"{mlp}.down_proj"),
+            q=linear("q_proj"),
+            k=linear("k_proj"),
+            v=linear("v_proj"),
+            o=linear("o_proj"),
+            gate=linear("gate_proj"),
+            up=linear("up_proj"),
+            down=linear("down_proj"),
             k_cache=cache.k,
             v_cache=cache.v,
             window=config.sliding_window[layer],

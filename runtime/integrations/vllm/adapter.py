@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ...checkpoint.module_name import linear_of
 from ...errors import ZweaveError
 from ...experts.expert import Expert
 from ...io.cache_dir import disk_errors
@@ -26,7 +27,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
         "peft_type": "LORA",
         "r": 1,
         "lora_alpha": 1,
-        "target_modules": sorted({module.rpartition(".")[2] for module in expert.z}),
+        "target_modules": sorted(set(map(linear_of, expert.z))),
         "zweave": {
             "format": FORMAT,
             "digest": expert.digest,

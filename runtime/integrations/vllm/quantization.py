@@ -12,6 +12,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from zweave.kernels import pack
 
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.module_name import linear_of
 from ...decomposition.decomposition import Decomposition
 from ...errors import ZweaveError
 from .linear import Part, ServedLinear
@@ -74,7 +75,7 @@ class SvfConfig(QuantizationConfig):
         if lora.target_modules is None:
             # Experts adapt nothing else, and each further layer that can take an adapter costs time.
             lora.target_modules = []
-        lora.target_modules = sorted({*lora.target_modules, *(name.rpartition(".")[2] for name in names)})
+        lora.target_modules = sorted({*lora.target_modules, *map(linear_of, names)})
         return SvfLinearMethod(self, names, lora.max_loras)
 
     def _names(self, prefix: str) -> list[str]:
