@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from zweave.errors import ZweaveError
-from zweave.experts.bank import BoundMixture
+from zweave.experts.bank import ResolvedMixture
 from zweave.kv_cache import PrefixTree
 from zweave.kv_cache.prefix_key import Symbols
 from zweave.kv_cache.prefix_tree import SYMBOL
@@ -66,7 +66,7 @@ class Cached:
         sequence = Sequence(
             request_id=0,
             request=Request(tokens),
-            mixture=BoundMixture("0" * 64, "always", 0, ()),
+            mixture=ResolvedMixture("0" * 64, "always", 0, ()),
             token_ids=tokens,
             adapted_from=0,
             max_length=len(tokens) + 1,

@@ -165,7 +165,7 @@ class FirstPasses:
         candidates = []
         for choice in look.candidates:
             try:
-                bound = self._bank.bind(Mixture.parse(choice))
+                bound = self._bank.resolve(Mixture.parse(choice))
             except ZweaveError:  # told if it is chosen
                 continue
             candidates += [bound] if bound.parts else []
@@ -179,7 +179,7 @@ class FirstPasses:
     def _bind(self, found: FirstPass, dispatch: Dispatch) -> None:
         """Has the request answered under what was chosen; ZweaveError if there is no such expert."""
         sequence = found.sequence
-        mixture = self._bank.bind(Mixture.parse(dispatch.mixture))
+        mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
         adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
         pooling, stays = sequence.pooling, False
         if pooling is not None:

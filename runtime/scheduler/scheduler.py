@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 from ..errors import ZweaveError
-from ..experts.bank import Bank, BoundMixture
+from ..experts.bank import Bank, ResolvedMixture
 from ..kv_cache.prefix_key import common_positions
 from .block_manager import BlockManager
 from .chunk import Chunk
@@ -48,7 +48,7 @@ class Scheduler:
         else:
             self._waiting.append(sequence)
 
-    def bind(self, sequence: Sequence, mixture: BoundMixture, adapted_from: int) -> bool:
+    def bind(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int) -> bool:
         """Gives a sequence the mixture that its first pass chose; whether it goes on where it is.
 
         It does if the mixture computes the same as what was computed and has a slot at once. Else it waits again, and

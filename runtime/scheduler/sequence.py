@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..dispatcher import Dispatch
-from ..experts.bank import BoundMixture
+from ..experts.bank import ResolvedMixture
 from ..kv_cache.layer_states import LayerStates
 from ..kv_cache.prefix_tree import Node
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
@@ -35,7 +35,7 @@ class Sequence:
 
     request_id: int
     request: Request
-    mixture: BoundMixture
+    mixture: ResolvedMixture
     token_ids: list[int]
     adapted_from: int
     max_length: int
@@ -86,7 +86,7 @@ class Sequence:
         is_base_there = self.mixture.first_layer >= layer
         return self.num_prompt_tokens if is_base_there else min(self.adapted_from, self.num_prompt_tokens)
 
-    def keeps_kv_valid(self, mixture: BoundMixture, adapted_from: int) -> bool:
+    def keeps_kv_valid(self, mixture: ResolvedMixture, adapted_from: int) -> bool:
         """Whether the first pass's keys and values of the prompt stay valid under `mixture`."""
         is_base = not mixture.parts or self.num_target_tokens <= adapted_from
         if self.exit_layer is not None:
@@ -95,7 +95,7 @@ class Sequence:
         # The last token's logits are wanted yet.
         return is_base and self.num_target_tokens < len(self.token_ids)
 
-    def bind(self, mixture: BoundMixture, adapted_from: int) -> None:
+    def bind(self, mixture: ResolvedMixture, adapted_from: int) -> None:
         """Sets the mixture that a first pass has chosen."""
         if not self.keeps_kv_valid(mixture, adapted_from):
             self.num_cached_tokens, self.num_resumed_tokens = None, 0

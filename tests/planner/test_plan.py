@@ -158,9 +158,9 @@ class TestIntegers:
             bank.load("one", Expert(z={Q: torch.full((576,), 1 + change)}))
             if refused:
                 with pytest.raises(ZweaveError, match="int4 factors may lose"):
-                    bank.acquire(bank.bind(Mixture.parse("one")))
+                    bank.acquire(bank.resolve(Mixture.parse("one")))
             else:
-                bank.acquire(bank.bind(Mixture.parse("one")))
+                bank.acquire(bank.resolve(Mixture.parse("one")))
 
 
 class TestCostModel:
