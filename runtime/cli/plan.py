@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.module_name import linear_of
 from ..checkpoint.pull import DEFAULT_MODEL
 from ..decomposition.decomposition import Decomposition, decompose
 from ..engine.config import DTYPES, EngineConfig
@@ -98,7 +99,7 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
     """One entry for each kind of matrix plan: what it keeps and, with --explain, what its modes cost."""
     kinds: dict[tuple[str, MatrixPlan], int] = {}
     for module, matrix in plan.items():
-        key = (module.rpartition(".")[2], matrix)
+        key = (linear_of(module), matrix)
         kinds[key] = kinds.get(key, 0) + 1
     costs = cost_model(config.torch_dtype)
     rows: list[dict[str, Any]] = []
@@ -113,7 +114,7 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "count": count,
                 "shape": list(matrix.shape),
                 "dense": matrix.dense,
-                "leading": matrix.leading,
+                "leading": matrix.delta_rank,
                 "factored": matrix.factored,
                 "format": matrix.format,
                 "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
@@ -139,7 +140,7 @@ def _certificate(
 ) -> dict[str, Any]:
     sigmas = {module: decomposition.sigma(module) for module in decomposition.names}
     expert.check({module: tuple(sigma.shape) for module, sigma in sigmas.items()}, decomposition.digest)
-    kept = {module: matrix.leading for module, matrix in plan.items()}
+    kept = {module: matrix.delta_rank for module, matrix in plan.items()}
     found = certify(expert, sigmas, kept)
     worst = max(found, key=lambda one: one.error)
     limited = [one for one in found if one.error <= max_error]

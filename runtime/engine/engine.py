@@ -155,7 +155,7 @@ class Engine:
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
         if expert != "auto" or self.dispatcher is None:
-            self.bank.bind(Mixture.parse(expert))
+            self.bank.resolve(Mixture.parse(expert))
 
     def check(self, request: Request) -> None:
         """Raises ZweaveError unless this engine could serve the request now."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, probe_method
 from ..errors import ZweaveError
-from ..experts.bank import Bank, BoundMixture
+from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import Mixture
 from ..request import Request
 from ..scheduler.pooling import Pooling
@@ -191,12 +191,12 @@ class FirstPassManager:
         num_pooled = max(1, first_pass.prompt.text_end)
         return Pooling(probe.layer, num_pooled, exit_layer, prompt_kv_reusable=reusable)
 
-    def _candidates(self, probe: ReadState) -> list[BoundMixture]:
+    def _candidates(self, probe: ReadState) -> list[ResolvedMixture]:
         """The mixtures of experts that may be chosen: the base model left out, and those that cannot be found."""
         experts = []
         for choice in probe.candidates:
             try:
-                bound = self._bank.bind(Mixture.parse(choice))
+                bound = self._bank.resolve(Mixture.parse(choice))
             except ZweaveError:  # reported if it is chosen
                 continue
             if bound.parts:
@@ -206,7 +206,7 @@ class FirstPassManager:
     def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
         """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
         sequence = first_pass.sequence
-        mixture = self._bank.bind(Mixture.parse(dispatch.mixture))
+        mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
         adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
         pooling, is_kept = sequence.pooling, False
         if pooling is not None:

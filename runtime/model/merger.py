@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zweave.kernels import Decoder, LinearMode, Packed, pack
 
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import layer_of, linear_of
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..planner.batch_planner import count_by_slot
@@ -124,5 +124,5 @@ class Merger:
 
 
 def place_of(module: str) -> tuple[int, str]:
-    """Layer and linear of a decoder that a matrix is."""
-    return layer_of(module), module.rpartition(".")[2].removesuffix("_proj")
+    """The layer and the linear of a `Decoder` that a matrix belongs to, such as (0, "up")."""
+    return layer_of(module), linear_of(module).removesuffix("_proj")

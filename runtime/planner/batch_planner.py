@@ -28,7 +28,7 @@ class BatchPlanner:
         self._costs = costs
         shapes = np.array([matrix.shape for matrix in plan.values()], dtype=np.float64)
         both, rank = shapes.sum(1), shapes.min(1)
-        leading = np.array([matrix.leading for matrix in plan.values()], dtype=np.float64)
+        leading = np.array([matrix.delta_rank for matrix in plan.values()], dtype=np.float64)
         self._dense = shapes.prod(1)
         # As many weights of W as take the time of the delta's.
         self._delta = self._dense + leading * both * [

@@ -47,7 +47,7 @@ def mode_costs(
     measured = _measure(_calls(matrix, tokens, max(1, experts), dtype))
     rows = []
     for mode, seconds in measured.items():
-        components = {LinearMode.DELTA: matrix.leading, LinearMode.FACTORED: matrix.rank}.get(mode, 0)
+        components = {LinearMode.DELTA: matrix.delta_rank, LinearMode.FACTORED: matrix.rank}.get(mode, 0)
         predicted = costs.seconds(mode, matrix.shape, tokens, components, matrix.format) + costs.call_seconds
         rows.append(ModeCost(mode.name.lower(), components, 1e6 * predicted, 1e6 * seconds, mode == chosen))
     return rows
@@ -75,8 +75,8 @@ def _calls(
         LinearMode.FACTORED: [partial(svf_linear, x, vt, u, scale, slot) for vt, u in factors],
         LinearMode.MERGED: [partial(linear, x, w) for w in dense],
     }
-    if matrix.leading:
-        delta, kept = torch.ones(experts + 1, matrix.leading), matrix.leading
+    if matrix.delta_rank:
+        delta, kept = torch.ones(experts + 1, matrix.delta_rank), matrix.delta_rank
 
         def factor(*shape: int) -> Packed:
             plain = weight(*shape)

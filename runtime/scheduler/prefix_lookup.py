@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from ..experts.bank import BoundMixture
+from ..experts.bank import ResolvedMixture
 from ..kv_cache.layer_reuse import LayerHit, LayerReuse
 from ..kv_cache.prefix_key import KEY_BYTES, PrefixKeys
 from ..kv_cache.prefix_sums import num_summed_nodes, summed_prefix
@@ -48,7 +48,7 @@ class PrefixLookup:
         """Keys of the tokens from `start` to before `stop`."""
         return bytes(self.prefix_key(sequence)[start * KEY_BYTES : stop * KEY_BYTES])
 
-    def add_donor(self, mixture: BoundMixture) -> None:
+    def add_donor(self, mixture: ResolvedMixture) -> None:
         """Records a mixture that leaves lower layers alone as a candidate donor of blocks."""
         if mixture.parts and mixture.first_layer:
             self._layer_reuse.add_donor(mixture.digest, mixture.first_layer)

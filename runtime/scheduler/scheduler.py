@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 from ..errors import ZweaveError
-from ..experts.bank import Bank, BoundMixture
+from ..experts.bank import Bank, ResolvedMixture
 from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
 from .chunk import Chunk
@@ -54,7 +54,7 @@ class Scheduler:
         else:
             self._waiting.append(sequence)
 
-    def bind(self, sequence: Sequence, mixture: BoundMixture, adapted_from: int) -> bool:
+    def bind(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int) -> bool:
         """Gives a sequence the mixture that was chosen after its first pass; returns whether it keeps running.
 
         It does if its keys and values stay valid under the mixture, and the mixture gets a slot at once. Otherwise it

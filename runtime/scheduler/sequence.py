@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..dispatcher import Dispatch
-from ..experts.bank import BoundMixture
+from ..experts.bank import ResolvedMixture
 from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_states import LayerStates
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
@@ -36,7 +36,7 @@ class Sequence:
 
     request_id: int
     request: Request
-    mixture: BoundMixture
+    mixture: ResolvedMixture
     token_ids: list[int]
     adapted_from: int
     max_length: int
@@ -87,7 +87,7 @@ class Sequence:
             return self.num_prompt_tokens
         return min(self.adapted_from, self.num_prompt_tokens)
 
-    def keeps_kv_valid(self, mixture: BoundMixture, adapted_from: int) -> bool:
+    def keeps_kv_valid(self, mixture: ResolvedMixture, adapted_from: int) -> bool:
         """Whether the first pass's keys and values of the prompt stay valid under `mixture`."""
         is_base = not mixture.parts or self.num_target_tokens <= adapted_from
         if self.exit_layer is not None:
@@ -96,7 +96,7 @@ class Sequence:
         # The last token has to be computed still, for its logits.
         return is_base and self.num_target_tokens < len(self.token_ids)
 
-    def bind(self, mixture: BoundMixture, adapted_from: int) -> None:
+    def bind(self, mixture: ResolvedMixture, adapted_from: int) -> None:
         """Ends the first pass: sets the mixture that was chosen."""
         if not self.keeps_kv_valid(mixture, adapted_from):
             self.kv.num_cached_tokens, self.kv.num_resumed_tokens = None, 0

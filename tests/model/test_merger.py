@@ -126,7 +126,7 @@ def test_wrong_settings(tiny_engine: Callable[..., Engine], options: dict, messa
 
 def test_an_expert_beyond_the_kept_components_is_refused() -> None:
     module = "model.layers.0.mlp.up_proj"
-    plan = {module: MatrixPlan((40, 60), dense=True, leading=16, factored=False)}
+    plan = {module: MatrixPlan((40, 60), dense=True, delta_rank=16, factored=False)}
     bank = Bank({module: torch.linspace(2, 1, 40)}, 4, plan=plan)
     z = torch.ones(40)
     z[:16] = 1.1
@@ -135,6 +135,6 @@ def test_an_expert_beyond_the_kept_components_is_refused() -> None:
     bank.load("more", Expert(z={module: z}))
     slot = bank.acquire(Mixture.parse("few"))
     assert bank.tables.modes_of(module)[slot] == int(LinearMode.DELTA)
-    torch.testing.assert_close(bank.tables.leading(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
+    torch.testing.assert_close(bank.tables.delta_columns(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
     with pytest.raises(ZweaveError, match=r"adapts 17 components of .*keeps 16: allow it more memory"):
         bank.acquire(Mixture.parse("more"))

@@ -17,7 +17,7 @@ from zweave.planner.batch_planner import BatchPlanner, count_by_slot
 from zweave.planner.cost_model import CostModel, cost_model, measure
 from zweave.planner.delta_formats import STATED_ERROR, IntegerFormat
 from zweave.planner.plan import memory
-from zweave.planner.planner import worthwhile_components
+from zweave.planner.planner import break_even_rank
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (576, 576),
@@ -30,8 +30,8 @@ COSTS = CostModel(3e10, 4e11, integer_ops_per_second=8e11, call_seconds=1e-6, va
 
 def test_all_modes_are_open_without_a_budget() -> None:
     plan = make_plan(SHAPES)
-    assert all(matrix.dense and matrix.factored and matrix.leading for matrix in plan.values())
-    assert plan[Q].leading == 288 and plan[K].leading == 48
+    assert all(matrix.dense and matrix.factored and matrix.delta_rank for matrix in plan.values())
+    assert plan[Q].delta_rank == 288 and plan[K].delta_rank == 48
     assert [plan[Q].mode_of(n) for n in (0, 1, 288, 289, 576)] == [
         LinearMode.DENSE, LinearMode.DELTA, LinearMode.DELTA, LinearMode.FACTORED, LinearMode.FACTORED
     ]  # fmt: skip
@@ -40,7 +40,7 @@ def test_all_modes_are_open_without_a_budget() -> None:
 @pytest.mark.parametrize("shape", [(576, 576), (192, 576), (4096, 14336), (16, 16), (1, 50)])
 def test_a_delta_never_costs_more_than_the_factors(shape: tuple[int, int]) -> None:
     M, N = shape
-    kept = worthwhile_components(shape)
+    kept = break_even_rank(shape)
     assert kept % 16 == 0 and M * N + kept * (M + N) <= min(shape) * (M + N)
 
 
@@ -78,9 +78,9 @@ def test_a_gpu_goes_factored() -> None:
 def test_impossible_plans_are_refused() -> None:
     for wrong in (
         {"dense": False, "factored": False},
-        {"dense": False, "leading": 3},
-        {"dense": True, "leading": 9},
-        {"dense": True, "leading": 8, "format": "int8"},
+        {"dense": False, "delta_rank": 3},
+        {"dense": True, "delta_rank": 9},
+        {"dense": True, "delta_rank": 8, "format": "int8"},
         {"dense": True, "factored": False, "format": "int4"},
     ):
         with pytest.raises(ValueError):
@@ -88,7 +88,7 @@ def test_impossible_plans_are_refused() -> None:
 
 
 def test_few_leading_components_refuse_what_they_cannot_do() -> None:
-    matrix = MatrixPlan((32, 64), dense=True, leading=16, factored=False)
+    matrix = MatrixPlan((32, 64), dense=True, delta_rank=16, factored=False)
     assert matrix.mode_of(16) == LinearMode.DELTA and matrix.mode_of(17) is None
 
 
@@ -121,7 +121,7 @@ class TestIntegers:
 
         def seconds(plan: dict[str, MatrixPlan]) -> float:
             modes = [(m, m.mode_of(support)) for m in plan.values() for support in (0, m.rank)]
-            return sum(COSTS.seconds(mode, m.shape, 16, m.leading, m.format) for m, mode in modes)
+            return sum(COSTS.seconds(mode, m.shape, 16, m.delta_rank, m.format) for m, mode in modes)
 
         assert seconds(anyhow) <= seconds(close) < seconds(exact)
 
@@ -134,7 +134,7 @@ class TestIntegers:
 
     def test_bytes_are_those_of_the_packed_weights(self) -> None:
         for format in ("int8", "int4"):
-            matrix = MatrixPlan((576, 576), dense=True, leading=576, factored=False, format=format)
+            matrix = MatrixPlan((576, 576), dense=True, delta_rank=576, factored=False, format=format)
             one = pack(quantize(torch.randn(576, 576), format))
             kept = 2 * (one.data.nbytes + one.scale.nbytes)
             assert matrix.nbytes(2) == 2 * 576 * 576 + kept
@@ -152,15 +152,15 @@ class TestIntegers:
 
     def test_an_expert_that_would_lose_more_than_allowed_is_refused(self) -> None:
         sigmas = {Q: torch.linspace(2, 1, 576)}
-        plan = {Q: MatrixPlan((576, 576), dense=True, leading=576, factored=False, format="int4")}
+        plan = {Q: MatrixPlan((576, 576), dense=True, delta_rank=576, factored=False, format="int4")}
         for max_error, change, refused in ((0.01, 0.01, False), (0.01, 0.1, True), (0.0, 0.1, False)):
             bank = Bank(sigmas, slots=3, plan=plan, max_error=max_error)
             bank.load("one", Expert(z={Q: torch.full((576,), 1 + change)}))
             if refused:
                 with pytest.raises(ZweaveError, match="int4 factors may lose"):
-                    bank.acquire(bank.bind(Mixture.parse("one")))
+                    bank.acquire(bank.resolve(Mixture.parse("one")))
             else:
-                bank.acquire(bank.bind(Mixture.parse("one")))
+                bank.acquire(bank.resolve(Mixture.parse("one")))
 
 
 class TestCostModel:
@@ -249,7 +249,7 @@ class TestBatchPlanner:
         assert self.planner().all_factored(torch.tensor(slots, dtype=torch.int32)) is factored
 
     def test_not_without_the_factors(self) -> None:
-        plan = {Q: MatrixPlan((576, 576), dense=True, leading=80, factored=False)}
+        plan = {Q: MatrixPlan((576, 576), dense=True, delta_rank=80, factored=False)}
         planner = BatchPlanner(plan, torch.tensor([[0, 1]], dtype=torch.uint8), COSTS)
         assert not planner.all_factored(torch.tensor([0, 1, 1], dtype=torch.int32))
 

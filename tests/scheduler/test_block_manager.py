@@ -13,7 +13,7 @@ import torch
 
 from zweave import Request
 from zweave.checkpoint import ModelConfig
-from zweave.experts.bank import BoundMixture
+from zweave.experts.bank import ResolvedMixture
 from zweave.kernels.layout.kv_layout import read_kv, store_kv
 from zweave.kv_cache import KVCache
 from zweave.scheduler import BlockManager, Scheduler, Sequence
@@ -27,7 +27,7 @@ class AllSlots:
 
     first_layers = (1,)
 
-    def try_acquire(self, mixture: BoundMixture) -> int:
+    def try_acquire(self, mixture: ResolvedMixture) -> int:
         return 0
 
     def release(self, slot: int) -> None:
@@ -153,10 +153,10 @@ class Simulation:
             assert kv.num_computed_tokens // BLOCK >= len(shared)
 
 
-def mixture(digest: str, scope: str) -> BoundMixture:
+def mixture(digest: str, scope: str) -> ResolvedMixture:
     """The base has no parts and adapts no layer; digests that end in "late" adapt the upper of two layers."""
     first_layer = 2 if digest == "base" else int(digest.endswith("late"))
-    return BoundMixture(digest, scope, first_layer, () if digest == "base" else ((None, (1.0,)),))
+    return ResolvedMixture(digest, scope, first_layer, () if digest == "base" else ((None, (1.0,)),))
 
 
 def fingerprint(sequence: Sequence, position: int, layer: int | str) -> int:
