@@ -33,7 +33,8 @@ ALWAYS = {"x": "a", "y": "b", "z": None}
 AFTER = {"x": "tail", "y": {"tail": 0.5}, "z": None}
 LATE = {"x": "late", "y": "last", "z": {"late": 0.5, "last": 0.5}}
 MIXED = {"x": "a", "y": "tail-late", "z": {"a": 0.5, "b": [0.5, 1.5, 1.0]}}
-WORDS = "the quick brown fox jumps over a lazy dog and runs away from it at once".split()
+STORY = "the quick brown fox jumps over a lazy dog and runs away from it at once"
+WORDS = STORY.split()
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -230,11 +231,11 @@ def files(dtype: str) -> Any:
                 loaded[path.stem] = load_dispatcher(engine, path)
             except ZweaveError as error:
                 found[path.stem] = str(error).replace(name, "")
-    for title, dispatcher in loaded.items():
-        engine.dispatcher = dispatcher
-        texts = ("some words", "other words, and more", "some")
-        requests = [Request(messages=chat(t), expert="auto", max_tokens=3, logprobs=96) for t in texts]
-        found[title] = serve(engine, requests)
+        for title, dispatcher in loaded.items():
+            engine.dispatcher = dispatcher
+            texts = ("some words", "other words, and more", "some")
+            requests = [Request(messages=chat(t), expert="auto", max_tokens=3, logprobs=96) for t in texts]
+            found[title] = serve(engine, requests)
     return found
 
 

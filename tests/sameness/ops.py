@@ -62,9 +62,10 @@ def attention(dtype: torch.dtype) -> dict[str, str]:
         for part in cache:
             part.zero_()
         table = torch.randperm(24, generator=torch.Generator().manual_seed(0)).view(3, 8).int()
+        # Of each sequence what is computed before, and what then.
         lengths = [(0, 3 * block + 1), (block + 2, 4 * block), (5 * block, 5 * block + 1)]
         for window in (0, 5):
-            for step, known in enumerate((0, None)):
+            for step in (0, 1):
                 spans = [(0, start) if step == 0 else (start, end) for start, end in lengths]
                 sequence = torch.cat([torch.full((e - s,), i) for i, (s, e) in enumerate(spans)]).int()
                 position = torch.cat([torch.arange(s, e) for s, e in spans]).int()
