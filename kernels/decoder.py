@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .adapted_linear import AdaptedLinear, Way
+from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, write_kv
 from .layout.packed import Packed
 from .rms_norm import add_rms_norm, rms_norm
@@ -87,7 +87,7 @@ class DecoderMetadata:
     position: [T] int32, position in the sequence
     kv_index: [T] int64, cache position where the token's key and value go
     block_table: [B, n] int32, cache blocks of each sequence; unused entries are 0 and never read
-    all_factored: every token goes the factored way where a linear has one, whatever its slot says
+    all_factored: every token takes the factored mode where a linear has it, whatever its slot says
     """
 
     slot: Tensor
@@ -180,7 +180,7 @@ class Decoder:
         residual: [tokens, hidden] float32, changed in place; x is added to it first
         Returns x [tokens, hidden]; residual + x is the hidden state that enters layer `last`.
         Raises: RuntimeError on a wrong shape, stride or dtype, an index outside its range, or a slot whose
-        way has no weights.
+        mode has no weights.
         """
         last = len(self.layers) if last is None else last
         if self._native is None:
@@ -214,7 +214,7 @@ class Decoder:
     def set_merged(self, layer: int, name: str, slot: int, weight: Packed | None) -> None:
         """Sets or removes the merged weight W' of a slot in a linear ("q" to "down").
 
-        It is used only where the linear's `ways` says `Way.MERGED`. Not to be called while a step runs.
+        It is used only where the linear's `modes` says `LinearMode.MERGED`. Not to be called while a step runs.
         """
         linear: AdaptedLinear = getattr(self.layers[layer], name)
         if weight is None:
@@ -257,10 +257,10 @@ def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder
 
 
 def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
-    ways = linear.ways
-    if ways is None:
+    modes = linear.modes
+    if modes is None:
         assert linear.scale is not None
-        ways = torch.full((linear.scale.shape[0],), Way.FACTORED, dtype=torch.uint8)
+        modes = torch.full((linear.scale.shape[0],), LinearMode.FACTORED, dtype=torch.uint8)
     return _C.AdaptedLinear(
         in_features=linear.shape[1],
         out_features=linear.shape[0],
@@ -270,7 +270,7 @@ def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
         scale=linear.scale,
         delta=linear.delta,
         bias=linear.bias,
-        ways=ways,
+        ways=modes,
         supports=linear.supports,
         vt_scale=None if linear.vt is None else linear.vt.scale,
         u_scale=None if linear.u is None else linear.u.scale,

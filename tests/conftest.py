@@ -155,13 +155,13 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
         for tokens, choice in prompts:
             sequence = engine._prepare(Request(tokens, expert=choice, max_tokens=1))
             sequence.slot = engine.bank.acquire(sequence.mixture)
-            sequence.blocks = engine._blocks.allocate(engine._runner.cache.blocks_for(len(tokens)))
+            sequence.kv.block_table = engine._blocks.take_blocks(engine._runner.cache.blocks_for(len(tokens)))
             chunks.append(Chunk(sequence, 0, len(tokens)))
         batch = engine._runner.prepare(chunks)
         batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.token_ids)))
         logits = engine.model.forward(batch).logits
         for chunk in chunks:
-            engine._blocks.release(chunk.sequence.blocks)
+            engine._blocks.return_blocks(chunk.sequence.kv.block_table)
             engine.bank.release(chunk.sequence.slot)
         return list(logits.split([chunk.count for chunk in chunks]))
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ZweaveError
-from ..io.cache_dir import atomic_directory, cache_dir, disk_errors, lock, require_space
+from ..io.atomic_write import atomic_directory
+from ..io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ..io.progress import Report, silent
 from .gguf.convert import convert, file_digest
 

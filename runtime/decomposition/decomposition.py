@@ -15,7 +15,8 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..checkpoint.weight_source import WeightSource
 from ..errors import ZweaveError
-from ..io.cache_dir import cache_dir, disk_errors, flush, lock, require_space
+from ..io.atomic_write import flush
+from ..io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ..io.progress import Report, progress_bar
 from ..io.tensor_file import open_tensors, save_tensors
 from .bounded_pool import BoundedPool, Job
@@ -189,7 +190,7 @@ def _factor(source: WeightSource, module: str, directory: Path) -> tuple[str, Ma
             raise ZweaveError(f"{module} cannot be decomposed: {error}") from None
         tensors = {"u": result.u, "sigma": result.sigma, "vt": result.vt}
         # Flushed all together at the end; a file that a failing machine spoilt is found by its error.
-        save_tensors(path, tensors, {"driver": result.driver}, flush=False)
+        save_tensors(path, tensors, {"driver": result.driver}, to_disk=False)
     return module, Matrix(shape, path.stat().st_size, result.error, result.driver)
 
 

@@ -8,7 +8,7 @@ import torch
 from zweave.kernels import cpu_isa
 
 from ..errors import ZweaveError
-from ..validation import is_integer, is_number
+from ..validation import check_flag, check_integer, is_integer, is_number
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,9 +27,9 @@ class EngineConfig:
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
     prefix_cache: keys and values stay in the cache when a request ends, for requests with the same prefix, and are
         shared by requests that run at once; results are the same (docs/kv_cache.md).
-    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
-    max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
-    batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
+    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest modes take.
+    max_error: what of a matrix an expert may lose for a cheaper mode, as a share of the matrix's spectral norm.
+    batch_invariant: a token's mode follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
@@ -57,9 +57,7 @@ class EngineConfig:
         if self.dtype not in DTYPES:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size"):
-            value = getattr(self, name)
-            if not (is_integer(value) and value >= 1):
-                raise ZweaveError(f"{name} must be an integer of at least 1, not {value!r}")
+            check_integer(name, getattr(self, name), 1)
         if self.max_batch_tokens < self.max_sequences:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"
@@ -83,8 +81,7 @@ class EngineConfig:
         if not (is_number(error) and 0 <= error < 1):
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
         for name in ("batch_invariant", "prefix_cache"):
-            if not isinstance(getattr(self, name), bool):
-                raise ZweaveError(f"{name} must be True or False, not {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if self.merge_memory and self.batch_invariant:
             raise ZweaveError(
                 "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"

@@ -78,7 +78,7 @@ class Engine:
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
         if expert != "auto" or self.dispatcher is None:
-            self.bank.bind(Mixture.parse(expert))
+            self.bank.resolve(Mixture.parse(expert))
 
     def check(self, request: Request) -> None:
         """Raises ZweaveError unless this engine could serve the request now."""
@@ -140,7 +140,7 @@ class Engine:
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
         chunks = self._schedule()
-        early = [chunk for chunk in chunks if self._first_passes.is_early(chunk.sequence)]
+        early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
             self._run(early)
             chunks = self._schedule()
@@ -164,7 +164,7 @@ class Engine:
         start, observer = time.perf_counter(), self.observer
         outputs = self._runner.run(chunks)
         computed = [output.chunk for output in outputs] if observer is not None else []
-        spans = [Span.of(chunk, self._first_passes.reads(chunk.sequence)) for chunk in computed]
+        spans = [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in computed]
         self._output_processor.process_outputs(outputs)
         if observer is not None:
             observer(StepTrace(start, time.perf_counter(), spans, self.stats()))

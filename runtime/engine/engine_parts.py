@@ -15,7 +15,7 @@ from ..scheduler.block_manager import BlockManager
 from ..scheduler.scheduler import Scheduler
 from ..text.tokenizer import Tokenizer
 from .config import EngineConfig
-from .first_pass import FirstPasses
+from .first_pass import FirstPassManager
 from .input_processor import InputProcessor
 from .model_runner import ModelRunner
 from .output_processor import OutputProcessor
@@ -28,7 +28,7 @@ class EngineParts:
     tokenizer: Tokenizer
     bank: Bank
     input_processor: InputProcessor
-    first_passes: FirstPasses
+    first_passes: FirstPassManager
     scheduler: Scheduler
     blocks: BlockManager
     runner: ModelRunner
@@ -53,7 +53,7 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     blocks = BlockManager(cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
     input_processor = InputProcessor(tokenizer, bank, checkpoint.config.vocab_size, runner.max_length)
-    first_passes = FirstPasses(config, input_processor, scheduler, bank, checkpoint.config.num_layers)
+    first_passes = FirstPassManager(config, input_processor, scheduler, bank, checkpoint.config.num_layers)
     return EngineParts(
         tokenizer=tokenizer,
         bank=bank,

@@ -85,7 +85,7 @@ class ModelRunner:
         """Lets each batch choose how its tokens go through the linears, and merges hot experts in the background."""
         config = self._config
         costs = cost_model(config.torch_dtype)
-        self._batch_planner = BatchPlanner(plan, self._bank.tables.ways, costs)
+        self._batch_planner = BatchPlanner(plan, self._bank.tables.modes, costs)
         if config.merge_memory:
             self._merger = Merger(
                 decomposition,
@@ -109,13 +109,13 @@ class ModelRunner:
         return _build_batch(chunks, num_layers, self.cache.block_size, device)
 
     def _batch_order(self, chunk: Chunk) -> tuple[object, ...]:
-        """Late entries first and early exits last, as LayerSchedule wants it; then tokens of one way together."""
-        exit_layer = chunk.sequence.ends_at
-        depth = (0, -chunk.enters) if exit_layer is None else (1, -exit_layer)
-        return *depth, self._bank.tables.way_key(chunk.sequence.slot or 0)
+        """Late entries first and early exits last, as LayerSchedule wants it; then tokens of one mode together."""
+        exit_layer = chunk.sequence.exit_layer
+        depth = (0, -chunk.entry_layer) if exit_layer is None else (1, -exit_layer)
+        return *depth, self._bank.tables.mode_key(chunk.sequence.slot or 0)
 
     def _apply_batch_plan(self, batch: Batch) -> Batch:
-        """Brings merged experts up to date and, if that is cheaper, sends all tokens the factored way."""
+        """Brings merged experts up to date and, if that is cheaper, computes all tokens in factored mode."""
         slot = batch.meta.slot
         if self._merger is not None:
             self._merger.settle(slot)
@@ -133,7 +133,7 @@ def _outputs(chunks: Seq[Chunk], output: ModelOutput) -> list[ChunkOutput]:
         ChunkOutput(
             chunk,
             next_token.get(chunk),
-            {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.reads},
+            {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers},
         )
         for chunk, (first, last) in zip(chunks, row_ranges(chunks), strict=True)
     ]
@@ -148,7 +148,7 @@ def row_ranges(chunks: Seq[Chunk]) -> list[tuple[int, int]]:
 def _build_batch(chunks: Seq[Chunk], num_layers: int, block_size: int, device: torch.device) -> Batch:
     ranges = row_ranges(chunks)
     sampled = [last - 1 for chunk, (_, last) in zip(chunks, ranges, strict=True) if chunk.complete]
-    token_ids = np.concatenate([chunk.sequence.tokens[chunk.start : chunk.stop] for chunk in chunks])
+    token_ids = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks])
     return Batch(
         token_ids=_tensor(token_ids, np.int64, device),
         meta=_metadata(chunks, block_size, device),
@@ -162,9 +162,9 @@ def _metadata(chunks: Seq[Chunk], block_size: int, device: torch.device) -> Deco
     position = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])
     slot = np.array([chunk.sequence.slot for chunk in chunks])[row]
     adapted_from = np.array([chunk.sequence.adapted_from for chunk in chunks])[row]
-    table = np.zeros((len(chunks), max(len(c.sequence.blocks) for c in chunks)), dtype=np.int32)
+    table = np.zeros((len(chunks), max(len(c.sequence.kv.block_table) for c in chunks)), dtype=np.int32)
     for blocks, chunk in zip(table, chunks, strict=True):
-        blocks[: len(chunk.sequence.blocks)] = chunk.sequence.blocks
+        blocks[: len(chunk.sequence.kv.block_table)] = chunk.sequence.kv.block_table
     kv_index = table[row, position // block_size].astype(np.int64) * block_size + position % block_size
     return DecoderMetadata(
         slot=_tensor(np.where(position >= adapted_from, slot, 0), np.int32, device),
@@ -178,10 +178,10 @@ def _metadata(chunks: Seq[Chunk], block_size: int, device: torch.device) -> Deco
 def _layer_schedule(chunks: Seq[Chunk], ranges: Seq[tuple[int, int]], num_layers: int) -> LayerSchedule:
     entries, captures, exits = [], [], []
     for chunk, (first, last) in zip(chunks, ranges, strict=True):
-        states, exit_layer = chunk.entering, chunk.sequence.ends_at
+        states, exit_layer = chunk.entry_states, chunk.sequence.exit_layer
         if states is not None:
-            entries.append(LayerEntry(chunk.enters, first, states))
-        captures += [StateCapture(layer, first, last) for layer in chunk.reads]
+            entries.append(LayerEntry(chunk.entry_layer, first, states))
+        captures += [StateCapture(layer, first, last) for layer in chunk.capture_layers]
         if exit_layer is not None:
             exits.append(LayerExit(exit_layer, first))
     return LayerSchedule.of(num_layers, ranges[-1][1], entries, captures, exits)

@@ -7,7 +7,7 @@ from ..request import Delta, FinishReason
 from ..scheduler.chunk import Chunk
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
-from .first_pass import FirstPasses
+from .first_pass import FirstPassManager
 from .model_runner import ChunkOutput, TokenLogits
 from .sampler import logprobs, sample_token, scores
 
@@ -23,7 +23,7 @@ class OutputProcessor:
     eos_ids: the tokens that end an answer
     """
 
-    def __init__(self, scheduler: Scheduler, first_passes: FirstPasses, eos_ids: Seq[int]) -> None:
+    def __init__(self, scheduler: Scheduler, first_passes: FirstPassManager, eos_ids: Seq[int]) -> None:
         self._scheduler = scheduler
         self._first_passes = first_passes
         self._eos_ids = eos_ids
@@ -69,8 +69,8 @@ class OutputProcessor:
 
     def _process(self, output: ChunkOutput) -> None:
         chunk, sequence = output.chunk, output.chunk.sequence
-        for layer in chunk.keeps:
-            sequence.keep(layer, chunk.start, output.states[layer])
+        for layer in chunk.cache_layers:
+            sequence.cache_states(layer, chunk.start, output.states[layer])
         if sequence.pooling is not None:
             self._pool_states(output)
         elif output.next_token is None:
@@ -86,12 +86,12 @@ class OutputProcessor:
         pooling = sequence.pooling
         assert pooling is not None
         pooling.add(chunk.start, output.states[pooling.layer])
-        if pooling.ends is None:
+        if pooling.exit_layer is None:
             sequence.advance(chunk.count)
         else:
-            sequence.advance_below(output.states[pooling.ends])
+            sequence.advance_below(output.states[pooling.exit_layer])
         if pooling.done:
-            self._first_passes.has_pooled(sequence)
+            self._first_passes.on_pooled(sequence)
 
     def _append_token(self, chunk: Chunk, next_token: TokenLogits) -> None:
         """Samples the next token and appends it with its text."""
@@ -119,7 +119,7 @@ class OutputProcessor:
     ) -> None:
         """Ends a sequence: a request gets its last delta, a first pass its scores."""
         self._scheduler.remove(sequence)
-        if self._first_passes.has_read(sequence, error):
+        if self._first_passes.on_scored(sequence, error):
             return
         self._first_passes.remove(sequence)
         self._sequences.pop(sequence.request_id, None)

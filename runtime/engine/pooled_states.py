@@ -47,7 +47,7 @@ def _batches(
     batch: list[Sequence] = []
     num_tokens = num_blocks = 0
     for sequence in sequences:
-        more_tokens = len(sequence.tokens)
+        more_tokens = len(sequence.token_ids)
         more_blocks = runner.cache.blocks_for(more_tokens)
         if batch and (
             num_tokens + more_tokens > max_tokens or num_blocks + more_blocks > blocks.num_available
@@ -63,18 +63,18 @@ def _batches(
 @torch.inference_mode()
 def _pooled(runner: ModelRunner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
     """The means of one batch, computed in blocks that are given back at once."""
-    needed = [runner.cache.blocks_for(len(sequence.tokens)) for sequence in sequences]
+    needed = [runner.cache.blocks_for(len(sequence.token_ids)) for sequence in sequences]
     if sum(needed) > blocks.num_available:
         raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
-    taken = blocks.allocate(sum(needed))
+    taken = blocks.take_blocks(sum(needed))
     try:
         rest = iter(taken)
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
-            sequence.blocks = [next(rest) for _ in range(count)]
-        return _means(runner, [Chunk(sequence, 0, len(sequence.tokens)) for sequence in sequences], layers)
+            sequence.kv.block_table = [next(rest) for _ in range(count)]
+        return _means(runner, [Chunk(sequence, 0, len(sequence.token_ids)) for sequence in sequences], layers)
     finally:
-        blocks.release(taken)
+        blocks.return_blocks(taken)
 
 
 def _means(runner: ModelRunner, chunks: Seq[Chunk], layers: Seq[int]) -> Tensor:

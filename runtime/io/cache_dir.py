@@ -1,13 +1,11 @@
-"""The cache directory: where it lies, locks between processes, and entries that are whole or absent."""
+"""The cache directory: where it lies, locks between processes, and what its disk may lack."""
 
 import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -46,32 +44,6 @@ def lock(target: Path, waiting: Callable[[], None] | None = None) -> Iterator[No
         held.release()
 
 
-@contextmanager
-def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `target` if the block succeeds and vanishes if it does not.
-
-    The files are on the disk before the folder gets its name, so whoever finds `target` finds it whole. The
-    caller holds `lock(target)`: folders that a killed process left behind are removed first.
-    Raises ZweaveError if the disk is full or cannot be written.
-    """
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f".{escape(target.name)}.*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = target.parent / f".{target.name}.{uuid4().hex}.tmp"
-        temporary.mkdir()
-    try:
-        with disk_errors(target):
-            yield temporary
-            for path in [*temporary.rglob("*"), temporary]:
-                flush(path)
-            temporary.rename(target)
-            flush(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def require_space(path: Path, size: int) -> None:
     """Raises ZweaveError unless the disk that holds (or will hold) `path` has `size` bytes free."""
     while not path.exists():
@@ -102,12 +74,3 @@ def disk_errors(path: Path) -> Iterator[None]:
         if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
             raise ZweaveError(full) from None
         raise
-
-
-def flush(path: Path) -> None:
-    """Returns when a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,18 +1,16 @@
 """Safetensors files on their own: read with one clear line on any fault, written whole or not at all."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import ZweaveError
-from .cache_dir import disk_errors
+from ..errors import ZweaveError, one_line
+from .atomic_write import atomic_write
 
 
 @contextmanager
@@ -39,34 +37,20 @@ def save_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
-    flush: bool = True,
+    to_disk: bool = True,
 ) -> None:
-    """Writes a safetensors file beside `path` and renames it to `path`.
+    """Writes a safetensors file, whole or not at all.
 
-    flush: bring it to the disk first, so that it is whole even if the machine stops.
+    to_disk: as of `atomic_write`.
     Raises ZweaveError if the folder is missing, or the disk is full or cannot be written.
     """
     if path.is_dir():
         raise ZweaveError(f"{path}: is a folder: give a file name")
     if not path.parent.is_dir():
         raise ZweaveError(f"{path.parent}: there is no such folder")
-    temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
-    try:
-        with disk_errors(path):
-            # safetensors creates files that only their owner can read; this one gets the usual mode.
-            temporary.touch()
-            mode = temporary.stat().st_mode & 0o777
-            save_file(dict(tensors), temporary, dict(metadata) if metadata else None)
-            temporary.chmod(mode)
-            if flush:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, cut to a readable length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    with atomic_write(path, to_disk) as temporary:
+        # safetensors creates files that only their owner can read; this one gets the usual mode.
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
+        save_file(dict(tensors), temporary, dict(metadata) if metadata else None)
+        temporary.chmod(mode)

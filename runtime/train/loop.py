@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ZweaveError
+from ..io.atomic_write import atomic_write
 from ..tasks.task import Sample, Task, balanced
 from .objective import accuracy, batch_loss
 from .policy import Policy
@@ -138,10 +139,10 @@ def _save(
     path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress, best: dict[str, Any]
 ) -> None:
     """Writes the state, whole or not at all."""
-    unfinished = path.with_suffix(".part")
     now = {"adapter": policy.adapter.state(), "optimizer": optimizer.state_dict()}
-    torch.save(now | {"progress": asdict(progress), "best": best}, unfinished)
-    unfinished.replace(path)
+    # Into a file of Python's: on a full disk torch's own writer does not say that it is full.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        torch.save(now | {"progress": asdict(progress), "best": best}, file)
 
 
 def _load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:

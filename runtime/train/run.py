@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..decomposition.decomposition import decompose
 from ..errors import ZweaveError
+from ..io.atomic_write import atomic_write
 from ..tasks.task import Task
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
@@ -158,9 +159,8 @@ class Log:
                 file.write(_written(line))
             return
         self.lines = [*(kept for kept in self.lines if kept["step"] < step.step), line]
-        unfinished = self._path.with_suffix(".part")
-        unfinished.write_text("".join(map(_written, self.lines)), "utf-8")
-        unfinished.replace(self._path)
+        with atomic_write(self._path) as temporary:
+            temporary.write_text("".join(map(_written, self.lines)), "utf-8")
         self._is_begun = True
 
     def seconds(self) -> float:

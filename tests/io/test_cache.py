@@ -1,6 +1,5 @@
-"""Cache entries are whole or absent, whatever happens while they are written."""
+"""The cache directory, and its locks between processes."""
 
-import errno
 import os
 import signal
 import subprocess
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from zweave.errors import ZweaveError
-from zweave.io.cache_dir import atomic_directory, cache_dir, lock, require_space
+from zweave.io.atomic_write import atomic_directory
+from zweave.io.cache_dir import cache_dir, lock, require_space
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
@@ -21,60 +21,6 @@ def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
     assert cache_dir() == Path.home() / "there"
     monkeypatch.delenv("ZWEAVE_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "zweave"
-
-
-def test_directory_appears_whole(tmp_path):
-    target = tmp_path / "a" / "entry"
-    with atomic_directory(target) as directory:
-        (directory / "sub").mkdir()
-        (directory / "sub" / "file").write_text("x")
-        assert not target.exists()
-    assert (target / "sub" / "file").read_text() == "x"
-    assert os.listdir(target.parent) == ["entry"]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_directory_vanishes_on_failure(tmp_path, error):
-    with pytest.raises(error), atomic_directory(tmp_path / "entry") as directory:
-        (directory / "file").write_text("x")
-        raise error
-    assert os.listdir(tmp_path) == []
-
-
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    stale = tmp_path / ".entry.0123.tmp"
-    stale.mkdir()
-    (stale / "file").write_text("half")
-    other = tmp_path / ".entry2.0123.tmp"
-    other.mkdir()
-    with atomic_directory(tmp_path / "entry"):
-        pass
-    assert sorted(os.listdir(tmp_path)) == [".entry2.0123.tmp", "entry"]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
-        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ],
-    ids=["full", "quota", "safetensors"],
-)
-@pytest.mark.parametrize("in_cache", [True, False])
-def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, in_cache, error):
-    if in_cache:
-        monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path))
-    message = r"^no space left on the disk of .*entry: free some( or set ZWEAVE_CACHE to another disk)?$"
-    with pytest.raises(ZweaveError, match=message) as caught, atomic_directory(tmp_path / "entry"):
-        raise error
-    assert ("ZWEAVE_CACHE" in str(caught.value)) is in_cache
-    assert os.listdir(tmp_path) == []
-
-
-def test_other_errors_pass(tmp_path):
-    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "entry"):
-        (tmp_path / "absent").read_text()
 
 
 def test_cache_under_a_file_is_refused(tmp_path):
@@ -93,7 +39,8 @@ def test_two_processes_build_an_entry_once(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from zweave.io.cache_dir import atomic_directory, lock
+from zweave.io.atomic_write import atomic_directory
+from zweave.io.cache_dir import lock
 target = Path(sys.argv[1])
 with lock(target, waiting=lambda: print("waited")):
     if not target.is_dir():
@@ -113,7 +60,8 @@ def test_lock_of_a_killed_process_is_free(tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from zweave.io.cache_dir import atomic_directory, lock
+from zweave.io.atomic_write import atomic_directory
+from zweave.io.cache_dir import lock
 target = Path(sys.argv[1])
 with lock(target), atomic_directory(target):
     print("held", flush=True)
