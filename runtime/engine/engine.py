@@ -142,10 +142,10 @@ class Engine:
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
-            self._run(early)
+            self._compute(early)
             chunks = self._schedule()
         if chunks:
-            self._run(chunks)
+            self._compute(chunks)
         elif not self._output_processor.has_deltas:
             self._first_passes.wait(_MAX_WAIT)
         return self._output_processor.take_deltas()
@@ -159,7 +159,7 @@ class Engine:
             self._output_processor.fail(sequence, reason)
         return chunks
 
-    def _run(self, chunks: list[Chunk]) -> None:
+    def _compute(self, chunks: list[Chunk]) -> None:
         """Computes chunks as one batch, and tells the observer."""
         start, observer = time.perf_counter(), self.observer
         outputs = self._runner.run(chunks)

@@ -104,7 +104,7 @@ class ModelRunner:
         return _outputs(ordered, self.model.forward(batch))
 
     def prepare(self, chunks: Seq[Chunk]) -> Batch:
-        """The tensors of chunks, in an order in which each layer's rows are contiguous."""
+        """The tensors of chunks in the order given, which must be one that LayerSchedule allows."""
         num_layers, device = self.model.config.num_layers, self._config.torch_device
         return _build_batch(chunks, num_layers, self.cache.block_size, device)
 
