@@ -27,7 +27,7 @@ class MovedModules:
         if name not in MOVED:
             return None
         warnings.warn(f"{name} is now {MOVED[name]}", DeprecationWarning, stacklevel=2)
-        return ModuleSpec(name, cls)
+        return ModuleSpec(name, cls)  # type: ignore[arg-type]  a class serves as a loader
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
