@@ -11,7 +11,7 @@ from ._C import cpu_isa, empty_in_huge_pages
 from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from .components import gather_components
-from .decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
+from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .greedy import greedy, greedy_ref
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
@@ -28,9 +28,9 @@ from .svf_linear import svf_linear, svf_linear_ref
 __all__ = [
     "AdaptedLinear",
     "Decoder",
-    "DecoderBatch",
     "DecoderConfig",
     "DecoderLayer",
+    "DecoderMetadata",
     "LinearMode",
     "Packed",
     "Quantized",
@@ -68,10 +68,13 @@ __all__ = [
     "write_kv_ref",
 ]
 
+_RENAMED = {"DecoderBatch": "DecoderMetadata", "Way": "LinearMode"}
+
 
 def __getattr__(name: str) -> object:
-    """The old name of LinearMode."""
-    if name == "Way":
-        warnings.warn("zweave.kernels.Way is now LinearMode", DeprecationWarning, stacklevel=2)
-        return LinearMode
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Old names, which warn."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(f"zweave.kernels.{name} is now {new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

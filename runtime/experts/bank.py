@@ -17,10 +17,8 @@ from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
 from .expert import Expert, Scope
-from .mixture import Mixture, check_name, check_same_kind, mix_experts
+from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, mix_experts
 from .slot_tables import SlotRows, SlotTables
-
-BASE_DIGEST = "base"
 
 
 class BankFullError(ZweaveError):

@@ -18,6 +18,9 @@ Alpha: TypeAlias = float | tuple[float, ...]
 # How a caller selects a model: an expert's name, weights by name (one number, or one a layer), None for the base.
 ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
 
+# Digest of the base model, where a mixture's stands else.
+BASE_DIGEST = "base"
+
 RESERVED_NAMES = ("base", "auto")
 _NAME = re.compile(r"[A-Za-z0-9._/-]{1,255}")
 

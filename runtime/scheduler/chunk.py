@@ -1,4 +1,4 @@
-"""Some of a sequence's next tokens: what a step computes of it."""
+"""Consecutive tokens of a sequence that a step computes."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,11 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some of a sequence's next tokens, all of which enter at one layer; the step samples if they reach its end.
+    """The next tokens of a sequence, all of which enter the model at one layer.
 
     start: position of the first token.
-    cache_layers: layers whose input states of these tokens are stored with the prefix cache.
+    count: number of tokens.
+    cache_layers: layers whose input states of these tokens are stored for the prefix cache.
     """
 
     sequence: Sequence
@@ -26,18 +27,19 @@ class Chunk:
 
     @property
     def complete(self) -> bool:
+        """Whether the step samples a token after the chunk."""
         return self.sequence.pooling is None and self.stop == len(self.sequence.token_ids)
 
     @property
     def entry_layer(self) -> int:
         """The first layer that the tokens go through."""
-        below = self.sequence.partial_states
+        below = self.sequence.kv.partial_states
         return below.layer if below is not None and below.start <= self.start < below.stop else 0
 
     @property
     def entry_states(self) -> Tensor | None:
         """The states that enter `entry_layer`; None if that is the first layer."""
-        below = self.sequence.partial_states
+        below = self.sequence.kv.partial_states
         return below.between(self.start, self.stop) if below is not None and self.entry_layer else None
 
     @property
@@ -50,6 +52,6 @@ class Chunk:
 
     @property
     def depth_order(self) -> tuple[int, int]:
-        """In a batch those that enter late come first, the highest layer first, and those that end early last."""
+        """Sort key of a batch: the chunks that enter highest come first, those that exit lowest last."""
         exit_layer = self.sequence.exit_layer
         return (1, -exit_layer) if exit_layer is not None else (0, -self.entry_layer)

@@ -1,7 +1,7 @@
-"""The mean hidden state of a prompt, read while it is computed: the same bits however the prompt is cut.
+"""The mean hidden state of a prompt, pooled while the prompt is computed: the same bits however it is cut in chunks.
 
-Sums run from token to token in float64, one after the other, so that they do not depend on where a chunk ends. A prompt
-whose beginning is found in the prefix tree goes on with the sum of the states that are kept there.
+States are added in float64, one token after the other, so that the sum does not depend on where a chunk ends. A prompt
+whose beginning is in the prefix tree starts from the sum that is stored there.
 """
 
 import torch
@@ -34,11 +34,11 @@ class Pooling:
         return self.tokens == self.stop
 
     def restart(self, tokens: int, total: Sum | None) -> None:
-        """Goes on after `tokens` whose states add up to `total`."""
+        """Starts after the first `tokens` tokens, whose states add up to `total`."""
         self.tokens, self._sum = tokens, total
 
     def add(self, start: int, states: Tensor) -> None:
-        """Takes the states [tokens, hidden] of the tokens from `start` on, unless it has them already."""
+        """Adds the states [tokens, hidden] of the tokens from `start` on, unless they are added already."""
         if start != self.tokens:
             return
         self._sum, self.tokens = running_sums(self._sum, states)[-1].copy(), start + len(states)

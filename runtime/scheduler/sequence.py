@@ -1,4 +1,4 @@
-"""A request on its way through the engine: its tokens, what of them is computed, and what it holds."""
+"""A request on its way through the engine: its tokens, what computes them, and what the cache has of them."""
 
 import os
 from collections.abc import Sequence as Seq
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..dispatcher import Dispatch
 from ..experts.bank import ResolvedMixture
+from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_states import LayerStates
-from ..kv_cache.prefix_tree import Node
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
 from .pooling import Pooling
@@ -19,18 +19,19 @@ from .pooling import Pooling
 class Sequence:
     """State of one request.
 
+    request_id: the order of arrival, too.
+    mixture: computes the tokens from `adapted_from` on; the base model computes those before, and in a first pass all.
     token_ids: prompt and generated ids.
-    adapted_from: position from which on the tokens carry the expert's slot, the base's before.
-    num_computed_tokens: how many tokens have their keys and values in the blocks of `block_table`.
-    nodes: the first blocks as nodes of the prefix tree; the blocks after them are private to the sequence.
-    num_indexed_tokens: how many computed tokens the prefix tree has been told of.
-    num_cached_tokens: how many tokens were found in the prefix cache at the start; None before that.
-    symbols: of the first tokens (`prefix_key.py`), written when they are needed.
-    partial_states: tokens that are computed below some layer, with the states that enter it: they resume there.
-    num_resumed_tokens: how many tokens were found partially computed at the start.
-    cached_states: states of tokens that the prefix tree has not been given yet, by the layer that they enter.
-    pooling: the first pass that reads the prompt's states; until it ends the mixture is the base model's.
+    adapted_from: position of the first token that carries the expert's slot.
+    max_length: number of tokens at which the answer is cut off.
+    text: the answer's text so far.
+    kv: blocks of the cache and how far they are computed.
+    pooling: the first pass that reads the prompt's states; None once an expert is chosen.
     dispatch: what the dispatcher chose.
+    slot: row of the bank that the sequence holds.
+    logprobs: of the generated tokens, if they are asked for.
+    scores: log-probabilities of the request's `score` tokens.
+    seed: of the sampler.
     """
 
     request_id: int
@@ -41,15 +42,7 @@ class Sequence:
     max_length: int
     text: StopChecker
     num_prompt_tokens: int = field(init=False)
-    num_computed_tokens: int = 0
-    block_table: list[int] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    num_indexed_tokens: int = 0
-    num_cached_tokens: int | None = None
-    symbols: bytearray = field(default_factory=bytearray)
-    partial_states: LayerStates | None = None
-    num_resumed_tokens: int = 0
-    cached_states: dict[int, LayerStates] = field(default_factory=dict)
+    kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
     dispatch: Dispatch | None = None
     slot: int | None = None
@@ -75,37 +68,58 @@ class Sequence:
     @property
     def next_position(self) -> int:
         """Position of the next token to compute."""
-        return (
-            self.partial_states.stop
-            if self.exit_layer is not None and self.partial_states is not None
-            else self.num_computed_tokens
-        )
+        if self.exit_layer is not None and self.kv.partial_states is not None:
+            return self.kv.partial_states.stop
+        return self.kv.num_computed_tokens
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Number of tokens left to compute before the next one is sampled, or the first pass ends."""
+        return self.num_target_tokens - self.next_position
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_pending_tokens > 1
 
     def base_until(self, layer: int) -> int:
-        """How many of the prompt's tokens are the base's in the layers below this one."""
-        is_base_there = self.mixture.first_layer >= layer
-        return self.num_prompt_tokens if is_base_there else min(self.adapted_from, self.num_prompt_tokens)
+        """Number of leading prompt tokens whose keys and values below `layer` are the base model's."""
+        if self.mixture.first_layer >= layer:
+            return self.num_prompt_tokens
+        return min(self.adapted_from, self.num_prompt_tokens)
 
     def keeps_kv_valid(self, mixture: ResolvedMixture, adapted_from: int) -> bool:
         """Whether the first pass's keys and values of the prompt stay valid under `mixture`."""
         is_base = not mixture.parts or self.num_target_tokens <= adapted_from
         if self.exit_layer is not None:
-            # What was found whole is the base's in all layers.
-            return is_base or (mixture.first_layer >= self.exit_layer and not self.num_computed_tokens)
-        # The last token's logits are wanted yet.
+            # Tokens that were found computed in all layers are the base model's there.
+            return is_base or (mixture.first_layer >= self.exit_layer and not self.kv.num_computed_tokens)
+        # The last token has to be computed still, for its logits.
         return is_base and self.num_target_tokens < len(self.token_ids)
 
     def bind(self, mixture: ResolvedMixture, adapted_from: int) -> None:
-        """Sets the mixture that a first pass has chosen."""
+        """Ends the first pass: sets the mixture that was chosen."""
         if not self.keeps_kv_valid(mixture, adapted_from):
-            self.num_cached_tokens, self.num_resumed_tokens = None, 0
+            self.kv.num_cached_tokens, self.kv.num_resumed_tokens = None, 0
         self.mixture, self.adapted_from = mixture, adapted_from
         self.pooling = None
-        self.symbols.clear()
-        if self.partial_states is not None:
-            self.cache_states(
-                self.partial_states.layer, self.partial_states.start, self.partial_states.states
-            )
+        self.kv.prefix_key.clear()
+        partial = self.kv.partial_states
+        if partial is not None:
+            self.cache_states(partial.layer, partial.start, partial.states)
+
+    def advance(self, count: int) -> None:
+        """Marks the next tokens as computed in all layers."""
+        self.kv.advance(count)
+
+    def advance_below(self, states: Tensor) -> None:
+        """Marks the next tokens as computed below the exit layer, which `states` enter."""
+        assert self.exit_layer is not None
+        self.kv.advance_below(self.exit_layer, states)
+
+    def cache_states(self, layer: int, start: int, states: Tensor) -> None:
+        """Keeps states that enter `layer`, of the tokens from `start` on, for the prefix cache: the base model's."""
+        num_base = max(0, self.base_until(layer) - start)
+        self.kv.cache_states(LayerStates(layer, start, states[:num_base]))
 
     @property
     def generated(self) -> list[int]:
@@ -117,46 +131,21 @@ class Sequence:
 
     @property
     def reuse(self) -> Reuse | None:
-        """The kind of reuse behind `num_cached_tokens` and `num_resumed_tokens`."""
-        if self.num_resumed_tokens:
+        """What kind of reuse the cached and resumed tokens are."""
+        if self.kv.num_resumed_tokens:
             return "first_layer"
-        if not self.num_cached_tokens:
+        num_cached_tokens = self.kv.num_cached_tokens
+        if not num_cached_tokens:
             return None
         if self.mixture.scope == "always" and self.adapted_from:
             return "approximate"
-        after_prompt = self.mixture.scope == "after_prompt" and self.num_cached_tokens <= self.adapted_from
+        after_prompt = self.mixture.scope == "after_prompt" and num_cached_tokens <= self.adapted_from
         return "after_prompt" if after_prompt else "same_mixture"
-
-    def advance(self, count: int) -> None:
-        """Marks tokens as computed."""
-        self.num_computed_tokens += count
-        if self.partial_states is not None and self.num_computed_tokens >= self.partial_states.stop:
-            self.partial_states = None
-
-    def advance_below(self, states: Tensor) -> None:
-        """Marks the tokens whose states these are as computed up to the layer at which the first pass ends."""
-        assert self.exit_layer is not None
-        known = self.partial_states
-        self.partial_states = (
-            LayerStates(self.exit_layer, self.num_computed_tokens, states)
-            if known is None
-            else known.then(states)
-        )
-
-    def cache_states(self, layer: int, start: int, states: Tensor) -> None:
-        """Keeps the states of the tokens from `start` on, as far as they are the base's."""
-        found = LayerStates(layer, start, states[: max(0, self.base_until(layer) - start)])
-        known = self.cached_states.get(layer)
-        if known is not None and known.stop == start:
-            found = known.then(found.states)
-        elif known is not None and known.start == found.stop:
-            found = found.then(known.states)
-        self.cached_states[layer] = found
 
     def append(
         self, token_id: int, entry: TokenLogprob | None, eos_ids: Seq[int]
     ) -> tuple[str, FinishReason | None]:
-        """Adds a generated token; returns the text that may be shown now, and why it ends, if it does."""
+        """Adds a generated token; returns the text that can be shown now, and the finish reason if the answer ends."""
         self.token_ids.append(token_id)
         if entry is not None:
             self.logprobs.append(entry)
@@ -179,8 +168,8 @@ class Sequence:
             prompt_tokens=self.num_prompt_tokens,
             error=error,
             reuse=self.reuse,
-            reused_tokens=self.num_cached_tokens or 0,
-            resumed_tokens=self.num_resumed_tokens,
+            reused_tokens=self.kv.num_cached_tokens or 0,
+            resumed_tokens=self.kv.num_resumed_tokens,
             scores=self.scores,
             dispatch=self.dispatch,
         )

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from zweave import kernels
 from zweave.kernels import (
     AdaptedLinear,
     Decoder,
-    DecoderBatch,
     DecoderConfig,
     DecoderLayer,
+    DecoderMetadata,
     LinearMode,
     Packed,
     decoder_ref,
@@ -94,14 +95,14 @@ def config() -> DecoderConfig:
     return DecoderConfig(HEADS, KV_HEADS, HEAD_SIZE, HEAD_SIZE**-0.5, 1e-5, angles.cos(), angles.sin())
 
 
-def batch(slots: Sequence[int]) -> DecoderBatch:
+def batch(slots: Sequence[int]) -> DecoderMetadata:
     """All tokens of one sequence, whose blocks lie in reverse."""
     position = torch.arange(len(slots), dtype=torch.int32)
     table = torch.arange(BLOCKS - 1, -1, -1, dtype=torch.int32)[None]
     index = table[0, (position // BLOCK_SIZE).long()].long() * BLOCK_SIZE + position % BLOCK_SIZE
-    return DecoderBatch(
+    return DecoderMetadata(
         slot=torch.tensor(slots, dtype=torch.int32),
-        sequence=torch.zeros(len(slots), dtype=torch.int32),
+        seq_index=torch.zeros(len(slots), dtype=torch.int32),
         position=position,
         kv_index=index,
         block_table=table,
@@ -310,7 +311,7 @@ REFUSALS = {
     "position outside the tables": ({"position": torch.tensor([0, 4000], dtype=torch.int32)}, "positions"),
     "place outside the cache": ({"kv_index": torch.tensor([0, BLOCKS * BLOCK_SIZE])}, "places"),
     "block outside the cache": ({"block_table": torch.full((1, 3), BLOCKS, dtype=torch.int32)}, "blocks"),
-    "sequence outside the table": ({"sequence": torch.ones(2, dtype=torch.int32)}, "rows of block_table"),
+    "sequence outside the table": ({"seq_index": torch.ones(2, dtype=torch.int32)}, "rows of block_table"),
     "slots of another type": ({"slot": torch.zeros(2, dtype=torch.int64)}, "Int"),
 }
 
@@ -343,3 +344,8 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(RuntimeError):
             Decoder(config(), [wrong])
+
+
+def test_the_old_name_of_the_metadata_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="DecoderMetadata"):
+        assert kernels.DecoderBatch is DecoderMetadata

@@ -72,8 +72,8 @@ def finish_step(scheduler: Scheduler) -> dict[int, int]:
     complete = [chunk.sequence for chunk in chunks if chunk.complete]
     for chunk in chunks:
         seq = chunk.sequence
-        assert len(seq.block_table) * BLOCK >= seq.num_computed_tokens + chunk.count
-        seq.num_computed_tokens += chunk.count
+        assert len(seq.kv.block_table) * BLOCK >= seq.kv.num_computed_tokens + chunk.count
+        seq.advance(chunk.count)
     for seq in complete:
         if seq.append(0, None, ())[1] is not None:
             scheduler.remove(seq)
@@ -133,7 +133,7 @@ def test_the_latest_arrival_is_preempted_and_comes_back(cache: KVCache) -> None:
             break
         for request_id, count in finish_step(scheduler).items():
             computed[request_id] += count
-        if second.num_computed_tokens == 0 and len(second.generated) < 8:
+        if second.kv.num_computed_tokens == 0 and len(second.generated) < 8:
             assert second.slot is not None, "a preempted request keeps its slot"
     assert scheduler.preemptions == 1
     assert computed[0] == 22, "the first arrival computes each token once"
