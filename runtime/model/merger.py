@@ -1,4 +1,4 @@
-"""Merges the weights of experts in steady use in the background, within a memory budget."""
+"""Merges the weights of experts in steady use, in the background, within a budget of memory."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,18 +15,13 @@ from ..planner.batch_planner import count_by_slot
 from ..planner.cost_model import CostModel
 from ..planner.plan import Plan
 
-# A merge starts when a slot's past tokens would have saved this many times its cost.
+# A merge must have paid for itself so many times over before it is begun.
 CAUTION = 2.0
 
 
 @dataclass(slots=True)
 class _Merged:
-    """A slot's merged weights.
-
-    digest: of the mixture that they were made for.
-    used: the last step that used them.
-    making: the merge while it runs, None once it is installed.
-    """
+    """A slot's merged weights: what they were made for, and when they were last used."""
 
     digest: str
     used: int
@@ -34,18 +29,12 @@ class _Merged:
 
 
 class Merger:
-    """Gives slots of many tokens merged weights: `W' x` costs as much as `W x`.
+    """Gives slots that many tokens pass through weights of their own: `W' x` costs what `W x` does.
 
-    A merge starts when the past tokens of a slot would have saved its cost twice over. A background thread makes it,
-    and it takes effect between two steps (`settle`). At the budget the least recently used is dropped; merged weights
-    of a slot that was reassigned are dropped at once.
+    A merge is begun when the tokens of a slot would have saved its cost twice over; it is made by a thread
+    beside the steps and takes effect between two of them (`settle`). The longest unused is dropped when the
+    budget is reached, and one whose slot was given to another mixture at once.
 
-    decomposition: the factors.
-    plan: tells which matrices can be merged: those that keep all factors.
-    bank: the slots and their scales.
-    decoder: the layers that compute with the merged weights.
-    dtype: of the merged weights.
-    costs: of the machine.
     budget: bytes of merged weights.
     """
 
@@ -81,7 +70,7 @@ class Merger:
         return [slot for slot, merged in self._merged.items() if merged.making is None]
 
     def settle(self, slot: Tensor) -> None:
-        """Installs, drops and starts merges, between two steps; slot: [T] of the tokens of the next step."""
+        """Called between steps, with the slots of the next one's tokens: installs, drops and begins merges."""
         self._step += 1
         for known, merged in list(self._merged.items()):
             if self._bank.digest_of(known) != merged.digest:
