@@ -46,7 +46,7 @@ def parts(out: Path, rebuild: bool) -> list[Part]:
     pip = (sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
     # Other files may want packages that are not there.
     files = [
-        str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()
+        str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()
     ]
     tests = (sys.executable, "-m", "pytest", "--import-mode=importlib", "-m", "gpu and not slow", *files)
     build = [Part("build", pip, 180)] if rebuild else []

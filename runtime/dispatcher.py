@@ -1,9 +1,10 @@
-"""What a dispatcher is: it says what it has to know of a prompt, and chooses when it knows."""
+"""The dispatcher protocol: it names what to probe about a prompt, then chooses the mixture that answers it."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -15,9 +16,11 @@ from .validation import is_number
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt whose expert is wanted.
+    """A prompt whose expert is to be chosen.
 
-    tokens: its ids. text_end: index of the first token that an `after_prompt` expert would act on.
+    tokens: its token ids.
+    text_end: index of the first token that an `after_prompt` expert would act on.
+    tokenizer: the model's.
     """
 
     tokens: Seq[int]
@@ -26,17 +29,20 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The words of the last user's turn."""
+        """The text of the last user turn."""
         start = self.tokenizer.user_text_start(self.tokens, self.text_end)
         return self.tokenizer.decode(self.tokens[start : self.text_end])
 
 
 @dataclass(frozen=True, slots=True)
 class ReadScores:
-    """The natural log-probabilities of the tokens `score` after a prompt of the dispatcher's own.
+    """A probe: the natural log-probabilities of some tokens after a prompt of the dispatcher's own.
 
-    It is computed as a sequence of its own under `expert`, and shares keys and values with the request and with
-    others as far as it begins like them.
+    It runs as a sequence of its own and shares the KV cache of equal prefixes with the request and all others.
+
+    tokens: the prompt.
+    score: the token ids whose log-probabilities are wanted.
+    expert: the expert that reads the prompt; None is the base model.
     """
 
     tokens: Seq[int]
@@ -49,10 +55,13 @@ class ReadScores:
 
 @dataclass(frozen=True, slots=True)
 class ReadState:
-    """The mean, over the prompt's tokens before `text_end`, of the base's state that enters a layer (from 1 on).
+    """A probe: the base model's mean hidden state that enters a layer, over the prompt's tokens before `text_end`.
 
-    It is read while the prompt is computed. candidates: what may be chosen; if all of these act on the prompt too,
-    which has to be computed anew for them, the first pass goes no further than the layer.
+    It is read while the prompt is computed.
+
+    layer: the layer, from 1 on.
+    candidates: the experts that may be chosen. If all of them act on the prompt too, which is then computed again under
+        the chosen one, the first pass computes no more layers than it has to.
     """
 
     layer: int
@@ -62,21 +71,22 @@ class ReadState:
         object.__setattr__(self, "candidates", tuple(self.candidates))
 
 
-Look: TypeAlias = ReadScores | ReadState | None
+Probe: TypeAlias = ReadScores | ReadState | None
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What a first pass found out about a prompt, and which mixture answers it therefore.
+    """What a dispatcher chose for a prompt, and why.
 
-    label: what the prompt was taken for, None if nobody asked.
-    probabilities: of the labels it was chosen from.
-    mixture: as `Request.expert` takes it; None is the base, which answers below a threshold, too.
+    Two records are equal if all but `tokens` and `seconds` is.
+
+    label: what the prompt was taken for; None if nothing was probed.
+    probabilities: of the labels that it was chosen from.
+    mixture: the chosen expert, as `Request.expert` takes it; None is the base model, also chosen below a threshold.
     confidence: from 0 to 1.
-    tokens: computed for the first pass alone; 0 where it read what the answer needs anyway.
-    seconds: from the dispatcher's first call to its choice, whatever else the batch held meanwhile.
+    tokens: tokens computed for the first pass alone; 0 where the answer reuses all of them.
+    seconds: time from the dispatcher's first call to its choice, other work of the batch included.
     error: why there was no choice.
-    tokens and seconds tell of the way: records that differ in nothing else are equal.
     """
 
     label: str | None = None
@@ -98,17 +108,55 @@ class Dispatch:
 
 
 class Dispatcher(Protocol):
-    """Chooses the mixture for requests with expert="auto". Both methods may raise anything; what comes of that the
-    engine's configuration says.
+    """Chooses the mixture for requests with expert="auto".
 
-    A dispatcher with an attribute `blocking = False` promises to return at once: it runs on the engine's own thread.
-    Any other runs on threads of its own, several requests at a time, and each call has `dispatch_timeout` seconds.
+    Both methods may raise anything; `EngineConfig.on_dispatch_error` says what follows. They run on threads, several
+    requests at a time, and each call has `dispatch_timeout` seconds. A dispatcher with an attribute `blocking = False`
+    promises to return at once and runs on the engine's own thread.
     """
 
-    def look(self, prompt: Prompt) -> Look:
-        """What the first pass has to find out; None for nothing."""
+    def probe(self, prompt: Prompt) -> Probe:
+        """What the first pass has to compute; None for nothing."""
         ...
 
-    def choose(self, prompt: Prompt, seen: Seq[float] | Tensor | None) -> Dispatch:
-        """The choice. seen: the scores [len(score)], or the mean state [hidden] float32."""
+    def choose(self, prompt: Prompt, evidence: Seq[float] | Tensor | None) -> Dispatch:
+        """The choice.
+
+        evidence: what the probe gave: the scores [len(score)], the mean state [hidden] float32, or None.
+        """
         ...
+
+
+class RenamedLook:
+    """Keeps `look`, the former name of `probe`, for those who call it on a built-in strategy."""
+
+    def look(self, prompt: Prompt) -> Any:
+        _warn_of_look(stacklevel=3)
+        dispatcher: Any = self
+        return dispatcher.probe(prompt)
+
+
+def probe_method(dispatcher: object) -> Callable[[Prompt], object] | None:
+    """The dispatcher's `probe`, or with a DeprecationWarning its `look`, as the method was called before.
+
+    Where both are there, as in a subclass of a built-in strategy, the one that overrides the other is taken.
+    Returns None for an object with neither.
+    """
+    for namespace in (getattr(dispatcher, "__dict__", {}), *map(vars, type(dispatcher).__mro__)):
+        name = next((name for name in ("probe", "look") if name in namespace), None)
+        if name is not None:
+            break
+    else:
+        # It may forward attributes to another object.
+        name = "probe" if hasattr(dispatcher, "probe") else "look"
+    method = getattr(dispatcher, name, None)
+    if not callable(method):
+        return None
+    if name == "look":
+        _warn_of_look(stacklevel=3)
+    return method
+
+
+def _warn_of_look(stacklevel: int) -> None:
+    message = "a dispatcher's method look(prompt) is now called probe(prompt): rename it"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)

@@ -2,6 +2,8 @@
 
 import re
 
+from torch import nn
+
 from ..errors import ZweaveError
 
 # The linears of a decoder layer in the order of the forward pass, as transformers calls them.
@@ -38,3 +40,9 @@ def module_name(layer: int, linear: str) -> str:
     """The name that transformers gives a layer's linear, one of LINEARS: "model.layers.0.mlp.up_proj"."""
     block = "mlp" if linear in MLP_LINEARS else "self_attn"
     return f"model.layers.{layer}.{block}.{linear}"
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replaces the submodule of that name in a model."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,30 +1,34 @@
-"""Tells what a prompt is about from the mean hidden state of an early layer: a few layers and one small product."""
+"""A classifier of prompts by the mean hidden state of an early layer: a few layers and one small product."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..io.tensor_file import open_tensors, save_tensors
-
-if TYPE_CHECKING:
-    from ..engine.engine import Engine
 
 FORMAT = "zweave-early-classifier-1"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EarlyClassifier:
-    """p = softmax(W h + b), with h the mean of the base's states that enter a layer, over the tokens of a prompt before
-    the assistant's header: those that a first pass reads (docs/dispatch.md).
+    """Logistic regression on an early layer's mean state: p = softmax(W h + b).
 
-    weight: W [labels, hidden] float32. bias: b [labels] float32. layer: from 1 on.
-    base_digest: of the weights that it was trained on, if known. training: a JSON object on how it was made.
+    h is the mean of the base model's states that enter a layer, over the prompt's tokens before the assistant's
+    header: those that a first pass reads (docs/dispatch.md).
+
+    labels: what it tells apart, in the order of the rows of `weight`.
+    layer: whose input is read, from 1 on.
+    weight: W [labels, hidden], float32.
+    bias: b [labels], float32.
+    base_digest: digest of the weights that it was trained on, if known.
+    training: how it was made, a JSON object.
     """
 
     labels: tuple[str, ...]
@@ -48,11 +52,11 @@ class EarlyClassifier:
         """states: [prompts, hidden] float32. Returns [prompts, labels]; ZweaveError if the model has another width."""
         if states.shape[1] != self.weight.shape[1]:
             raise ZweaveError(f"the classifier is for models of width {self.weight.shape[1]}")
-        # A prompt's probabilities must not depend on how many there are, as a matrix product's rows may.
+        # Not a matrix product, whose rows may depend on how many there are: a prompt's probabilities must not.
         logits = (states[:, None, :].double() * self.weight.double()).sum(dim=-1) + self.bias
         return torch.softmax(logits, dim=-1).float()
 
-    def classify(self, engine: "Engine", texts: Sequence[Sequence[int]]) -> list[str]:
+    def classify(self, engine: Engine, texts: Sequence[Sequence[int]]) -> list[str]:
         """The likeliest label of each prompt, given as its token ids before the assistant's header."""
         (states,) = engine.pooled_states(texts, [self.layer])
         return [self.labels[index] for index in self.probabilities(states.cpu()).argmax(dim=1).tolist()]

@@ -1,11 +1,12 @@
-"""A dispatcher from a file: JSON that names a strategy and its parts, or Python that makes one (docs/dispatch.md)."""
+"""Loads a dispatcher from a file: JSON that names a strategy, or Python that defines one (docs/dispatch.md)."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..dispatcher import Dispatcher
+from ..dispatcher import Dispatcher, probe_method
+from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
 from ..io.python_file import python_object
@@ -16,13 +17,10 @@ from .hidden import HiddenDispatcher
 from .prompt import CONTENT_FREE, PromptDispatcher
 from .routes import Routes
 
-if TYPE_CHECKING:
-    from ..engine.engine import Engine
-
-Load = Callable[["Engine", Iterable[ExpertChoice]], None]
+Load = Callable[[Engine, Iterable[ExpertChoice]], None]
 
 _ROUTES = {"experts", "threshold", "soft"}
-_KEYS: Mapping[str, tuple[set[str], set[str]]] = {  # strategy: what it must say, and what it may
+_KEYS: Mapping[str, tuple[set[str], set[str]]] = {  # strategy: its required and its optional keys
     "prompt": (
         {"experts", "instruction"},
         {"opening", "expert", "instruction_first", "text_tokens", "calibration"},
@@ -33,22 +31,20 @@ _KEYS: Mapping[str, tuple[set[str], set[str]]] = {  # strategy: what it must say
 }
 
 
-def load_dispatcher(engine: "Engine", path: Path, load: Load = lambda engine, choices: None) -> Dispatcher:
+def load_dispatcher(engine: Engine, path: Path, load: Load = lambda engine, choices: None) -> Dispatcher:
     """Reads a .json or runs a .py file. A `prompt` strategy is calibrated on the engine.
 
-    load: makes experts that the file names known to the engine; without it they have to be. Names that end in
-    .safetensors are files beside this one.
+    load: loads the experts that the file names into the engine; by default they must be loaded already. Names that
+        end in .safetensors are files beside this one.
     Raises ZweaveError for a file that is missing or malformed.
     """
     if path.suffix not in (".json", ".py") or not path.is_file():
         raise ZweaveError(f"a dispatcher is a .json or .py file, and {path} is none")
     if path.suffix == ".py":
         dispatcher: Any = python_object(path, "dispatcher")
-        if not (
-            callable(getattr(dispatcher, "look", None)) and callable(getattr(dispatcher, "choose", None))
-        ):
+        if probe_method(dispatcher) is None or not callable(getattr(dispatcher, "choose", None)):
             raise ZweaveError(
-                f"{path} defines no dispatcher: give the name to an object with look and choose"
+                f"{path} defines no dispatcher: give the name to an object with probe and choose"
             )
         return dispatcher
     try:
@@ -62,7 +58,7 @@ def load_dispatcher(engine: "Engine", path: Path, load: Load = lambda engine, ch
         raise ZweaveError(f"{path}: {error}") from None
 
 
-def _from_fields(engine: "Engine", fields: dict[str, Any], folder: Path, load: Load) -> Dispatcher:
+def _from_fields(engine: Engine, fields: dict[str, Any], folder: Path, load: Load) -> Dispatcher:
     strategy = fields.get("strategy")
     if not isinstance(strategy, str) or strategy not in _KEYS:
         raise ZweaveError(f"strategy must be one of {', '.join(_KEYS)}, not {strategy!r}")
@@ -90,7 +86,7 @@ def _from_fields(engine: "Engine", fields: dict[str, Any], folder: Path, load: L
 
 
 def _prompt(
-    engine: "Engine", fields: Mapping[str, Any], routes: Routes, expert: ExpertChoice
+    engine: Engine, fields: Mapping[str, Any], routes: Routes, expert: ExpertChoice
 ) -> PromptDispatcher:
     texts = fields.get("calibration", list(CONTENT_FREE))
     words = [fields["instruction"], fields.get("opening", "")]

@@ -1,18 +1,20 @@
-"""Tells prompts apart by an early layer's mean hidden state, read in the prefill that the answer goes on from."""
+"""The strategy `hidden`: an early layer's mean state, read in the prefill that the answer continues from."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..dispatcher import Dispatch, Prompt, ReadState
+from ..dispatcher import Dispatch, Prompt, ReadState, RenamedLook
 from ..errors import ZweaveError
 from .early_classifier import EarlyClassifier
 from .routes import Routes
 
 
-class HiddenDispatcher:
-    """classifier: as `zweave expert classifier` trains it. routes: of its labels; the base answers the others.
+class HiddenDispatcher(RenamedLook):
+    """Chooses by an early classifier of the prompt's own mean state.
 
+    classifier: as `zweave expert classifier` trains it.
+    routes: of its labels; the base model answers labels without a route.
     Raises ZweaveError for routes of labels that the classifier does not know.
     """
 
@@ -25,12 +27,12 @@ class HiddenDispatcher:
                 raise ZweaveError(f"the classifier has no label {label!r}: its labels are {known}")
         self.classifier = classifier
         self.routes = routes
-        self._look = ReadState(classifier.layer, routes.candidates)
+        self._probe = ReadState(classifier.layer, routes.candidates)
 
-    def look(self, prompt: Prompt) -> ReadState:
-        return self._look
+    def probe(self, prompt: Prompt) -> ReadState:
+        return self._probe
 
-    def choose(self, prompt: Prompt, seen: Sequence[float] | Tensor | None) -> Dispatch:
-        assert isinstance(seen, Tensor)
-        probabilities = self.classifier.probabilities(seen[None])[0]
+    def choose(self, prompt: Prompt, evidence: Sequence[float] | Tensor | None) -> Dispatch:
+        assert isinstance(evidence, Tensor)
+        probabilities = self.classifier.probabilities(evidence[None])[0]
         return self.routes.dispatch(self.classifier.labels, probabilities.tolist())

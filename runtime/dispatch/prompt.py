@@ -1,18 +1,18 @@
-"""Asks the model itself what a prompt is about: the label tokens' logits after a classification prompt, in one step.
+"""The strategy `prompt`: the model's own label scores after a classification prompt, without generating a token.
 
-p = softmax(score - offset) over the labels, where `offset` is what the labels score on other texts (Zhao et al. 2021,
-arXiv 2102.09690): a model prefers some labels whatever it reads. Under an expert trained to classify the same is the
-classification expert of Transformer² (section 3.2).
+p = softmax(score - offset) over the labels, where `offset` is the mean score of each label on other texts (Zhao et
+al. 2021, arXiv 2102.09690): a model prefers some labels whatever it reads. With an expert that was trained to classify
+this is the classification expert of Transformer² (section 3.2).
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from ..dispatcher import Dispatch, Prompt, ReadScores
+from ..dispatcher import Dispatch, Prompt, ReadScores, RenamedLook
+from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
 from ..request import Request
@@ -20,22 +20,22 @@ from ..tasks.render import answer_ids
 from ..text.tokenizer import Tokenizer
 from .routes import Routes
 
-if TYPE_CHECKING:
-    from ..engine.engine import Engine
-
-# Texts that say nothing, for a calibration without samples.
+# Content-free texts, for a calibration without samples.
 CONTENT_FREE = ("N/A", "...", "text")
 
 
-class PromptDispatcher:
-    """routes: their labels are the answers to choose from, each one token and written with the space before it.
+class PromptDispatcher(RenamedLook):
+    """Chooses by the label that the model finds likeliest after a question about the prompt.
 
-    instruction: the question. opening: the first words of the answer.
-    expert: under which the model reads; None is the base.
-    instruction_first: the question stands before the text, as in the paper, and its keys and values are shared by all
-        prompts; else it stands after the text, whose keys and values are then those of the request.
-    offsets: of the labels' scores, see `calibrated`.
-    text_tokens: so many tokens of the text are read at most; None reads all.
+    routes: their labels are the possible answers, each one token and written with the space before it.
+
+    instruction: the question.
+    opening: the first words of the answer.
+    expert: the expert that reads the question; None is the base model.
+    instruction_first: the question stands before the text, as in the paper, and all prompts share its KV cache; by
+        default it stands after the text and shares the text's KV cache with the request.
+    offsets: subtracted from the labels' scores, see `calibrated`.
+    text_tokens: the most tokens of the text that are read; None reads all.
     Raises ZweaveError for fewer than two labels and offsets that do not fit them.
     """
 
@@ -66,24 +66,27 @@ class PromptDispatcher:
         self.offsets = np.array(offsets or [0.0] * len(routes.labels))
         self.text_tokens = text_tokens
 
-    def look(self, prompt: Prompt) -> ReadScores:
+    def probe(self, prompt: Prompt) -> ReadScores:
         return ReadScores(
             self._question(prompt), _label_ids(prompt.tokenizer, self.routes.labels), self.expert
         )
 
-    def choose(self, prompt: Prompt, seen: Sequence[float] | Tensor | None) -> Dispatch:
-        scores = np.asarray(seen, dtype=np.float64) - self.offsets
+    def choose(self, prompt: Prompt, evidence: Sequence[float] | Tensor | None) -> Dispatch:
+        scores = np.asarray(evidence, dtype=np.float64) - self.offsets
         weights = np.exp(scores - scores.max())
         return self.routes.dispatch(self.routes.labels, (weights / weights.sum()).tolist())
 
-    def calibrated(self, engine: "Engine", texts: Sequence[str] = CONTENT_FREE) -> "PromptDispatcher":
-        """The same with the labels' mean scores on some texts as offsets: unlabelled ones of the kind that is
-        expected, or without any, texts that say nothing. Raises ZweaveError as the engine does.
+    def calibrated(self, engine: Engine, texts: Sequence[str] = CONTENT_FREE) -> "PromptDispatcher":
+        """A copy whose offsets are the labels' mean scores on some texts.
+
+        texts: unlabelled, best of the kind that is expected; content-free ones by default.
+        Raises ZweaveError as the engine does.
         """
         tokenizer = engine.tokenizer
-        looks = [self.look(_as_prompt(tokenizer, text)) for text in texts]
+        probes = [self.probe(_as_prompt(tokenizer, text)) for text in texts]
         results = engine.generate(
-            Request(list(look.tokens), expert=look.expert, max_tokens=1, score=look.score) for look in looks
+            Request(list(probe.tokens), expert=probe.expert, max_tokens=1, score=probe.score)
+            for probe in probes
         )
         failed = [result.error for result in results if result.error]
         if failed or not results:

@@ -1,4 +1,4 @@
-"""From what a prompt was taken for to the mixture that answers it."""
+"""Routes: which mixture answers a prompt of which label."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,11 @@ from ..validation import check_flag, is_number
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """experts: what answers each label, as `Request.expert` takes it; None is the base.
-    threshold: below this probability of the likeliest label the base answers.
-    soft: the experts answer together, weighted by their labels' probabilities (docs/dispatch.md).
+    """Maps labels to experts.
+
+    experts: the expert of each label, as `Request.expert` takes it; None is the base model.
+    threshold: the base model answers if the likeliest label's probability is below it.
+    soft: answer under the mixture of all experts, weighted by their labels' probabilities (docs/dispatch.md).
     """
 
     experts: Mapping[str, ExpertChoice] = field(hash=False)
@@ -39,28 +41,28 @@ class Routes:
 
     @property
     def candidates(self) -> tuple[ExpertChoice, ...]:
-        """What may answer, the base aside."""
+        """All experts that may be chosen, without the base model."""
         return tuple(choice for choice in self.experts.values() if Mixture.parse(choice) is not None)
 
     def dispatch(self, labels: Sequence[str], probabilities: Sequence[float]) -> Dispatch:
-        """The choice for the probabilities of labels, those that no expert answers among them.
+        """The choice for the probabilities of labels, which may include labels without a route.
 
-        Raises ZweaveError if a probability is no number: what they were read from is not finite.
+        Raises ZweaveError if a probability is not finite.
         """
         if not all(math.isfinite(p) for p in probabilities):
             raise ZweaveError("the probabilities of the labels are not finite")
-        found = dict(zip(labels, probabilities, strict=True))
-        label = max(found, key=found.__getitem__)
+        by_label = dict(zip(labels, probabilities, strict=True))
+        label = max(by_label, key=by_label.__getitem__)
         choice = self.experts.get(label)
-        if found[label] < self.threshold:
+        if by_label[label] < self.threshold:
             choice = None
         elif self.soft and choice is not None:
-            choice = self._together(found)
+            choice = self._soft_mixture(by_label)
         # Rounding may leave a sum a little above 1.
-        return Dispatch(label, found, choice, min(found[label], 1.0))
+        return Dispatch(label, by_label, choice, min(by_label[label], 1.0))
 
-    def _together(self, probabilities: Mapping[str, float]) -> ExpertChoice:
-        """sum_k p_k z_k over the experts, the p of their labels made to add up to 1; without the base."""
+    def _soft_mixture(self, probabilities: Mapping[str, float]) -> ExpertChoice:
+        """sum_k p_k z_k over the experts without the base model, their p scaled to a sum of 1."""
         shares = [
             (mixture, probabilities.get(label, 0.0))
             for label, choice in self.experts.items()

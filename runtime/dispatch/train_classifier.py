@@ -1,4 +1,4 @@
-"""Trains early-layer classifiers: logistic regression (scikit-learn) on labelled training prompts, a layer at a time.
+"""Trains early-layer classifiers: logistic regression (scikit-learn) on labelled training prompts, layer by layer.
 
 Validation chooses the layer, the earliest of equals.
 """
@@ -42,16 +42,17 @@ def train_classifier(
     for layer, of_layer in zip(layers, states, strict=True):
         weight, bias = _fit(of_layer[: len(train)], train, task.labels)
         record = {"task": task.name, "shots": len(train), "validation": len(validation), "seed": seed}
-        found = EarlyClassifier(task.labels, layer, weight, bias, base_digest, record)
-        chosen = found.probabilities(of_layer[len(train) :]).argmax(dim=1).tolist()
+        classifier = EarlyClassifier(task.labels, layer, weight, bias, base_digest, record)
+        chosen = classifier.probabilities(of_layer[len(train) :]).argmax(dim=1).tolist()
         hits = [task.labels[i] == s.answer for i, s in zip(chosen, validation, strict=True)]
-        shares[layer], classifiers[layer] = sum(hits) / len(hits), found
+        shares[layer], classifiers[layer] = sum(hits) / len(hits), classifier
     return classifiers[max(shares, key=shares.__getitem__)], shares
 
 
 def bare_prompt(engine: Engine, sample: Sample) -> list[int]:
-    """The sample as a user would send it, its bare text, if it has one, without the task's instruction, as far as a
-    first pass reads it: to before the assistant's header.
+    """The sample as a user would send it, up to the assistant's header: what a first pass reads.
+
+    It is the sample's bare text, without the task's instruction, where the sample has one.
     """
     text = sample.data.get("text")
     tokens = prompt_ids(engine.tokenizer, prompts.chat(text) if isinstance(text, str) else sample.prompt)
@@ -59,7 +60,7 @@ def bare_prompt(engine: Engine, sample: Sample) -> list[int]:
 
 
 def _fit(states: Tensor, samples: Sequence[Sample], labels: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """W [labels, hidden] and b [labels] with the standardisation of the features folded in."""
+    """W [labels, hidden] and b [labels], the standardisation of the features folded in."""
     missing = [label for label in labels if all(sample.answer != label for sample in samples)]
     if missing:
         raise ZweaveError(f"no training sample has the label {missing[0]!r}: give more shots")
@@ -67,7 +68,7 @@ def _fit(states: Tensor, samples: Sequence[Sample], labels: Sequence[str]) -> tu
     scaler, regression = model.steps[0][1], model.steps[1][1]
     weight = regression.coef_ / scaler.scale_
     bias = regression.intercept_ - weight @ scaler.mean_
-    # Of two classes the regression keeps one row: that of the second, against none for the first.
+    # For two classes the regression has one row, that of the second: the first gets a row of zeros.
     weight, bias = torch.from_numpy(weight).float(), torch.from_numpy(bias).float()
     if len(labels) == 2:
         return torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])

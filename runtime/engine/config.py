@@ -25,9 +25,9 @@ class EngineConfig:
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
     prefix_cache: keys and values stay in the cache when a request ends, for requests that begin alike, and
         are shared by requests that run at once; results are the same (docs/kv_cache.md).
-    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
-    max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
-    batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
+    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest modes take.
+    max_error: what of a matrix an expert may lose for a cheaper mode, as a share of the matrix's spectral norm.
+    batch_invariant: a token's mode follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.

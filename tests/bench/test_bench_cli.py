@@ -30,7 +30,7 @@ LINEAR_KEYS = ROW_KEYS | {
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Roofs and rotations of a machine with hardly a cache."""
-    for module in ("linear_case", "roofs"):
+    for module in ("kernels.linear_case", "harness.roofs"):
         monkeypatch.setattr(f"zweave.bench.{module}.cache_bytes", lambda device="cpu": 1 << 16)
     monkeypatch.setattr("zweave.bench.harness.roofs.PRODUCTS", ((64, 64, 64),))
     monkeypatch.setattr("zweave.bench.kernels.linear.roof_providers.__defaults__", (1 << 20,))

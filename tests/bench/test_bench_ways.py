@@ -127,9 +127,9 @@ def test_grouped_lora_refuses_what_it_cannot_do() -> None:
 
 CHECK_GPU_WAYS = """
 import json, torch
-from zweave.bench.gpu_ways import GPU_WAYS
-from zweave.bench.linear_case import Operands
-from zweave.bench.shapes import Shape
+from zweave.bench.kernels.gpu_ways import GPU_WAYS
+from zweave.bench.kernels.linear_case import Operands
+from zweave.bench.kernels.shapes import Shape
 
 errors = {}
 for name, way in GPU_WAYS.items():

@@ -12,6 +12,7 @@ import torch
 from zweave import Dispatch, Engine, Request, Result, Sampling, ZweaveError
 from zweave.dispatch import (
     Dispatcher,
+    EarlyClassifier,
     FixedDispatcher,
     HiddenDispatcher,
     PromptDispatcher,
@@ -19,7 +20,6 @@ from zweave.dispatch import (
     ReadState,
     Routes,
 )
-from zweave.dispatch.early_classifier import EarlyClassifier
 
 TinyEngine = Callable[..., Engine]
 LABELS = ("x", "y", "z")
@@ -241,11 +241,11 @@ def test_hidden_and_always_ends_at_the_layer(
 
 def test_the_state_is_the_mean_that_the_engine_gives(make_engine: TinyEngine) -> None:
     class Kept(HiddenDispatcher):
-        seen: list[torch.Tensor] = []  # noqa: RUF012
+        states: list[torch.Tensor] = []  # noqa: RUF012
 
-        def choose(self, prompt: object, seen: torch.Tensor) -> Dispatch:
-            self.seen.append(seen)
-            return super().choose(prompt, seen)
+        def choose(self, prompt: object, evidence: torch.Tensor) -> Dispatch:
+            self.states.append(evidence)
+            return super().choose(prompt, evidence)
 
     dispatcher = Kept(classifier(2), Routes(AFTER))
     engine = make_engine(max_batch_tokens=10, max_sequences=4)
@@ -262,7 +262,7 @@ def test_the_state_is_the_mean_that_the_engine_gives(make_engine: TinyEngine) ->
         assert reused == min(shared, engine.tokenizer.after_prompt_start(prompts[i]) - 1)
     cut = [tokens[: engine.tokenizer.after_prompt_start(tokens)] for tokens in prompts]
     expected = make_engine(prefix_cache=False).pooled_states(cut, [2])[0]
-    assert torch.equal(torch.stack(dispatcher.seen), expected)
+    assert torch.equal(torch.stack(dispatcher.states), expected)
 
 
 def test_a_text_that_comes_before_its_question_is_read_once(make_engine: TinyEngine) -> None:
@@ -320,14 +320,14 @@ def test_a_conversation_reads_its_earlier_turns_from_the_cache(make_engine: Tiny
 class Chosen:
     """A user's dispatcher: does what a function does, on a thread of the engine's choosing."""
 
-    def __init__(self, choose: Callable[[], object], look: object = None, blocking: bool = True) -> None:
-        self._choose, self._look, self.blocking = choose, look, blocking
+    def __init__(self, choose: Callable[[], object], probe: object = None, blocking: bool = True) -> None:
+        self._choose, self._probe, self.blocking = choose, probe, blocking
         self.threads: set[int] = set()
 
-    def look(self, prompt: object) -> object:
-        return self._look
+    def probe(self, prompt: object) -> object:
+        return self._probe
 
-    def choose(self, prompt: object, seen: object) -> object:
+    def choose(self, prompt: object, evidence: object) -> object:
         self.threads.add(threading.get_ident())
         return self._choose()
 
@@ -346,15 +346,15 @@ FAILURES: dict[str, tuple[Callable[[], Dispatcher], str]] = {
     "unmixable": (lambda: FixedDispatcher({"a": 0.5, "tail-a": 0.5}), "cannot be mixed"),
     "overruns": (lambda: Chosen(lambda: time.sleep(1)), "took longer than 0.2 s"),
     "chooses nonsense": (lambda: Chosen(lambda: "a"), "chooses str"),
-    "looks at nonsense": (lambda: Chosen(lambda: Dispatch(), look="up"), "looks at str"),
-    "no such layer": (lambda: Chosen(lambda: Dispatch(), look=ReadState(9)), "from 1 to 2, not 9"),
+    "probes nonsense": (lambda: Chosen(lambda: Dispatch(), probe="up"), "probes str"),
+    "no such layer": (lambda: Chosen(lambda: Dispatch(), probe=ReadState(9)), "from 1 to 2, not 9"),
     "no such token": (
-        lambda: Chosen(lambda: Dispatch(), look=ReadScores([1, 999], [1])),
+        lambda: Chosen(lambda: Dispatch(), probe=ReadScores([1, 999], [1])),
         "token ids must be",
     ),
-    "a long question": (lambda: Chosen(lambda: Dispatch(), look=ReadScores([1] * 2000, [1])), "shorten it"),
+    "a long question": (lambda: Chosen(lambda: Dispatch(), probe=ReadScores([1] * 2000, [1])), "shorten it"),
     "a broken classifier": (
-        lambda: Chosen(lambda: Dispatch(), look=ReadScores([1], [1], {"a": 1e30})),
+        lambda: Chosen(lambda: Dispatch(), probe=ReadScores([1], [1], {"a": 1e30})),
         "not finite",
     ),
     "another width": (
@@ -397,9 +397,9 @@ def test_a_users_dispatcher_blocks_nobody(make_engine: TinyEngine) -> None:
         assert gate.wait(20)
         return Dispatch("x", {"x": 1.0}, "a", 0.9)
 
-    for look in (None, ReadState(1), ReadScores([1, 2, 3], [5])):
+    for probe in (None, ReadState(1), ReadScores([1, 2, 3], [5])):
         gate.clear()
-        slow = Chosen(choose, look)
+        slow = Chosen(choose, probe)
         mine = engine.add(Request([5, 6, 7, 8, 9, 10], expert="auto", dispatcher=slow, max_tokens=3))
         assert len(engine.generate(Request([3, 4], max_tokens=8, ignore_eos=True))[0].token_ids) == 8
         gate.set()
@@ -414,11 +414,11 @@ def test_a_users_dispatcher_blocks_nobody(make_engine: TinyEngine) -> None:
     assert quick.threads == {threading.get_ident()}
 
 
-@pytest.mark.parametrize("look", [None, ReadState(1), ReadScores([1, 2, 3, 4, 5, 6, 7], [5])], ids=str)
+@pytest.mark.parametrize("probe", [None, ReadState(1), ReadScores([1, 2, 3, 4, 5, 6, 7], [5])], ids=str)
 @pytest.mark.parametrize("steps", range(4))
-def test_cancelled_in_the_first_pass(make_engine: TinyEngine, look: object, steps: int) -> None:
+def test_cancelled_in_the_first_pass(make_engine: TinyEngine, probe: object, steps: int) -> None:
     engine = make_engine(max_batch_tokens=3, max_sequences=3)
-    dispatcher = Chosen(lambda: Dispatch(mixture="a"), look, blocking=False)
+    dispatcher = Chosen(lambda: Dispatch(mixture="a"), probe, blocking=False)
     request_id = engine.add(Request(list(range(3, 20)), expert="auto", dispatcher=dispatcher))
     other = engine.add(Request([3, 4, 5], max_tokens=4, ignore_eos=True))
     finished: dict[int, Result] = {}

@@ -10,8 +10,13 @@ import pytest
 import torch
 
 from zweave import Engine, Request, Result
-from zweave.dispatch import FixedDispatcher, HiddenDispatcher, PromptDispatcher, load_dispatcher
-from zweave.dispatch.early_classifier import EarlyClassifier
+from zweave.dispatch import (
+    EarlyClassifier,
+    FixedDispatcher,
+    HiddenDispatcher,
+    PromptDispatcher,
+    load_dispatcher,
+)
 from zweave.experts.mixture import ExpertChoice
 
 TinyEngine = Callable[..., Engine]

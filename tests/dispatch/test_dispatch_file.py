@@ -9,8 +9,13 @@ import torch
 
 from zweave import Engine, ZweaveError
 from zweave.cli.main import main
-from zweave.dispatch import FixedDispatcher, HiddenDispatcher, PromptDispatcher, load_dispatcher
-from zweave.dispatch.early_classifier import EarlyClassifier
+from zweave.dispatch import (
+    EarlyClassifier,
+    FixedDispatcher,
+    HiddenDispatcher,
+    PromptDispatcher,
+    load_dispatcher,
+)
 
 TinyEngine = Callable[..., Engine]
 PROMPT = {"strategy": "prompt", "experts": {"x": "a", "y": None}, "instruction": "x or y?"}

@@ -9,9 +9,18 @@ import pytest
 import torch
 
 from zweave import Dispatch, Engine, Request, ZweaveError
-from zweave.dispatch import HiddenDispatcher, Prompt, PromptDispatcher, Routes, few_shot
-from zweave.dispatch.early_classifier import EarlyClassifier
-from zweave.engine.call_pool import Calls
+from zweave.dispatch import (
+    EarlyClassifier,
+    FixedDispatcher,
+    HiddenDispatcher,
+    Prompt,
+    PromptDispatcher,
+    ReadScores,
+    Routes,
+    few_shot,
+)
+from zweave.dispatcher import probe_method
+from zweave.engine.call_pool import CallPool
 from zweave.tasks import prompt_ids, prompts
 
 TinyEngine = Callable[..., Engine]
@@ -76,9 +85,9 @@ def test_the_question_stands_after_the_text_or_before_it(engine: Engine) -> None
     first_turn, prompt = prompt_of(engine, "hello"), prompt_of(engine, "hello", "yes?", " so long ")
 
     def asked(prompt: Prompt, **fields: object) -> str:
-        look = PromptDispatcher(routes, "x, y or z?", "It is", **fields).look(prompt)
-        assert look.score == tuple(engine.tokenizer.encode("xyz"))
-        return engine.tokenizer.decode(look.tokens, skip_special=False)
+        probe = PromptDispatcher(routes, "x, y or z?", "It is", **fields).probe(prompt)
+        assert probe.score == tuple(engine.tokenizer.encode("xyz"))
+        return engine.tokenizer.decode(probe.tokens, skip_special=False)
 
     closing = "<|im_end|>\n<|im_start|>assistant\nIt is"
     assert asked(first_turn) == f"<|im_start|>user\nhello\nx, y or z?{closing}"
@@ -91,15 +100,15 @@ def test_the_question_stands_after_the_text_or_before_it(engine: Engine) -> None
     assert prompt.text.strip() == "so long"
     assert "so long" not in asked(prompt, instruction_first=True, text_tokens=4)
     # What comes after the text does not change the tokens before it: their keys and values are the request's.
-    look = PromptDispatcher(routes, "x, y or z?").look(prompt)
-    assert list(look.tokens[: prompt.text_end]) == list(prompt.tokens[: prompt.text_end])
+    probe = PromptDispatcher(routes, "x, y or z?").probe(prompt)
+    assert list(probe.tokens[: prompt.text_end]) == list(prompt.tokens[: prompt.text_end])
 
 
 def test_the_expert_of_domains_is_trained_on_what_a_dispatcher_asks(engine: Engine) -> None:
     dispatcher = PromptDispatcher(Routes(EXPERTS), prompts.DOMAIN_QUESTION, prompts.DOMAIN_OPENING)
     for text in ("What is a fish ?", "so long ", "two\nlines"):
-        look = dispatcher.look(prompt_of(engine, text))
-        assert list(look.tokens) == prompt_ids(engine.tokenizer, prompts.domain(text))
+        probe = dispatcher.probe(prompt_of(engine, text))
+        assert list(probe.tokens) == prompt_ids(engine.tokenizer, prompts.domain(text))
 
 
 def test_scores_become_probabilities_less_the_offsets(engine: Engine) -> None:
@@ -119,8 +128,10 @@ def test_scores_become_probabilities_less_the_offsets(engine: Engine) -> None:
 def test_calibration_makes_the_texts_it_saw_even(engine: Engine) -> None:
     for expert in (None, "late"):
         dispatcher = PromptDispatcher(Routes(EXPERTS), "x, y or z?", expert=expert).calibrated(engine, ["ab"])
-        look = dispatcher.look(prompt_of(engine, "ab"))
-        (result,) = engine.generate(Request(look.tokens, expert=look.expert, score=look.score, max_tokens=1))
+        probe = dispatcher.probe(prompt_of(engine, "ab"))
+        (result,) = engine.generate(
+            Request(probe.tokens, expert=probe.expert, score=probe.score, max_tokens=1)
+        )
         assert np.array_equal(dispatcher.offsets, result.scores)
         probabilities = dispatcher.choose(prompt_of(engine, "ab"), result.scores).probabilities
         assert list(probabilities.values()) == pytest.approx([1 / 3] * 3)
@@ -137,7 +148,7 @@ def test_the_classifier_and_its_routes(engine: Engine) -> None:
         found = dispatcher.choose(prompt_of(engine, "x"), state)
         assert list(found.probabilities.values()) == probabilities.tolist()
         assert found.mixture == {"x": "a", "y": "b", "w": None}[found.label]
-    assert dispatcher.look(prompt_of(engine, "x")).candidates == ("a", "b")
+    assert dispatcher.probe(prompt_of(engine, "x")).candidates == ("a", "b")
     with pytest.raises(ZweaveError, match="has no label 'z': its labels are 'x', 'y', 'w'"):
         HiddenDispatcher(classifier, Routes(EXPERTS))
 
@@ -198,9 +209,9 @@ def test_labels_are_single_tokens(engine: Engine, labels: tuple[str, str], words
 def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr("zweave.engine.call_pool._MOST_HANGING", 3)
+    monkeypatch.setattr("zweave.engine.call_pool._MAX_HANGING", 3)
     gate = threading.Event()
-    calls: Calls[int] = Calls(timeout=0.02)
+    calls: CallPool[int] = CallPool(timeout=0.02)
     errors = {}
     for number in range(40):
         calls.submit(number, gate.wait, blocking=True)
@@ -213,7 +224,7 @@ def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.Monke
 
 
 def test_an_interrupt_loses_no_call() -> None:
-    calls: Calls[str] = Calls(timeout=1)
+    calls: CallPool[str] = CallPool(timeout=1)
     interrupts = [KeyboardInterrupt()]
 
     def interrupted() -> str:
@@ -229,3 +240,56 @@ def test_an_interrupt_loses_no_call() -> None:
         ("first", "early"),
         ("second", "late"),
     ]
+
+
+class Former:
+    """Written before `look` was called `probe`."""
+
+    blocking = False
+
+    def look(self, prompt: Prompt) -> ReadScores:
+        return ReadScores(prompt.tokens, [5])
+
+    def choose(self, prompt: Prompt, seen: object) -> Dispatch:
+        return Dispatch("former", mixture="a")
+
+
+class FormerPrompt(PromptDispatcher):
+    """Overrides a built-in strategy by the former name."""
+
+    def look(self, prompt: Prompt) -> ReadScores:
+        scores = super().look(prompt)
+        return ReadScores(scores.tokens, scores.score, "a")
+
+
+class Forwarding:
+    """Has no method of its own."""
+
+    def __init__(self, dispatcher: object) -> None:
+        self._dispatcher = dispatcher
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._dispatcher, name)
+
+
+def test_dispatchers_with_the_former_name_warn_and_work(engine: Engine) -> None:
+    prompt = prompt_of(engine, "ab")
+    for dispatcher in (Former(), Forwarding(Former())):
+        with pytest.warns(DeprecationWarning, match="now called probe"):
+            (result,) = engine.generate(Request([5, 6], expert="auto", dispatcher=dispatcher, max_tokens=1))
+        assert (result.expert, result.dispatch.label) == ("a", "former")
+    with pytest.warns(DeprecationWarning):
+        probe = probe_method(FormerPrompt(Routes(EXPERTS), "x, y or z?"))(prompt)
+    assert probe.expert == "a"
+    with pytest.warns(DeprecationWarning):
+        assert FixedDispatcher("a").look(prompt) is None
+    with pytest.warns(DeprecationWarning):
+        from zweave.dispatch import Look
+    assert isinstance(probe, Look)
+    assert probe_method(Forwarding(FixedDispatcher("a"))) is not None
+    assert probe_method(object()) is None
+
+
+def test_a_dispatcher_without_a_probe_is_told(engine: Engine) -> None:
+    (result,) = engine.generate(Request([5], expert="auto", dispatcher=object()))
+    assert "has no method probe: object" in result.error

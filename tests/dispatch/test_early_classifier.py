@@ -9,7 +9,7 @@ import torch
 
 from zweave import Engine, Request
 from zweave.cli.main import main
-from zweave.dispatch.early_classifier import EarlyClassifier
+from zweave.dispatch import EarlyClassifier
 from zweave.dispatch.train_classifier import _fit, bare_prompt, train_classifier
 from zweave.errors import ZweaveError
 from zweave.evaluation.baselines import logistic_regression

@@ -22,10 +22,10 @@ class Crooked:
 
     blocking = False
 
-    def look(self, prompt: Prompt) -> None:
+    def probe(self, prompt: Prompt) -> None:
         return None
 
-    def choose(self, prompt: Prompt, seen: object) -> Dispatch:
+    def choose(self, prompt: Prompt, evidence: object) -> Dispatch:
         text = prompt.tokenizer.decode(prompt.tokens)
         label = {"o": "one", "w": "two", "t": "three"}[text[0]]
         if label == "one" and int(text[1:]) % 3 == 0:
@@ -79,7 +79,7 @@ def test_the_dispatcher_beside_the_oracle(engine: Engine) -> None:
 
 def test_a_dispatcher_that_fails_is_told(engine: Engine) -> None:
     tasks = tasks_of(engine)
-    engine.dispatcher.choose = lambda prompt, seen: Dispatch(mixture="nobody")
+    engine.dispatcher.choose = lambda prompt, evidence: Dispatch(mixture="nobody")
     with pytest.raises(ZweaveError, match=r"cannot be answered: .*no expert 'nobody'"):
         evaluate_dispatch(engine, tasks)
 

@@ -103,8 +103,8 @@ class Alone:
 
     def _question(self, prompt: Sequence[int]) -> Sequence[int]:
         """What the strategy that asks first, as the paper does, has the model read."""
-        look = self._dispatchers["always"][FIRST].look(as_prompt(self.engine, prompt))
-        return getattr(look, "tokens", ())
+        probe = self._dispatchers["always"][FIRST].probe(as_prompt(self.engine, prompt))
+        return getattr(probe, "tokens", ())
 
     def question(self, length: int) -> Sequence[int]:
         return self._question(self.prompt(length))

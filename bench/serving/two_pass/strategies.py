@@ -56,12 +56,12 @@ def computed_twice(dispatcher: Dispatcher, prompt: Prompt, result: Result) -> in
     if result.dispatch is None:
         raise ZweaveError("the request was not dispatched")
     text, behind = len(prompt.tokens[: prompt.text_end]), 0
-    look = dispatcher.look(prompt)
-    if isinstance(look, ReadScores):
+    probe = dispatcher.probe(prompt)
+    if isinstance(probe, ReadScores):
         words = prompt.tokens[
             prompt.tokenizer.user_text_start(prompt.tokens, prompt.text_end) : prompt.text_end
         ]
-        text, behind = len(words), len(look.tokens) - _end_of(words, look.tokens)
+        text, behind = len(words), len(probe.tokens) - _end_of(words, probe.tokens)
     first = min(max(result.dispatch.tokens - behind, 0), text)
     second = min(max(prompt.text_end - result.reused_tokens - result.resumed_tokens, 0), text)
     return min(first, second)
