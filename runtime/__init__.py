@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+from warnings import warn
 
 if TYPE_CHECKING:
     from .dispatcher import Dispatch
@@ -34,6 +35,9 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     """Imports a public name at its first use: the command line can then be interrupted while torch loads."""
+    if name == "prompts":
+        warn("zweave.prompts is zweave.tasks.prompts now", DeprecationWarning, stacklevel=2)
+        return import_module("zweave.tasks.prompts")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"zweave.{_MODULES.get(name, 'request')}"), name)
