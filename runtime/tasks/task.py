@@ -1,4 +1,4 @@
-"""What a task is: samples with a verifiable reward, in three splits that share no prompt."""
+"""A task: samples with a verifiable reward, in three splits that share no prompt."""
 
 import math
 import random
@@ -48,13 +48,13 @@ def exact(sample: Sample, text: str) -> float:
 class Task:
     """Where samples come from and what an answer is worth.
 
-    labels: the possible answers, each one token; empty when the answer is generated
-    max_tokens: of an answer, its end token included
-    stop: strings before which an answer ends
     read: (directory of the task files, None without one) -> samples. The splits follow from the files alone and
         never from a seed: what one seed trains on, no other seed tests on.
-    judge: (sample, answered text) -> reward, above 0 where the answer is right
-    validation: how many samples validation takes of `train`, at most a fifth of them
+    labels: the possible answers, each one token; empty when the answer is generated.
+    max_tokens: of an answer, its end token included.
+    stop: strings before which an answer ends.
+    judge: (sample, answered text) -> reward, above 0 where the answer is right.
+    validation: how many samples validation takes of `train`, at most a fifth of them.
     """
 
     name: str
