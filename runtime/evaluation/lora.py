@@ -17,7 +17,7 @@ from ..text.tokenizer import Tokenizer
 from ..train.adapter import Adapter
 from ..train.lora import RECORD
 from ..train.policy import Policy
-from ..train.rollout import grow
+from ..train.rollout import sample_answers
 from ..train.run import load_model
 
 # Prompts of a forward pass, as validation has them in training.
@@ -92,7 +92,7 @@ class LoraMethod:
         policy = Policy(self.model.module, adapter, self.model.tokenizer, self.scope, self.model.max_length)
         texts: list[str] = []
         for start in range(0, len(samples), BATCH):
-            texts += grow(policy, task, list(samples[start : start + BATCH])).texts
+            texts += sample_answers(policy, task, list(samples[start : start + BATCH])).texts
         return texts
 
 
