@@ -4,7 +4,6 @@ import argparse
 import io
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
 
@@ -30,8 +29,7 @@ HELP = """\
 /quit             leave (or Ctrl-D)"""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("chat", help="talk to the model", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")

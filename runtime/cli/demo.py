@@ -7,7 +7,6 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -74,8 +73,7 @@ EXAMPLES = (
 )
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("demo", help="see a mixed batch at work", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     parser.set_defaults(run=run)
 

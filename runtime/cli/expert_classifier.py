@@ -4,7 +4,6 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.checkpoint import resolve_model
 from ..dispatch.train_classifier import bare_prompt, train_classifier
@@ -15,10 +14,7 @@ from ..options.task_options import add_data_option, data_folder
 from ..tasks import resolve_task, which_task
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "classifier", help="train a light classifier of prompts on an early layer", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tasks",
         nargs="+",

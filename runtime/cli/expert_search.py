@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ..engine.engine import Engine
 from ..experts.expert import Expert
@@ -20,12 +19,7 @@ from ..search.few_shot import Found, Generation, Weighting, search
 from ..tasks import balanced, resolve_task
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "search",
-        help="find the mixture that answers a task's few samples best",
-        description=__doc__,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     parser.add_argument("--experts", nargs="+", required=True, metavar="NAME", help=EXPERT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the expert file to write")

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
@@ -31,8 +30,7 @@ from .request_lines import json_request, numbered, open_text, shown_prompt
 _SHOWN = 40
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("trace", help="the timeline of a request stream", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", help="JSON lines with the fields of a Request")
     parser.add_argument("--output", type=Path, default=Path("trace.json"), help="Chrome trace (%(default)s)")
     parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of it, too; needs matplotlib")

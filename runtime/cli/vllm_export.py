@@ -14,10 +14,7 @@ from ..integrations.vllm import save_adapter
 from ..options.engine_options import EXPERT_HELP, expert_path, parse_expert
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "vllm-export", help="write an expert as an adapter for vLLM", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "expert", metavar="EXPERT", help=f"{EXPERT_HELP}, or a mixture NAME=WEIGHT,NAME=WEIGHT"
     )
