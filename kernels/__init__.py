@@ -1,12 +1,17 @@
 """The ops of zweave: PyTorch references, C++ for the CPU, Triton for CUDA."""
 
+# Whoever has the root of a checkout on the path finds this folder as `kernels`, too, and transformers looks.
+__package__ = "zweave.kernels"
+
+import warnings
+
 import torch  # noqa: F401  the extension wants its libraries loaded
 
 from ._C import cpu_isa, empty_in_huge_pages
-from .adapted_linear import AdaptedLinear, Way
+from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from .components import gather_components
-from .decoder import Decoder, DecoderBatch, DecoderConfig, DecoderLayer, decoder_ref
+from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .greedy import greedy, greedy_ref
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
@@ -23,12 +28,12 @@ from .svf_linear import svf_linear, svf_linear_ref
 __all__ = [
     "AdaptedLinear",
     "Decoder",
-    "DecoderBatch",
     "DecoderConfig",
     "DecoderLayer",
+    "DecoderMetadata",
+    "LinearMode",
     "Packed",
     "Quantized",
-    "Way",
     "add_rms_norm",
     "add_rms_norm_ref",
     "cpu_isa",
@@ -62,3 +67,14 @@ __all__ = [
     "write_kv",
     "write_kv_ref",
 ]
+
+_RENAMED = {"DecoderBatch": "DecoderMetadata", "Way": "LinearMode"}
+
+
+def __getattr__(name: str) -> object:
+    """Old names, which warn."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(f"zweave.kernels.{name} is now {new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]

@@ -5,12 +5,12 @@
     residual += o(attention(q, cache + k, v));    h = rms_norm(residual)
     x = down(silu(gate(h)) * up(h))
 
-for each layer; the last x is returned, its addition left to the next layer or to the final norm.
+for each layer. The last x is returned and not yet added: the next layer or the final norm adds it.
 
-On a CPU a step of a few tokens is some twenty products a layer of tens of microseconds each: calls, thread
-wake-ups and small ops between them would double its time. `Decoder` walks through all layers in one call: a
-team of threads that meets at barriers, each thread fetching the weights of its next product towards the end
-of the one before. It computes what `decoder_ref` does, op by op, bit for bit.
+Why one native call: on a CPU, a step of a few tokens is about twenty matrix products a layer, tens of microseconds
+each. Separate calls, thread wake-ups and small ops in between would double its time. `Decoder` runs all layers in
+one call with a team of threads that meet at barriers; near the end of a product each thread prefetches the weights
+of its next one. The result equals that of `decoder_ref` bit for bit.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _C
-from .adapted_linear import AdaptedLinear, Way
+from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, write_kv
 from .layout.packed import Packed
 from .rms_norm import add_rms_norm, rms_norm
@@ -32,8 +32,15 @@ LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """heads, kv_heads, head_size; scale of the attention scores; eps of the norms;
-    cos, sin: [positions, head_size / 2] float32."""
+    """What all layers have in common.
+
+    heads: query heads.
+    kv_heads: key and value heads.
+    head_size: elements of a head.
+    scale: factor of the attention scores.
+    eps: added to the variance in the norms.
+    cos, sin: [positions, head_size / 2] float32, tables of the rotary embedding.
+    """
 
     heads: int
     kv_heads: int
@@ -46,11 +53,13 @@ class DecoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """Weights and cache of a layer.
+    """Weights and KV cache of one layer.
 
-    input_norm, mlp_norm: [hidden]. q_norm, k_norm: [head_size], or None.
-    k_cache, v_cache: as `empty_kv` makes them.
-    window: how many positions attention looks back, 0 for all.
+    input_norm, mlp_norm: [hidden]
+    q_norm, k_norm: [head_size], or None
+    q, k, v, o, gate, up, down: the seven linears
+    k_cache, v_cache: as `empty_kv` makes them
+    window: positions of the sliding attention window, 0 for full attention
     """
 
     input_norm: Tensor
@@ -70,63 +79,71 @@ class DecoderLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderBatch:
-    """The tokens of a step: slot, sequence, position [T] int32, kv_index [T] int64, block_table [B, n] int32,
-    as `svf_linear`, `write_kv` and `paged_attention` take them.
-    all_factored: every token goes the factored way where a linear has one, whatever its slot says."""
+class DecoderMetadata:
+    """Where the tokens of a step stand, in the form that `svf_linear`, `write_kv` and `paged_attention` take.
+
+    slot: [T] int32, row of the expert tables, 0 for the base model
+    seq_index: [T] int32, row of the block table, one a sequence
+    position: [T] int32, position in the sequence
+    kv_index: [T] int64, cache position where the token's key and value go
+    block_table: [B, n] int32, cache blocks of each sequence; unused entries are 0 and never read
+    all_factored: every token takes the factored mode where a linear has it, whatever its slot says
+    """
 
     slot: Tensor
-    sequence: Tensor
+    seq_index: Tensor
     position: Tensor
     kv_index: Tensor
     block_table: Tensor
     all_factored: bool = False
 
-    def rows(self, first: int, last: int) -> "DecoderBatch":
-        """The tokens from `first` to before `last` alone."""
+    def rows(self, first: int, last: int) -> "DecoderMetadata":
+        """The tokens [first, last) alone."""
         if first == 0 and last == len(self.slot):
             return self
         return self.at(slice(first, last))
 
-    def at(self, rows: Tensor | slice) -> "DecoderBatch":
+    def at(self, rows: Tensor | slice) -> "DecoderMetadata":
         """Some of the tokens. rows: [n] int64."""
         return replace(
             self,
             slot=self.slot[rows],
-            sequence=self.sequence[rows],
+            seq_index=self.seq_index[rows],
             position=self.position[rows],
             kv_index=self.kv_index[rows],
         )
 
 
 def decoder_ref(
-    config: DecoderConfig, layers: Sequence[DecoderLayer], x: Tensor, residual: Tensor, batch: DecoderBatch
+    config: DecoderConfig, layers: Sequence[DecoderLayer], x: Tensor, residual: Tensor, meta: DecoderMetadata
 ) -> Tensor:
     """Semantics: the formulas of the module's docstring, op by op, on any device.
 
-    x: [tokens, hidden]; residual: [tokens, hidden] float32, changed in place. Returns x [tokens, hidden].
+    x: [tokens, hidden]
+    residual: [tokens, hidden] float32, changed in place
+    Returns x [tokens, hidden].
     """
 
     def heads(y: Tensor, norm: Tensor | None) -> Tensor:
         return _heads(config, y, norm)
 
     def through(linear: AdaptedLinear, h: Tensor) -> Tensor:
-        return linear(h, batch.slot, batch.all_factored)
+        return linear(h, meta.slot, meta.all_factored)
 
     for layer in layers:
         h = add_rms_norm(x, residual, layer.input_norm, config.eps)
         q = heads(through(layer.q, h), layer.q_norm)
         k = heads(through(layer.k, h), layer.k_norm)
         v = heads(through(layer.v, h), None)
-        rope(q, k, config.cos, config.sin, batch.position)
-        write_kv(k, v, layer.k_cache, layer.v_cache, batch.kv_index)
+        rope(q, k, config.cos, config.sin, meta.position)
+        write_kv(k, v, layer.k_cache, layer.v_cache, meta.kv_index)
         y = paged_attention(
             q,
             layer.k_cache,
             layer.v_cache,
-            batch.block_table,
-            batch.sequence,
-            batch.position,
+            meta.block_table,
+            meta.seq_index,
+            meta.position,
             config.scale,
             layer.window,
         )
@@ -137,16 +154,16 @@ def decoder_ref(
 
 
 def _heads(config: DecoderConfig, y: Tensor, norm: Tensor | None) -> Tensor:
-    """[tokens, heads, head_size] of [tokens, heads * head_size], normed where the model does that."""
+    """Splits [tokens, heads * head_size] into heads, normed where the model has a norm for them."""
     if norm is not None:
         y = rms_norm(y.view(-1, config.head_size), norm, config.eps).view(y.shape)
     return y.unflatten(1, (-1, config.head_size))
 
 
 class Decoder:
-    """The layers of a model, ready to run. On a CPU one native call, elsewhere `decoder_ref`.
+    """The layers of a model, ready to run: one native call on a CPU, `decoder_ref` elsewhere.
 
-    Raises: RuntimeError where the shapes, dtypes or devices of a layer's parts do not fit.
+    Raises: RuntimeError if the shapes, dtypes or devices of a layer's parts do not fit together.
     """
 
     def __init__(self, config: DecoderConfig, layers: Sequence[DecoderLayer]) -> None:
@@ -155,49 +172,49 @@ class Decoder:
         self._native = _native(config, self.layers) if config.cos.device.type == "cpu" else None
 
     def __call__(
-        self, x: Tensor, residual: Tensor, batch: DecoderBatch, first: int = 0, last: int | None = None
+        self, x: Tensor, residual: Tensor, meta: DecoderMetadata, first: int = 0, last: int | None = None
     ) -> Tensor:
-        """Computes layers [first, last), all by default.
+        """Computes layers [first, last), by default all of them.
 
-        x: [tokens, hidden], bf16 or float32, what the layer below `first` returned, or embeddings.
-        residual: [tokens, hidden] float32, changed in place: x is added before anything else.
-        Returns x [tokens, hidden]; residual + x is the state that the layer `last` works on.
+        x: [tokens, hidden], bf16 or float32, the output of the layer below `first`, or embeddings
+        residual: [tokens, hidden] float32, changed in place; x is added to it first
+        Returns x [tokens, hidden]; residual + x is the hidden state that enters layer `last`.
         Raises: RuntimeError on a wrong shape, stride or dtype, an index outside its range, or a slot whose
-        way has no weights.
+        mode has no weights.
         """
         last = len(self.layers) if last is None else last
         if self._native is None:
-            return decoder_ref(self.config, self.layers[first:last], x, residual, batch)
+            return decoder_ref(self.config, self.layers[first:last], x, residual, meta)
         return self._native.run(
             x,
             residual,
-            batch.slot,
-            batch.sequence,
-            batch.position,
-            batch.kv_index,
-            batch.block_table,
-            batch.all_factored,
+            meta.slot,
+            meta.seq_index,
+            meta.position,
+            meta.kv_index,
+            meta.block_table,
+            meta.all_factored,
             first,
             last,
         )
 
-    def store_keys(self, x: Tensor, residual: Tensor, batch: DecoderBatch, layer: int) -> None:
-        """Computes of a layer only the keys and values that it leaves in its cache, with the same bits.
+    def store_keys(self, x: Tensor, residual: Tensor, meta: DecoderMetadata, layer: int) -> None:
+        """Computes only the keys and values of a layer and writes them to its cache, with the same bits.
 
-        x, residual: as `__call__` takes them; residual is changed in place, as there.
+        x, residual: as in `__call__`; residual is changed in place
         Raises: RuntimeError as `__call__` does.
         """
         part, config = self.layers[layer], self.config
         h = add_rms_norm(x, residual, part.input_norm, config.eps)
-        k = _heads(config, part.k(h, batch.slot, batch.all_factored), part.k_norm)
-        v = _heads(config, part.v(h, batch.slot, batch.all_factored), None)
-        rope(k[:, :0], k, config.cos, config.sin, batch.position)
-        write_kv(k, v, part.k_cache, part.v_cache, batch.kv_index)
+        k = _heads(config, part.k(h, meta.slot, meta.all_factored), part.k_norm)
+        v = _heads(config, part.v(h, meta.slot, meta.all_factored), None)
+        rope(k[:, :0], k, config.cos, config.sin, meta.position)
+        write_kv(k, v, part.k_cache, part.v_cache, meta.kv_index)
 
     def set_merged(self, layer: int, name: str, slot: int, weight: Packed | None) -> None:
-        """Gives a slot a weight W' of its own in a linear ("q" to "down"), or takes it away.
+        """Sets or removes the merged weight W' of a slot in a linear ("q" to "down").
 
-        The slot goes that way only where the linear's `ways` says `Way.MERGED`. Not while a step runs.
+        It is used only where the linear's `modes` says `LinearMode.MERGED`. Not to be called while a step runs.
         """
         linear: AdaptedLinear = getattr(self.layers[layer], name)
         if weight is None:
@@ -240,10 +257,10 @@ def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder
 
 
 def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
-    ways = linear.ways
-    if ways is None:
+    modes = linear.modes
+    if modes is None:
         assert linear.scale is not None
-        ways = torch.full((linear.scale.shape[0],), Way.FACTORED, dtype=torch.uint8)
+        modes = torch.full((linear.scale.shape[0],), LinearMode.FACTORED, dtype=torch.uint8)
     return _C.AdaptedLinear(
         in_features=linear.shape[1],
         out_features=linear.shape[0],
@@ -253,7 +270,7 @@ def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
         scale=linear.scale,
         delta=linear.delta,
         bias=linear.bias,
-        ways=ways,
+        ways=modes,
         supports=linear.supports,
         vt_scale=None if linear.vt is None else linear.vt.scale,
         u_scale=None if linear.u is None else linear.u.scale,

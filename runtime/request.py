@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError
 from .experts.mixture import ExpertChoice, Mixture
-from .validation import is_integer, is_number
+from .validation import check_flag, check_integer, is_integer, is_number
 
 Message: TypeAlias = Mapping[str, str]
 Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
@@ -95,14 +95,12 @@ class Request:
             if isinstance(self.messages, str):
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
             _check_sequence("messages", self.messages, "a list of {role, content}")
-        if not (is_integer(self.max_tokens) and self.max_tokens >= 1):
-            raise ZweaveError(f"max_tokens must be an integer of at least 1, not {self.max_tokens!r}")
+        check_integer("max_tokens", self.max_tokens, 1)
         if not isinstance(self.stop, str | Sequence | None) or not all(
             isinstance(text, str) and text for text in self.stop_strings
         ):
             raise ZweaveError("stop must be a non-empty string or a list of such")
-        if not isinstance(self.ignore_eos, bool):
-            raise ZweaveError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        check_flag("ignore_eos", self.ignore_eos)
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
         if self.logprobs is not None and not (

@@ -1,7 +1,9 @@
-"""Checks that many parts make of what a user gives, and short forms of it for messages."""
+"""Checks that many parts make of what a user gives."""
 
 import sys
 from typing import TypeGuard
+
+from .errors import ZweaveError
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -14,7 +16,13 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def shortened(value: object) -> str:
-    """A value as Python writes it, cut to a readable length."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def check_integer(name: str, value: object, least: int) -> None:
+    """Raises ZweaveError unless a value is an integer of at least `least`."""
+    if not (is_integer(value) and value >= least):
+        raise ZweaveError(f"{name} must be an integer of at least {least}, not {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises ZweaveError unless a value is True or False."""
+    if not isinstance(value, bool):
+        raise ZweaveError(f"{name} must be True or False, not {value!r}")

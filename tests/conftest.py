@@ -24,8 +24,8 @@ from zweave.checkpoint.module_name import layer_of
 from zweave.checkpoint.pull import pull
 from zweave.cli.main import main
 from zweave.engine import Engine
+from zweave.engine.model_runner import build_batch
 from zweave.experts import Expert
-from zweave.model import Batch
 from zweave.request import Request
 from zweave.scheduler import Chunk
 
@@ -156,13 +156,15 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
         for tokens, choice in prompts:
             sequence = engine._prepare(Request(tokens, expert=choice, max_tokens=1))
             sequence.slot = engine.bank.acquire(sequence.mixture)
-            sequence.blocks = engine._blocks.allocate(engine._cache.blocks_for(len(tokens)))
+            sequence.kv.block_table = engine._blocks.take_blocks(engine._cache.blocks_for(len(tokens)))
             chunks.append(Chunk(sequence, 0, len(tokens)))
-        batch = Batch.of(chunks, engine.config.block_size, engine.config.torch_device)
-        batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.tokens)))
-        logits = engine.model(batch)
+        batch = build_batch(
+            chunks, engine.model.config.num_layers, engine.config.block_size, engine.config.torch_device
+        )
+        batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.token_ids)))
+        logits = engine.model.forward(batch).logits
         for chunk in chunks:
-            engine._blocks.release(chunk.sequence.blocks)
+            engine._blocks.return_blocks(chunk.sequence.kv.block_table)
             engine.bank.release(chunk.sequence.slot)
         return list(logits.split([chunk.count for chunk in chunks]))
 

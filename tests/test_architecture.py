@@ -27,7 +27,8 @@ LAYERS = (
     ("zweave.planner", "zweave.checkpoint"),
     ("zweave.io",),
     ("zweave.kernels",),
-    ("zweave.errors", "zweave.validation"),
+    ("zweave.validation",),
+    ("zweave.errors",),
 )
 LEVEL = {part: len(LAYERS) - index for index, parts in enumerate(LAYERS) for part in parts}
 # The kernels stand alone: whoever wants the ops gets no runtime with them.

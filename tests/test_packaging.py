@@ -20,6 +20,12 @@ def test_no_generic_name_is_importable(name: str) -> None:
     assert not any(Path(path).is_relative_to(ROOT) for path in found if path)
 
 
+def test_the_checkouts_folder_is_the_same_module_under_a_wrong_name() -> None:
+    """transformers imports `kernels` if it finds one, and must not fail at the root of a checkout."""
+    check = "import kernels, zweave.kernels; assert kernels.linear is zweave.kernels.linear"
+    run(sys.executable, "-c", check, cwd=ROOT)
+
+
 def test_setup_is_short() -> None:
     assert len((ROOT / "setup.py").read_text().splitlines()) < 90
 
@@ -70,9 +76,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"zweave"}
     assert "zweave/py.typed" in names
     assert "zweave/cli/main.py" in names
-    assert "zweave/bench/linear.py" in names
+    assert "zweave/bench/kernels/linear.py" in names
     assert any(name.startswith("zweave/kernels/_C.") and name.endswith(".so") for name in names)
-    experts = {f"zweave/experts/{path.name}" for path in (ROOT / "runtime" / "experts").glob("*.safetensors")}
+    experts = {
+        f"zweave/experts/data/{path.name}" for path in (ROOT / "runtime/experts/data").glob("*.safetensors")
+    }
     assert experts and experts <= set(names)
 
 

@@ -14,7 +14,7 @@ from zweave.engine import Engine
 from zweave.evaluation import answer_together
 from zweave.experts import Expert, Mixture
 from zweave.experts.mixture import mix_experts
-from zweave.kernels import Way, pack
+from zweave.kernels import LinearMode, pack
 from zweave.model.merger import place_of
 from zweave.request import Result
 from zweave.search.few_shot import Weighting
@@ -98,10 +98,10 @@ class RebuiltInEngine(MixedBatch):
         for name, (u, vt) in self._factors.items():
             weight = (u * bank.tables.columns(name)[slot].to(u.dtype)) @ vt
             decoder.set_merged(*place_of(name), slot, pack(weight))
-            bank.tables.ways_of(name)[slot] = int(Way.MERGED)
+            bank.tables.modes_of(name)[slot] = int(LinearMode.MERGED)
 
     def _forget(self, slot: int) -> None:
-        self.engine.bank.tables.restore_ways(slot)
+        self.engine.bank.tables.restore_modes(slot)
         for name in self._factors:
             self.engine.model.decoder.set_merged(*place_of(name), slot, None)
 

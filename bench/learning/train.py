@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zweave.checkpoint.module_name import LINEARS, linear_of
 from zweave.experts import Support
 from zweave.options.arguments import positive_whole
 from zweave.train.forward import TreeCache, hidden_states
-from zweave.train.svf import ADAPTED, adapt
+from zweave.train.svf import adapt
 from zweave.train.token_tree import TokenTree
 
 from ..harness.harness import Outcome, Provider, find, measure, ratio
@@ -85,7 +86,7 @@ def recompose(model: nn.Module, fixtures: Fixtures) -> dict[str, RecomposedLinea
     model.requires_grad_(False)
     found = {}
     for name, linear in list(model.named_modules()):
-        if isinstance(linear, nn.Linear) and name.rpartition(".")[2] in ADAPTED:
+        if isinstance(linear, nn.Linear) and linear_of(name) in LINEARS:
             u, sigma, vt = fixtures.decomposition.factors(name)
             bias = linear.bias
             found[name] = RecomposedLinear(u.to(linear.weight.dtype), sigma, vt.to(linear.weight.dtype), bias)

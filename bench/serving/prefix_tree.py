@@ -10,14 +10,9 @@ from functools import partial
 import torch
 
 from zweave.errors import ZweaveError
-from zweave.experts.bank import BoundMixture
 from zweave.kv_cache import PrefixTree
-from zweave.kv_cache.prefix_key import Symbols
-from zweave.kv_cache.prefix_tree import SYMBOL
+from zweave.kv_cache.prefix_key import KEY_BYTES, PrefixKeys
 from zweave.options.arguments import positive_whole
-from zweave.request import Request
-from zweave.scheduler import Sequence
-from zweave.text.detokenizer import StopText
 
 from ..harness.harness import Provider, measure
 from ..harness.options import add_pace, pace
@@ -35,14 +30,6 @@ COLUMNS = (
 )
 
 
-class _NoText:
-    def add(self, token_id: int) -> str:
-        return ""
-
-    def finish(self) -> str:
-        return ""
-
-
 class Cached:
     """A tree that holds `count` prompts of `tokens` tokens, the first `shared` of them the same."""
 
@@ -51,36 +38,29 @@ class Cached:
         self.prompts = torch.randint(VOCABULARY, (count, tokens), generator=generator)
         self.prompts[:, :shared] = self.prompts[0, :shared].clone()
         self.tree = PrefixTree(block_size)
-        self._symbols = Symbols()
-        width = block_size * SYMBOL
+        self._keys = PrefixKeys()
+        width = block_size * KEY_BYTES
         for prompt in self.prompts:
-            symbols = self.symbols(prompt.tolist())
-            nodes = self.tree.match(symbols).nodes
-            self.tree.hold(nodes)
-            for start in range(len(nodes) * width, len(symbols), width):
+            keys = self.keys(prompt.tolist())
+            nodes = self.tree.match(keys).nodes
+            self.tree.acquire(nodes)
+            for start in range(len(nodes) * width, len(keys), width):
                 parent = nodes[-1] if nodes else None
-                nodes.append(self.tree.insert(parent, symbols[start : start + width], self.tree.num_nodes))
+                nodes.append(self.tree.insert(parent, keys[start : start + width], self.tree.num_nodes))
             self.tree.release(nodes)
 
-    def symbols(self, tokens: list[int]) -> bytes:
-        sequence = Sequence(
-            request_id=0,
-            request=Request(tokens),
-            mixture=BoundMixture("0" * 64, "always", 0, ()),
-            tokens=tokens,
-            adapted_from=0,
-            max_length=len(tokens) + 1,
-            text=StopText(_NoText(), ()),
-        )
-        self._symbols.extend(sequence)
-        return bytes(sequence.symbols)
+    def keys(self, tokens: list[int]) -> bytes:
+        """As a new request's: extended from nothing."""
+        keys = bytearray()
+        self._keys.extend(keys, tokens, salt=None, digest="0" * 64)
+        return bytes(keys)
 
     def found(self, tokens: list[int]) -> int:
-        return self.tree.match(self.symbols(tokens)).tokens
+        return self.tree.match(self.keys(tokens)).num_tokens
 
     def hold_and_release(self, tokens: list[int]) -> None:
-        nodes = self.tree.match(self.symbols(tokens)).nodes
-        self.tree.hold(nodes)
+        nodes = self.tree.match(self.keys(tokens)).nodes
+        self.tree.acquire(nodes)
         self.tree.release(nodes)
 
 

@@ -77,6 +77,16 @@ def pack(weight: Tensor | Quantized) -> Packed:
     return Packed(order(weight), (weight.shape[0], weight.shape[1]))
 
 
+def pack_or_view(weight: Tensor) -> Packed:
+    """`pack`, but without a copy where the packed form is the matrix itself: elsewhere than on a CPU.
+
+    weight: [out_features, in_features], bf16 or float32.
+    """
+    if weight.device.type == "cpu":
+        return pack(weight)
+    return Packed(weight.contiguous(), (weight.shape[0], weight.shape[1]))
+
+
 def _check_packable(weight: Quantized) -> None:
     if weight.format == "fp8":
         raise ValueError("pack: no CPU kernel multiplies fp8, quantise to int8 or int4")

@@ -1,7 +1,7 @@
 """A model on disk: its config and its tensors, memory mapped from safetensors files."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Checkpoint:
     def _check(self) -> None:
         missing = [name for name in self._shapes if name not in self._files]
         if missing:
-            raise ZweaveError(f"{self.directory} lacks {len(missing)} tensors, e.g. {_shortened(missing)}")
+            raise ZweaveError(f"{self.directory} lacks {len(missing)} tensors, e.g. {_first_names(missing)}")
         for name, shape in self._shapes.items():
             entry = self._files[name].get_slice(name)
             found = tuple(entry.get_shape())
@@ -117,7 +117,7 @@ def _sharded(directory: Path) -> dict[str, Any]:
     lost = [name for name, shard in weight_map.items() if name not in stored[shard]]
     if lost:
         raise ZweaveError(
-            f"{directory}: the shards lack {len(lost)} tensors of the index, e.g. {_shortened(lost)}"
+            f"{directory}: the shards lack {len(lost)} tensors of the index, e.g. {_first_names(lost)}"
         )
     return {name: handles[shard] for name, shard in weight_map.items()}
 
@@ -140,6 +140,5 @@ def _open(path: Path) -> Any:
         raise ZweaveError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _shortened(names: Iterable[str], limit: int = 3) -> str:
-    listed = list(names)
-    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
+def _first_names(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -145,19 +145,8 @@ def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
 
 
 def _rope(raw: Mapping[str, Any], positions: int) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary positions.
-
-    transformers 5 writes one dict `rope_parameters`, or one a layer type; transformers 4 wrote `rope_theta`
-    and `rope_scaling`, whose type is called `type` in the oldest files.
-    """
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ZweaveError(f"model config: rope_parameters must be an object, not {rope!r}")
-    nested = [value for value in rope.values() if isinstance(value, dict)]
-    if nested:
-        if any(value != nested[0] for value in nested):
-            raise ZweaveError("rotary positions that differ by layer type are not supported")
-        rope = nested[0]
+    """Base and scaling of the rotary positions."""
+    rope = _rope_parameters(raw)
     theta = rope.get("rope_theta") or raw.get("rope_theta") or 10000.0
     if not is_positive(theta):
         raise ZweaveError(f"model config: rope_theta must be a positive number, not {theta!r}")
@@ -171,24 +160,47 @@ def _rope(raw: Mapping[str, Any], positions: int) -> tuple[float, dict[str, Any]
         raise ZweaveError(
             f"rope type {kind!r} is not supported: supported: default, {', '.join(_SCALING_KEYS)}"
         )
-    filled = {"original_max_position_embeddings": positions, **rope}
+    scaling = _rope_scaling(kind, {"original_max_position_embeddings": positions, **rope})
+    if kind == "yarn" and theta <= 1:
+        raise ZweaveError(f"model config: yarn needs a rope_theta above 1, not {theta!r}")
+    return theta, scaling if kind != "yarn" else scaling | _yarn_options(rope)
+
+
+def _rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the config says of rotary positions.
+
+    transformers 5 writes one dict `rope_parameters`, or one a layer type; transformers 4 wrote `rope_theta`
+    and `rope_scaling`, whose type is called `type` in the oldest files.
+    """
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ZweaveError(f"model config: rope_parameters must be an object, not {rope!r}")
+    by_layer_type = [value for value in rope.values() if isinstance(value, dict)]
+    if any(value != by_layer_type[0] for value in by_layer_type):
+        raise ZweaveError("rotary positions that differ by layer type are not supported")
+    return by_layer_type[0] if by_layer_type else rope
+
+
+def _rope_scaling(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The type of scaling with the numbers that it needs."""
     scaling: dict[str, Any] = {"rope_type": kind}
     for key in _SCALING_KEYS[kind]:
-        value = filled.get(key)
+        value = rope.get(key)
         if not is_positive(value):
             raise ZweaveError(f"model config: rope type {kind} needs a positive number {key}, not {value!r}")
         scaling[key] = value
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ZweaveError("model config: llama3's high_freq_factor must be above its low_freq_factor")
-    if kind == "yarn" and theta <= 1:
-        raise ZweaveError(f"model config: yarn needs a rope_theta above 1, not {theta!r}")
-    if kind == "yarn":
-        options = {key: rope[key] for key in _YARN_OPTIONS if rope.get(key)}
-        for key, value in options.items():
-            if not is_positive(value):
-                raise ZweaveError(f"model config: yarn's {key} must be a positive number, not {value!r}")
-        scaling |= options | {"truncate": bool(rope.get("truncate", True))}
-    return theta, scaling
+    return scaling
+
+
+def _yarn_options(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that yarn may be given."""
+    options = {key: rope[key] for key in _YARN_OPTIONS if rope.get(key)}
+    for key, value in options.items():
+        if not is_positive(value):
+            raise ZweaveError(f"model config: yarn's {key} must be a positive number, not {value!r}")
+    return options | {"truncate": bool(rope.get("truncate", True))}
 
 
 def _size(raw: Mapping[str, Any], key: str, default: int | None = None, limit: int = LIMIT) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError
+from ..validation import is_integer
 from .hf_config import ARCHITECTURES, LIMIT, config_fields, eos_token_ids, is_positive, read_json
+from .module_name import LINEARS, MLP_LINEARS, linear_of, module_name
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -16,9 +18,12 @@ class ModelConfig:
     """Sizes and switches of a Llama, Mistral, Qwen2 or Qwen3 model.
 
     rope_scaling: None, or {"rope_type": "linear" | "llama3" | "yarn", ...} with its numbers.
-    attention_bias, attention_out_bias: biases of q, k, v and of o. qk_norm: RMS norms of queries and keys.
-    sliding_window: how many tokens a layer attends to, 0 for all of them; one number a layer.
-    eos_token_ids: tokens that end an answer. dtype: of the weights as stored, by the config's word.
+    attention_bias: whether q, k and v have biases.
+    attention_out_bias: whether o has one.
+    qk_norm: whether queries and keys pass an RMS norm.
+    sliding_window: how many tokens each layer attends to, one number a layer, 0 for all tokens.
+    eos_token_ids: tokens that end an answer.
+    dtype: of the weights as stored, as the config names it.
     Raises ZweaveError for sizes that do not fit together.
     """
 
@@ -57,7 +62,7 @@ class ModelConfig:
             "max_position",
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or not 0 < value < LIMIT:
+            if not (is_integer(value) and 0 < value < LIMIT):
                 raise ZweaveError(f"model config: {name} must be a positive integer, not {value!r}")
         for name in ("rms_norm_eps", "rope_theta"):
             if not is_positive(getattr(self, name)):
@@ -98,19 +103,13 @@ class ModelConfig:
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        block = {
-            "self_attn.q_proj": (queries, self.hidden_size),
-            "self_attn.k_proj": (keys, self.hidden_size),
-            "self_attn.v_proj": (keys, self.hidden_size),
-            "self_attn.o_proj": (self.hidden_size, queries),
-            "mlp.gate_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.up_proj": (self.intermediate_size, self.hidden_size),
-            "mlp.down_proj": (self.hidden_size, self.intermediate_size),
-        }
+        hidden, inner = self.hidden_size, self.intermediate_size
+        attention = ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
+        mlp = ((inner, hidden), (inner, hidden), (hidden, inner))
         return {
-            f"model.layers.{layer}.{name}": shape
+            module_name(layer, linear): shape
             for layer in range(self.num_layers)
-            for name, shape in block.items()
+            for linear, shape in zip(LINEARS, attention + mlp, strict=True)
         }
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -135,6 +134,7 @@ class ModelConfig:
         return shapes
 
     def _has_bias(self, module: str) -> bool:
-        if ".mlp." in module:
+        linear = linear_of(module)
+        if linear in MLP_LINEARS:
             return self.mlp_bias
-        return self.attention_out_bias if module.endswith(".o_proj") else self.attention_bias
+        return self.attention_out_bias if linear == "o_proj" else self.attention_bias

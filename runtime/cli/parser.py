@@ -16,7 +16,7 @@ COMMANDS = {
     "chat": "talk to the model",
     "train": "teach an expert a task",
     "eval": "how well tasks are answered",
-    "plan": "show which weights stay resident and what each way costs",
+    "plan": "show which weights stay resident and what each mode costs",
     "trace": "the timeline of a request stream",
     "vllm-export": "write an expert as an adapter for vLLM",
     "bench": "measure, beside what others do",

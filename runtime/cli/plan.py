@@ -1,4 +1,4 @@
-"""`zweave plan`: which weights a model keeps within a memory and error budget, and what each way costs."""
+"""`zweave plan`: which weights a model keeps within a memory and error budget, and what each mode costs."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.module_name import linear_of
 from ..checkpoint.pull import DEFAULT_MODEL
 from ..decomposition.decomposition import Decomposition, decompose
 from ..engine.config import DTYPES, EngineConfig
@@ -20,7 +21,7 @@ from ..planner.cost_model import cost_model
 from ..planner.delta_formats import STATED_ERROR
 from ..planner.plan import MatrixPlan, Plan, memory
 from ..planner.planner import plan_for
-from ..planner.report import way_costs
+from ..planner.report import mode_costs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERT",
         help="expert file or bundled expert whose loss by the kept components is shown; repeatable",
     )
-    parser.add_argument("--explain", action="store_true", help="measure every way of every shape")
+    parser.add_argument("--explain", action="store_true", help="measure every mode of every shape")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -92,25 +93,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[dict[str, Any]]:
-    """One entry for each kind of matrix plan: what it keeps and, with --explain, what its ways cost."""
+    """One entry for each kind of matrix plan: what it keeps and, with --explain, what its modes cost."""
     kinds: dict[tuple[str, MatrixPlan], int] = {}
     for module, matrix in plan.items():
-        key = (module.rpartition(".")[2], matrix)
+        key = (linear_of(module), matrix)
         kinds[key] = kinds.get(key, 0) + 1
     costs = cost_model(config.torch_dtype)
     rows: list[dict[str, Any]] = []
     measured: dict[MatrixPlan, list[Any]] = {}
     for (name, matrix), count in kinds.items():
         if args.explain and matrix not in measured:
-            measured[matrix] = way_costs(matrix, args.tokens, args.experts, costs, config.torch_dtype)
-        base, unlimited = matrix.way(0), matrix.way(matrix.rank)
+            measured[matrix] = mode_costs(matrix, args.tokens, args.experts, costs, config.torch_dtype)
+        base, unlimited = matrix.mode_of(0), matrix.mode_of(matrix.rank)
         rows.append(
             {
                 "matrix": name,
                 "count": count,
                 "shape": list(matrix.shape),
                 "dense": matrix.dense,
-                "leading": matrix.leading,
+                "leading": matrix.delta_rank,
                 "factored": matrix.factored,
                 "format": matrix.format,
                 "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
@@ -118,7 +119,7 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "expert_way": "refused" if unlimited is None else unlimited.name.lower(),
                 "ways": [
                     {
-                        "way": cost.way,
+                        "way": cost.mode,
                         "components": cost.components,
                         "predicted_us": round(cost.predicted_us, 1),
                         "measured_us": None if cost.measured_us is None else round(cost.measured_us, 1),
@@ -136,7 +137,7 @@ def _certificate(
 ) -> dict[str, Any]:
     sigmas = {module: decomposition.sigma(module) for module in decomposition.names}
     expert.check({module: tuple(sigma.shape) for module, sigma in sigmas.items()}, decomposition.digest)
-    kept = {module: matrix.leading for module, matrix in plan.items()}
+    kept = {module: matrix.delta_rank for module, matrix in plan.items()}
     found = certify(expert, sigmas, kept)
     worst = max(found, key=lambda one: one.error)
     limited = [one for one in found if one.error <= max_error]
@@ -180,7 +181,7 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
             f"{format}: a delta loses at most {share:g} of its own spectral norm, sigma |z - 1| at its largest"
         )
     if explain:
-        _show_ways(console, figures["shapes"])
+        _show_modes(console, figures["shapes"])
     for one in figures["certificates"]:
         console.print(
             f"{one['expert']}: {one['delta']} matrices by W and a delta, exact but for at most "
@@ -193,21 +194,21 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
             )
 
 
-def _show_ways(console: Console, shapes: list[dict[str, Any]]) -> None:
-    table = Table("out x in", "way", "components", "predicted us", "measured us", "taken")
+def _show_modes(console: Console, shapes: list[dict[str, Any]]) -> None:
+    table = Table("out x in", "mode", "components", "predicted us", "measured us", "taken")
     seen = set()
     for row in shapes:
         key = json.dumps([row["shape"], row["ways"]])
         if key in seen:
             continue
         seen.add(key)
-        for way in row["ways"]:
+        for cost in row["ways"]:
             table.add_row(
                 " x ".join(map(str, row["shape"])),
-                way["way"],
-                str(way["components"] or ""),
-                f"{way['predicted_us']:.1f}",
-                f"{way['measured_us']:.1f}",
-                "yes" if way["chosen"] else "",
+                cost["way"],
+                str(cost["components"] or ""),
+                f"{cost['predicted_us']:.1f}",
+                f"{cost['measured_us']:.1f}",
+                "yes" if cost["chosen"] else "",
             )
     console.print(table)

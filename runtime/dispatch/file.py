@@ -10,6 +10,7 @@ from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
 from ..io.python_file import python_object
+from ..validation import is_integer
 from .early_classifier import EarlyClassifier
 from .fixed import FixedDispatcher, few_shot
 from .hidden import HiddenDispatcher
@@ -92,7 +93,7 @@ def _prompt(
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in (*words, *texts)):
         raise ZweaveError("instruction and opening must be texts, and calibration a list of texts")
     first, limit = fields.get("instruction_first", False), fields.get("text_tokens")
-    if not isinstance(first, bool) or not (limit is None or type(limit) is int):
+    if not isinstance(first, bool) or not (limit is None or is_integer(limit)):
         raise ZweaveError("instruction_first must be true or false, and text_tokens a whole number")
     found = PromptDispatcher(routes, *words, expert=expert, instruction_first=first, text_tokens=limit)
     return found.calibrated(engine, texts) if texts else found

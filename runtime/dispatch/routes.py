@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..dispatcher import Dispatch
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice, Mixture, spread
-from ..validation import is_number
+from ..validation import check_flag, is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class Routes:
         threshold = self.threshold
         if not (is_number(threshold) and 0 <= threshold <= 1):
             raise ZweaveError(f"a dispatcher's threshold must be from 0 to 1, not {threshold!r}")
-        if not isinstance(self.soft, bool):
-            raise ZweaveError(f"soft must be True or False, not {self.soft!r}")
+        check_flag("soft", self.soft)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -1,4 +1,7 @@
-"""Calls that may block: each on a thread of its own, given up when it takes too long."""
+"""Calls that may block: each on a thread of its own, abandoned when it takes too long.
+
+Not an executor of the standard library: that gives a hanging call no limit, and waits for it when the program ends.
+"""
 
 import threading
 import time
@@ -6,17 +9,22 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 
 Owner = TypeVar("Owner")
 
-_AT_ONCE = 16
-# Threads that were given up and may never end.
-_MOST_HANGING = 256
+_MAX_RUNNING = 16
+# Abandoned threads, which may never end.
+_MAX_HANGING = 256
 
 
-class Call(Generic[Owner]):
-    """owner: whom the outcome is for. result, or error: one line on why there is none."""
+class PendingCall(Generic[Owner]):
+    """A call and its outcome.
+
+    owner: whom the outcome is for.
+    result: what the function returned.
+    error: one line on why there is no result; None if there is one.
+    """
 
     def __init__(self, owner: Owner, function: Callable[[], object], blocking: bool) -> None:
         self.owner = owner
@@ -34,47 +42,46 @@ class Call(Generic[Owner]):
             self.error = str(error)
         # It may be a user's program: it can fail in any way.
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self.error = f"the dispatcher fails: {reason[:200]}"
+            self.error = f"the dispatcher fails: {one_line(error, with_type=True)}"
         self.done = True
 
-    def given_up(self, reason: str) -> "Call[Owner]":
-        """What is told instead of this call, whose thread goes on and may still write to it."""
-        call = Call(self.owner, self._function, self.blocking)
+    def abandoned(self, reason: str) -> "PendingCall[Owner]":
+        """A failed call in place of this one, whose thread goes on and may still write to it."""
+        call = PendingCall(self.owner, self._function, self.blocking)
         call.error, call.done = reason, True
         return call
 
 
-class Calls(Generic[Owner]):
-    """Used by one thread, which submits calls and fetches those that are finished.
+class CallPool(Generic[Owner]):
+    """Calls of one thread, which submits them and fetches those that are finished.
 
-    timeout: seconds that a blocking call has, from when it starts.
+    timeout: seconds that a blocking call may take from its start.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._waiting: deque[Call[Owner]] = deque()
-        self._running: list[Call[Owner]] = []
-        self._hanging: list[Call[Owner]] = []
-        self._ended: list[Call[Owner]] = []
+        self._waiting: deque[PendingCall[Owner]] = deque()
+        self._running: list[PendingCall[Owner]] = []
+        self._hanging: list[PendingCall[Owner]] = []
+        self._ended: list[PendingCall[Owner]] = []
         self._wake = threading.Event()
 
     def submit(self, owner: Owner, function: Callable[[], object], blocking: bool) -> None:
-        self._waiting.append(Call(owner, function, blocking))
+        self._waiting.append(PendingCall(owner, function, blocking))
 
-    def finished(self) -> list[Call[Owner]]:
-        """Starts what can start, runs what does not block, and returns the calls that have ended, once each."""
+    def finished(self) -> list[PendingCall[Owner]]:
+        """Starts blocking calls, runs the others, and returns the calls that have ended, each of them once."""
         self._wake.clear()
         now = time.monotonic()
         self._fetch(now)
         held_back = []
         while self._waiting:
-            # An interrupted call stays first in line, and what has ended is kept.
+            # Popped last, so that after an interrupt this call runs again and the ended ones are kept.
             call = self._waiting[0]
             if not call.blocking:
                 call.run()
                 self._ended.append(call)
-            elif len(self._running) < _AT_ONCE:
+            elif len(self._running) < _MAX_RUNNING:
                 self._start(call, now)
             else:
                 held_back.append(call)
@@ -84,7 +91,7 @@ class Calls(Generic[Owner]):
         return ended
 
     def _fetch(self, now: float) -> None:
-        """Takes calls that have ended or overrun out of those that run."""
+        """Moves calls that have ended or timed out from the running to the ended ones."""
         running = []
         for call in self._running:
             if call.done:
@@ -93,24 +100,24 @@ class Calls(Generic[Owner]):
                 running.append(call)
             else:
                 self._hanging.append(call)
-                self._ended.append(call.given_up(f"the dispatcher took longer than {self._timeout:g} s"))
+                self._ended.append(call.abandoned(f"the dispatcher took longer than {self._timeout:g} s"))
         self._running = running
 
     def wait(self, seconds: float) -> None:
-        """Returns when a call ends, or after so long."""
+        """Returns when a running call ends, or after so many seconds."""
         if self._running:
             self._wake.wait(seconds)
 
-    def _start(self, call: Call[Owner], now: float) -> None:
+    def _start(self, call: PendingCall[Owner], now: float) -> None:
         self._hanging = [one for one in self._hanging if not one.done]
-        if len(self._hanging) >= _MOST_HANGING:
+        if len(self._hanging) >= _MAX_HANGING:
             reason = f"{len(self._hanging)} earlier calls of dispatchers hang: no more are started"
-            self._ended.append(call.given_up(reason))
+            self._ended.append(call.abandoned(reason))
             return
         call.started = now
         self._running.append(call)
         threading.Thread(target=self._run, args=(call,), name="zweave-dispatch", daemon=True).start()
 
-    def _run(self, call: Call[Owner]) -> None:
+    def _run(self, call: PendingCall[Owner]) -> None:
         call.run()
         self._wake.set()

@@ -8,6 +8,7 @@ import torch
 from zweave.kernels import cpu_isa
 
 from ..errors import ZweaveError
+from ..validation import check_flag, check_integer, is_integer, is_number
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,9 +25,9 @@ class EngineConfig:
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
     prefix_cache: keys and values stay in the cache when a request ends, for requests that begin alike, and
         are shared by requests that run at once; results are the same (docs/kv_cache.md).
-    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest ways take.
-    max_error: what of a matrix an expert may lose for a cheaper way, as a share of the matrix's spectral norm.
-    batch_invariant: a token's way follows from its own slot and this configuration alone, so that its result
+    max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest modes take.
+    max_error: what of a matrix an expert may lose for a cheaper mode, as a share of the matrix's spectral norm.
+    batch_invariant: a token's mode follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
@@ -54,9 +55,7 @@ class EngineConfig:
         if self.dtype not in DTYPES:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ZweaveError(f"{name} must be an integer of at least 1, not {value!r}")
+            check_integer(name, getattr(self, name), 1)
         if self.max_batch_tokens < self.max_sequences:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"
@@ -74,14 +73,13 @@ class EngineConfig:
             value = getattr(self, name)
             if name == "max_memory" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not (is_integer(value) and value >= least):
                 raise ZweaveError(f"{name} must be a number of bytes of at least {least}, not {value!r}")
         error = self.max_error
-        if not isinstance(error, int | float) or isinstance(error, bool) or not 0 <= error < 1:
+        if not (is_number(error) and 0 <= error < 1):
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
         for name in ("batch_invariant", "prefix_cache"):
-            if not isinstance(getattr(self, name), bool):
-                raise ZweaveError(f"{name} must be True or False, not {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if self.merge_memory and self.batch_invariant:
             raise ZweaveError(
                 "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"
@@ -91,7 +89,7 @@ class EngineConfig:
 
     def _check_dispatch(self) -> None:
         timeout = self.dispatch_timeout
-        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout <= 86400:
+        if not (is_number(timeout) and 0 < timeout <= 86400):
             raise ZweaveError(f"dispatch_timeout must be seconds above 0 and at most a day, not {timeout!r}")
         if self.on_dispatch_error not in ("base", "error"):
             raise ZweaveError(f"on_dispatch_error must be 'base' or 'error', not {self.on_dispatch_error!r}")

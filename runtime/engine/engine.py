@@ -20,8 +20,9 @@ from ..experts.expert import Expert
 from ..experts.mixture import ExpertChoice, Mixture
 from ..kv_cache.block_pool import KVCache
 from ..model.batch import Batch
+from ..model.layer_schedule import StateCapture
 from ..model.merger import Merger
-from ..model.model import Model
+from ..model.model import Model, ModelOutput
 from ..model.weights import Weights
 from ..planner.batch_planner import BatchPlanner
 from ..planner.cost_model import cost_model
@@ -37,8 +38,9 @@ from ..scheduler.stats import EngineStats
 from ..text.tokenizer import Tokenizer
 from ..trace.step import Observer, Span, StepTrace
 from .config import EngineConfig
-from .first_pass import FirstPasses
+from .first_pass import FirstPassManager
 from .input_processor import RequestReader
+from .model_runner import build_batch, row_ranges
 from .pooled_states import check_layers, pooled_states
 from .sampler import draw, logprobs, scores
 
@@ -112,7 +114,7 @@ class Engine:
         )
         config = checkpoint.config
         self._reader = RequestReader(self.tokenizer, self.bank, config.vocab_size, self.max_length)
-        self._first_passes = FirstPasses(
+        self._first_passes = FirstPassManager(
             self.config, self._reader, self._scheduler, self.bank, config.num_layers
         )
         self._sequences: dict[int, Sequence] = {}
@@ -120,9 +122,9 @@ class Engine:
         self.observer: Observer | None = None
 
     def _look_at_batches(self, decomposition: Decomposition, plan: Plan) -> None:
-        """Has steps choose the ways of their tokens, and hot experts merged."""
+        """Enables mode planning by batch and background merging of hot experts."""
         costs = cost_model(self.config.torch_dtype)
-        self._batch_planner = BatchPlanner(plan, self.bank.tables.ways, costs)
+        self._batch_planner = BatchPlanner(plan, self.bank.tables.modes, costs)
         if self.config.merge_memory:
             self._merger = Merger(
                 decomposition,
@@ -153,7 +155,7 @@ class Engine:
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
         if expert != "auto" or self.dispatcher is None:
-            self.bank.bind(Mixture.parse(expert))
+            self.bank.resolve(Mixture.parse(expert))
 
     def check(self, request: Request) -> None:
         """Raises ZweaveError unless this engine could serve the request now."""
@@ -211,7 +213,7 @@ class Engine:
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
         chunks = self._schedule()
-        early = [chunk for chunk in chunks if self._first_passes.is_early(chunk.sequence)]
+        early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
             # A few layers of these, and their second passes are in this step.
             self._compute(early)
@@ -234,36 +236,36 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> None:
         start = time.perf_counter()
-        chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.way_key(c.sequence.slot or 0)))
-        batch = Batch.of(chunks, self._cache.block_size, self.config.torch_device)
+        chunks.sort(key=lambda c: (c.depth_order, self.bank.tables.mode_key(c.sequence.slot or 0)))
+        batch = build_batch(
+            chunks, self.model.config.num_layers, self._cache.block_size, self.config.torch_device
+        )
         spans = self._spans(chunks) if self.observer is not None else []
-        self._advance(chunks, *self.model.read(self._planned(batch)))
+        self._advance(chunks, self.model.forward(self._planned(batch)))
         if self.observer is not None:
             self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
 
     def _spans(self, chunks: list[Chunk]) -> list[Span]:
-        return [Span.of(chunk, self._first_passes.reads(chunk.sequence)) for chunk in chunks]
+        return [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in chunks]
 
     def _planned(self, batch: Batch) -> Batch:
-        """The batch with its tokens' ways chosen, where they may depend on the batch."""
-        slot = batch.places.slot
+        """The batch with its tokens' modes chosen, where they may depend on the batch."""
+        slot = batch.meta.slot
         if self._merger is not None:
             self._merger.settle(slot)
         if self._batch_planner is None or not self._batch_planner.all_factored(slot):
             return batch
-        return replace(batch, places=replace(batch.places, all_factored=True))
+        return replace(batch, meta=replace(batch.meta, all_factored=True))
 
-    def _advance(self, chunks: list[Chunk], logits: Tensor, states: list[Tensor]) -> None:
-        """Marks the chunks as computed and samples where they reach the end. logits: a row for each of those;
-        states: for each chunk of a first pass that reads them."""
-        ids, finite = greedy(logits)
-        rows = iter(zip(logits, ids.tolist(), finite.tolist(), strict=True))
-        readings = iter(states)
-        for chunk in chunks:
+    def _advance(self, chunks: list[Chunk], output: ModelOutput) -> None:
+        """Marks the chunks as computed and samples where they reach the end of their sequences."""
+        ids, finite = greedy(output.logits)
+        rows = iter(zip(output.logits, ids.tolist(), finite.tolist(), strict=True))
+        for chunk, (first, last) in zip(chunks, row_ranges(chunks), strict=True):
             sequence = chunk.sequence
-            read = {layer: next(readings) for layer in chunk.reads}
-            for layer in chunk.keeps:
-                sequence.keep(layer, chunk.start, read[layer])
+            read = {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers}
+            for layer in chunk.cache_layers:
+                sequence.cache_states(layer, chunk.start, read[layer])
             if sequence.pooling is not None:
                 self._read_on(chunk, sequence.pooling, read)
                 continue
@@ -281,12 +283,12 @@ class Engine:
         """Takes the states of a first pass's tokens."""
         sequence = chunk.sequence
         pooling.add(chunk.start, read[pooling.layer])
-        if pooling.ends is None:
+        if pooling.exit_layer is None:
             sequence.advance(chunk.count)
         else:
-            sequence.advance_below(read[pooling.ends])
+            sequence.advance_below(read[pooling.exit_layer])
         if pooling.done:
-            self._first_passes.has_pooled(sequence)
+            self._first_passes.on_pooled(sequence)
 
     def _sample(self, chunk: Chunk, row: Tensor, token_id: int) -> None:
         """Adds the next token: the greedy one, or one drawn from the logits `row`."""
@@ -313,7 +315,7 @@ class Engine:
         error: str | None = None,
     ) -> None:
         self._scheduler.remove(sequence)
-        if self._first_passes.has_read(sequence, error):
+        if self._first_passes.on_scored(sequence, error):
             return
         self._first_passes.remove(sequence)
         self._sequences.pop(sequence.request_id, None)

@@ -1,4 +1,4 @@
-"""The first passes under way: what each of them waits for, and what becomes of its request."""
+"""First passes: requests whose expert is still unknown, from the dispatcher's probe to its choice."""
 
 import time
 from collections.abc import Sequence as Seq
@@ -9,37 +9,42 @@ from torch import Tensor
 
 from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, probe_method
 from ..errors import ZweaveError
-from ..experts.bank import Bank
+from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import Mixture
 from ..request import Request
 from ..scheduler.pooling import Pooling
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
-from .call_pool import Call, Calls
+from .call_pool import CallPool, PendingCall
 from .config import EngineConfig
 from .input_processor import RequestReader
 
 
 @dataclass(slots=True, eq=False)
 class FirstPass:
-    """sequence: the request's own. reading: another one, computed for its scores.
+    """A request that waits for its expert.
 
-    looked: what is to be found out is known. tokens: computed for the first pass alone.
+    sequence: the request's own.
+    prompt: what the dispatcher sees of it.
+    started: seconds of `time.perf_counter` when the request was taken up.
+    score_sequence: another sequence, computed for its scores; None if the dispatcher asked for none, or it is done.
+    num_tokens: tokens computed for the first pass alone.
     """
 
     sequence: Sequence
     dispatcher: Dispatcher
     prompt: Prompt
     started: float
-    looked: bool = False
-    reading: Sequence | None = None
-    tokens: int = 0
+    score_sequence: Sequence | None = None
+    num_tokens: int = 0
 
 
-class FirstPasses:
-    """Requests whose expert is not known yet. Both passes are ordinary sequences of the scheduler's: one that reads
-    scores has the number of its request, so that it comes in the same place, and is gone before that starts; one that
-    reads states is the request's own, which then goes on.
+class FirstPassManager:
+    """Runs first passes: asks the dispatcher for a probe, schedules it, hands over the evidence and binds the choice.
+
+    Both kinds of probe are ordinary sequences of the scheduler. One that reads scores is a sequence of its own; it
+    takes the request's id, and so its place in line, and has ended before the request's sequence starts. So the two
+    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on.
     """
 
     def __init__(
@@ -51,154 +56,177 @@ class FirstPasses:
         self._bank = bank
         self._layers = layers
         self._passes: dict[int, FirstPass] = {}
-        self._calls: Calls[FirstPass] = Calls(config.dispatch_timeout)
+        self._calls: CallPool[FirstPass] = CallPool(config.dispatch_timeout)
 
     def add(self, sequence: Sequence, dispatcher: Dispatcher) -> None:
-        """Takes up a sequence that the scheduler does not know yet."""
+        """Starts the first pass of a sequence that is not in the scheduler yet."""
         tokenizer = self._reader.tokenizer
         prompt = Prompt(
-            tuple(sequence.tokens),
-            tokenizer.after_prompt_start(sequence.tokens),
+            tuple(sequence.token_ids),
+            tokenizer.after_prompt_start(sequence.token_ids),
             tokenizer,
         )
-        found = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
-        self._passes[sequence.request_id] = found
-        self._call(found, partial(_look, dispatcher, prompt))
+        first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
+        self._passes[sequence.request_id] = first_pass
+        self._call(first_pass, partial(_look, dispatcher, prompt))
 
     def remove(self, sequence: Sequence) -> None:
-        """Forgets a request, and what was computed for it only."""
-        found = self._passes.pop(sequence.request_id, None)
-        if found is not None and found.reading is not None:
-            self._scheduler.remove(found.reading)
+        """Forgets a request, and the sequence that was computed for its scores."""
+        first_pass = self._passes.pop(sequence.request_id, None)
+        if first_pass is not None and first_pass.score_sequence is not None:
+            self._scheduler.remove(first_pass.score_sequence)
 
     def advance(self) -> list[tuple[Sequence, str]]:
-        """Goes on with what has become known; returns the sequences that have failed, with the reason."""
+        """Handles the calls that are done; returns the sequences that have failed, with the reason."""
         failed = []
         while calls := self._calls.finished():
             for call in calls:
-                reason = self._settle(call)
+                reason = self._on_call_done(call)
                 if reason is not None:
                     failed.append((call.owner.sequence, reason))
         return failed
 
     def wait(self, seconds: float) -> None:
-        """Waits so long, or less, for a dispatcher that blocks."""
+        """Returns when a blocking call is done, or after so many seconds."""
         self._calls.wait(seconds)
 
-    def is_early(self, sequence: Sequence) -> bool:
-        """Whether a sequence is in a first pass that ends below the top, and whose dispatcher chooses at once."""
-        found = self._passes.get(sequence.request_id)
-        return found is not None and sequence.ends_at is not None and not _is_blocking(found.dispatcher)
-
-    def reads(self, sequence: Sequence) -> bool:
-        """Whether a sequence is one that reads scores."""
-        found = self._passes.get(sequence.request_id)
-        return found is not None and found.reading is sequence
-
-    def has_read(self, sequence: Sequence, error: str | None) -> bool:
-        """Told of every sequence that has ended: whether it was one that read scores."""
-        if not self.reads(sequence):
+    def exits_early(self, sequence: Sequence) -> bool:
+        """Whether a sequence's first pass leaves out upper layers, and its dispatcher chooses at once."""
+        first_pass = self._passes.get(sequence.request_id)
+        if first_pass is None or sequence.exit_layer is None:
             return False
-        found = self._passes[sequence.request_id]
-        found.reading = None
-        found.tokens = sequence.prompt_tokens - (sequence.reused or 0)
+        return not _is_blocking(first_pass.dispatcher)
+
+    def reads_scores(self, sequence: Sequence) -> bool:
+        """Whether a sequence is computed for its scores alone."""
+        first_pass = self._passes.get(sequence.request_id)
+        return first_pass is not None and first_pass.score_sequence is sequence
+
+    def on_scored(self, sequence: Sequence, error: str | None) -> bool:
+        """Called when any sequence ends: returns whether it was computed for its scores, and takes them."""
+        if not self.reads_scores(sequence):
+            return False
+        first_pass = self._passes[sequence.request_id]
+        first_pass.score_sequence = None
+        first_pass.num_tokens = sequence.num_prompt_tokens - (sequence.kv.num_cached_tokens or 0)
         if error is not None:
-            self._call(found, partial(_raise, error), blocking=False)
+            self._call(first_pass, partial(_raise, error), blocking=False)
         else:
-            self._choose(found, sequence.scores)
+            self._choose(first_pass, sequence.scores)
         return True
 
-    def has_pooled(self, sequence: Sequence) -> None:
-        """Told when a sequence's states are all read."""
+    def on_pooled(self, sequence: Sequence) -> None:
+        """Called when the states of a sequence's prompt are all pooled."""
         assert sequence.pooling is not None
-        found = self._passes[sequence.request_id]
-        self._choose(found, sequence.pooling.mean())
-        if _is_blocking(found.dispatcher):
-            # Others may have its place meanwhile.
+        first_pass = self._passes[sequence.request_id]
+        self._choose(first_pass, sequence.pooling.mean())
+        if _is_blocking(first_pass.dispatcher):
+            # Others can run while the dispatcher takes its time.
             self._scheduler.remove(sequence)
 
-    def _call(self, found: FirstPass, function: partial[object], blocking: bool | None = None) -> None:
-        if blocking is None:
-            blocking = _is_blocking(found.dispatcher)
-        self._calls.submit(found, function, blocking)
-
-    def _choose(self, found: FirstPass, seen: Seq[float] | Tensor | None) -> None:
-        self._call(found, partial(_choose, found.dispatcher, found.prompt, seen))
-
-    def _settle(self, call: Call[FirstPass]) -> str | None:
-        found = call.owner
-        if self._passes.get(found.sequence.request_id) is not found:
+    def _on_call_done(self, call: PendingCall[FirstPass]) -> str | None:
+        """Schedules the probe or binds the choice that a call returned; returns the reason if the request fails."""
+        first_pass = call.owner
+        if self._passes.get(first_pass.sequence.request_id) is not first_pass:
             return None
         try:
             if call.error is not None:
                 raise ZweaveError(call.error)
             if isinstance(call.result, Dispatch):
-                self._bind(found, call.result)
+                self._bind_choice(first_pass, call.result)
             else:
-                self._start(found, call.result)
+                self._schedule_probe(first_pass, call.result)
         except ZweaveError as error:
-            return self._fail(found, str(error))
+            return self._fail(first_pass, str(error))
         return None
 
-    def _start(self, found: FirstPass, look: object) -> None:
-        """Has computed what the dispatcher wants to know."""
-        sequence = found.sequence
-        if look is None:
-            self._choose(found, None)
-        elif isinstance(look, ReadScores):
+    def _call(self, first_pass: FirstPass, function: partial[object], blocking: bool | None = None) -> None:
+        if blocking is None:
+            blocking = _is_blocking(first_pass.dispatcher)
+        self._calls.submit(first_pass, function, blocking)
+
+    def _choose(self, first_pass: FirstPass, evidence: Seq[float] | Tensor | None) -> None:
+        self._call(first_pass, partial(_choose, first_pass.dispatcher, first_pass.prompt, evidence))
+
+    def _schedule_probe(self, first_pass: FirstPass, probe: object) -> None:
+        """Schedules what the dispatcher wants to know."""
+        sequence = first_pass.sequence
+        if probe is None:
+            self._choose(first_pass, None)
+        elif isinstance(probe, ReadScores):
             request = Request(
-                look.tokens, expert=look.expert, max_tokens=1, salt=sequence.request.salt, score=look.score
+                probe.tokens, expert=probe.expert, max_tokens=1, salt=sequence.request.salt, score=probe.score
             )
-            found.reading = self._reader.sequence(request, sequence.request_id)
-            self._scheduler.add(found.reading)
-        elif isinstance(look, ReadState):
-            if not (isinstance(look.layer, int) and 1 <= look.layer <= self._layers):
-                raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {look.layer!r}")
-            sequence.pooling = self._pooling(look, found)
+            first_pass.score_sequence = self._reader.sequence(request, sequence.request_id)
+            self._scheduler.add(first_pass.score_sequence)
+        elif isinstance(probe, ReadState):
+            if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
+                raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {probe.layer!r}")
+            sequence.pooling = self._pooling(first_pass, probe)
             self._scheduler.add(sequence)
 
-    def _pooling(self, look: ReadState, found: FirstPass) -> Pooling:
-        """A prompt is computed before it is known what answers it up to the layer that is read; where all candidates
-        act on the prompt, up to the first that one of them adapts, if that is higher; and whole, where they do not and
-        the dispatcher takes its time."""
-        stop = max(1, found.prompt.text_end)
-        candidates = []
-        for choice in look.candidates:
+    def _pooling(self, first_pass: FirstPass, probe: ReadState) -> Pooling:
+        """How much of the prompt is computed to pool its states, before the expert is known.
+
+        What the answer can use of it depends on the experts that may be chosen:
+
+        answer's prompt                       dispatcher       computed up to
+        ------------------------------------  ---------------  -----------------------------------------------------
+        may be the base model's: no expert,   returns at once  the probed layer; the answer's pass resumes there
+          an "after_prompt" one, or           blocks           the top: the answer needs all layers, and the
+          kv_reuse="approximate"                               dispatcher takes its time
+        is an expert's in any case            either           the lowest layer that an expert adapts, where the
+                                                               answer's pass resumes; at least the probed layer
+        """
+        experts = self._candidates(probe)
+        approximate = first_pass.sequence.request.kv_reuse == "approximate"
+        reusable = approximate or not experts or any(expert.scope == "after_prompt" for expert in experts)
+        exit_layer: int | None
+        if not reusable:
+            exit_layer = max(probe.layer, min(expert.first_layer for expert in experts))
+        elif _is_blocking(first_pass.dispatcher):
+            exit_layer = None
+        else:
+            exit_layer = probe.layer
+        num_pooled = max(1, first_pass.prompt.text_end)
+        return Pooling(probe.layer, num_pooled, exit_layer, prompt_kv_reusable=reusable)
+
+    def _candidates(self, probe: ReadState) -> list[ResolvedMixture]:
+        """The mixtures of experts that may be chosen: the base model left out, and those that cannot be found."""
+        experts = []
+        for choice in probe.candidates:
             try:
-                bound = self._bank.bind(Mixture.parse(choice))
-            except ZweaveError:  # told if it is chosen
+                bound = self._bank.resolve(Mixture.parse(choice))
+            except ZweaveError:  # reported if it is chosen
                 continue
-            candidates += [bound] if bound.parts else []
-        approximate = found.sequence.request.kv_reuse == "approximate"
-        if approximate or not candidates or any(bound.scope == "after_prompt" for bound in candidates):
-            ends = None if _is_blocking(found.dispatcher) else look.layer
-            return Pooling(look.layer, stop, ends, spared=True)
-        ends = max(look.layer, min(bound.first_layer for bound in candidates))
-        return Pooling(look.layer, stop, ends, spared=False)
+            if bound.parts:
+                experts.append(bound)
+        return experts
 
-    def _bind(self, found: FirstPass, dispatch: Dispatch) -> None:
-        """Has the request answered under what was chosen; ZweaveError if there is no such expert."""
-        sequence = found.sequence
-        mixture = self._bank.bind(Mixture.parse(dispatch.mixture))
-        adapted_from = self._reader.adapted_from(mixture, sequence.tokens, sequence.request.kv_reuse)
-        pooling, stays = sequence.pooling, False
+    def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
+        """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
+        sequence = first_pass.sequence
+        mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
+        adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
+        pooling, is_kept = sequence.pooling, False
         if pooling is not None:
-            found.tokens = pooling.tokens - (sequence.reused or 0) - sequence.resumed
-            # What was computed whole is found in the cache.
-            stays = pooling.ends is None and sequence.can_keep(mixture, adapted_from)
+            num_found = (sequence.kv.num_cached_tokens or 0) + sequence.kv.num_resumed_tokens
+            first_pass.num_tokens = pooling.tokens - num_found
+            # The answer finds in the prefix cache what was computed in all layers.
+            is_kept = pooling.exit_layer is None and sequence.keeps_kv_valid(mixture, adapted_from)
         del self._passes[sequence.request_id]
-        stays |= self._scheduler.bind(sequence, mixture, adapted_from) and pooling is not None
-        tokens = 0 if stays else found.tokens
-        seconds = time.perf_counter() - found.started
-        sequence.dispatch = replace(dispatch, tokens=tokens, seconds=seconds)
+        keeps_running = self._scheduler.bind(sequence, mixture, adapted_from)
+        is_kept |= keeps_running and pooling is not None
+        seconds = time.perf_counter() - first_pass.started
+        sequence.dispatch = replace(dispatch, tokens=0 if is_kept else first_pass.num_tokens, seconds=seconds)
 
-    def _fail(self, found: FirstPass, reason: str) -> str | None:
-        """Has the base answer, or returns the reason for which the request ends."""
+    def _fail(self, first_pass: FirstPass, reason: str) -> str | None:
+        """Falls back to the base model, or returns the reason if the request is to end with an error."""
         dispatch = Dispatch(confidence=0.0, error=reason)
         if self._config.on_dispatch_error == "base":
-            self._bind(found, dispatch)
+            self._bind_choice(first_pass, dispatch)
             return None
-        found.sequence.dispatch = dispatch
+        first_pass.sequence.dispatch = dispatch
         return reason
 
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence as Seq
 from itertools import count
 
 from ..errors import ZweaveError
-from ..experts.bank import Bank, BoundMixture
+from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import Mixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
-from ..text.detokenizer import StopText
-from ..text.tokenizer import TextStream, Tokenizer
+from ..text.detokenizer import IncrementalDetokenizer, StopChecker
+from ..text.tokenizer import Tokenizer
+from ..validation import is_integer
 
 
 class RequestReader:
@@ -38,18 +39,18 @@ class RequestReader:
             raise ZweaveError(
                 f"the prompt has {len(tokens)} tokens, this engine takes at most {self._max_length - 1}: shorten it"
             )
-        mixture = self._bank.bind(None if request.is_auto else Mixture.parse(request.expert))
+        mixture = self._bank.resolve(None if request.is_auto else Mixture.parse(request.expert))
         return Sequence(
             request_id=next(self._ids) if request_id is None else request_id,
             request=request,
             mixture=mixture,
-            tokens=tokens,
+            token_ids=tokens,
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
-            text=StopText(TextStream(self.tokenizer, tokens), request.stop_strings),
+            text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
         )
 
-    def adapted_from(self, mixture: BoundMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
+    def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
         """Index of the first token that a mixture acts on."""
         spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
         return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
@@ -63,7 +64,7 @@ class RequestReader:
 
     def _check_ids(self, tokens: Seq[int]) -> None:
         for token in tokens:
-            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self._vocabulary:
+            if not (is_integer(token) and 0 <= token < self._vocabulary):
                 raise ZweaveError(
                     f"token ids must be integers from 0 to {self._vocabulary - 1}, not {token!r}"
                 )

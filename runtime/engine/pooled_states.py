@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,10 +10,12 @@ from torch import Tensor
 from ..errors import ZweaveError
 from ..kv_cache.running_sums import running_sums
 from ..model.batch import Batch
+from ..model.layer_schedule import LayerExit, LayerSchedule, StateCapture
 from ..model.model import Model
 from ..scheduler.block_manager import BlockManager
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
+from .model_runner import build_batch, row_ranges
 
 
 def check_layers(layers: Seq[int], count: int) -> None:
@@ -47,7 +50,7 @@ def _batches(
     batch: list[Sequence] = []
     tokens = needed = 0
     for sequence in sequences:
-        size = len(sequence.tokens)
+        size = len(sequence.token_ids)
         more = _blocks_for(size, blocks)
         if batch and (tokens + size > max_tokens or needed + more > blocks.num_available):
             yield batch
@@ -60,36 +63,35 @@ def _batches(
 
 @torch.inference_mode()
 def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
-    counts = [len(sequence.tokens) for sequence in sequences]
+    counts = [len(sequence.token_ids) for sequence in sequences]
     needed = [_blocks_for(count, blocks) for count in counts]
     if sum(needed) > blocks.num_available:
         raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
-    taken = blocks.allocate(sum(needed))
+    taken = blocks.take_blocks(sum(needed))
     try:
         rest = iter(taken)
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
-            sequence.blocks = [next(rest) for _ in range(count)]
+            sequence.kv.block_table = [next(rest) for _ in range(count)]
         chunks = [Chunk(sequence, 0, count) for sequence, count in zip(sequences, counts, strict=True)]
-        batch = Batch.of(chunks, blocks.block_size, model.embedding.device)
-        return _states(model, batch, counts, layers)
+        batch = build_batch(chunks, model.config.num_layers, blocks.block_size, model.embedding.device)
+        return _means(model, batch, row_ranges(chunks), layers)
     finally:
-        blocks.release(taken)
+        blocks.return_blocks(taken)
 
 
-def _states(model: Model, batch: Batch, counts: Seq[int], layers: Seq[int]) -> Tensor:
-    x = model.embedding[batch.tokens]
-    residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    means: dict[int, Tensor] = {}
-    computed = 0
-    for layer in sorted(set(layers)):
-        x = model.decoder(x, residual, batch.places, computed, layer)
-        computed = layer
-        state = residual + x.float()
-        means[layer] = torch.stack([_mean(part) for part in state.split(list(counts))])
-    return torch.stack([means[layer] for layer in layers])
+def _means(model: Model, batch: Batch, ranges: Seq[tuple[int, int]], layers: Seq[int]) -> Tensor:
+    """Mean state of each range of rows at each layer, [layers, ranges, hidden]; stops at the highest layer."""
+    wanted = [[StateCapture(layer, first, last) for first, last in ranges] for layer in layers]
+    captures = [*dict.fromkeys(capture for of_layer in wanted for capture in of_layer)]
+    schedule = LayerSchedule.of(
+        model.config.num_layers, len(batch.token_ids), captures=captures, exits=[LayerExit(max(layers), 0)]
+    )
+    states = model.forward(replace(batch, schedule=schedule, sampled=batch.sampled[:0])).states
+    means = {capture: _mean(states[capture]) for capture in captures}
+    return torch.stack([torch.stack([means[capture] for capture in of_layer]) for of_layer in wanted])
 
 
 def _mean(states: Tensor) -> Tensor:
-    """As a first pass has it (pooling.py), bit for bit."""
+    """The mean that a first pass computes (scheduler/pooling.py), bit for bit."""
     return torch.from_numpy(running_sums(None, states)[-1] / len(states)).float()

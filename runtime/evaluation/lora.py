@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import torch
 
 from ..checkpoint.checkpoint import resolve_model
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 from ..experts.expert import Scope
 from ..tasks import Sample, Task
 from ..text.tokenizer import Tokenizer
@@ -57,8 +57,7 @@ class LoraModel:
                 self._peft.load_adapter(str(directory), adapter_name=adapter)
         # What does not fit fails in many types, over many lines.
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ZweaveError(f"{directory} is no adapter for this model: {reason}") from None
+            raise ZweaveError(f"{directory} is no adapter for this model: {one_line(error)}") from None
         self._peft.requires_grad_(False).eval()
         size = sum(p.numel() for key, p in self.module.named_parameters() if adapter in key.split("."))
         if not size:

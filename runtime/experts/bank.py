@@ -1,6 +1,7 @@
-"""The bank: registered experts, and which of them have slots."""
+"""The bank: registered experts, and the slots of those in use."""
 
 import hashlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,21 +17,26 @@ from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
 from .expert import Expert, Scope
-from .mixture import Mixture, check_name, check_same_kind, mix_experts
+from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, mix_experts
 from .slot_tables import SlotRows, SlotTables
-
-BASE_DIGEST = "base"
 
 
 class BankFullError(ZweaveError):
-    """Every slot of the bank is in use: wait for a release."""
+    """Every slot of the bank is in use: a release frees one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Registered:
-    """A registered expert: what is known of it without its z, and where these are.
+class ExpertEntry:
+    """A registered expert, without its z unless it was given in memory.
 
-    path: its file, read again when a slot needs it; None if `expert` is kept in memory.
+    name: under which it is registered.
+    digest: of the expert, see `Expert.digest`.
+    scope: of the expert.
+    first_layer: of the expert.
+    renormalise: of the expert.
+    description: of the expert.
+    path: its file, read again when a slot needs its z; None if `expert` is in memory.
+    expert: the expert, None if it is in a file.
     """
 
     name: str
@@ -43,7 +49,7 @@ class Registered:
     expert: Expert | None
 
     def read(self) -> Expert:
-        """The expert; ZweaveError if its file is gone or holds something else by now."""
+        """The expert; ZweaveError if its file is gone or was changed."""
         if self.expert is not None:
             return self.expert
         assert self.path is not None
@@ -54,31 +60,34 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BoundMixture:
-    """A mixture whose names have been looked up: it stays the same when names are unloaded or given anew.
+class ResolvedMixture:
+    """A mixture whose names have been looked up: unloading or reloading a name does not change it.
 
-    digest: of all that changes what it computes; that of an expert alone is the expert's.
-    parts: experts of distinct content, sorted by digest, and their weights, one a layer.
+    digest: of everything that changes what it computes; for a single expert that expert's digest.
+    scope: from which token on it acts.
+    first_layer: it adapts nothing below this layer.
+    parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     """
 
     digest: str
     scope: Scope
     first_layer: int
-    parts: tuple[tuple[Registered, tuple[float, ...]], ...]
+    parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]
 
 
 class Bank:
-    """Hands out the slots of `tables` to the experts and mixtures in use, slot 0 being the base's.
+    """Registers experts and assigns the slots of `tables` to the experts and mixtures in use.
 
-    base_digest: of the model's weights; experts for others are refused.
-    The other arguments are those of SlotTables.
+    Any number of experts may be registered; only those given as `Expert` stay in memory, others are read from their
+    file when they need a slot. Slots are keyed by digest, so equal mixtures share one. `acquire` increments a slot's
+    ref count and `release` decrements it; an unreferenced slot is evicted when another mixture needs one, least
+    recently used first. Slot 0 is the base model's. All methods may be called from any thread.
 
-    Any number of experts may be registered: only those given as `Expert` stay in memory, of the others the
-    name and digest do. Rows are found by digest, so equal mixtures share one. `acquire` pins a row and
-    `release` frees it; a row that nobody holds stays until its slot is wanted, the longest unused first.
-    All methods may be called from any thread.
+    base_digest: of the model's weights; experts for other weights are refused.
+    The other arguments are those of `SlotTables`.
 
-    first_layers: those above 0 from which on some registered expert acts, ascending.
+    tables: the rows of the slots.
+    first_layers: the first layers above 0 of registered experts, ascending.
     """
 
     def __init__(
@@ -97,22 +106,22 @@ class Bank:
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
-        self._experts: dict[str, Registered] = {}
+        self._experts: dict[str, ExpertEntry] = {}
         self.first_layers: tuple[int, ...] = ()
         self._free = list(range(slots - 1, 0, -1))
         self._slot_of: dict[str, int] = {BASE_DIGEST: 0}
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
-        self._holders: dict[int, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
+        self._ref_counts: dict[int, int] = {}
+        self._unreferenced: OrderedDict[int, None] = OrderedDict()
         self._lock = RLock()
 
     def digest_of(self, slot: int) -> str:
-        """Digest of the mixture whose row a slot holds, "" if it holds none."""
+        """Digest of the mixture that holds a slot, "" for a free slot."""
         with self._lock:
             return self._digest_of.get(slot, "")
 
-    def load(self, name: str, expert: str | PathLike[str] | Expert) -> Registered:
-        """Registers an expert under a name; requests bound earlier keep what the name meant to them.
+    def load(self, name: str, expert: str | PathLike[str] | Expert) -> ExpertEntry:
+        """Registers an expert under a name; mixtures that were resolved earlier keep the expert they found.
 
         Raises ZweaveError if the name cannot be one, or the file or expert does not fit the model.
         """
@@ -123,7 +132,7 @@ class Bank:
             held.check(self._shapes, self._base_digest)
         except ZweaveError as error:
             raise ZweaveError(f"{path or f'the expert {name!r}'}: {error}") from None
-        registered = Registered(
+        entry = ExpertEntry(
             name=name,
             digest=held.digest,
             scope=held.scope,
@@ -134,12 +143,12 @@ class Bank:
             expert=_copy(held) if path is None else None,
         )
         with self._lock:
-            self._experts[name] = registered
+            self._experts[name] = entry
             self._note_first_layers()
-        return registered
+        return entry
 
     def unload(self, name: str) -> None:
-        """Forgets a name at once; rows in use stay until they are released."""
+        """Forgets a name at once; slots in use stay until they are released."""
         with self._lock:
             self._find(name)
             del self._experts[name]
@@ -150,46 +159,43 @@ class Bank:
         with self._lock:
             return list(self._experts)
 
-    def registered(self, name: str) -> Registered:
-        """What is known of a registered expert; ZweaveError if there is none of that name."""
+    def registered(self, name: str) -> ExpertEntry:
+        """The entry of a registered expert; ZweaveError if there is none of that name."""
         with self._lock:
             return self._find(name)
 
-    def bind(self, mixture: Mixture | BoundMixture | None) -> BoundMixture:
-        """Looks a mixture's names up; None is the base, with digest "base" and no parts.
+    def resolve(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
+        """Looks up the names of a mixture; None is the base model, with digest "base" and no parts.
 
         Raises ZweaveError if a name is unknown, a per-layer list does not fit the model, or the experts
         disagree on scope or renormalisation.
         """
-        if isinstance(mixture, BoundMixture):
+        if isinstance(mixture, ResolvedMixture):
             return mixture
         if mixture is None:
-            return BoundMixture(BASE_DIGEST, "always", self._num_layers, ())
+            return ResolvedMixture(BASE_DIGEST, "always", self._num_layers, ())
         with self._lock:
             found = [self._find(name) for name in mixture.names]
         check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
         # The same content under two names is one expert with the sum of the weights.
-        merged: dict[str, tuple[Registered, tuple[float, ...]]] = {}
+        merged: dict[str, tuple[ExpertEntry, tuple[float, ...]]] = {}
         for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):
             if part.digest in merged:
                 weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
             merged[part.digest] = (part, weights)
         parts = tuple(merged[digest] for digest in sorted(merged))
-        return BoundMixture(_digest(parts), found[0].scope, min(part.first_layer for part in found), parts)
+        return ResolvedMixture(_digest(parts), found[0].scope, min(part.first_layer for part in found), parts)
 
-    def digest(self, mixture: Mixture | BoundMixture | None) -> str:
-        """What the mixture computes, as a key: equal digests give equal rows."""
-        return self.bind(mixture).digest
+    def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
+        """The old name of `resolve`."""
+        warnings.warn("Bank.bind is now Bank.resolve", DeprecationWarning, stacklevel=2)
+        return self.resolve(mixture)
 
-    def scope(self, mixture: Mixture | BoundMixture | None) -> Scope:
-        """From which token on the mixture acts; "always" for the base."""
-        return self.bind(mixture).scope
+    def acquire(self, mixture: Mixture | ResolvedMixture | None) -> int:
+        """Returns a mixture's slot and increments its ref count; each call needs a `release`.
 
-    def acquire(self, mixture: Mixture | BoundMixture | None) -> int:
-        """Pins the mixture's row and returns its slot, 0 for the base; each call needs a `release`.
-
-        Raises BankFullError if other mixtures hold all slots, ZweaveError as `bind` does, if an expert's file
-        is gone or changed, or if the renormalisation would divide by zero.
+        None is the base model, in slot 0. Raises BankFullError if other mixtures hold all slots, ZweaveError as
+        `resolve` and `SlotTables.rows` do, and if an expert's file is gone or was changed.
         """
         slot = self.try_acquire(mixture)
         if slot is None:
@@ -199,42 +205,42 @@ class Bank:
             )
         return slot
 
-    def try_acquire(self, mixture: Mixture | BoundMixture | None) -> int | None:
-        """As `acquire`, but None if other mixtures hold all slots."""
-        bound = self.bind(mixture)
-        if not bound.parts:
+    def try_acquire(self, mixture: Mixture | ResolvedMixture | None) -> int | None:
+        """Like `acquire`, but None if other mixtures hold all slots."""
+        resolved = self.resolve(mixture)
+        if not resolved.parts:
             return 0
         with self._lock:
-            slot = self._slot_of.get(bound.digest)
+            slot = self._slot_of.get(resolved.digest)
             if slot is None:
-                if not self._free and not self._idle:
+                if not self._free and not self._unreferenced:
                     return None
-                rows = self._rows_of(bound)
+                rows = self._rows_of(resolved)
                 slot = self._take_slot()
                 self.tables.write(slot, rows)
-                self._slot_of[bound.digest] = slot
-                self._digest_of[slot] = bound.digest
-            self._idle.pop(slot, None)
-            self._holders[slot] = self._holders.get(slot, 0) + 1
+                self._slot_of[resolved.digest] = slot
+                self._digest_of[slot] = resolved.digest
+            self._unreferenced.pop(slot, None)
+            self._ref_counts[slot] = self._ref_counts.get(slot, 0) + 1
             return slot
 
     def release(self, slot: int) -> None:
-        """Gives back one `acquire`; slot 0 needs none and takes any number."""
+        """Undoes one `acquire`; the base model's slot 0 is not counted."""
         if slot == 0:
             return
         with self._lock:
-            if slot not in self._holders:
+            if slot not in self._ref_counts:
                 raise RuntimeError(f"slot {slot} is released and nobody holds it")
-            self._holders[slot] -= 1
-            if not self._holders[slot]:
-                del self._holders[slot]
-                self._idle[slot] = None
+            self._ref_counts[slot] -= 1
+            if not self._ref_counts[slot]:
+                del self._ref_counts[slot]
+                self._unreferenced[slot] = None
 
     def _note_first_layers(self) -> None:
         layers = {expert.first_layer for expert in self._experts.values()}
         self.first_layers = tuple(sorted(layer for layer in layers if 0 < layer < self._num_layers))
 
-    def _find(self, name: str) -> Registered:
+    def _find(self, name: str) -> ExpertEntry:
         if name in self._experts:
             return self._experts[name]
         close = get_close_matches(name, self._experts, n=3)
@@ -251,16 +257,16 @@ class Bank:
     def _take_slot(self) -> int:
         if self._free:
             return self._free.pop()
-        slot, _ = self._idle.popitem(last=False)
+        slot, _ = self._unreferenced.popitem(last=False)
         del self._slot_of[self._digest_of.pop(slot)]
         return slot
 
-    def _rows_of(self, bound: BoundMixture) -> SlotRows:
-        parts = [(part.read(), weights) for part, weights in bound.parts]
+    def _rows_of(self, resolved: ResolvedMixture) -> SlotRows:
+        parts = [(part.read(), weights) for part, weights in resolved.parts]
         return self.tables.rows(mix_experts([part for part, _ in parts], [weights for _, weights in parts]))
 
 
-def _digest(parts: tuple[tuple[Registered, tuple[float, ...]], ...]) -> str:
+def _digest(parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]) -> str:
     if len(parts) == 1 and set(parts[0][1]) == {1.0}:
         return parts[0][0].digest
     hashed = hashlib.sha256(b"zweave-mixture-1")
@@ -270,5 +276,13 @@ def _digest(parts: tuple[tuple[Registered, tuple[float, ...]], ...]) -> str:
 
 
 def _copy(expert: Expert) -> Expert:
-    """The expert with tensors of its own, so that its digest stays true whatever the caller does to his."""
+    """A copy whose digest stays true whatever the caller does to the original's tensors."""
     return replace(expert, z={module: z.detach().cpu().clone() for module, z in expert.z.items()})
+
+
+def __getattr__(name: str) -> object:
+    """The old name of ResolvedMixture."""
+    if name == "BoundMixture":
+        warnings.warn("BoundMixture is now ResolvedMixture", DeprecationWarning, stacklevel=2)
+        return ResolvedMixture
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

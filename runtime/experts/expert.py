@@ -1,4 +1,4 @@
-"""Experts: named sets of z vectors, one an adapted matrix, and the file that holds them."""
+"""Experts: one z vector for each adapted matrix, and the file that holds them."""
 
 import hashlib
 import json
@@ -26,16 +26,17 @@ _FIELDS = {"format", "scope", "first_layer", "renormalise", "training", *_PLAIN}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expert:
-    """Scales of the singular values: W' = U diag(sigma * z) V^T for each matrix named, the others untouched.
+    """Scales of singular values: W' = U diag(sigma * z) V^T for each adapted matrix.
 
     z: adapted matrix -> [R] float32, components in descending order of singular value.
     base_digest: digest of the weights it was trained for (`Checkpoint.digest`), if known.
-    scope: "always", or "after_prompt": it acts only from the last header of the chat template on.
+    scope: "always", or "after_prompt", which acts only from the last header of the chat template on.
     first_layer: it adapts nothing below this layer.
     support: which components may differ from 1: "full", "leading:K", "leading:R/8" (an eighth of each
         matrix's), "sparse:K" or "sparse:R/8".
-    renormalise: multiply W' by sum(sigma) / sum(sigma * z).
-    training: a JSON object on how it was made.
+    renormalise: whether W' is multiplied by sum(sigma) / sum(sigma * z).
+    description: a text for people.
+    training: a JSON object that says how it was made.
     Raises ZweaveError if a name, shape, type or value cannot be right.
     """
 
@@ -71,7 +72,7 @@ class Expert:
 
     @property
     def digest(self) -> str:
-        """sha256 of all that changes what the expert computes: z, scope and renormalisation."""
+        """sha256 of everything that changes what the expert computes: z, scope and renormalisation."""
         hashed = hashlib.sha256(f"{FORMAT} {self.scope} {self.renormalise}".encode())
         for module in sorted(self.z):
             z = self.z[module].detach().cpu().contiguous()
@@ -83,7 +84,7 @@ class Expert:
         """Raises ZweaveError unless the expert fits a model.
 
         shapes: the model's adaptable matrices, (out_features, in_features) or (rank,) each.
-        base_digest: that of the model; compared if both are known.
+        base_digest: of the model's weights; compared if both are known.
         """
         if base_digest and self.base_digest and base_digest != self.base_digest:
             raise ZweaveError(
@@ -102,7 +103,7 @@ class Expert:
 
     @classmethod
     def load(cls, path: str | Path) -> "Expert":
-        """Reads and validates an expert file (docs/experts.md); executes nothing in it.
+        """Reads and validates an expert file (docs/experts.md); no code in it is run.
 
         Metadata fields that the format does not know are kept in `training`.
         """
@@ -117,7 +118,7 @@ class Expert:
     def save(self, path: str | Path, half: bool = False) -> None:
         """Writes the expert file, whole or not at all.
 
-        half: store z - 1 in float16 (an error of 2e-4 of z - 1) at half the size.
+        half: stores z - 1 in float16, half the size with an error of 2e-4 of z - 1.
         Raises ZweaveError if z - 1 is too large for float16 or the file cannot be written.
         """
         tensors = {}

@@ -7,17 +7,21 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import LINEARS, layer_of, linear_of
 from ..io.figure import new_figure, write_png
 from .expert import Expert
 
-MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DARK, _BRIGHT = (24, 24, 56), (255, 176, 32)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """mean and largest |z - 1| of one matrix."""
+    """The deviation of one matrix.
+
+    module: the matrix.
+    mean: mean |z - 1|.
+    largest: largest |z - 1|.
+    """
 
     module: str
     mean: float
@@ -25,11 +29,11 @@ class Cell:
 
 
 def cells(expert: Expert) -> dict[tuple[int, str], Cell]:
-    """(layer, matrix of MATRICES) -> deviation from 1; matrices that are not adapted are left out."""
+    """(layer, linear of LINEARS) -> deviation from 1; matrices that are not adapted are left out."""
     found = {}
     for module, z in expert.z.items():
         deviation = (z.double() - 1).abs()
-        key = (layer_of(module), module.rpartition(".")[2])
+        key = (layer_of(module), linear_of(module))
         found[key] = Cell(module, float(deviation.mean()), float(deviation.max()))
     return found
 
@@ -40,10 +44,10 @@ def text_map(expert: Expert) -> Table:
     top = max(cell.mean for cell in found.values())
     table = Table(box=None, padding=0, title="mean |z - 1| in thousandths")
     table.add_column("layer ", justify="right")
-    for name in MATRICES:
+    for name in LINEARS:
         table.add_column(name.removesuffix("_proj"), justify="right", min_width=8)
     for layer in range(1 + max(layer for layer, _ in found)):
-        table.add_row(f"{layer} ", *(_cell_text(found.get((layer, name)), top) for name in MATRICES))
+        table.add_row(f"{layer} ", *(_cell_text(found.get((layer, name)), top) for name in LINEARS))
     return table
 
 
@@ -53,13 +57,13 @@ def save_png(expert: Expert, path: Path) -> None:
     layers = 1 + max(layer for layer, _ in found)
     nothing = float("nan")
     means = [
-        [found[layer, name].mean if (layer, name) in found else nothing for name in MATRICES]
+        [found[layer, name].mean if (layer, name) in found else nothing for name in LINEARS]
         for layer in range(layers)
     ]
     figure = new_figure(6, 1.5 + 0.2 * layers)
     axes = figure.add_subplot()
     image = axes.imshow(means, aspect="auto", cmap="inferno", vmin=0)
-    axes.set_xticks(range(len(MATRICES)), [name.removesuffix("_proj") for name in MATRICES])
+    axes.set_xticks(range(len(LINEARS)), [name.removesuffix("_proj") for name in LINEARS])
     axes.set_ylabel("layer")
     axes.set_title("mean |z - 1|")
     figure.colorbar(image)

@@ -1,6 +1,5 @@
 """Mixtures of experts: z = sum_k alpha_k z_k, alpha global or one a layer."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,16 @@ import numpy as np
 import torch
 
 from ..checkpoint.module_name import layer_of
-from ..errors import ZweaveError
-from ..validation import shortened
+from ..errors import ZweaveError, shortened
+from ..validation import is_number
 from .expert import Expert
 
 Alpha: TypeAlias = float | tuple[float, ...]
-# How callers name what answers: an expert, weights of several (one number, or one a layer), None for the base.
+# How a caller selects a model: an expert's name, weights by name (one number, or one a layer), None for the base.
 ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
+
+# Digest of the base model, where a mixture's stands else.
+BASE_DIGEST = "base"
 
 RESERVED_NAMES = ("base", "auto")
 _NAME = re.compile(r"[A-Za-z0-9._/-]{1,255}")
@@ -38,10 +40,10 @@ def check_name(name: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Names of experts and their weights, sorted by name.
+    """Names of experts and their weights, which `Bank.resolve` looks up.
 
-    A weight is one number for all layers or a tuple of one a layer. Equal mixtures compare equal; what they
-    stand for in a bank is told by `Bank.bind`.
+    parts: (name, weight) sorted by name; a weight is one number for all layers, or a tuple of one a layer. Equal
+        mixtures compare equal.
     Raises ZweaveError if it is empty, a name cannot be one or is there twice, or a weight is not finite.
     """
 
@@ -58,7 +60,7 @@ class Mixture:
 
     @classmethod
     def parse(cls, choice: object) -> "Mixture | None":
-        """Reads what a request says of its expert.
+        """Parses the expert of a request.
 
         None or "base" is the base model (None), a name is that expert, and a mapping gives each name one
         number or a list of one number a layer.
@@ -84,7 +86,7 @@ class Mixture:
         return tuple(name for name, _ in self.parts)
 
     def weights(self, num_layers: int) -> tuple[tuple[float, ...], ...]:
-        """One row an expert, in the order of `names`, of one weight a layer.
+        """The weights of each expert, in the order of `names`, one a layer.
 
         Raises ZweaveError if a per-layer list has another length.
         """
@@ -92,7 +94,7 @@ class Mixture:
 
 
 def spread(name: str, alpha: Alpha, num_layers: int) -> tuple[float, ...]:
-    """An expert's weights, one a layer; ZweaveError if they are not as many as the layers."""
+    """An expert's weights, one a layer; ZweaveError if a list has another length."""
     if not isinstance(alpha, tuple):
         return (alpha,) * num_layers
     if len(alpha) != num_layers:
@@ -103,7 +105,7 @@ def spread(name: str, alpha: Alpha, num_layers: int) -> tuple[float, ...]:
 
 
 def check_same_kind(kinds: Sequence[tuple[str, str, bool]]) -> None:
-    """Raises ZweaveError unless experts, as (name, scope, renormalise), agree and so can be mixed."""
+    """Raises ZweaveError unless all experts, given as (name, scope, renormalise), agree on scope and renormalise."""
     first_name, first_scope, first_renormalise = kinds[0]
     for name, scope, renormalise in kinds[1:]:
         if scope != first_scope:
@@ -120,9 +122,10 @@ def check_same_kind(kinds: Sequence[tuple[str, str, bool]]) -> None:
 
 
 def mix_named(parts: Sequence[tuple[str, Expert, Alpha]], layers: int | None = None) -> Expert:
-    """The expert that a mixture of named experts stands for, as `mix_experts` has it.
+    """Mixes named experts into one, see `mix_experts`.
 
-    layers: that a list of weights is for; by default up to the last that an expert adapts.
+    parts: (name, expert, weight).
+    layers: number of layers of the model; by default up to the last that an expert adapts.
     Raises ZweaveError if they disagree on scope or renormalisation, are for different weights, or a list does not fit.
     """
     check_same_kind([(name, expert.scope, expert.renormalise) for name, expert, _ in parts])
@@ -134,14 +137,14 @@ def mix_named(parts: Sequence[tuple[str, Expert, Alpha]], layers: int | None = N
 
 
 def mix_experts(experts: Sequence[Expert], weights: Sequence[Sequence[float]]) -> Expert:
-    """The expert that a mixture stands for: z = sum_k alpha_k z_k, summed in float64.
+    """Mixes experts into one: z = sum_k alpha_k z_k, summed in float64.
+
+    A matrix that no expert adapts stays that of the base model, whatever the sum of the weights; where only some
+    adapt it, z is 1 in the others. The result is not renormalised yet: that is done when it is applied.
 
     experts: at least one, of the same scope and renormalisation (`check_same_kind`).
-    weights: one row an expert, of one weight a layer.
-
-    A matrix that none of the experts adapts stays the base's, whatever the weights add up to; where only some
-    adapt it, the others count as ones. Renormalisation is left to whoever applies the result, so it comes
-    after the mix. Raises ZweaveError if a sum is too large for float32.
+    weights: for each expert one weight a layer.
+    Raises ZweaveError if a sum is too large for float32.
     """
     modules = dict.fromkeys(module for expert in experts for module in expert.z)
     mixed = {}
@@ -179,11 +182,7 @@ def _alpha(name: object, alpha: object) -> Alpha:
 
 
 def _number(name: object, value: object) -> float:
-    # OverflowError: an integer that no float can hold.
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            # Adding zero turns -0.0 into 0.0, so that equal mixtures have one form.
-            return float(value) + 0.0
-    except OverflowError:
-        pass
-    raise ZweaveError(f"the mixture's weight of {name!r} must be a finite number, not {shortened(value)}")
+    if not is_number(value):
+        raise ZweaveError(f"the mixture's weight of {name!r} must be a finite number, not {shortened(value)}")
+    # Adding zero turns -0.0 into 0.0, so that equal mixtures have one form.
+    return float(value) + 0.0

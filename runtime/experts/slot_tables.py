@@ -1,4 +1,4 @@
-"""The tables that tokens pick rows of by their slot: what an expert does to each matrix, and by which way."""
+"""Per-slot scale, delta and mode tables, indexed by each token's slot."""
 
 import math
 from collections.abc import Mapping
@@ -11,40 +11,48 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way, empty_in_huge_pages
+from zweave.kernels import LinearMode, empty_in_huge_pages
 
 from ..errors import ZweaveError
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
 from ..planner.plan import MatrixPlan, Plan
 from .expert import Expert
+from .support import support_of
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class SlotRows:
-    """What a slot holds: scale [sum of R] and delta [sum of K] float32, ways [matrices] uint8 and supports
-    [matrices] int32."""
+    """The rows of one slot.
+
+    scale: [sum of R] float32.
+    delta: [sum of K] float32.
+    modes: [matrices] uint8.
+    supports: [matrices] int32.
+    """
 
     scale: Tensor
     delta: Tensor
-    ways: Tensor
+    modes: Tensor
     supports: Tensor
 
 
 class SlotTables:
-    """Rows of the experts and mixtures in use, row 0 being the base's.
+    """The rows of the resident experts and mixtures; row 0 is the base model's.
 
     sigmas: adaptable matrix -> singular values [R], descending, in layer order.
-    slots: rows of the tables, the base's included.
-    plan: which ways the matrices have; all are factored by default.
-    max_error: what of a matrix an expert may lose: components whose sigma * |z - 1| is at most this share of
-        the largest singular value may be left out where that opens a cheaper way. As U and V are orthonormal
-        the spectral norm of the difference is then at most this share of that of the matrix.
+    slots: number of rows, the base model's included.
+    device: of `scale` and `delta`.
+    plan: which modes each matrix has; all are factored by default.
+    max_error: share of a matrix's largest singular value. Components whose sigma * |z - 1| is at most that may be
+        left out where this opens a cheaper mode. As U and V are orthonormal, the spectral norm of the difference
+        is then at most this share of that of the matrix.
 
-    scale: [slots, sum of R] float32, sigma * z of all matrices side by side; delta: [slots, sum of K] float32,
-    sigma * (z - 1) of the leading components that the plan keeps; ways: [matrices, slots] uint8, how each slot
-    passes through each matrix, by its own z alone; supports: [matrices, slots] int32.
+    scale: [slots, sum of R] float32, sigma * z of all matrices side by side.
+    delta: [slots, sum of K] float32, sigma * (z - 1) of the leading components that the plan keeps.
+    modes: [matrices, slots] uint8, the `LinearMode` of each slot in each matrix, by its own z alone.
+    supports: [matrices, slots] int32, number of leading components that each slot adapts.
     """
 
     def __init__(
@@ -60,89 +68,87 @@ class SlotTables:
         self._plan = plan or {module: MatrixPlan((s.size, s.size)) for module, s in self._sigmas.items()}
         self._max_error = max_error
         self._columns = _columns({module: sigma.size for module, sigma in self._sigmas.items()})
-        self._leading = _columns({module: self._plan[module].leading for module in self._sigmas})
+        self._delta_columns = _columns({module: self._plan[module].delta_rank for module in self._sigmas})
         # NaN shows at once if a token carries a slot that was never written.
         self.scale = _poisoned(slots, _width(self._columns), torch.device(device))
-        self.delta = _poisoned(slots, _width(self._leading), torch.device(device))
-        self.ways = torch.full((len(self._sigmas), slots), int(Way.FACTORED), dtype=torch.uint8)
+        self.delta = _poisoned(slots, _width(self._delta_columns), torch.device(device))
+        self.modes = torch.full((len(self._sigmas), slots), int(LinearMode.FACTORED), dtype=torch.uint8)
         self.supports = torch.zeros(len(self._sigmas), slots, dtype=torch.int32)
-        self.write(0, self._rows({}))
+        self.write(0, self.rows_of({}))
 
     def columns(self, module: str) -> Tensor:
         """A matrix's columns of `scale`, [S, R], a view whose row stride is the table's."""
         return self.scale[:, self._columns[module]]
 
-    def leading(self, module: str) -> Tensor:
+    def delta_columns(self, module: str) -> Tensor:
         """A matrix's columns of `delta`, [S, K], a view like `columns`."""
-        return self.delta[:, self._leading[module]]
+        return self.delta[:, self._delta_columns[module]]
 
-    def ways_of(self, module: str) -> Tensor:
-        """A matrix's row of `ways`, [S] uint8, a view."""
-        return self.ways[self._index[module]]
+    def modes_of(self, module: str) -> Tensor:
+        """A matrix's row of `modes`, [S] uint8, a view."""
+        return self.modes[self._index[module]]
 
     def supports_of(self, module: str) -> Tensor:
-        """How many leading components of a matrix each slot adapts, [S] int32, a view."""
+        """A matrix's row of `supports`, [S] int32, a view."""
         return self.supports[self._index[module]]
 
-    def restore_ways(self, slot: int) -> None:
-        """Sets a slot's ways anew by its own z, after `ways` was changed."""
+    def restore_modes(self, slot: int) -> None:
+        """Sets a slot's modes back to those of its own z, after `modes` was changed."""
         for module, index in self._index.items():
-            way = self._plan[module].way(int(self.supports[index, slot]))
-            assert way is not None  # else the slot had not got its row
-            self.ways[index, slot] = int(way)
+            mode = self._plan[module].mode_of(int(self.supports[index, slot]))
+            assert mode is not None  # or the slot's rows would have been refused
+            self.modes[index, slot] = int(mode)
 
-    def way_key(self, slot: int) -> bytes:
-        """Orders tokens so that those that go the same ways stand together, the base's first."""
-        return self.ways[:, slot].numpy().tobytes()
+    def mode_key(self, slot: int) -> bytes:
+        """Sort key: groups tokens of equal modes, with base tokens first."""
+        return self.modes[:, slot].numpy().tobytes()
 
     def rows(self, expert: Expert) -> SlotRows:
-        """What a slot would hold for an expert, the renormalisation included; computed in float64.
+        """The rows of an expert, renormalised if it asks for that; raises ZweaveError as `rows_of` does."""
+        return self.rows_of(expert.z, expert.renormalise)
 
-        Raises ZweaveError if the renormalisation divides by next to nothing, the scales overflow, or the plan
-        has no way for a matrix.
+    def rows_of(self, z: Mapping[str, Tensor], renormalise: bool = False) -> SlotRows:
+        """The rows for z [R] of each matrix that differs from the base model's; computed in float64.
+
+        Raises ZweaveError if the renormalisation divides by next to nothing, the scales overflow float32, or the
+        plan has no mode for a matrix.
         """
-        scales = {}
-        for module, z in expert.z.items():
-            sigma = self._sigmas[module]
-            scales[module] = sigma * z.numpy().astype(np.float64)
-            if expert.renormalise:
-                scales[module] *= renormalisation(module, sigma, scales[module])
-        return self._rows(scales)
-
-    def write(self, slot: int, rows: SlotRows) -> None:
-        """Gives a slot its rows."""
-        self.scale[slot].copy_(rows.scale)
-        self.delta[slot].copy_(rows.delta)
-        self.ways[:, slot].copy_(rows.ways)
-        self.supports[:, slot].copy_(rows.supports)
-
-    def _rows(self, scales: Mapping[str, Array]) -> SlotRows:
-        """The rows for sigma * z of the matrices that differ from the base's."""
         row = np.empty(self.scale.shape[1])
         delta = np.empty(self.delta.shape[1])
-        ways = np.empty(len(self._sigmas), dtype=np.uint8)
+        modes = np.empty(len(self._sigmas), dtype=np.uint8)
         supports = np.empty(len(self._sigmas), dtype=np.int32)
+        scales = {
+            module: adapted_scale(module, self._sigmas[module], values, renormalise)
+            for module, values in z.items()
+        }
         for index, (module, sigma) in enumerate(self._sigmas.items()):
-            scale = scales.get(module, sigma)
-            row[self._columns[module]] = scale
-            plan = self._plan[module]
-            lost = self._max_error * sigma[:1].sum()
-            differs = np.flatnonzero(np.abs(scale - sigma) > lost)
-            delta[self._leading[module]] = (scale - sigma)[: plan.leading]
-            support = supports[index] = int(differs[-1]) + 1 if differs.size else 0
-            way = plan.way(support)
-            if way is None:
-                raise ZweaveError(
-                    f"the expert adapts {support} components of {module}, and this engine keeps "
-                    f"{plan.leading}: allow it more memory"
-                )
-            if plan.format and way == Way.DELTA and self._max_error:
-                self._check_rounding(module, plan.format, np.abs(scale - sigma).max() / sigma[0])
-            ways[index] = way
-        if not (np.abs(row) < np.finfo(np.float32).max).all():
-            raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
-        parts = row.astype(np.float32), delta.astype(np.float32), ways, supports
+            scale = row[self._columns[module]] = scales.get(module, sigma)
+            change = scale - sigma
+            delta[self._delta_columns[module]] = change[: self._plan[module].delta_rank]
+            supports[index] = support_of(change, self._max_error * sigma[:1].sum())
+            modes[index] = self._mode(module, int(supports[index]), change)
+        parts = row.astype(np.float32), delta.astype(np.float32), modes, supports
         return SlotRows(*map(torch.from_numpy, parts))
+
+    def write(self, slot: int, rows: SlotRows) -> None:
+        """Writes the rows of a slot."""
+        self.scale[slot].copy_(rows.scale)
+        self.delta[slot].copy_(rows.delta)
+        self.modes[:, slot].copy_(rows.modes)
+        self.supports[:, slot].copy_(rows.supports)
+
+    def _mode(self, module: str, support: int, change: Array) -> LinearMode:
+        """A matrix's mode for this change of its singular values; ZweaveError if there is none."""
+        plan = self._plan[module]
+        mode = plan.mode_of(support)
+        if mode is None:
+            raise ZweaveError(
+                f"the expert adapts {support} components of {module}, and this engine keeps "
+                f"{plan.delta_rank}: allow it more memory"
+            )
+        if plan.format and mode == LinearMode.DELTA and self._max_error:
+            self._check_rounding(module, plan.format, np.abs(change).max() / self._sigmas[module][0])
+        return mode
 
     def _check_rounding(self, module: str, format: IntegerFormat, change: float) -> None:
         """Raises ZweaveError if integers cost a delta, `change` of the matrix's norm, more than is allowed."""
@@ -154,8 +160,31 @@ class SlotTables:
             )
 
 
+def adapted_scale(module: str, sigma: Array, z: Tensor, renormalise: bool = False) -> Array:
+    """sigma * z [R] in float64, renormalised if asked.
+
+    Raises ZweaveError if the renormalisation divides by next to nothing, or the result overflows float32.
+    """
+    scale: Array = sigma * z.detach().cpu().double().numpy()
+    if renormalise:
+        scale *= renormalisation(module, sigma, scale)
+    if not (np.abs(scale) < np.finfo(np.float32).max).all():
+        raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
+    return scale
+
+
+def renormalisation(module: str, sigma: Array, scale: Array) -> float:
+    """sum(sigma) / sum(sigma * z), with scale = sigma * z; ZweaveError if that divides by next to nothing."""
+    whole, scaled = float(sigma.sum()), float(scale.sum())
+    if whole == 0:
+        return 1.0
+    if abs(scaled) < 1e-6 * whole:
+        raise ZweaveError(f"{module} cannot be renormalised: its scaled singular values add up to nothing")
+    return whole / scaled
+
+
 def _columns(sizes: Mapping[str, int]) -> dict[str, slice]:
-    """Stretches of a table's columns, one after the other."""
+    """Consecutive stretches of a table's columns."""
     ends = list(accumulate(sizes.values()))
     starts = [0, *ends[:-1]] if ends else []
     return dict(zip(sizes, map(slice, starts, ends), strict=True))
@@ -170,13 +199,3 @@ def _poisoned(slots: int, width: int, device: torch.device) -> Tensor:
 
 def _width(columns: Mapping[str, slice]) -> int:
     return max((part.stop for part in columns.values()), default=0)
-
-
-def renormalisation(module: str, sigma: Array, scale: Array) -> float:
-    """sum(sigma) / sum(sigma * z), with scale = sigma * z; ZweaveError if that divides by next to nothing."""
-    whole, scaled = float(sigma.sum()), float(scale.sum())
-    if whole == 0:
-        return 1.0
-    if abs(scaled) < 1e-6 * whole:
-        raise ZweaveError(f"{module} cannot be renormalised: its scaled singular values add up to nothing")
-    return whole / scaled

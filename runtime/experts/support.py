@@ -1,4 +1,4 @@
-"""The support of an expert: which components of each matrix may differ from 1."""
+"""The support of an expert: which components of each matrix may differ from 1, and how many do."""
 
 import re
 from dataclasses import dataclass
@@ -14,9 +14,11 @@ _FORM = re.compile(r"(leading|sparse):(?:(R)/)?([1-9][0-9]{0,5})")
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """full: all components. leading: the K with the largest singular values. sparse: any K.
+    """Which components of a matrix an expert may change.
 
-    count: K, or the divisor d of "R/d", of the rank of each matrix, rounded down but at least 1.
+    kind: "full" allows all components, "leading" the K with the largest singular values, "sparse" any K.
+    count: K, or with `of_rank` the divisor d of K = R/d, rounded down but at least 1.
+    of_rank: whether K is a share of each matrix's rank.
     """
 
     kind: Literal["full", "leading", "sparse"]
@@ -44,9 +46,16 @@ class Support:
     def check(self, module: str, z: npt.NDArray[np.float32]) -> None:
         """Raises ZweaveError if z differs from 1 outside the support."""
         allowed = self.components(z.size)
-        differs = np.flatnonzero(z != 1)
-        last = int(differs[-1]) + 1 if differs.size else 0
-        used = last if self.kind == "leading" else differs.size
+        used = support_of(z - 1) if self.kind == "leading" else np.count_nonzero(z != 1)
         if used > allowed:
             what = "leading components" if self.kind == "leading" else "components"
             raise ZweaveError(f"{module}: the support allows {allowed} {what} and z uses {used}")
+
+
+def support_of(change: npt.NDArray[np.floating], tolerance: float = 0.0) -> int:
+    """Number of leading components that hold all whose |change| exceeds the tolerance.
+
+    change: [R], z - 1 or sigma * (z - 1), components in descending order of singular value.
+    """
+    differs = np.flatnonzero(np.abs(change) > tolerance)
+    return int(differs[-1]) + 1 if differs.size else 0

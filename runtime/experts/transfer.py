@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.module_name import linear_of
 from ..decomposition.decomposition import Decomposition
 from ..errors import ZweaveError
 from .expert import Expert
@@ -63,7 +64,7 @@ def by_kind(found: Sequence[Overlap]) -> list[Overlap]:
     """The means over the layers of each kind of matrix, "q_proj" to "down_proj"."""
     kinds: dict[str, list[Overlap]] = defaultdict(list)
     for entry in found:
-        kinds[entry.module.rpartition(".")[2]].append(entry)
+        kinds[linear_of(entry.module)].append(entry)
     return [
         Overlap(
             kind,

@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 
 
 def python_object(path: Path, name: str) -> object:
@@ -17,6 +17,5 @@ def python_object(path: Path, name: str) -> object:
         raise
     # The file is the user's program: it may fail in any way.
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ZweaveError(f"{path} fails: {reason[:200]}") from error
+        raise ZweaveError(f"{path} fails: {one_line(error, with_type=True)}") from error
     return getattr(module, name, None)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 from .atomic_write import atomic_write
 
 
@@ -54,9 +54,3 @@ def save_tensors(
         mode = temporary.stat().st_mode & 0o777
         save_file(dict(tensors), temporary, dict(metadata) if metadata else None)
         temporary.chmod(mode)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks, cut to a readable length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,4 +1,4 @@
-"""The paged key-value cache: fixed blocks of token positions, handed out and taken back."""
+"""The paged key-value cache: storage in blocks of token positions, and the list of free blocks."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class LayerCache:
 
 
 class KVCache:
-    """Storage of all layers and the list of free blocks; a block has the same index in every layer."""
+    """Storage of all layers and the list of free blocks; a block has the same number in every layer."""
 
     def __init__(
         self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.block_size = block_size
         self.num_blocks = num_blocks
-        # All layers' in one: a block is copied by one call for its keys and one for its values.
+        # One tensor for all layers: a block is copied by one call for its keys and one for its values.
         shape = config.num_layers * num_blocks, config.num_kv_heads, block_size, config.head_dim
         k, v = (t.unflatten(0, (config.num_layers, num_blocks)) for t in empty_kv(*shape, dtype, device))
         self.layers = [LayerCache(*of_layer) for of_layer in zip(k, v, strict=True)]
@@ -39,7 +39,7 @@ class KVCache:
         return len(self._free)
 
     def blocks_for(self, tokens: int) -> int:
-        """How many blocks hold so many tokens."""
+        """Number of blocks that hold `tokens` tokens."""
         return -(-tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
@@ -49,7 +49,7 @@ class KVCache:
         return [self._free.pop() for _ in range(count)]
 
     def release(self, blocks: list[int]) -> None:
-        """Gives blocks back; their content is void."""
+        """Returns blocks to the free list; their content is void."""
         self._free.extend(reversed(blocks))
 
     def copy(self, source: int, target: int) -> None:
@@ -58,6 +58,6 @@ class KVCache:
         self._v[:, target].copy_(self._v[:, source])
 
     def copy_below(self, layer: int, sources: Seq[int], targets: Seq[int]) -> None:
-        """Copies blocks' keys and values in the layers below one."""
+        """Copies blocks' keys and values in the layers below `layer`."""
         for values in (self._k[:layer], self._v[:layer]):
             values[:, list(targets)] = values[:, list(sources)]

@@ -1,9 +1,9 @@
-"""Reuse below a layer: where mixtures adapt nothing below one, what was computed there is the base's, whoever did it.
+"""Partial prefix reuse: the layers below an expert's `first_layer` compute what the base model computes.
 
-    keys and values of the layers below l, and the states that enter l  ->  the layers from l on alone
+    keys and values of the layers below l, and the states that enter l  ->  compute the layers from l on alone
 
-The blocks of the tree hold all layers; those of another mixture are copied as far as they are the same. The states
-lie with the nodes of the blocks, 4 bytes a number.
+The prefix tree's blocks hold all layers. A block that another mixture computed is copied in the layers below l, and
+the tokens resume at l from the states that are stored with the block's node, 4 bytes a number.
 """
 
 import sys
@@ -11,94 +11,97 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from ..experts.bank import BASE_DIGEST
+from ..experts.mixture import BASE_DIGEST
 from .layer_states import LayerStates
-from .prefix_key import Symbols
-from .prefix_tree import SYMBOL, Match, Node, PrefixTree
+from .prefix_key import PrefixKeys
+from .prefix_tree import Node, PrefixMatch, PrefixTree
 
-if TYPE_CHECKING:
-    from ..scheduler.sequence import Sequence
-
-# Mixtures whose blocks are looked at beside the base's, those used last.
-_MIXTURES = 7
+# Mixtures that are searched as donors beside the base model, the latest ones.
+_MAX_DONORS = 7
 
 
 @dataclass(frozen=True, slots=True)
-class LowerMatch:
-    """nodes: hold the blocks, from a sequence's block `first` on, whose layers below `layer` may be copied.
+class LayerHit:
+    """Consecutive blocks whose layers below `layer` can be copied.
 
-    tokens: positions up to which they do, and the states that enter the layer with them. Blocks before `first` that
-    are not found whole are computed, all layers of them: their states were not kept.
+    layer: tokens resume here, from the states that the nodes have.
+    first_block: index of the first block in the sequence. Blocks before it that are not in the prefix match are
+        computed in all layers, since their states were not stored.
+    nodes: of the blocks.
+    num_tokens: position at which the copied tokens end.
     """
 
     layer: int
-    first: int
+    first_block: int
     nodes: list[Node]
-    tokens: int
+    num_tokens: int
 
     def states(self, block_size: int) -> LayerStates:
-        """From the beginning of the first of the blocks on."""
-        start = self.first * block_size
+        """The states that enter `layer`, from the beginning of the first block on."""
+        start = self.first_block * block_size
         found = torch.cat([node.states[self.layer] for node in self.nodes])
-        return LayerStates(self.layer, start, found[: self.tokens - start])
+        return LayerStates(self.layer, start, found[: self.num_tokens - start])
 
 
-class LowerLayers:
-    """Finds blocks of the tree whose lower layers a sequence can use."""
+class LayerReuse:
+    """Finds blocks of other mixtures in the prefix tree whose lower layers a sequence can use."""
 
-    def __init__(self, tree: PrefixTree, symbols: Symbols, block_size: int) -> None:
+    def __init__(self, tree: PrefixTree, keys: PrefixKeys, block_size: int) -> None:
         self._tree = tree
-        self._symbols = symbols
+        self._keys = keys
         self._block_size = block_size
-        self._mixtures: OrderedDict[str, int] = OrderedDict()
+        self._donors: OrderedDict[str, int] = OrderedDict()
 
-    def note(self, sequence: "Sequence") -> None:
-        """Has the blocks of a sequence's mixture looked at for others."""
-        mixture = sequence.mixture
-        if mixture.parts and mixture.first_layer:
-            self._mixtures[mixture.digest] = mixture.first_layer
-            self._mixtures.move_to_end(mixture.digest)
-            if len(self._mixtures) > _MIXTURES:
-                self._mixtures.popitem(last=False)
+    def add_donor(self, digest: str, first_layer: int) -> None:
+        """Records a mixture that adapts no layer below `first_layer` as a candidate donor of blocks."""
+        self._donors[digest] = first_layer
+        self._donors.move_to_end(digest)
+        if len(self._donors) > _MAX_DONORS:
+            self._donors.popitem(last=False)
 
-    def match(self, sequence: "Sequence", whole: Match, layers: Iterable[int]) -> LowerMatch | None:
-        """What saves most of the tokens after those that were found `whole`, at one of these layers; None if that is
-        less than a block."""
-        layers = [layer for layer in layers if sequence.base_until(layer) == sequence.prompt_tokens]
+    def match(
+        self, token_ids: Seq[int], salt: str | None, prefix: PrefixMatch, layers: Iterable[int]
+    ) -> LayerHit | None:
+        """The hit that saves most beyond a matched prefix; None if all save less than a block.
+
+        layers: at which the tokens can resume. What is saved is counted in tokens times layers.
+        """
         best, most = None, 0
-        for found in self._candidates(sequence, whole, layers):
-            saved = found.tokens - max(whole.tokens, found.first * self._block_size)
-            if saved >= self._block_size and saved * found.layer > most:
-                best, most = found, saved * found.layer
+        for hit in self._candidates(token_ids, salt, prefix, list(layers)):
+            saved = hit.num_tokens - max(prefix.num_tokens, hit.first_block * self._block_size)
+            if saved >= self._block_size and saved * hit.layer > most:
+                best, most = hit, saved * hit.layer
         return best
 
-    def _candidates(self, sequence: "Sequence", whole: Match, layers: Seq[int]) -> Iterator[LowerMatch]:
-        first, size = len(whole.nodes), self._block_size
-        for digest, adapts_from in [*self._mixtures.items(), (BASE_DIGEST, sys.maxsize)]:
-            usable = [layer for layer in layers if layer <= adapts_from]
+    def _candidates(
+        self, token_ids: Seq[int], salt: str | None, prefix: PrefixMatch, layers: Seq[int]
+    ) -> Iterator[LayerHit]:
+        num_shared, size = len(prefix.nodes), self._block_size
+        for digest, first_layer in [*self._donors.items(), (BASE_DIGEST, sys.maxsize)]:
+            usable = [layer for layer in layers if layer <= first_layer]
             if not usable:
                 continue
-            found = self._tree.match(self._symbols.under(sequence, digest)[: sequence.target * SYMBOL])
-            nodes = found.nodes if found.source is None else [*found.nodes, found.source]
+            match = self._tree.match(self._keys.of(token_ids, salt, digest))
+            nodes = match.nodes if match.source is None else [*match.nodes, match.source]
             for layer in usable:
-                begin, known = _known(nodes[first:], layer, size)
-                tokens = min((first + begin) * size + known, found.tokens)
-                end = -(-tokens // size)
-                if first + begin < end:
-                    yield LowerMatch(layer, first + begin, nodes[first + begin : end], tokens)
+                begin, length = _longest_run(nodes[num_shared:], layer, size)
+                first_block = num_shared + begin
+                num_tokens = min(first_block * size + length, match.num_tokens)
+                stop_block = -(-num_tokens // size)
+                if first_block < stop_block:
+                    yield LayerHit(layer, first_block, nodes[first_block:stop_block], num_tokens)
 
 
-def _known(nodes: Seq[Node], layer: int, block_size: int) -> tuple[int, int]:
-    """The longest row of positions that have their states: the node that it begins with, and its length."""
-    best, begin, known = (0, 0), 0, 0
+def _longest_run(nodes: Seq[Node], layer: int, block_size: int) -> tuple[int, int]:
+    """The longest run of positions whose states are stored: the index of its first node, and its length."""
+    best, begin, length = (0, 0), 0, 0
     for index, node in enumerate(nodes):
-        rows = len(node.states.get(layer, ()))
-        known += rows
-        best = max(best, (begin, known), key=lambda run: run[1])
-        if rows < block_size:
-            begin, known = index + 1, 0
+        num_states = len(node.states.get(layer, ()))
+        length += num_states
+        best = max(best, (begin, length), key=lambda run: run[1])
+        if num_states < block_size:
+            begin, length = index + 1, 0
     return best

@@ -1,70 +1,69 @@
-"""Symbols: what the keys and values of a position were computed from, in eight bytes a position.
+"""Keys of the prefix cache: eight bytes a position, which say what its keys and values were computed from.
 
-    symbol = owner * 2**24 + token
+    key = namespace * 2**24 + token id
 
-The owner stands for a request's salt and the digest of the mixture that computed the position. Keys and values
-of a position follow from the symbols of all positions up to it: where two sequences of symbols begin alike, so
-do their keys and values, bit for bit where results do not depend on the batch.
+The namespace numbers a pair of salt and mixture digest: who may share the position, and what computed it. Keys and
+values of a position follow from the keys of all positions up to it: where two sequences of keys begin alike, so do
+their keys and values, bit for bit where results do not depend on the batch.
 """
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from ..experts.bank import BASE_DIGEST
-from .prefix_tree import SYMBOL
+from ..experts.mixture import BASE_DIGEST
 
-if TYPE_CHECKING:
-    from ..scheduler.sequence import Sequence
+KEY_BYTES = 8
 
 _TOKEN_BITS = 24
-# Owners that are remembered. A forgotten one gets a new number: its blocks are not found any more.
-_OWNERS = 65536
+# A namespace beyond these, the longest unused, is forgotten. It would get a new number: its blocks are not found again.
+_MAX_NAMESPACES = 65536
 
 
-class Symbols:
-    """Numbers owners and writes the symbols of sequences. Numbers are never used again for others."""
+class PrefixKeys:
+    """Numbers the namespaces and writes the keys of tokens. A number is never given to another namespace."""
 
     def __init__(self) -> None:
-        self._owners: OrderedDict[tuple[str | None, str], int] = OrderedDict()
+        self._namespaces: OrderedDict[tuple[str | None, str], int] = OrderedDict()
         self._next = 1
 
-    def between(self, sequence: "Sequence", start: int, stop: int) -> bytes:
-        """Symbols of the tokens from `start` to before `stop`."""
-        self.extend(sequence)
-        return bytes(sequence.symbols[start * SYMBOL : stop * SYMBOL])
+    def extend(
+        self, prefix_key: bytearray, token_ids: Seq[int], salt: str | None, digest: str, adapted_from: int = 0
+    ) -> None:
+        """Adds the keys of the tokens that came since `prefix_key` was last extended.
 
-    def extend(self, sequence: "Sequence") -> None:
-        """Writes the symbols of tokens that came since the last call."""
-        start = len(sequence.symbols) // SYMBOL
-        new = np.array(sequence.tokens[start:], dtype=np.int64)
+        prefix_key: keys of the first tokens.
+        digest: of the mixture that computes the tokens from `adapted_from` on; the base model computes those before.
+        """
+        start = len(prefix_key) // KEY_BYTES
+        new = np.array(token_ids[start:], dtype=np.int64)
         if not new.size:
             return
-        salt, base = sequence.request.salt, max(0, sequence.adapted_from - start)
-        if base:
-            new[:base] += self._owner(salt, BASE_DIGEST) << _TOKEN_BITS
-        new[base:] += self._owner(salt, sequence.mixture.digest) << _TOKEN_BITS
-        sequence.symbols += new.tobytes()
+        num_base = max(0, adapted_from - start)
+        if num_base:
+            new[:num_base] += self._namespace(salt, BASE_DIGEST) << _TOKEN_BITS
+        new[num_base:] += self._namespace(salt, digest) << _TOKEN_BITS
+        prefix_key += new.tobytes()
 
-    def under(self, sequence: "Sequence", digest: str) -> bytes:
-        """Symbols of all tokens as a mixture of this digest would compute them from the first on."""
-        tokens = np.array(sequence.tokens, dtype=np.int64)
-        return (tokens + (self._owner(sequence.request.salt, digest) << _TOKEN_BITS)).tobytes()
+    def of(self, token_ids: Seq[int], salt: str | None, digest: str) -> bytes:
+        """The keys of tokens that are all computed by the mixture of this digest."""
+        tokens = np.array(token_ids, dtype=np.int64)
+        return (tokens + (self._namespace(salt, digest) << _TOKEN_BITS)).tobytes()
 
-    def _owner(self, salt: str | None, digest: str) -> int:
-        owner = self._owners.get((salt, digest))
-        if owner is None:
-            owner = self._owners[salt, digest] = self._next
+    def _namespace(self, salt: str | None, digest: str) -> int:
+        number = self._namespaces.get((salt, digest))
+        if number is None:
+            number = self._namespaces[salt, digest] = self._next
             self._next += 1
-            if len(self._owners) > _OWNERS:
-                self._owners.popitem(last=False)
-        self._owners.move_to_end((salt, digest))
-        return owner
+            if len(self._namespaces) > _MAX_NAMESPACES:
+                self._namespaces.popitem(last=False)
+        self._namespaces.move_to_end((salt, digest))
+        return number
 
 
-def common_positions(one: bytes | bytearray, other: bytes | bytearray) -> int:
-    """How many positions two sequences of symbols have in common at their beginning."""
-    length = min(len(one), len(other)) // SYMBOL
+def common_prefix_length(one: bytes | bytearray, other: bytes | bytearray) -> int:
+    """Number of positions at the beginning in which two sequences of keys agree."""
+    length = min(len(one), len(other)) // KEY_BYTES
     differs = np.frombuffer(one, np.int64, length) != np.frombuffer(other, np.int64, length)
     return int(differs.argmax()) if differs.any() else length

@@ -1,4 +1,4 @@
-"""Sums of hidden states from token to token, in float64 and in the order of the tokens.
+"""Running sums of hidden states over tokens, in float64 and in the order of the tokens.
 
 One addition a token, so that a sum does not depend on where a chunk of a prompt ends.
 """
@@ -13,8 +13,10 @@ Sum: TypeAlias = npt.NDArray[np.float64]
 
 
 def running_sums(before: Sum | None, states: Tensor) -> Sum:
-    """Sums up to each token. states: [tokens, hidden] float32; before: the sum so far [hidden], None for nothing.
+    """Sums up to each token.
 
+    before: the sum so far [hidden], None for nothing.
+    states: [tokens, hidden] float32.
     Returns [tokens, hidden].
     """
     values = states.cpu().numpy().astype(np.float64)

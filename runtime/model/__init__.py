@@ -1,11 +1,17 @@
 """The forward pass, on tensors alone."""
 
 from .batch import Batch
-from .model import Model
+from .layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture
+from .model import Model, ModelOutput
 from .weights import Weights
 
 __all__ = [
     "Batch",
+    "LayerEntry",
+    "LayerExit",
+    "LayerSchedule",
     "Model",
+    "ModelOutput",
+    "StateCapture",
     "Weights",
 ]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zweave.kernels import Decoder, Packed, Way, pack
+from zweave.kernels import Decoder, LinearMode, Packed, pack
 
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import layer_of, linear_of
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..planner.batch_planner import count_by_slot
@@ -109,7 +109,7 @@ class Merger:
         assert merged.making is not None
         for module, weight in merged.making.result().items():
             self._decoder.set_merged(*place_of(module), slot, weight)
-            self._bank.tables.ways_of(module)[slot] = int(Way.MERGED)
+            self._bank.tables.modes_of(module)[slot] = int(LinearMode.MERGED)
         merged.making = None
 
     def _drop(self, slot: int) -> None:
@@ -118,11 +118,11 @@ class Merger:
             merged.making.cancel()
             return
         if self._bank.digest_of(slot) == merged.digest:
-            self._bank.tables.restore_ways(slot)
+            self._bank.tables.restore_modes(slot)
         for module in self._modules:
             self._decoder.set_merged(*place_of(module), slot, None)
 
 
 def place_of(module: str) -> tuple[int, str]:
-    """Layer and linear of a decoder that a matrix is."""
-    return layer_of(module), module.rpartition(".")[2].removesuffix("_proj")
+    """The layer and the linear of a `Decoder` that a matrix belongs to, such as (0, "up")."""
+    return layer_of(module), linear_of(module).removesuffix("_proj")

@@ -1,12 +1,15 @@
 """The decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) over factored linears and a paged cache."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from zweave.kernels import (
     Decoder,
-    DecoderBatch,
     DecoderConfig,
+    DecoderMetadata,
     add_rms_norm,
     linear,
     pack,
@@ -15,12 +18,24 @@ from zweave.kernels import (
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.rope_tables import rope_tables
 from ..kv_cache.block_pool import KVCache
-from .batch import Batch, Reading
+from .batch import Batch
+from .layer_schedule import StateCapture
 from .weights import Weights
 
-# Tokens of a step whose logits nobody wants, from which on the last layer leaves them out: for fewer the weights
-# are read all the same.
+# The last layer skips unsampled tokens if there are at least this many; for fewer, its weights are read anyway.
 MANY_UNSAMPLED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutput:
+    """What a batch gives.
+
+    logits: [sampled rows, vocabulary] float32
+    states: of each capture, [rows, hidden] float32
+    """
+
+    logits: Tensor
+    states: Mapping[StateCapture, Tensor]
 
 
 class Model:
@@ -46,62 +61,46 @@ class Model:
             [weights.layer(config, layer, caches) for layer, caches in enumerate(cache.layers)],
         )
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Returns float32 logits [len(batch.sampled), vocabulary]."""
-        return self.read(batch)[0]
-
     @torch.inference_mode()
-    def read(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Logits as above, and the states of each of the batch's readings, [tokens, hidden] float32.
-
-        Rows that enter at a layer are left out of the layers below it, rows that end at one of those above.
-        """
-        # Of the rows of the batch, x has those from `first` to before `last`.
-        first, last = max([entry.last for entry in batch.entries], default=0), len(batch.tokens)
-        x = self.embedding[batch.tokens[first:]]
-        residual = torch.zeros((last, x.shape[1]), dtype=torch.float32, device=x.device)
-        states: dict[Reading, Tensor] = {}
-        computed = 0
-        for layer in batch.stops:
-            if len(x):
-                x = self.decoder(x, residual[first:last], batch.places.rows(first, last), computed, layer)
-            computed = layer
-            for entry in reversed(batch.entries):
-                if entry.layer == layer:
-                    residual[entry.first : entry.last] = entry.states
-                    x = torch.cat([x.new_zeros(entry.states.shape), x])
-                    first = entry.first
-            for reading in batch.readings:
-                if reading.layer == layer:
-                    rows = slice(reading.first, reading.last)
-                    states[reading] = residual[rows] + x[reading.first - first : reading.last - first].float()
-            last = min([exit.first for exit in batch.exits if exit.layer == layer], default=last)
-            x = x[: last - first]
-        places = batch.places.rows(0, last)
-        x, residual = self._sampled_only(x, residual[:last], places, batch.sampled, computed)
+    def forward(self, batch: Batch) -> ModelOutput:
+        """Logits of the batch's sampled rows, and the states that its schedule captures."""
+        x = self.embedding[batch.token_ids]
+        residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        states: dict[StateCapture, Tensor] = {}
+        *lower, top = batch.schedule.segments
+        for segment in lower:
+            states |= segment.begin(x, residual)
+            if segment.num_rows:
+                rows, meta = segment.rows, batch.meta.rows(segment.first_row, segment.last_row)
+                x[rows] = self.decoder(x[rows], residual[rows], meta, segment.first_layer, segment.last_layer)
+        states |= top.begin(x, residual)
+        meta = batch.meta.rows(top.first_row, top.last_row)
+        x, residual = self._sampled_only(
+            x[top.rows], residual[top.rows], meta, batch.sampled, top.first_layer
+        )
         x = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
-        return linear(x, self.head, out_dtype=torch.float32), [states[r] for r in batch.readings]
+        return ModelOutput(linear(x, self.head, out_dtype=torch.float32), states)
 
     def _sampled_only(
-        self, x: Tensor, residual: Tensor, places: DecoderBatch, sampled: Tensor, first: int
+        self, x: Tensor, residual: Tensor, meta: DecoderMetadata, sampled: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
-        """What the layers from `first` on give for the sampled tokens.
+        """Computes the layers from `first` to the top; returns x and residual of the sampled rows.
 
-        Of the others, if they are many, the last layer computes keys and values alone.
+        If many rows are not sampled, the last layer computes only keys and values for those.
         """
         last = self.config.num_layers - 1
         if first > last or not len(x):
             return x[sampled], residual[sampled]
         if len(x) - len(sampled) < MANY_UNSAMPLED:
-            x = self.decoder(x, residual, places, first)
+            x = self.decoder(x, residual, meta, first)
             return x[sampled], residual[sampled]
         if first < last:
-            x = self.decoder(x, residual, places, first, last)
+            x = self.decoder(x, residual, meta, first, last)
         is_other = torch.ones(len(x), dtype=torch.bool, device=x.device)
         is_other[sampled] = False
         others = is_other.nonzero().flatten()
-        self.decoder.store_keys(x[others], residual[others], places.at(others), last)
+        self.decoder.store_keys(x[others], residual[others], meta.at(others), last)
         x, residual = x[sampled], residual[sampled]
         if len(sampled):
-            x = self.decoder(x, residual, places.at(sampled), last)
+            x = self.decoder(x, residual, meta.at(sampled), last)
         return x, residual

@@ -7,6 +7,7 @@ from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.model_config import ModelConfig
+from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import LayerCache
@@ -40,8 +41,8 @@ class Weights:
         u, _, vt = self._decomposition.factors(module)
         plan, bias = self._plan[module], f"{module}.bias"
         if not plan.factored:
-            vt, u = vt[: plan.leading], u[:, : plan.leading]
-        some = plan.factored or plan.leading > 0
+            vt, u = vt[: plan.delta_rank], u[:, : plan.delta_rank]
+        some = plan.factored or plan.delta_rank > 0
 
         def factor(weight: Tensor) -> Packed:
             if plan.format:
@@ -54,27 +55,31 @@ class Weights:
             vt=factor(vt) if some else None,
             u=factor(u) if some else None,
             scale=self._bank.tables.columns(module) if plan.factored else None,
-            delta=self._bank.tables.leading(module) if plan.leading else None,
+            delta=self._bank.tables.delta_columns(module) if plan.delta_rank else None,
             bias=self.tensor(bias) if bias in self._present else None,
-            ways=self._bank.tables.ways_of(module) if plan.dense else None,
-            supports=self._bank.tables.supports_of(module) if plan.leading else None,
+            modes=self._bank.tables.modes_of(module) if plan.dense else None,
+            supports=self._bank.tables.supports_of(module) if plan.delta_rank else None,
         )
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
         prefix = f"model.layers.{layer}"
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        attention = f"{prefix}.self_attn"
+
+        def linear(name: str) -> AdaptedLinear:
+            return self.adapted(module_name(layer, name))
+
         return DecoderLayer(
             input_norm=self.tensor(f"{prefix}.input_layernorm.weight"),
             mlp_norm=self.tensor(f"{prefix}.post_attention_layernorm.weight"),
             q_norm=self.tensor(f"{attention}.q_norm.weight") if config.qk_norm else None,
             k_norm=self.tensor(f"{attention}.k_norm.weight") if config.qk_norm else None,
-            q=self.adapted(f"{attention}.q_proj"),
-            k=self.adapted(f"{attention}.k_proj"),
-            v=self.adapted(f"{attention}.v_proj"),
-            o=self.adapted(f"{attention}.o_proj"),
-            gate=self.adapted(f"{mlp}.gate_proj"),
-            up=self.adapted(f"{mlp}.up_proj"),
-            down=self.adapted(f"{mlp}.down_proj"),
+            q=linear("q_proj"),
+            k=linear("k_proj"),
+            v=linear("v_proj"),
+            o=linear("o_proj"),
+            gate=linear("gate_proj"),
+            up=linear("up_proj"),
+            down=linear("down_proj"),
             k_cache=cache.k,
             v_cache=cache.v,
             window=config.sliding_window[layer],

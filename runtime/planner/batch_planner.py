@@ -1,4 +1,4 @@
-"""Looks at a batch and decides whether its slots' own ways or one way for all is cheaper."""
+"""Decides for a batch whether each slot's own mode or factored mode for all tokens is cheaper."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
 
 from .cost_model import CostModel
 from .delta_formats import BYTES
@@ -14,19 +14,21 @@ from .plan import Plan
 
 
 class BatchPlanner:
-    """Each way that occurs in a batch reads weights of its own: base tokens W, unrestricted experts U and V.
-    A few tokens of each kind are then cheaper all by U and V. Used where results may depend on the batch
-    within rounding (`batch_invariant=False`).
+    """Chooses between the modes of a batch's slots and factored mode for all of its tokens.
 
-    ways: [matrices, slots] uint8, the bank's table, in the order of the plan.
+    Each mode that occurs in a batch reads its own weights: dense reads W, factored reads U and V. For a few tokens
+    of both it is cheaper to read U and V alone. Only with `batch_invariant=False`, where results may depend on the
+    batch within rounding.
+
+    modes: [matrices, slots] uint8, the bank's table, in the order of the plan.
     """
 
-    def __init__(self, plan: Plan, ways: Tensor, costs: CostModel) -> None:
-        self._ways = ways
+    def __init__(self, plan: Plan, modes: Tensor, costs: CostModel) -> None:
+        self._modes = modes
         self._costs = costs
         shapes = np.array([matrix.shape for matrix in plan.values()], dtype=np.float64)
         both, rank = shapes.sum(1), shapes.min(1)
-        leading = np.array([matrix.leading for matrix in plan.values()], dtype=np.float64)
+        leading = np.array([matrix.delta_rank for matrix in plan.values()], dtype=np.float64)
         self._dense = shapes.prod(1)
         # As many weights of W as take the time of the delta's.
         self._delta = self._dense + leading * both * [
@@ -36,28 +38,28 @@ class BatchPlanner:
         self._all_can = all(matrix.factored for matrix in plan.values())
 
     def all_factored(self, slot: Tensor) -> bool:
-        """Whether all tokens should go the factored way. slot: [T] int32."""
+        """Whether factored mode for all tokens is cheaper. slot: [T] int32."""
         if not self._all_can:
             return False
         costs = self.costs(slot)
-        return costs["all factored"] < costs["own ways"]
+        return costs["all factored"] < costs["own modes"]
 
     def costs(self, slot: Tensor) -> Mapping[str, float]:
-        """Predicted seconds of the products of a step, each slot its own way and all tokens factored."""
+        """Predicted seconds of a step's products: each slot in its own mode, and all tokens factored."""
         slots, counts = np.unique(slot.numpy(), return_counts=True)
-        ways = self._ways.numpy()[:, slots]
-        own = np.zeros(len(ways))
-        for way, weights in (
-            (Way.DENSE, self._dense),
-            (Way.DELTA, self._delta),
-            (Way.FACTORED, self._factored),
+        modes = self._modes.numpy()[:, slots]
+        own = np.zeros(len(modes))
+        for mode, weights in (
+            (LinearMode.DENSE, self._dense),
+            (LinearMode.DELTA, self._delta),
+            (LinearMode.FACTORED, self._factored),
         ):
-            own += self._costs.product(weights, (ways == way) @ counts)
+            own += self._costs.product(weights, (modes == mode) @ counts)
         # A merged slot reads weights of its own.
         for column, count in enumerate(counts):
-            own += self._costs.product(self._dense, (ways[:, column] == Way.MERGED) * count)
+            own += self._costs.product(self._dense, (modes[:, column] == LinearMode.MERGED) * count)
         together = self._costs.product(self._factored, counts.sum())
-        return {"own ways": float(own.sum()), "all factored": float(np.sum(together))}
+        return {"own modes": float(own.sum()), "all factored": float(np.sum(together))}
 
 
 def count_by_slot(slot: Tensor) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""What a product costs on this machine: measured once, cached, and used to choose between the ways."""
+"""What a product costs on this machine: measured once, cached, and used to choose between modes."""
 
 import json
 import time
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zweave.kernels import Way, cpu_isa, linear, pack, quantize, svf_delta_linear
+from zweave.kernels import LinearMode, cpu_isa, linear, pack, quantize, svf_delta_linear
 
 from ..io.atomic_write import atomic_write
 from ..io.cache_dir import cache_dir, disk_errors
@@ -38,7 +38,7 @@ class CostModel:
 
     @classmethod
     def nominal(cls, value_bytes: int) -> "CostModel":
-        """Two cores of a server: choices between ways depend on the ratios of the rates alone."""
+        """Two cores of a server: choices between modes depend on the ratios of the rates alone."""
         return cls(3e10, 4e11, 8e11, 0.0, value_bytes)
 
     def product(
@@ -51,9 +51,9 @@ class CostModel:
         arithmetic = 2 * np.asarray(weights) * tokens / rate
         return np.where(np.asarray(tokens) > 0, np.maximum(stream, arithmetic), 0.0)
 
-    def way(
+    def seconds(
         self,
-        way: Way,
+        mode: LinearMode,
         shape: tuple[int, int],
         tokens: int,
         components: int = 0,
@@ -61,15 +61,15 @@ class CostModel:
     ) -> float:
         """Seconds of a matrix [M, N] for so many tokens; components and format: of the delta."""
         M, N = shape
-        if way == Way.DELTA and format:
+        if mode == LinearMode.DELTA and format:
             integers = self.product(components * (M + N), tokens, format)
             return float(self.product(M * N, tokens) + integers)
         weights = {
-            Way.DENSE: M * N,
-            Way.MERGED: M * N,
-            Way.DELTA: M * N + components * (M + N),
-            Way.FACTORED: min(M, N) * (M + N),
-        }[way]
+            LinearMode.DENSE: M * N,
+            LinearMode.MERGED: M * N,
+            LinearMode.DELTA: M * N + components * (M + N),
+            LinearMode.FACTORED: min(M, N) * (M + N),
+        }[mode]
         return float(self.product(weights, tokens))
 
 

@@ -18,6 +18,6 @@ STATED_ERROR: dict[IntegerFormat, float] = {"int8": 0.12, "int4": 0.65}
 EXPECTED_CHANGE = 0.1
 
 
-def within(format: IntegerFormat, max_error: float) -> bool:
+def meets_error(format: IntegerFormat, max_error: float) -> bool:
     """Whether the format keeps experts of the expected change within a share of a matrix's spectral norm."""
     return STATED_ERROR[format] * EXPECTED_CHANGE <= max_error

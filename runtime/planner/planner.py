@@ -2,23 +2,52 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from ..errors import ZweaveError
 from .cost_model import CostModel, cost_model
-from .delta_formats import IntegerFormat, within
+from .delta_formats import IntegerFormat, meets_error
 from .plan import MatrixPlan, Plan, memory
 
 # Panels of the CPU kernels are so wide: a component more or less costs nothing within one.
 COMPONENT_STEP = 16
-# Tokens of the step that a plan is made for: the base's and as many of an expert without limits.
+# Tokens of the step that a plan is made for: the base's and as many of an unrestricted expert.
 PLANNED_TOKENS = 16
+# Inside another runtime a delta may use one in so many components: experts of support "leading:R/8" fit.
+HOSTED_DELTA_SHARE = 8
 FORMATS: tuple[IntegerFormat, ...] = ("int8", "int4")
+
+Shapes: TypeAlias = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The memory that a plan may take.
+
+    max_memory: bytes.
+    value_bytes: bytes of a weight that is not an integer.
+    """
+
+    max_memory: int
+    value_bytes: int
+
+    def fits(self, plan: Plan) -> bool:
+        return memory(plan, self.value_bytes) <= self.max_memory
+
+    def refusal(self, least: Plan) -> ZweaveError:
+        """The error for a budget that the smallest plan exceeds."""
+        needed = memory(least, self.value_bytes)
+        return ZweaveError(
+            f"max_memory allows {self.max_memory / (1 << 20):.1f} MiB for the adapted matrices and the least that "
+            f"would do is {math.ceil(needed / (1 << 20) * 10) / 10:.1f}: allow more"
+        )
 
 
 def plan_for(
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Shapes,
     device_type: str,
     dtype: torch.dtype,
     max_memory: int | None = None,
@@ -35,7 +64,7 @@ def plan_for(
 
 
 def make_plan(
-    shapes: Mapping[str, tuple[int, int]],
+    shapes: Shapes,
     device_type: str = "cpu",
     value_bytes: int = 2,
     max_memory: int | None = None,
@@ -44,44 +73,43 @@ def make_plan(
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
-    All ways are open where memory allows: W for the base, W and leading components for experts of few, the
-    factors for all others. Where it does not, matrices change to what costs least time for the bytes it saves:
-    the factors alone, or, if `max_error` allows it, W and all components as integers. Without `max_error`
-    integers are taken where experts without limits would find no room otherwise, and fewest of them.
-    Where that is too large as well, all matrices keep W and as many leading components as fit. Elsewhere than
-    on a CPU everything is factored.
+    On a CPU every matrix keeps W, for the base, and U and V, whose leading components serve experts of few and all
+    of which serve the others; with less memory as `_plan_within` says. Elsewhere everything is factored.
 
-    max_memory: bytes for the weights of adapted matrices, of `value_bytes` a weight.
+    shapes: matrix -> (out_features, in_features).
+    max_memory: bytes for the weights of adapted matrices, of `value_bytes` a weight; None for no limit.
     max_error: share of a matrix's spectral norm that an expert may lose.
-    costs: of the machine, see cost_model; nominal ones by default. Only a choice under `max_memory` depends on them.
-    Raises ZweaveError, with the least that would do, if not even W and one panel of int4 components fit.
+    costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
+    Raises ZweaveError, with the least that would do, if no plan fits.
     """
+    budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
         plan = {module: MatrixPlan(shape) for module, shape in shapes.items()}
-        if max_memory is not None and memory(plan, value_bytes) > max_memory:
-            raise _too_little(max_memory, memory(plan, value_bytes))
+        if budget is not None and not budget.fits(plan):
+            raise budget.refusal(plan)
         return plan
     plan = {
-        module: MatrixPlan(shape, dense=True, leading=worthwhile_components(shape))
+        module: MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
         for module, shape in shapes.items()
     }
-    if max_memory is None:
+    if budget is None:
         return plan
-    costs = costs or CostModel.nominal(value_bytes)
-    allowed = [format for format in FORMATS if within(format, max_error)]
-    plan = _shrink(plan, [None, *allowed], max_memory, value_bytes, costs)
-    # What an expert loses by them is checked when it is bound.
-    if memory(plan, value_bytes) > max_memory:
-        plan = _shrink(plan, FORMATS, max_memory, value_bytes, costs)
-    if memory(plan, value_bytes) <= max_memory:
-        return plan
-    return _only_leading(shapes, value_bytes, max_memory, allowed)
+    return _plan_within(budget, plan, max_error, costs or CostModel.nominal(value_bytes))
 
 
-def worthwhile_components(shape: tuple[int, int]) -> int:
+def hosted_plan(shape: tuple[int, int], dense: bool = True) -> MatrixPlan:
+    """The plan of a linear inside another runtime (transformers, vLLM).
+
+    It keeps the factors, and with `dense` also W and a delta of an eighth of the components. Only the rank min(shape)
+    matters, so that a shard's plan is that of its matrix.
+    """
+    return MatrixPlan(shape, dense, max(1, min(shape) // HOSTED_DELTA_SHARE) if dense else 0)
+
+
+def break_even_rank(shape: tuple[int, int]) -> int:
     """The most components, in whole panels, for which W and a delta cost no more than all factors do.
 
-    Both read and multiply weights in the same way, so the smaller number of weights wins:
+    Both read and multiply their weights at the same rate, so the smaller number of weights wins:
     M N + K (M + N) < R (M + N).
     """
     M, N = shape
@@ -89,33 +117,51 @@ def worthwhile_components(shape: tuple[int, int]) -> int:
     return max(0, int(best) // COMPONENT_STEP * COMPONENT_STEP)
 
 
+def _plan_within(
+    budget: Budget, plan: dict[str, MatrixPlan], max_error: float, costs: CostModel
+) -> dict[str, MatrixPlan]:
+    """Shrinks a plan to a budget, in this order:
+
+    1. Matrices change to what costs least time for the bytes it saves: the factors alone or, if `max_error` allows it,
+       W and all components as integers.
+    2. The same with integers whatever `max_error` says, and as few of them as will do: still no expert is refused, and
+       what one loses is checked when it is bound.
+    3. All matrices keep W and as many leading components as fit.
+    """
+    allowed = [format for format in FORMATS if meets_error(format, max_error)]
+    for formats in ((None, *allowed), FORMATS):
+        plan = _shrink(plan, formats, budget, costs)
+        if budget.fits(plan):
+            return plan
+    return _truncated_plan({module: matrix.shape for module, matrix in plan.items()}, budget, allowed)
+
+
 def _seconds(matrix: MatrixPlan, costs: CostModel) -> float:
-    """Predicted time of the base's tokens and of those of an expert without limits."""
+    """Predicted time of base tokens and of those of an unrestricted expert."""
     total = 0.0
     for support in (0, matrix.rank):
-        way = matrix.way(support)
-        assert way is not None
-        total += costs.way(way, matrix.shape, PLANNED_TOKENS, matrix.leading, matrix.format)
+        mode = matrix.mode_of(support)
+        assert mode is not None
+        total += costs.seconds(mode, matrix.shape, PLANNED_TOKENS, matrix.delta_rank, matrix.format)
     return total
 
 
 def _shrink(
     plan: dict[str, MatrixPlan],
     formats: Sequence[IntegerFormat | None],
-    max_memory: int,
-    value_bytes: int,
+    budget: Budget,
     costs: CostModel,
 ) -> dict[str, MatrixPlan]:
     """Changes one matrix after the other, the least time lost for a byte saved first, until the plan fits.
 
-    formats: of the factors that matrices may keep; None: the factors alone, in plain values.
+    formats: of the factors that a matrix may change to; None: the factors alone, in plain values.
     """
-    plan, total = dict(plan), memory(plan, value_bytes)
-    while total > max_memory:
+    plan, total = dict(plan), memory(plan, budget.value_bytes)
+    while total > budget.max_memory:
         best: tuple[float, str, MatrixPlan, int] | None = None
         for module, matrix in plan.items():
-            for option in (_serving_all(matrix.shape, format) for format in formats):
-                saved = matrix.nbytes(value_bytes) - option.nbytes(value_bytes)
+            for option in (_full_coverage(matrix.shape, format) for format in formats):
+                saved = matrix.nbytes(budget.value_bytes) - option.nbytes(budget.value_bytes)
                 if saved <= 0:
                     continue
                 lost = (_seconds(option, costs) - _seconds(matrix, costs)) / saved
@@ -128,59 +174,41 @@ def _shrink(
     return plan
 
 
-def _serving_all(shape: tuple[int, int], format: IntegerFormat | None) -> MatrixPlan:
-    """A small plan that refuses no expert."""
+def _full_coverage(shape: tuple[int, int], format: IntegerFormat | None) -> MatrixPlan:
+    """A small plan that refuses no expert: the factors, or W and all components as integers."""
     if format is None:
         return MatrixPlan(shape)
-    return MatrixPlan(shape, dense=True, leading=min(shape), factored=False, format=format)
+    return MatrixPlan(shape, dense=True, delta_rank=min(shape), factored=False, format=format)
 
 
-def _only_leading(
-    shapes: Mapping[str, tuple[int, int]],
-    value_bytes: int,
-    max_memory: int,
-    allowed: Sequence[IntegerFormat],
+def _truncated_plan(
+    shapes: Shapes, budget: Budget, allowed: Sequence[IntegerFormat]
 ) -> dict[str, MatrixPlan]:
-    """W and the largest share of leading components, the same for all matrices, that fits.
+    """W and the largest share of leading components that fits, the same share for all matrices.
 
-    allowed: formats that may be taken for more components; others are taken where no component fits otherwise.
+    allowed: formats that may be taken for more components; others are taken if no component fits otherwise.
     """
-    found = [_most_leading(shapes, format, value_bytes, max_memory) for format in (None, *FORMATS)]
-    within_error = [
-        plan for format, plan in zip((None, *FORMATS), found, strict=True) if format in (None, *allowed)
-    ]
-    for candidates in (within_error, found):
-        fitting = [plan for plan in candidates if plan]
+    by_format = {format: _most_leading(shapes, format, budget) for format in (None, *FORMATS)}
+    for formats in ((None, *allowed), by_format):
+        fitting = [by_format[format] for format in formats if by_format[format]]
         if fitting:
-            return max(fitting, key=lambda plan: sum(matrix.leading for matrix in plan.values()))
-    least = {module: _leading(shape, 1, "int4") for module, shape in shapes.items()}
-    raise _too_little(max_memory, memory(least, value_bytes))
+            return max(fitting, key=lambda plan: sum(matrix.delta_rank for matrix in plan.values()))
+    raise budget.refusal({module: _leading(shape, 1, "int4") for module, shape in shapes.items()})
 
 
-def _most_leading(
-    shapes: Mapping[str, tuple[int, int]], format: IntegerFormat | None, value_bytes: int, max_memory: int
-) -> dict[str, MatrixPlan]:
+def _most_leading(shapes: Shapes, format: IntegerFormat | None, budget: Budget) -> dict[str, MatrixPlan]:
     """The plan of most sixteenths of the ranks that fits, or an empty one."""
     best: dict[str, MatrixPlan] = {}
     for sixteenths in range(1, 17):
         plan = {module: _leading(shape, sixteenths, format) for module, shape in shapes.items()}
-        if memory(plan, value_bytes) > max_memory:
+        if not budget.fits(plan):
             break
         best = plan
     return best
 
 
 def _leading(shape: tuple[int, int], sixteenths: int, format: IntegerFormat | None) -> MatrixPlan:
-    kept = min(min(shape), _panels(min(shape) * sixteenths / 16))
-    return MatrixPlan(shape, dense=True, leading=kept, factored=False, format=format)
-
-
-def _panels(components: float) -> int:
-    return max(1, int(components) // COMPONENT_STEP) * COMPONENT_STEP
-
-
-def _too_little(allowed: int, needed: int) -> ZweaveError:
-    return ZweaveError(
-        f"max_memory allows {allowed / (1 << 20):.1f} MiB for the adapted matrices and the least that would do "
-        f"is {math.ceil(needed / (1 << 20) * 10) / 10:.1f}: allow more"
-    )
+    """W and so many sixteenths of the components, in whole panels."""
+    panels = max(1, int(min(shape) * sixteenths / 16) // COMPONENT_STEP)
+    kept = min(min(shape), panels * COMPONENT_STEP)
+    return MatrixPlan(shape, dense=True, delta_rank=kept, factored=False, format=format)

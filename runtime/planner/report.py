@@ -1,4 +1,4 @@
-"""Predicted and measured cost of every way through a model's matrices, and what a plan chooses."""
+"""Predicted and measured cost of every mode of a model's matrices, and what a plan chooses."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zweave.kernels import Packed, Way, linear, pack, quantize, svf_delta_linear, svf_linear
+from zweave.kernels import LinearMode, Packed, linear, pack, quantize, svf_delta_linear, svf_linear
 
 from .cost_model import CostModel
 from .plan import MatrixPlan
@@ -19,38 +19,45 @@ ROTATED_BYTES = 96 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class WayCost:
-    """Microseconds of a way, predicted and measured (None: not measured); chosen: by the base or experts."""
+class ModeCost:
+    """The cost of computing a matrix in one mode.
 
-    way: str
+    mode: lower-case name of the `LinearMode`.
+    components: of the delta, or of the factors; 0 for other modes.
+    predicted_us: microseconds by the cost model.
+    measured_us: microseconds measured, None if not measured.
+    chosen: whether the batch's tokens use it: base tokens, or those of unrestricted experts if there are any.
+    """
+
+    mode: str
     components: int
     predicted_us: float
     measured_us: float | None
     chosen: bool
 
 
-def way_costs(
+def mode_costs(
     matrix: MatrixPlan, tokens: int, experts: int, costs: CostModel, dtype: torch.dtype
-) -> list[WayCost]:
-    """The ways of one matrix for so many tokens, each alone; measured by the ops on random weights.
+) -> list[ModeCost]:
+    """The cost of each mode of a matrix for a number of tokens, each mode alone, by the ops on random weights.
 
-    experts: how many without limits share the batch, 0 for the base alone.
+    experts: number of unrestricted experts that share the batch, 0 for the base model alone.
     """
-    chosen = matrix.way(matrix.rank if experts else 0)
+    chosen = matrix.mode_of(matrix.rank if experts else 0)
     measured = _measure(_calls(matrix, tokens, max(1, experts), dtype))
     rows = []
-    for way, seconds in measured.items():
-        components = {Way.DELTA: matrix.leading, Way.FACTORED: matrix.rank}.get(way, 0)
-        predicted = costs.way(way, matrix.shape, tokens, components, matrix.format) + costs.call_seconds
-        rows.append(WayCost(way.name.lower(), components, 1e6 * predicted, 1e6 * seconds, way == chosen))
+    for mode, seconds in measured.items():
+        components = {LinearMode.DELTA: matrix.delta_rank, LinearMode.FACTORED: matrix.rank}.get(mode, 0)
+        predicted = costs.seconds(mode, matrix.shape, tokens, components, matrix.format) + costs.call_seconds
+        rows.append(ModeCost(mode.name.lower(), components, 1e6 * predicted, 1e6 * seconds, mode == chosen))
     return rows
 
 
 @torch.inference_mode()
 def _calls(
     matrix: MatrixPlan, tokens: int, experts: int, dtype: torch.dtype
-) -> dict[Way, list[Callable[[], object]]]:
-    """Way -> the same product with one set of weights after the other."""
+) -> dict[LinearMode, list[Callable[[], object]]]:
+    """For each mode the same product with one set of weights after the other."""
     M, N = matrix.shape
     copies = max(2, ROTATED_BYTES // (M * N * dtype.itemsize))
     random = torch.Generator().manual_seed(0)
@@ -63,20 +70,20 @@ def _calls(
     scale = torch.ones(experts + 1, matrix.rank)
     dense = [pack(weight(M, N)) for _ in range(copies)]
     factors = [(pack(weight(matrix.rank, N)), pack(weight(M, matrix.rank))) for _ in range(copies)]
-    calls: dict[Way, list[Callable[[], object]]] = {
-        Way.DENSE: [partial(linear, x, w) for w in dense],
-        Way.FACTORED: [partial(svf_linear, x, vt, u, scale, slot) for vt, u in factors],
-        Way.MERGED: [partial(linear, x, w) for w in dense],
+    calls: dict[LinearMode, list[Callable[[], object]]] = {
+        LinearMode.DENSE: [partial(linear, x, w) for w in dense],
+        LinearMode.FACTORED: [partial(svf_linear, x, vt, u, scale, slot) for vt, u in factors],
+        LinearMode.MERGED: [partial(linear, x, w) for w in dense],
     }
-    if matrix.leading:
-        delta, kept = torch.ones(experts + 1, matrix.leading), matrix.leading
+    if matrix.delta_rank:
+        delta, kept = torch.ones(experts + 1, matrix.delta_rank), matrix.delta_rank
 
         def factor(*shape: int) -> Packed:
             plain = weight(*shape)
             return pack(quantize(plain, matrix.format) if matrix.format else plain)
 
         parts = [(factor(kept, N), factor(M, kept)) for _ in range(copies)]
-        calls[Way.DELTA] = [
+        calls[LinearMode.DELTA] = [
             partial(svf_delta_linear, x, w, vt, u, delta, slot)
             for w, (vt, u) in zip(dense, parts, strict=True)
         ]
@@ -84,14 +91,16 @@ def _calls(
 
 
 @torch.inference_mode()
-def _measure(calls: Mapping[Way, list[Callable[[], object]]], rounds: int = 7) -> dict[Way, float]:
-    """Seconds a call by way: medians of rounds in which the ways take turns, each over all its weights."""
-    seconds: dict[Way, list[float]] = {way: [] for way in calls}
+def _measure(
+    calls: Mapping[LinearMode, list[Callable[[], object]]], rounds: int = 7
+) -> dict[LinearMode, float]:
+    """Seconds of a call in each mode: medians of rounds in which the modes take turns, each over all its weights."""
+    seconds: dict[LinearMode, list[float]] = {mode: [] for mode in calls}
     for index in range(rounds + 1):
-        for way, listed in calls.items():
+        for mode, listed in calls.items():
             start = time.perf_counter()
             for call in listed:
                 call()
             if index:
-                seconds[way].append((time.perf_counter() - start) / len(listed))
-    return {way: statistics.median(values) for way, values in seconds.items()}
+                seconds[mode].append((time.perf_counter() - start) / len(listed))
+    return {mode: statistics.median(values) for mode, values in seconds.items()}

@@ -1,47 +1,34 @@
-"""Gives sequences their blocks of the cache: those that the prefix tree has, and fresh ones."""
+"""Gives sequences their blocks: those that the prefix tree already has, and fresh ones."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 from ..kv_cache.block_pool import KVCache
-from ..kv_cache.layer_reuse import LowerLayers, LowerMatch
+from ..kv_cache.kv_state import KVState
+from ..kv_cache.layer_reuse import LayerHit
 from ..kv_cache.layer_states import LayerStates
-from ..kv_cache.prefix_key import Symbols
-from ..kv_cache.prefix_tree import SYMBOL, Match, Node, PrefixTree
-from ..kv_cache.running_sums import Sum, running_sums
+from ..kv_cache.prefix_key import KEY_BYTES
+from ..kv_cache.prefix_sums import prefix_sum
+from ..kv_cache.prefix_tree import Node, PrefixMatch, PrefixTree
+from .prefix_lookup import PrefixHit, PrefixLookup
 from .sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the tree has of a sequence: whole, and beyond that in the layers below one."""
-
-    whole: Match
-    lower: LowerMatch | None = None
-
-    @property
-    def nodes(self) -> list[Node]:
-        """Those whose blocks must stay until they are shared or copied."""
-        return self.whole.nodes + (self.lower.nodes if self.lower else [])
-
-
 class BlockManager:
-    """The first blocks of a sequence are nodes of the tree, as many as it has `nodes`, the others its own.
+    """Allocates the blocks of sequences, shares them through the prefix tree, and keeps each sequence's KVState.
 
-    A block enters the tree when it is computed to its end, the one with a prompt's end as soon as that is
-    computed, and what a sequence leaves behind when it ends. It is written to by the sequence that computed
-    it and nobody else: whoever wants the first positions of a block copies it. Fresh blocks come from the
-    free ones first, then from those that the tree has and nobody holds.
+    A sequence's first blocks are nodes of the prefix tree, the others are private. A block enters the tree when it is
+    full, when it holds the end of a prompt, and when its sequence ends. Only the sequence that computed a block writes
+    to it: whoever needs its first positions copies the block. Fresh blocks come from the free list, then from the
+    tree's nodes without references.
 
-    share: False keeps the tree empty, so that each sequence computes everything itself.
+    share: False disables the prefix tree: every sequence computes all its tokens.
     """
 
     def __init__(self, cache: KVCache, share: bool = True) -> None:
         self._cache = cache
         self._share = share
         self._tree = PrefixTree(cache.block_size)
-        self._symbols = Symbols()
-        self._lower = LowerLayers(self._tree, self._symbols, cache.block_size)
+        self._lookup = PrefixLookup(self._tree, cache.block_size)
         self.tokens_computed = 0
         self.tokens_looked_up = 0
         self.tokens_reused = 0
@@ -54,7 +41,7 @@ class BlockManager:
 
     @property
     def shares(self) -> bool:
-        """Whether sequences can have others' blocks."""
+        """Whether sequences share blocks."""
         return self._share
 
     @property
@@ -64,253 +51,194 @@ class BlockManager:
 
     @property
     def num_cached(self) -> int:
-        """Blocks of the tree that no sequence holds."""
-        return self._tree.num_unheld
+        """Blocks of the prefix tree that no sequence uses."""
+        return self._tree.num_evictable
 
     @property
-    def num_held(self) -> int:
-        """Blocks that sequences hold, shared ones counted once."""
+    def num_in_use(self) -> int:
+        """Blocks that sequences use, shared ones counted once."""
         return self._cache.num_blocks - self.num_available
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` could give."""
+        """Blocks that can be allocated."""
         return self.num_free + self.num_cached
 
-    def missing(self, sequence: Sequence, tokens: int) -> int:
-        """How many more blocks a sequence needs to hold so many tokens."""
-        return max(0, self._cache.blocks_for(tokens) - len(sequence.blocks))
+    def prefix_key(self, sequence: Sequence) -> bytearray:
+        """Keys of a sequence's tokens: two sequences share keys and values up to where these differ."""
+        return self._lookup.prefix_key(sequence) if self._share else sequence.kv.prefix_key
 
-    def symbols(self, sequence: Sequence) -> bytearray:
-        """What a sequence's tokens are computed from; its keys and values can be others' as far as these agree."""
-        if self._share:
-            self._symbols.extend(sequence)
-        return sequence.symbols
+    def match_prefix(self, sequence: Sequence, resume_layers: Seq[int] = ()) -> PrefixHit:
+        """Finds what the cache has of a sequence but for its last token, whose logits or states are needed.
 
-    def match(self, sequence: Sequence, layers: Seq[int] = ()) -> Found:
-        """What the tree has of a sequence, its last token excepted: that one's logits, or state, are wanted.
-
-        While states are read only blocks that know them will do.
-        layers: those at which a sequence may be resumed.
+        resume_layers: layers at which the sequence can resume.
         """
-        nothing = Match([], None, 0)
         if not self._share:
-            return Found(nothing)
-        pooling = sequence.pooling
-        if pooling is not None and not pooling.spared:
-            return self._fitting(sequence, nothing, self._resumed_reading(sequence, layers))
-        whole = self._whole(sequence)
-        if pooling is None:
-            lower = self._lower.match(sequence, whole, layers) if layers else None
-            return self._fitting(sequence, whole, lower)
-        return Found(self._summed(whole, pooling.layer))
+            return PrefixHit(PrefixMatch())
+        hit = self._lookup.match(sequence, resume_layers)
+        # A layer hit needs blocks for copies: without them its tokens are computed.
+        has_room = hit.layers is None or self.can_allocate(sequence, hit)
+        return hit if has_room else PrefixHit(hit.prefix)
 
-    def _num_summed(self, nodes: Seq[Node], layer: int) -> int:
-        """How many of the first nodes know the states that enter a layer; the sums up to their ends are noted."""
-        total: Sum | None = None
-        for index, node in enumerate(nodes):
-            if layer not in node.sums:
-                states = node.states.get(layer)
-                if states is None or len(states) < self.block_size:
-                    return index
-                node.sums[layer] = running_sums(total, states)[-1].copy()
-            total = node.sums[layer]
-        return len(nodes)
+    def can_allocate(self, sequence: Sequence, hit: PrefixHit) -> bool:
+        """Whether there are blocks for all tokens of a sequence but those of the hit's shared blocks."""
+        num_fresh = self._cache.blocks_for(len(sequence.token_ids)) - len(hit.prefix.nodes)
+        num_acquired = sum(node.ref_count == 0 for node in hit.nodes)
+        return self.num_available - num_acquired >= num_fresh
 
-    def _summed(self, whole: Match, layer: int) -> Match:
-        """As far as the states that enter a layer are known."""
-        known = self._num_summed(whole.nodes, layer)
-        tokens = known * self.block_size
-        source = whole.source if known == len(whole.nodes) else None
-        if source is not None and len(source.states.get(layer, ())) >= whole.tokens - tokens:
-            return whole
-        return Match(whole.nodes[:known], None, tokens)
-
-    def _whole(self, sequence: Sequence) -> Match:
-        return self._tree.match(bytes(self.symbols(sequence)[: (sequence.target - 1) * SYMBOL]))
-
-    def _resumed_reading(self, sequence: Sequence, layers: Seq[int]) -> LowerMatch | None:
-        """For a first pass that ends at a layer: whole blocks that know their states there and at the one read."""
-        pooling, ends = sequence.pooling, sequence.ends_at
-        if pooling is None or ends is None or ends not in layers:
-            return None
-        found = self._lower.match(sequence, Match([], None, 0), [ends])
-        known = min(found.tokens, sequence.target - 1) if found and not found.first else 0
-        nodes = found.nodes[: known // self.block_size] if found else []
-        nodes = nodes[: self._num_summed(nodes, pooling.layer)]
-        return LowerMatch(ends, 0, nodes, len(nodes) * self.block_size) if nodes else None
-
-    def _fitting(self, sequence: Sequence, whole: Match, lower: LowerMatch | None) -> Found:
-        """Without the lower layers where there are no blocks for copies."""
-        found = Found(whole, lower)
-        return found if lower is None or self.fits(sequence, found) else Found(whole)
-
-    def fits(self, sequence: Sequence, found: Found) -> bool:
-        """Whether there are blocks for the tokens of a sequence that were not found in whole blocks."""
-        held = sum(node.holders == 0 for node in found.nodes)
-        fresh = self._cache.blocks_for(len(sequence.tokens)) - len(found.whole.nodes)
-        return self.num_available - held >= fresh
-
-    def attach(self, sequence: Sequence, found: Found) -> None:
-        """Gives a sequence without blocks what was found for it; there is room (`fits`)."""
-        whole = found.whole
-        self._tree.hold(found.nodes)
-        sequence.nodes = list(whole.nodes)
-        sequence.blocks = [node.block for node in whole.nodes]
-        if whole.source is not None:
-            # If the source itself had to go its block is the one allocated, and still holds what it held.
-            sequence.blocks += self.allocate(1)
-            self._cache.copy(whole.source.block, sequence.blocks[-1])
-            self._keep_copied(sequence, whole.source, whole.tokens)
-            self._tree.touch(whole.source)
-        sequence.computed = sequence.committed = whole.tokens
-        if found.lower is not None:
-            self._copy_lower(sequence, found.lower)
+    def allocate(self, sequence: Sequence, hit: PrefixHit) -> None:
+        """Gives a sequence without blocks what `match_prefix` found; `can_allocate` must hold."""
+        prefix, kv = hit.prefix, sequence.kv
+        self._tree.acquire(hit.nodes)
+        kv.nodes = list(prefix.nodes)
+        kv.block_table = [node.block for node in prefix.nodes]
+        if prefix.source is not None:
+            self._copy_source(kv, prefix.source, prefix.num_tokens)
+        kv.num_computed_tokens = kv.num_indexed_tokens = prefix.num_tokens
+        if hit.layers is not None:
+            self._copy_layers(kv, hit.layers)
         if sequence.pooling is not None:
-            sequence.pooling.restart(sequence.position, self._sum(found, sequence.pooling.layer))
-        resumed = len(sequence.below.states) if sequence.below else 0
-        self.tokens_looked_up += len(sequence.tokens)
-        self.tokens_reused += whole.tokens
-        self.tokens_resumed += resumed
-        if sequence.reused is None:
-            sequence.reused, sequence.resumed = whole.tokens, resumed
+            num_source_tokens = prefix.num_tokens - len(hit.prefix.nodes) * self.block_size
+            total = prefix_sum(hit.nodes, prefix.source, num_source_tokens, sequence.pooling.layer)
+            sequence.pooling.restart(sequence.next_position, total)
+        num_resumed = len(kv.partial_states.states) if kv.partial_states else 0
+        self.tokens_looked_up += len(sequence.token_ids)
+        self.tokens_reused += prefix.num_tokens
+        self.tokens_resumed += num_resumed
+        if kv.num_cached_tokens is None:
+            kv.num_cached_tokens, kv.num_resumed_tokens = prefix.num_tokens, num_resumed
 
-    def _sum(self, found: Found, layer: int) -> Sum | None:
-        """Of the states that enter a layer, of all positions found; None for none."""
-        total = found.nodes[-1].sums[layer] if found.nodes else None
-        source = found.whole.source
-        if source is None:
-            return total
-        states = source.states[layer][: found.whole.tokens - len(found.whole.nodes) * self.block_size]
-        return running_sums(total, states)[-1].copy()
-
-    def _keep_copied(self, sequence: Sequence, source: Node, tokens: int) -> None:
-        """Has the copy of a block know the states that the block knows, if it knows all that were copied."""
-        start = (len(sequence.blocks) - 1) * self.block_size
+    def _copy_source(self, kv: KVState, source: Node, num_tokens: int) -> None:
+        """Copies the block with the end of a prefix, and its states if they cover the positions of the prefix."""
+        start = len(kv.block_table) * self.block_size
+        # If the source itself is evicted for the copy its block is the one taken, and still holds what it held.
+        kv.block_table += self.take_blocks(1)
+        self._cache.copy(source.block, kv.block_table[-1])
         for layer, states in source.states.items():
-            if len(states) >= tokens - start:
-                sequence.kept[layer] = LayerStates(layer, start, states[: tokens - start])
+            if len(states) >= num_tokens - start:
+                kv.cached_states[layer] = LayerStates(layer, start, states[: num_tokens - start])
+        self._tree.touch(source)
 
-    def _copy_lower(self, sequence: Sequence, lower: LowerMatch) -> None:
-        """Copies blocks, which are held, as far as they are the sequence's, too."""
-        needed = lower.first + len(lower.nodes) - len(sequence.blocks)
-        sequence.blocks += self.allocate(needed)
-        self._cache.copy_below(
-            lower.layer, [node.block for node in lower.nodes], sequence.blocks[lower.first :]
-        )
-        known = lower.states(self.block_size)
-        sequence.kept[lower.layer] = known
-        sequence.below = known.since(sequence.computed)
-        self._tree.release(lower.nodes)
+    def _copy_layers(self, kv: KVState, hit: LayerHit) -> None:
+        """Copies the lower layers of the blocks of a hit, and releases them."""
+        kv.block_table += self.take_blocks(hit.first_block + len(hit.nodes) - len(kv.block_table))
+        sources = [node.block for node in hit.nodes]
+        self._cache.copy_below(hit.layer, sources, kv.block_table[hit.first_block :])
+        states = hit.states(self.block_size)
+        kv.cached_states[hit.layer] = states
+        kv.partial_states = states.since(kv.num_computed_tokens)
+        self._tree.release(hit.nodes)
 
-    def adopt(self, sequence: Sequence) -> None:
-        """Has blocks that the tree has whole take the place of those that the sequence computed in part."""
-        if not self._share or sequence.below is None or sequence.nodes:
+    def swap_in_shared(self, sequence: Sequence) -> None:
+        """Replaces blocks that the sequence computed in some layers by shared ones that have all layers."""
+        kv = sequence.kv
+        if not self._share or kv.partial_states is None or kv.nodes:
             return
-        nodes = self._whole(sequence).nodes
-        before, after = sequence.computed, len(nodes) * self.block_size
+        nodes = self._lookup.match_tree(sequence).nodes
+        before, after = kv.num_computed_tokens, len(nodes) * self.block_size
         if after <= before:
             return
-        self._tree.hold(nodes)
+        self._tree.acquire(nodes)
         for index, node in enumerate(nodes):
-            self._give_states(sequence, node, index * self.block_size, (index + 1) * self.block_size)
-        self._cache.release(sequence.blocks[: len(nodes)])
-        sequence.nodes = list(nodes)
-        sequence.blocks[: len(nodes)] = [node.block for node in nodes]
-        sequence.computed = sequence.committed = sequence.reused = after
-        sequence.below = sequence.below.since(after)
+            kv.copy_states(node, index * self.block_size, (index + 1) * self.block_size)
+        self._cache.release(kv.block_table[: len(nodes)])
+        kv.nodes = list(nodes)
+        kv.block_table[: len(nodes)] = [node.block for node in nodes]
+        kv.num_computed_tokens = kv.num_indexed_tokens = kv.num_cached_tokens = after
+        kv.partial_states = kv.partial_states.since(after)
         self.tokens_reused += after - before
 
-    def allocate(self, count: int) -> list[int]:
-        """Takes fresh blocks; the caller has made sure that there are as many."""
+    def num_missing_blocks(self, sequence: Sequence, num_tokens: int) -> int:
+        """Number of blocks that a sequence lacks to hold its first `num_tokens` tokens."""
+        return max(0, self._cache.blocks_for(num_tokens) - len(sequence.kv.block_table))
+
+    def append_blocks(self, sequence: Sequence, num_tokens: int) -> None:
+        """Extends a block table to hold the first `num_tokens` tokens; there must be enough blocks."""
+        sequence.kv.block_table += self.take_blocks(self.num_missing_blocks(sequence, num_tokens))
+
+    def take_blocks(self, count: int) -> list[int]:
+        """Takes fresh blocks, evicting nodes if the free list is too short; there must be enough of both."""
         while count > self._cache.num_free:
             node = self._tree.evict()
             if node is None:
                 raise RuntimeError(f"{count} blocks asked for, {self._cache.num_free} are to be had")
-            self.tokens_evicted += len(node.key) // SYMBOL
+            self.tokens_evicted += len(node.key) // KEY_BYTES
             self._cache.release([node.block])
         return self._cache.allocate(count)
 
-    def release(self, blocks: list[int]) -> None:
-        """Gives back blocks that are not in the tree."""
+    def return_blocks(self, blocks: list[int]) -> None:
+        """Puts blocks that are not in the prefix tree on the free list."""
         self._cache.release(blocks)
 
-    def commit(self, sequence: Sequence) -> None:
-        """Takes blocks that a sequence has computed since the last call into the tree."""
-        if sequence.computed == sequence.committed:
+    def cache_blocks(self, sequence: Sequence) -> None:
+        """Adds the blocks that a sequence filled since the last call to the prefix tree."""
+        kv = sequence.kv
+        if kv.num_computed_tokens == kv.num_indexed_tokens:
             return
-        before, sequence.committed = sequence.committed, sequence.computed
-        self.tokens_computed += sequence.computed - before
-        if not self._keeps(sequence):
+        before, kv.num_indexed_tokens = kv.num_indexed_tokens, kv.num_computed_tokens
+        self.tokens_computed += kv.num_computed_tokens - before
+        if not self._is_cacheable(sequence):
             return
-        whole = sequence.computed // self.block_size
-        if whole > len(sequence.nodes) - self._has_open_end(sequence):
-            self._close(sequence)
-            while len(sequence.nodes) < whole:
-                self._insert(sequence, (len(sequence.nodes) + 1) * self.block_size)
-        if before < sequence.prompt_tokens <= sequence.computed:
-            self._insert_end(sequence)
+        num_full = kv.num_computed_tokens // self.block_size
+        num_full_nodes = len(kv.nodes) - 1 if self._has_partial_node(kv) else len(kv.nodes)
+        if num_full > num_full_nodes:
+            self._remove_partial(kv)
+            while len(kv.nodes) < num_full:
+                self._insert(sequence, (len(kv.nodes) + 1) * self.block_size)
+        if before < sequence.num_prompt_tokens <= kv.num_computed_tokens:
+            self._insert_partial(sequence)
 
-    def detach(self, sequence: Sequence) -> None:
-        """Takes a sequence's blocks away; what is computed stays in the tree until its blocks are wanted."""
-        self.commit(sequence)
-        if sequence.ends_at is not None and sequence.below is not None:
-            self.tokens_computed += sequence.below.stop - sequence.computed - sequence.resumed
-        if self._keeps(sequence) and sequence.computed:
-            self._close(sequence)
-            self._insert_end(sequence)
-        self._tree.release(sequence.nodes)
-        self._cache.release(sequence.blocks[len(sequence.nodes) :])
-        sequence.nodes, sequence.blocks = [], []
-        sequence.computed = sequence.committed = 0
-        sequence.below = None
-        sequence.kept.clear()
+    def free(self, sequence: Sequence) -> None:
+        """Takes a sequence's blocks away; what is computed stays in the prefix tree until it is evicted."""
+        self.cache_blocks(sequence)
+        kv = sequence.kv
+        if sequence.exit_layer is not None and kv.partial_states is not None:
+            self.tokens_computed += kv.partial_states.stop - kv.num_computed_tokens - kv.num_resumed_tokens
+        if self._is_cacheable(sequence) and kv.num_computed_tokens:
+            self._remove_partial(kv)
+            self._insert_partial(sequence)
+        self._tree.release(kv.nodes)
+        self._cache.release(kv.block_table[len(kv.nodes) :])
+        kv.reset()
 
-    def _keeps(self, sequence: Sequence) -> bool:
-        """Whether the tree takes a sequence's blocks: not those that are computed in some layers only."""
-        return self._share and sequence.ends_at is None
+    def _is_cacheable(self, sequence: Sequence) -> bool:
+        """Whether a sequence's blocks may enter the prefix tree: a first pass that exits early leaves out layers."""
+        return self._share and sequence.exit_layer is None
 
-    def _has_open_end(self, sequence: Sequence) -> bool:
-        """Whether the last node is a block that its sequence, which alone holds it, still writes to."""
-        return bool(sequence.nodes) and len(sequence.nodes[-1].key) < self.block_size * SYMBOL
+    def _has_partial_node(self, kv: KVState) -> bool:
+        """Whether the last node is a block that the sequence, its only user, still writes to."""
+        return kv.last_node is not None and len(kv.last_node.key) < self.block_size * KEY_BYTES
 
-    def _close(self, sequence: Sequence) -> None:
-        """Makes an open end the sequence's own again: it comes back with the positions that were added."""
-        if self._has_open_end(sequence):
-            self._tree.remove(sequence.nodes.pop())
+    def _remove_partial(self, kv: KVState) -> None:
+        """Makes a partial last node private again: it comes back with the positions computed since."""
+        if self._has_partial_node(kv):
+            self._tree.remove(kv.nodes.pop())
 
-    def _insert_end(self, sequence: Sequence) -> None:
-        """Takes the last block into the tree, as far as it is computed, unless the tree has those positions."""
-        whole = len(sequence.nodes) * self.block_size
-        if self._has_open_end(sequence) or sequence.computed == whole:
+    def _insert_partial(self, sequence: Sequence) -> None:
+        """Adds the computed part of the last block to the prefix tree, unless the tree has those positions."""
+        kv = sequence.kv
+        start = len(kv.nodes) * self.block_size
+        if self._has_partial_node(kv) or kv.num_computed_tokens == start:
             return
-        key = self._symbols.between(sequence, whole, sequence.computed)
-        if not self._tree.covers(_last(sequence), key):
-            self._insert(sequence, sequence.computed)
+        key = self._lookup.key_between(sequence, start, kv.num_computed_tokens)
+        if not self._tree.covers(kv.last_node, key):
+            self._insert(sequence, kv.num_computed_tokens)
 
     def _insert(self, sequence: Sequence, stop: int) -> None:
-        """Makes the next block a node whose positions end at `stop`. If another sequence computed the same
-        meanwhile its block is taken over: the bits are equal."""
-        index = len(sequence.nodes)
-        key = self._symbols.between(sequence, index * self.block_size, stop)
-        node = self._tree.insert(_last(sequence), key, sequence.blocks[index])
-        if node.block != sequence.blocks[index]:
-            self._cache.release([sequence.blocks[index]])
-            sequence.blocks[index] = node.block
-        self._give_states(sequence, node, index * self.block_size, stop)
+        """Makes the next block, whose positions end at `stop`, a node.
+
+        If another sequence has computed the same meanwhile, its block replaces this one: the bits are equal.
+        """
+        kv = sequence.kv
+        index = len(kv.nodes)
+        start = index * self.block_size
+        key = self._lookup.key_between(sequence, start, stop)
+        node = self._tree.insert(kv.last_node, key, kv.block_table[index])
+        if node.block != kv.block_table[index]:
+            self._cache.release([kv.block_table[index]])
+            kv.block_table[index] = node.block
+        kv.copy_states(node, start, stop)
         if stop % self.block_size == 0:
-            left = [rest for known in sequence.kept.values() if (rest := known.since(stop)) is not None]
-            sequence.kept = {rest.layer: rest for rest in left}
-        self._lower.note(sequence)
-        sequence.nodes.append(node)
-
-    def _give_states(self, sequence: Sequence, node: Node, start: int, stop: int) -> None:
-        """Keeps with a block what its sequence knows of the states of these positions."""
-        for layer, kept in sequence.kept.items():
-            states = kept.between(start, stop)
-            if len(states) > len(node.states.get(layer, ())):
-                node.states[layer] = states
-
-
-def _last(sequence: Sequence) -> Node | None:
-    return sequence.nodes[-1] if sequence.nodes else None
+            kv.drop_states(stop)
+        self._lookup.add_donor(sequence.mixture)
+        kv.nodes.append(node)

@@ -1,4 +1,4 @@
-"""Some of a sequence's next tokens: what a step computes of it."""
+"""Consecutive tokens of a sequence that a step computes."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,17 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some of a sequence's next tokens, all of which enter at one layer; the step samples if they reach its end.
+    """The next tokens of a sequence, all of which enter the model at one layer.
 
-    start: position of the first. keeps: the layers whose states, as they enter, are kept for others.
+    start: position of the first token.
+    count: number of tokens.
+    cache_layers: layers whose input states of these tokens are stored for the prefix cache.
     """
 
     sequence: Sequence
     start: int
     count: int
-    keeps: tuple[int, ...] = ()
+    cache_layers: tuple[int, ...] = ()
 
     @property
     def stop(self) -> int:
@@ -25,30 +27,31 @@ class Chunk:
 
     @property
     def complete(self) -> bool:
-        return self.sequence.pooling is None and self.stop == len(self.sequence.tokens)
+        """Whether the step samples a token after the chunk."""
+        return self.sequence.pooling is None and self.stop == len(self.sequence.token_ids)
 
     @property
-    def enters(self) -> int:
-        """The layer that the tokens go through first."""
-        below = self.sequence.below
+    def entry_layer(self) -> int:
+        """The first layer that the tokens go through."""
+        below = self.sequence.kv.partial_states
         return below.layer if below is not None and below.start <= self.start < below.stop else 0
 
     @property
-    def entering(self) -> Tensor | None:
-        """Their states at a layer above the first that they enter."""
-        below = self.sequence.below
-        return below.between(self.start, self.stop) if below is not None and self.enters else None
+    def entry_states(self) -> Tensor | None:
+        """The states that enter `entry_layer`; None if that is the first layer."""
+        below = self.sequence.kv.partial_states
+        return below.between(self.start, self.stop) if below is not None and self.entry_layer else None
 
     @property
-    def reads(self) -> tuple[int, ...]:
-        """The layers whose states, as they enter, are wanted, in their order."""
-        pooling, wanted = self.sequence.pooling, set(self.keeps)
+    def capture_layers(self) -> tuple[int, ...]:
+        """The layers whose input states the step returns, in ascending order."""
+        pooling, wanted = self.sequence.pooling, set(self.cache_layers)
         if pooling is not None:
-            wanted |= {pooling.layer, pooling.ends or pooling.layer}
+            wanted |= {pooling.layer, pooling.exit_layer or pooling.layer}
         return tuple(sorted(wanted))
 
     @property
     def depth_order(self) -> tuple[int, int]:
-        """In a batch those that enter late come first, the highest layer first, and those that end early last."""
-        ends = self.sequence.ends_at
-        return (1, -ends) if ends is not None else (0, -self.enters)
+        """Sort key of a batch: the chunks that enter highest come first, those that exit lowest last."""
+        exit_layer = self.sequence.exit_layer
+        return (1, -exit_layer) if exit_layer is not None else (0, -self.entry_layer)

@@ -1,7 +1,7 @@
-"""The mean hidden state of a prompt, read while it is computed: the same bits however the prompt is cut.
+"""The mean hidden state of a prompt, pooled while the prompt is computed: the same bits however it is cut in chunks.
 
-Sums run from token to token in float64, one after the other, so that they do not depend on where a chunk ends. A prompt
-whose beginning is found in the prefix tree goes on with the sum of the states that are kept there.
+States are added in float64, one token after the other, so that the sum does not depend on where a chunk ends. A prompt
+whose beginning is in the prefix tree starts from the sum that is stored there.
 """
 
 import torch
@@ -11,19 +11,21 @@ from ..kv_cache.running_sums import Sum, running_sums
 
 
 class Pooling:
-    """What a first pass reads of the base's states that enter a layer, over the first `stop` tokens of a prompt.
+    """A first pass's mean over the first `stop` prompt tokens of the base model's states that enter `layer`.
 
-    ends: the layer, `layer` or one above it, up to which the tokens are computed; the answer goes on from there if
-        its mixture adapts none below. None computes them whole.
-    spared: the base's keys and values of these tokens, in all layers, are the answer's, too, by what can be chosen.
-    tokens: how many are summed up.
+    layer: the layer whose input states are averaged.
+    stop: number of prompt tokens to average.
+    exit_layer: `layer` or a higher one: the tokens leave the model there, and the answer resumes there if its
+        mixture adapts no layer below. None computes the tokens in all layers.
+    prompt_kv_reusable: whether every candidate's answer can use the base model's keys and values of these tokens.
+    tokens: number of tokens summed so far.
     """
 
-    def __init__(self, layer: int, stop: int, ends: int | None, spared: bool) -> None:
+    def __init__(self, layer: int, stop: int, exit_layer: int | None, prompt_kv_reusable: bool) -> None:
         self.layer = layer
         self.stop = stop
-        self.ends = ends
-        self.spared = spared
+        self.exit_layer = exit_layer
+        self.prompt_kv_reusable = prompt_kv_reusable
         self.tokens = 0
         self._sum: Sum | None = None
 
@@ -32,11 +34,11 @@ class Pooling:
         return self.tokens == self.stop
 
     def restart(self, tokens: int, total: Sum | None) -> None:
-        """Goes on after `tokens` whose states add up to `total`."""
+        """Starts after the first `tokens` tokens, whose states add up to `total`."""
         self.tokens, self._sum = tokens, total
 
     def add(self, start: int, states: Tensor) -> None:
-        """Takes the states [tokens, hidden] of the tokens from `start` on, unless it has them already."""
+        """Adds the states [tokens, hidden] of the tokens from `start` on, unless they are added already."""
         if start != self.tokens:
             return
         self._sum, self.tokens = running_sums(self._sum, states)[-1].copy(), start + len(states)

@@ -6,12 +6,17 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 from ..errors import ZweaveError
-from ..experts.bank import Bank, BoundMixture
-from ..kv_cache.prefix_key import common_positions
+from ..experts.bank import Bank, ResolvedMixture
+from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
 from .chunk import Chunk
 from .sequence import Sequence
 from .stats import EngineStats
+from .step_plan import StepPlan
+
+# A step looks at this many waiting requests for each one that may run: requests waiting for a shared prefix may be
+# overtaken.
+_SCAN_FACTOR = 2
 
 
 class Scheduler:
@@ -20,9 +25,9 @@ class Scheduler:
     When blocks run out the latest arrival is preempted: it gives its blocks back, keeps its bank slot, and
     is computed again from its tokens later, which gives the same values bit for bit.
 
-    A request whose prompt begins like one that is being computed waits until it can share that one's blocks,
-    and lets later arrivals pass meanwhile. It waits for earlier arrivals only, and these are never waiting
-    themselves, so that they get on in every step.
+    A request whose prompt begins like one that is being computed waits until it can share that one's blocks, and
+    may be overtaken meanwhile. It waits for earlier arrivals only, and only for running ones, which get on in every
+    step.
     """
 
     def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
@@ -31,49 +36,49 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []
-        # The layer that the latest first pass reads: the next one will read it, too, of what all have computed.
-        self._read_layer: int | None = None
+        self._running: list[Sequence] = []  # in the order of arrival
+        # The layer that the latest first pass pools. All prompts store their states there, since the next first pass
+        # will pool the same layer: an engine has one dispatcher as a rule. With several, the latest decides.
+        self._last_pooled_layer: int | None = None
         self.preemptions = 0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Has a sequence wait in the order of arrival, which a first pass may have held up."""
+        """Queues a sequence in the order of arrival, which may be before others that did not wait for a first pass."""
         if sequence.pooling is not None:
-            self._read_layer = sequence.pooling.layer
+            self._last_pooled_layer = sequence.pooling.layer
         if self._waiting and _arrival(self._waiting[-1]) > _arrival(sequence):
             insort(self._waiting, sequence, key=_arrival)
         else:
             self._waiting.append(sequence)
 
-    def bind(self, sequence: Sequence, mixture: BoundMixture, adapted_from: int) -> bool:
-        """Gives a sequence the mixture that its first pass chose; whether it goes on where it is.
+    def bind(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int) -> bool:
+        """Gives a sequence the mixture that was chosen after its first pass; returns whether it keeps running.
 
-        It does if the mixture computes the same as what was computed and has a slot at once. Else it waits again, and
-        finds in the cache what it can keep.
+        It does if its keys and values stay valid under the mixture, and the mixture gets a slot at once. Otherwise it
+        waits again, and finds in the prefix cache what it can use.
         """
-        is_running = sequence in self._running
-        goes_on = is_running and sequence.can_keep(mixture, adapted_from)
-        if goes_on:
-            self._blocks.commit(sequence)
-        elif is_running:
+        keeps_running = sequence in self._running and sequence.keeps_kv_valid(mixture, adapted_from)
+        if keeps_running:
+            self._blocks.cache_blocks(sequence)
+        elif sequence in self._running:
             self.remove(sequence)
         sequence.bind(mixture, adapted_from)
-        if goes_on:
+        if keeps_running:
             sequence.slot = None
             try:
-                goes_on = self._take_slot(sequence)
-            except ZweaveError:  # told when it is to be taken up
-                goes_on = False
-            if not goes_on:
+                keeps_running = self._take_slot(sequence)
+            except ZweaveError:  # reported when the sequence is admitted
+                keeps_running = False
+            if not keeps_running:
                 self.remove(sequence)
-        if goes_on:
-            self._blocks.adopt(sequence)
+        if keeps_running:
+            self._blocks.swap_in_shared(sequence)
         else:
             self.add(sequence)
-        return goes_on
+        return keeps_running
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
@@ -81,7 +86,7 @@ class Scheduler:
             self._running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._blocks.detach(sequence)
+        self._blocks.free(sequence)
         if sequence.slot is not None:
             self._bank.release(sequence.slot)
             sequence.slot = None
@@ -92,85 +97,84 @@ class Scheduler:
         Every chunk has its blocks and its slot. The list is empty only if nothing is left to run.
         """
         for sequence in self._running:
-            self._blocks.commit(sequence)
-        plan: dict[Sequence, int] = {}
-        budget = self._max_batch_tokens
-        preemptions = self.preemptions
-        for sequence in sorted(self._running, key=_is_prefilling):
-            count = min(_pending(sequence), budget)
-            if count and sequence in self._running and self._reserve(sequence, count, plan):
-                plan[sequence] = count
-                budget = self._max_batch_tokens - sum(plan.values())
-        # Blocks that a preemption freed are spoken for: nobody is admitted in the same step.
-        failed = self._admit(plan, budget) if self.preemptions == preemptions else []
-        return [chunk for sequence, count in plan.items() for chunk in self._chunks(sequence, count)], failed
+            self._blocks.cache_blocks(sequence)
+        plan = StepPlan(self._max_batch_tokens)
+        # Blocks that a preemption freed are for the earlier arrivals: nobody is admitted in the same step.
+        failed = [] if self._plan_running(plan) else self._admit(plan)
+        return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
 
-    def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
-        """The next tokens, those that enter at another layer by themselves."""
-        start, stop = sequence.position, sequence.position + count
-        below = sequence.below
-        cuts = () if below is None or sequence.ends_at is not None else (below.start, below.stop)
-        edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
-        return [self._chunk(sequence, *span) for span in pairwise(edges)]
-
-    def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
-        """With the layers noted at which experts begin, or first passes read, and the tokens are the base's yet."""
-        chunk = Chunk(sequence, start, stop - start)
-        if not self._blocks.shares or start >= sequence.prompt_tokens:
-            return chunk
-        ends, pooling = sequence.ends_at, sequence.pooling
-        read = self._read_layer if pooling is None else pooling.layer
-        wanted = {*self._bank.first_layers} | (set() if read is None else {read})
-        keeps = tuple(
-            layer
-            for layer in sorted(wanted)
-            if chunk.enters < layer and (ends is None or layer < ends) and start < sequence.base_until(layer)
-        )
-        return replace(chunk, keeps=keeps)
-
-    def _admit(self, plan: dict[Sequence, int], budget: int) -> list[tuple[Sequence, str]]:
-        """Takes up waiting sequences and adds their tokens to the plan; returns those that cannot run."""
-        failed: list[tuple[Sequence, str]] = []
-        # So many may be passed by others in a step, those who wait for blocks that are being computed.
-        for sequence in list(islice(self._waiting, 2 * self._max_sequences)):
-            if budget == 0 or len(self._running) >= self._max_sequences:
-                break
-            found = self._blocks.match(sequence, self._bank.first_layers)
-            if self._awaits_blocks(sequence, found.whole.tokens):
+    def _plan_running(self, plan: StepPlan) -> set[Sequence]:
+        """Plans the next tokens of the running sequences, decoding ones first; returns those that were preempted."""
+        preempted: set[Sequence] = set()
+        for sequence in sorted(self._running, key=lambda running: running.is_prefilling):
+            count = plan.count_for(sequence)
+            if sequence in preempted or not count:
                 continue
-            if not self._blocks.fits(sequence, found):
+            num_tokens = sequence.next_position + count
+            for victim in self._preempt_for(sequence, num_tokens):
+                preempted.add(victim)
+                plan.drop(victim)
+            if sequence not in preempted:
+                self._blocks.append_blocks(sequence, num_tokens)
+                plan.add(sequence, count)
+        return preempted
+
+    def _preempt_for(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
+        """Preempts the latest arrivals, in the end the sequence itself, until it can have blocks for its tokens."""
+        victims: list[Sequence] = []
+        num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
+        while num_missing > self._blocks.num_available and sequence not in victims:
+            victim = self._running.pop()
+            self._blocks.free(victim)
+            self._waiting.appendleft(victim)
+            self.preemptions += 1
+            victims.append(victim)
+        return victims
+
+    def _admit(self, plan: StepPlan) -> list[tuple[Sequence, str]]:
+        """Admits waiting sequences and plans their tokens; returns those that cannot run."""
+        failed: list[tuple[Sequence, str]] = []
+        for sequence in list(islice(self._waiting, _SCAN_FACTOR * self._max_sequences)):
+            if plan.num_free_tokens == 0 or len(self._running) >= self._max_sequences:
+                break
+            hit = self._blocks.match_prefix(sequence, self._bank.first_layers)
+            if self._awaits_blocks(sequence, hit.prefix.num_tokens):
+                continue
+            if not self._blocks.can_allocate(sequence, hit):
                 break
             try:
-                admitted = self._take_slot(sequence)
+                has_slot = self._take_slot(sequence)
             except ZweaveError as error:
                 self._waiting.remove(sequence)
                 failed.append((sequence, str(error)))
                 continue
-            if not admitted:
+            if not has_slot:
                 break
             self._waiting.remove(sequence)
-            self._running.append(sequence)
-            self._running.sort(key=_arrival)
-            self._blocks.attach(sequence, found)
-            count = min(_pending(sequence), budget)
-            self._reserve(sequence, count, plan)
-            plan[sequence] = count
-            budget -= count
+            insort(self._running, sequence, key=_arrival)
+            self._blocks.allocate(sequence, hit)
+            count = plan.count_for(sequence)
+            self._blocks.append_blocks(sequence, sequence.next_position + count)
+            plan.add(sequence, count)
         return failed
 
-    def _awaits_blocks(self, sequence: Sequence, found: int) -> bool:
-        """Whether a running prompt will soon have computed a block more of a sequence than was found of it,
-        or half of what is missing."""
-        missing = sequence.target - 1 - found
-        worthwhile = min(self._blocks.block_size, (missing + 1) // 2)
-        for leader in self._running if missing else ():
+    def _awaits_blocks(self, sequence: Sequence, num_found: int) -> bool:
+        """Whether it is worth to wait for the blocks of a running prompt.
+
+        It is if that prompt gives the sequence a block more than was found, or half of what is missing.
+        """
+        num_missing = sequence.num_target_tokens - 1 - num_found
+        worthwhile = min(self._blocks.block_size, (num_missing + 1) // 2)
+        for leader in self._running if num_missing else ():
             if (
                 _arrival(leader) < _arrival(sequence)
-                and _is_prefilling(leader)
-                and _can_give(leader, sequence)
+                and leader.is_prefilling
+                and _can_share(leader, sequence)
             ):
-                common = common_positions(self._blocks.symbols(leader), self._blocks.symbols(sequence))
-                if min(common - found, missing) >= worthwhile:
+                num_common = common_prefix_length(
+                    self._blocks.prefix_key(leader), self._blocks.prefix_key(sequence)
+                )
+                if min(num_common - num_found, num_missing) >= worthwhile:
                     return True
         return False
 
@@ -179,22 +183,33 @@ class Scheduler:
             sequence.slot = self._bank.try_acquire(sequence.mixture)
         return sequence.slot is not None
 
-    def _reserve(self, sequence: Sequence, count: int, plan: dict[Sequence, int]) -> bool:
-        """Gives the sequence blocks for `count` more tokens; False if it had to be preempted itself."""
-        needed = self._blocks.missing(sequence, sequence.position + count)
-        while needed > self._blocks.num_available:
-            victim = self._running.pop()
-            plan.pop(victim, None)
-            self._blocks.detach(victim)
-            self._waiting.appendleft(victim)
-            self.preemptions += 1
-            if victim is sequence:
-                return False
-        sequence.blocks += self._blocks.allocate(needed)
-        return True
+    def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
+        """The next tokens as chunks, cut where the layer changes at which they enter the model."""
+        start, stop = sequence.next_position, sequence.next_position + count
+        partial = sequence.kv.partial_states
+        cuts = () if partial is None or sequence.exit_layer is not None else (partial.start, partial.stop)
+        edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
+        return [self._chunk(sequence, *span) for span in pairwise(edges)]
+
+    def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
+        """A chunk with its `cache_layers`: where experts begin or first passes pool, and the tokens are the base's."""
+        chunk = Chunk(sequence, start, stop - start)
+        if not self._blocks.shares or start >= sequence.num_prompt_tokens:
+            return chunk
+        exit_layer, pooling = sequence.exit_layer, sequence.pooling
+        pooled_layer = self._last_pooled_layer if pooling is None else pooling.layer
+        wanted = {*self._bank.first_layers} | (set() if pooled_layer is None else {pooled_layer})
+        cache_layers = tuple(
+            layer
+            for layer in sorted(wanted)
+            if chunk.entry_layer < layer
+            and (exit_layer is None or layer < exit_layer)
+            and start < sequence.base_until(layer)
+        )
+        return replace(chunk, cache_layers=cache_layers)
 
     def stats(self) -> EngineStats:
-        """What was computed and reused so far, and where the cache stands."""
+        """What was computed and reused so far, and the state of the cache."""
         blocks = self._blocks
         return EngineStats(
             tokens_computed=blocks.tokens_computed,
@@ -203,26 +218,20 @@ class Scheduler:
             tokens_resumed=blocks.tokens_resumed,
             tokens_evicted=blocks.tokens_evicted,
             preemptions=self.preemptions,
-            blocks_in_use=blocks.num_held,
+            blocks_in_use=blocks.num_in_use,
             blocks_cached=blocks.num_cached,
             blocks_free=blocks.num_free,
         )
 
 
-def _pending(sequence: Sequence) -> int:
-    return sequence.target - sequence.position
-
-
-def _is_prefilling(sequence: Sequence) -> bool:
-    return _pending(sequence) > 1
-
-
-def _can_give(leader: Sequence, sequence: Sequence) -> bool:
-    """Whether the blocks of the one will be of use to the other."""
+def _can_share(leader: Sequence, sequence: Sequence) -> bool:
+    """Whether a sequence will be able to use the blocks that the leader computes."""
     one, other = leader.pooling, sequence.pooling
-    if not all(pooling is None or pooling.spared for pooling in (one, other)):
+    if not all(pooling is None or pooling.prompt_kv_reusable for pooling in (one, other)):
         return False
-    return other is None or other.layer in leader.kept or (one is not None and one.layer == other.layer)
+    if other is None or other.layer in leader.kv.cached_states:
+        return True
+    return one is not None and one.layer == other.layer
 
 
 def _arrival(sequence: Sequence) -> int:

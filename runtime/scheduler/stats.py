@@ -1,19 +1,21 @@
-"""What an engine has computed and reused so far, and where its cache stands."""
+"""Counters of an engine: tokens computed and reused, and the blocks of its cache."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts since the engine was made, and of blocks as they are now.
+    """Counts since the engine was made, and the cache's blocks as they are now.
 
     tokens_computed: tokens that went through the model.
-    tokens_looked_up: tokens of requests when they were taken up, once more after each preemption.
-    tokens_reused: how many of these were found in the cache. tokens_resumed: how many more were found in the
-        layers below one and computed from there on.
+    tokens_looked_up: tokens of admitted requests; a preempted request counts again when it is admitted again.
+    tokens_reused: looked-up tokens that were found in the cache.
+    tokens_resumed: further ones that were found in the lower layers, and computed in the upper layers alone.
     tokens_evicted: token positions that left the cache to make room.
     preemptions: how often a request lost its blocks to an earlier one.
-    blocks_in_use: held by requests. blocks_cached: held by none and kept for later. blocks_free: empty.
+    blocks_in_use: blocks of running requests.
+    blocks_cached: blocks that no request uses, kept for later ones.
+    blocks_free: empty blocks.
     """
 
     tokens_computed: int

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 from . import prompts
 from .task import Sample, Splits, Task
 
@@ -49,7 +49,7 @@ def _dataset(gym: ModuleType, name: str, size: int, seed: int) -> Any:
         return gym.create_dataset(name, size=size, seed=seed)
     # A generator may refuse its settings in any way.
     except Exception as error:
-        raise ZweaveError(f"reasoning-gym's generator {name} fails: {' '.join(str(error).split())}") from None
+        raise ZweaveError(f"reasoning-gym's generator {name} fails: {one_line(error)}") from None
 
 
 def _read(gym: ModuleType, name: str, _: Path | None) -> Splits:

@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 
@@ -97,8 +97,8 @@ class Task:
         except ZweaveError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ZweaveError(f"the reward of the task {self.name} fails: {reason[:200]}") from error
+            reason = one_line(error, with_type=True)
+            raise ZweaveError(f"the reward of the task {self.name} fails: {reason}") from error
         if not math.isfinite(value):
             raise ZweaveError(f"the reward of the task {self.name} is {value}: it must be a finite number")
         return value

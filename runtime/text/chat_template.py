@@ -13,7 +13,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..checkpoint.hf_config import read_json
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 
 # Stands for the end of a message that is continued; no tokenizer or template knows it.
 _MARK = "\ue000zweave-continue\ue001"
@@ -33,7 +33,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise ZweaveError(f"the chat template is malformed: {error}") from None
+            raise ZweaveError(f"the chat template is malformed: {one_line(error)}") from None
 
     @classmethod
     def from_directory(
@@ -67,8 +67,7 @@ class ChatTemplate:
             )
         # A template may fail in any way that an expression can.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ZweaveError(f"the chat template refuses the messages: {reason}") from None
+            raise ZweaveError(f"the chat template refuses the messages: {one_line(error)}") from None
 
 
 class _Generation(Extension):

@@ -1,22 +1,52 @@
-"""Text of a growing answer that ends before its first stop string."""
+"""Text of an answer that grows token by token, up to its first stop string."""
 
+import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
+from .tokenizer import Tokenizer
 
-class Text(Protocol):
-    """What turns tokens into text as they come (`TextStream`)."""
+
+class Detokenizer(Protocol):
+    """Turns tokens into text as they come (`IncrementalDetokenizer`)."""
 
     def add(self, token_id: int) -> str: ...
 
     def finish(self) -> str: ...
 
 
-class StopText:
-    """Turns generated tokens into text and holds back what may yet become a stop string."""
+class IncrementalDetokenizer:
+    """Text of a growing answer, in constant time a token.
 
-    def __init__(self, stream: Text, stops: Sequence[str]) -> None:
-        self._stream = stream
+    The pieces of `add` and `finish`, joined, are the text of all tokens; special tokens give none.
+
+    context: the token ids before the answer. A SentencePiece tokenizer drops the space that begins a text, so it
+        drops the answer's first space only if there are none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._bytes = tokenizer.token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = self._bytes.strips_first_space and len(context) == 0
+
+    def add(self, token_id: int) -> str:
+        """The text that this token completes; bytes of an unfinished character are held back."""
+        text = self._utf8.decode(self._bytes.of(token_id, skip_special=True))
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
+
+    def finish(self) -> str:
+        """What was held back: U+FFFD for an unfinished character."""
+        return self._utf8.decode(b"", final=True)
+
+
+class StopChecker:
+    """Text of a growing answer before its first stop string; holds back what may yet become one."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
         self._stops = stops
         self._held = ""
         self._shown: list[str] = []
@@ -28,12 +58,12 @@ class StopText:
 
     def add(self, token_id: int) -> tuple[str, bool]:
         """Takes the next token; returns the text to show and whether a stop string was met."""
-        self._held += self._stream.add(token_id)
+        self._held += self._detokenizer.add(token_id)
         return self._release()
 
     def finish(self) -> str:
-        """The answer is over: returns what was still held back, up to a stop string."""
-        self._held += self._stream.finish()
+        """Ends the answer; returns what was still held back, up to a stop string."""
+        self._held += self._detokenizer.finish()
         text, stopped = self._release()
         if stopped:
             return text
@@ -42,15 +72,21 @@ class StopText:
         return text + rest
 
     def _release(self) -> tuple[str, bool]:
-        found = [index for index in (self._held.find(stop) for stop in self._stops) if index >= 0]
-        if found:
-            text, self._held = self._held[: min(found)], ""
+        text, stopped = before_stop(self._held, self._stops)
+        if stopped:
+            self._held = ""
         else:
-            keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-            cut = len(self._held) - keep
-            text, self._held = self._held[:cut], self._held[cut:]
+            keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+            end = len(text) - keep
+            text, self._held = text[:end], text[end:]
         self._shown.append(text)
-        return text, bool(found)
+        return text, stopped
+
+
+def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of the stop strings, and whether there was one."""
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return (text[: min(ends)], True) if ends else (text, False)
 
 
 def _overlap(text: str, stop: str) -> int:

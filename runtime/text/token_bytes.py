@@ -1,6 +1,5 @@
-"""The bytes that each token stands for, and UTF-8 text from bytes that come in pieces."""
+"""The bytes that each token stands for."""
 
-import codecs
 import json
 import re
 from functools import cache
@@ -54,19 +53,6 @@ class TokenBytes:
                 return text.encode()
         match = _BYTE_TOKEN.fullmatch(text)
         return bytes([int(match[1], 16)]) if match else text.replace("▁", " ").encode()
-
-
-class Utf8Stream:
-    """Decodes bytes as they come; holds back the begin of an unfinished character."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, piece: bytes) -> str:
-        return self._decoder.decode(piece)
-
-    def finish(self) -> str:
-        return self._decoder.decode(b"", final=True)
 
 
 @cache

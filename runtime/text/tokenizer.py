@@ -1,6 +1,5 @@
 """Text to token ids and back, and the model's chat template."""
 
-import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -8,9 +7,9 @@ from pathlib import Path
 import tokenizers
 
 from ..checkpoint.hf_config import eos_token_ids, read_json
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from .chat_template import ChatTemplate
-from .token_bytes import TokenBytes, Utf8Stream
+from .token_bytes import TokenBytes
 
 ROLES = ("system", "user", "assistant", "tool")
 # Conversations that share nothing but the template's own words around them.
@@ -24,13 +23,14 @@ class Tokenizer:
         beginning of the assistant's; empty without a chat template.
     user_opening: the token ids that it puts before the user's first words.
     eos_ids: the tokens that end an answer.
+    token_bytes: what each token stands for.
     Raises ZweaveError for missing or malformed files.
     """
 
     def __init__(self, directory: str | PathLike[str]) -> None:
         self.directory = Path(directory)
         self._tokenizer = _load(self.directory / "tokenizer.json")
-        self._bytes = TokenBytes(self._tokenizer)
+        self.token_bytes = TokenBytes(self._tokenizer)
         config_file = self.directory / "tokenizer_config.json"
         config = read_json(config_file) if config_file.is_file() else {}
         special = _special_tokens(config)
@@ -53,8 +53,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are empty."""
-        text = b"".join(self._bytes.of(token, skip_special) for token in ids).decode("utf-8", "replace")
-        return text[1:] if self._bytes.strips_first_space and text.startswith(" ") else text
+        text = b"".join(self.token_bytes.of(token, skip_special) for token in ids).decode("utf-8", "replace")
+        return text[1:] if self.token_bytes.strips_first_space and text.startswith(" ") else text
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, with the assistant's turn opened.
@@ -72,20 +72,13 @@ class Tokenizer:
 
         That is the begin of the last assistant header, or the last token if there is none.
         """
-        header = self._header_words
-        tokens = list(ids)
-        for start in range(len(tokens) - len(header), -1, -1) if header else ():
-            if tokens[start : start + len(header)] == header:
-                return start
-        return max(len(tokens) - 1, 0)
+        start = _last_occurrence(self._header_words, list(ids))
+        return max(len(ids) - 1, 0) if start is None else start
 
     def user_text_start(self, ids: Sequence[int], end: int) -> int:
         """Index after the last user's header in ids[:end]; 0 if there is none."""
-        header, tokens = self._user_header, list(ids[:end])
-        for start in range(len(tokens) - len(header), -1, -1) if header else ():
-            if tokens[start : start + len(header)] == header:
-                return start + len(header)
-        return 0
+        start = _last_occurrence(self._user_header, list(ids[:end]))
+        return 0 if start is None else start + len(self._user_header)
 
     def _probe_headers(self) -> tuple[list[int], list[int]]:
         """The longest beginning and end that conversations with different user messages have in common."""
@@ -114,30 +107,10 @@ class Tokenizer:
         return () if found is None else (found,)
 
 
-class TextStream:
-    """Text of an answer that grows token by token, constant time each.
-
-    context: the token ids before the answer; a SentencePiece tokenizer drops the space that begins a text
-        only if there are none.
-    The pieces of `add` and `finish`, joined, are the text of all tokens; special tokens give none.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._bytes = tokenizer._bytes
-        self._decoder = Utf8Stream()
-        self._strip = self._bytes.strips_first_space and len(context) == 0
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; bytes of an unfinished character are held back."""
-        text = self._decoder.add(self._bytes.of(token, skip_special=True))
-        if self._strip and text:
-            self._strip = False
-            return text.removeprefix(" ")
-        return text
-
-    def finish(self) -> str:
-        """What was held back: U+FFFD for an unfinished character."""
-        return self._decoder.finish()
+def _last_occurrence(header: list[int], ids: list[int]) -> int | None:
+    """Index at which a header stands for the last time; None if it is empty or nowhere."""
+    starts = range(len(ids) - len(header), -1, -1) if header else ()
+    return next((start for start in starts if ids[start : start + len(header)] == header), None)
 
 
 def _common_beginning(lists: Sequence[list[int]]) -> list[int]:
@@ -176,13 +149,8 @@ def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
         raise ZweaveError('messages must be a non-empty list of {"role": ..., "content": ...}')
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ZweaveError(f'a message must be {{"role": ..., "content": text}}, not {_short(message)}')
+            raise ZweaveError(f'a message must be {{"role": ..., "content": text}}, not {shortened(message)}')
         if message.get("role") not in ROLES:
             raise ZweaveError(
                 f"a message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}"
             )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=repr, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -40,8 +40,8 @@ class Span:
             expert=chosen if sequence.mixture.parts else None,
             start=chunk.start,
             count=chunk.count,
-            first_layer=chunk.enters,
-            last_layer=sequence.ends_at,
+            first_layer=chunk.entry_layer,
+            last_layer=sequence.exit_layer,
         )
 
 

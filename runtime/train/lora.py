@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint.module_name import LINEARS
 from ..errors import ZweaveError
 from .recipe import Recipe
-from .svf import ADAPTED
 
 # A file beside PEFT's own with what these do not say: the scope and the training.
 RECORD = "zweave.json"
@@ -31,7 +31,7 @@ class LoraAdapter:
         config = LoraConfig(
             r=recipe.rank,
             lora_alpha=2 * recipe.rank,
-            target_modules=list(ADAPTED),
+            target_modules=list(LINEARS),
             task_type="CAUSAL_LM",
         )
         # PEFT initialises its factors from the global generator.

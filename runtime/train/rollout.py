@@ -6,6 +6,7 @@ import torch
 
 from ..tasks.render import answer_ids
 from ..tasks.task import Sample, Task
+from ..text.detokenizer import before_stop
 from .forward import hidden_states
 from .policy import Policy, PromptTree
 
@@ -22,12 +23,6 @@ class Rollout:
     prompts: PromptTree
     steps: list[list[tuple[int, int]]]
     texts: list[str]
-
-
-def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-    """The text before the first of the stop strings, and whether there was one."""
-    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return (text[: min(ends)], True) if ends else (text, False)
 
 
 @torch.no_grad()
@@ -92,7 +87,7 @@ def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | No
 def _ends(policy: Policy, task: Task, steps: list[tuple[int, int]], texts: list[str], i: int) -> bool:
     """Whether an answer has ended; updates its text."""
     text = policy.tokenizer.decode([token for _, token in steps])
-    texts[i], stopped = cut_at_stop(text, task.stop)
+    texts[i], stopped = before_stop(text, task.stop)
     return stopped or steps[-1][1] in policy.tokenizer.eos_ids
 
 

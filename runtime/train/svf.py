@@ -8,10 +8,8 @@ from torch.nn import functional as F
 
 from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_train
 
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import LINEARS, layer_of, linear_of, replace_module
 from ..experts.support import Support
-
-ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 Factors = Callable[[str], tuple[Tensor, Tensor, Tensor]]
 
@@ -81,9 +79,7 @@ def adapt(
     linears = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.rpartition(".")[2] in ADAPTED
-        and layer_of(name) >= first_layer
+        if isinstance(module, nn.Linear) and linear_of(name) in LINEARS and layer_of(name) >= first_layer
     }
     adapted = {}
     for name, linear in linears.items():
@@ -91,6 +87,5 @@ def adapt(
         leading = support is not None and support.kind == "leading"
         learned = support.components(len(sigma)) if support is not None and leading else len(sigma)
         adapted[name] = SvfLinear(linear.weight, u, sigma, vt, linear.bias, learned)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, adapted[name])
+        replace_module(model, name, adapted[name])
     return adapted

@@ -20,7 +20,7 @@ from zweave.dispatch import (
     few_shot,
 )
 from zweave.dispatcher import probe_method
-from zweave.engine.call_pool import Calls
+from zweave.engine.call_pool import CallPool
 from zweave.tasks import prompt_ids, prompts
 
 TinyEngine = Callable[..., Engine]
@@ -209,9 +209,9 @@ def test_labels_are_single_tokens(engine: Engine, labels: tuple[str, str], words
 def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr("zweave.engine.call_pool._MOST_HANGING", 3)
+    monkeypatch.setattr("zweave.engine.call_pool._MAX_HANGING", 3)
     gate = threading.Event()
-    calls: Calls[int] = Calls(timeout=0.02)
+    calls: CallPool[int] = CallPool(timeout=0.02)
     errors = {}
     for number in range(40):
         calls.submit(number, gate.wait, blocking=True)
@@ -224,7 +224,7 @@ def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.Monke
 
 
 def test_an_interrupt_loses_no_call() -> None:
-    calls: Calls[str] = Calls(timeout=1)
+    calls: CallPool[str] = CallPool(timeout=1)
     interrupts = [KeyboardInterrupt()]
 
     def interrupted() -> str:

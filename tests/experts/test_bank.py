@@ -117,7 +117,7 @@ def test_overflow_is_refused():
 def test_digest_is_of_the_content():
     made = bank(a=expert(1), same=expert(1), b=expert(2))
     digest = {
-        text: made.digest(Mixture.parse(choice))
+        text: made.resolve(Mixture.parse(choice)).digest
         for text, choice in {
             "a": "a",
             "one": {"a": 1.0},
@@ -135,7 +135,7 @@ def test_digest_is_of_the_content():
     assert len({digest[text] for text in ("a", "one", "layers", "same", "halves")}) == 1
     assert digest["ab"] == digest["ba"]
     assert len(set(digest.values())) == 5
-    assert made.digest(None) == "base"
+    assert made.resolve(None).digest == "base"
 
 
 def test_equal_mixtures_share_a_row():
@@ -148,17 +148,17 @@ def test_scope_is_the_experts():
     made = bank(
         a=expert(1), b=expert(2, scope="after_prompt"), c=expert(3, scope="after_prompt", first_layer=0)
     )
-    assert made.scope(None) == "always" and made.scope(Mixture.parse("a")) == "always"
-    assert made.scope(Mixture.parse({"b": 0.5, "c": 0.5})) == "after_prompt"
+    assert made.resolve(None).scope == "always" and made.resolve(Mixture.parse("a")).scope == "always"
+    assert made.resolve(Mixture.parse({"b": 0.5, "c": 0.5})).scope == "after_prompt"
     with pytest.raises(ZweaveError, match="cannot be mixed"):
-        made.scope(Mixture.parse({"a": 0.5, "b": 0.5}))
+        made.resolve(Mixture.parse({"a": 0.5, "b": 0.5}))
 
 
 def test_first_layer_is_the_lowest():
     made = bank(a=expert(1, modules=[Q1], first_layer=1), b=expert(2))
-    assert made.bind(Mixture.parse("a")).first_layer == 1
-    assert made.bind(Mixture.parse({"a": 0.5, "b": 0.5})).first_layer == 0
-    assert made.bind(None).first_layer == 2
+    assert made.resolve(Mixture.parse("a")).first_layer == 1
+    assert made.resolve(Mixture.parse({"a": 0.5, "b": 0.5})).first_layer == 0
+    assert made.resolve(None).first_layer == 2
 
 
 def test_a_row_stays_until_its_slot_is_wanted(tmp_path):
@@ -222,7 +222,7 @@ def test_ten_thousand_experts_cost_no_memory_but_their_names(tmp_path):
 
 def test_unloading_while_in_use():
     made = bank(slots=2, a=expert(1))
-    bound = made.bind(Mixture.parse("a"))
+    bound = made.resolve(Mixture.parse("a"))
     slot = made.acquire(Mixture.parse("a"))
     made.unload("a")
     with pytest.raises(ZweaveError, match="there is no expert 'a': none is loaded"):
@@ -236,7 +236,7 @@ def test_unloading_while_in_use():
 
 def test_reloading_a_name_changes_it_for_new_requests_only():
     made = bank(a=expert(1))
-    bound = made.bind(Mixture.parse("a"))
+    bound = made.resolve(Mixture.parse("a"))
     old = made.acquire(bound)
     made.load("a", expert(2))
     new = made.acquire(Mixture.parse("a"))
@@ -248,9 +248,9 @@ def test_reloading_a_name_changes_it_for_new_requests_only():
 def test_unknown_names_come_with_suggestions():
     made = bank(sentiment=expert(1), sum=expert(2))
     with pytest.raises(ZweaveError, match="no expert 'sentimnt': did you mean 'sentiment'"):
-        made.bind(Mixture.parse("sentimnt"))
+        made.resolve(Mixture.parse("sentimnt"))
     with pytest.raises(ZweaveError, match="no expert 'xyz': loaded: sentiment, sum"):
-        made.bind(Mixture.parse("xyz"))
+        made.resolve(Mixture.parse("xyz"))
 
 
 def test_experts_of_another_model_are_refused_and_not_registered(tmp_path):

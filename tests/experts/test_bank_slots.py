@@ -146,7 +146,7 @@ class BankMachine(RuleBasedStateMachine):
     @invariant()
     def the_longest_unused_went_first(self):
         # The bank's own list, as nothing else tells a cached row from one that was written again.
-        idle = [self.bank._digest_of[slot] for slot in self.bank._idle]
+        idle = [self.bank._digest_of[slot] for slot in self.bank._unreferenced]
         assert len(idle) == len(self.idle)
         assert [self._digest(key) for key in self.idle] == idle
 
@@ -154,7 +154,7 @@ class BankMachine(RuleBasedStateMachine):
         made = Bank(SIGMAS, 2)
         for seed, _ in key:
             made.load(f"s{seed}", expert(seed))
-        return made.digest(Mixture.parse({f"s{seed}": weight for seed, weight in key}))
+        return made.resolve(Mixture.parse({f"s{seed}": weight for seed, weight in key})).digest
 
 
 TestBankMachine = BankMachine.TestCase

@@ -1,4 +1,4 @@
-"""The linear that vLLM's layers call: every way against float64, and the rule by which workers share it."""
+"""The linear that vLLM's layers call: every mode against float64, and the rule by which workers share it."""
 
 import socket
 import subprocess
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, distributed
 
 from zweave.decomposition.svd import svd
-from zweave.integrations.vllm.linear import Part, ServedLinear, ready
+from zweave.integrations.vllm.linear import Part, ServedLinear
 from zweave.integrations.vllm.sharding import Shard, shard_factors
-from zweave.integrations.vllm.tokens import StepTokens, Tokens
-from zweave.integrations.ways import DELTA
-from zweave.kernels import Way
+from zweave.integrations.vllm.tokens import StepTokens, Tokens, slots_of
+from zweave.kernels import LinearMode, pack
+from zweave.planner.planner import hosted_plan
 
-N, OUTPUTS, ROWS = 40, (24, 8, 8), 3
+N, OUTPUTS, ADAPTERS = 40, (24, 8, 8), 3
 
 
 def make(
@@ -30,7 +30,7 @@ def make(
     factors = [(each.u, each.sigma, each.vt) for each in found]
     z = [[1 + 0.3 * torch.randn(len(s), generator=generator) for _, s, _ in factors] for _ in range(3)]
     for values in z[0]:
-        values[DELTA.components(len(values)) :] = 1
+        values[hosted_plan((len(values), len(values))).delta_rank :] = 1
     return matrices, factors, z, torch.randn(sum(OUTPUTS), generator=generator)
 
 
@@ -56,7 +56,7 @@ def truth(x: Tensor, index: Sequence[int], matrices, factors, z, bias: Tensor) -
     ids=["mixed", "experts", "base", "one", "one base", "few components", "few components beside all"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_each_token_goes_its_own_way(
+def test_each_token_takes_its_own_mode(
     count: int,
     keeps_dense: bool,
     index: list[int],
@@ -69,13 +69,13 @@ def test_each_token_goes_its_own_way(
     bias = bias[: sum(OUTPUTS[:count])]
     like = torch.empty(0, dtype=dtype)
     served = ServedLinear(
-        ready(torch.cat(matrices).to(dtype)) if keeps_dense else None,
+        pack(torch.cat(matrices).to(dtype)) if keeps_dense else None,
         [Part.of(u, sigma, vt, like) for u, sigma, vt in factors],
-        rows=ROWS,
+        adapters=ADAPTERS,
     )
     for row in range(3):
         served.write(row, z[row])
-    assert list(served.ways) == [1, 2, 2, 0] if keeps_dense else [2] * 4
+    assert list(served.modes) == ([0, 1, 2, 2] if keeps_dense else [2] * 4)
     x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
     y = served(x, Tokens(torch.tensor(index)), bias.to(dtype))
     expected = truth(x, index, matrices, factors, z, bias)
@@ -92,14 +92,12 @@ def test_each_token_goes_its_own_way(
 def test_on_a_gpu_all_tokens_take_the_factors(dtype: torch.dtype) -> None:
     matrices, factors, z, bias = make()
     like = torch.empty(0, dtype=dtype, device="cuda")
-    served = ServedLinear(None, [Part.of(u, sigma, vt, like) for u, sigma, vt in factors], rows=ROWS)
+    served = ServedLinear(None, [Part.of(u, sigma, vt, like) for u, sigma, vt in factors], ADAPTERS)
     served.write(0, z[0])
     served.write(1, z[1])
     index = [-1, 0, 1, -1, 0]
     x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
-    # As the layers have it: the last row is the base's.
-    slot = torch.tensor([row if row >= 0 else ROWS for row in index], dtype=torch.int32)
-    y = served.factored(x.cuda(), slot.cuda(), bias.to(like)).cpu()
+    y = served.factored(x.cuda(), slots_of(torch.tensor(index).cuda()), bias.to(like)).cpu()
     expected = truth(x, index, matrices, factors, z, bias)
     error = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
     assert error.max() < (1e-2 if dtype == torch.bfloat16 else 5e-3)
@@ -107,13 +105,14 @@ def test_on_a_gpu_all_tokens_take_the_factors(dtype: torch.dtype) -> None:
 
 def test_a_row_that_is_reset_is_the_base() -> None:
     _, factors, z, _ = make()
-    served = ServedLinear(None, [Part.of(u, s, vt, torch.empty(0)) for u, s, vt in factors], rows=ROWS)
+    served = ServedLinear(None, [Part.of(u, s, vt, torch.empty(0)) for u, s, vt in factors], ADAPTERS)
     served.write(1, z[0])
     served.write(1, [None, z[0][1], None])
-    assert torch.equal(served.scales[0][1], factors[0][1]) and torch.equal(served.scales[2][1], factors[2][1])
-    assert not torch.equal(served.scales[1][1], factors[1][1])
-    # The last row, which -1 would pick, was never written.
-    assert torch.equal(served.table[-1], torch.cat([sigma for _, sigma, _ in factors]))
+    assert torch.equal(served.scales[0][2], factors[0][1]) and torch.equal(served.scales[2][2], factors[2][1])
+    assert not torch.equal(served.scales[1][2], factors[1][1])
+    # So are the base's slot and those of adapters that were never loaded.
+    sigma = torch.cat([sigma for _, sigma, _ in factors])
+    assert all(torch.equal(served.tables.scale[slot], sigma) for slot in (0, 1, 3))
 
 
 class Wrapper:
@@ -136,22 +135,28 @@ def test_tokens_follow_the_step_and_padding_is_the_base() -> None:
     wrapper = Wrapper()
     tokens = StepTokens.of(wrapper)
     assert StepTokens.of(wrapper) is tokens
-    ways = np.array([Way.FACTORED, Way.FACTORED, Way.DELTA, Way.DENSE], dtype=np.uint8)
+    modes = np.array(
+        [LinearMode.DENSE, LinearMode.FACTORED, LinearMode.FACTORED, LinearMode.DELTA], dtype=np.uint8
+    )
 
     def found(count: int) -> list[tuple]:
-        groups = tokens(count).groups(ways)
-        return [(g.way, None if g.index is None else g.index.tolist(), g.slot.tolist()) for g in groups]
+        groups = tokens(count).groups(modes)
+        return [(g.mode, None if g.index is None else g.index.tolist(), g.slot.tolist()) for g in groups]
 
-    assert found(4) == [(Way.DENSE, None, [3, 3, 3, 3])]
-    assert found(0) == [(Way.FACTORED, None, [])]
+    assert found(4) == [(LinearMode.DENSE, None, [0, 0, 0, 0])]
+    assert found(0) == []
     wrapper.update_metadata([0, 1])
-    assert found(2) == [(Way.FACTORED, None, [0, 1])]
-    assert found(4) == [(Way.DENSE, [2, 3], [3, 3]), (Way.FACTORED, [0, 1], [0, 1])]
+    assert found(2) == [(LinearMode.FACTORED, None, [1, 2])]
+    assert found(4) == [(LinearMode.DENSE, [2, 3], [0, 0]), (LinearMode.FACTORED, [0, 1], [1, 2])]
     wrapper.update_metadata([2, -1, 1])
-    assert found(3) == [(Way.DENSE, [1], [3]), (Way.DELTA, [0], [2]), (Way.FACTORED, [2], [1])]
+    assert found(3) == [
+        (LinearMode.DENSE, [1], [0]),
+        (LinearMode.DELTA, [0], [3]),
+        (LinearMode.FACTORED, [2], [2]),
+    ]
     # An adapter that was loaded in the place of another since.
-    ways[2] = Way.FACTORED
-    assert found(3) == [(Way.DENSE, [1], [3]), (Way.FACTORED, [0, 2], [2, 1])]
+    modes[3] = LinearMode.FACTORED
+    assert found(3) == [(LinearMode.DENSE, [1], [0]), (LinearMode.FACTORED, [0, 2], [3, 2])]
 
 
 def test_a_shard_beyond_the_matrix_is_refused() -> None:
@@ -168,7 +173,7 @@ def work(rank: int, workers: int, port: int) -> None:
         whole = [Part.of(*each, like=torch.empty(0)) for each in factors]
         x = torch.randn(5, N, generator=torch.Generator().manual_seed(3))
         tokens = Tokens(torch.tensor([0, 1, -1, 1, 2]))
-        expected = run(ServedLinear(ready(torch.cat(matrices)), whole, ROWS), z, x, tokens, bias)
+        expected = run(ServedLinear(pack(torch.cat(matrices)), whole, ADAPTERS), z, x, tokens, bias)
 
         # Column-parallel: each worker has its part of the outputs of every fused matrix.
         rows = [Shard(rank, M // workers) for M in OUTPUTS]
@@ -176,7 +181,7 @@ def work(rank: int, workers: int, port: int) -> None:
         dense = torch.cat([matrix[shard.span] for matrix, shard in zip(matrices, rows, strict=True)])
         mine = bias.split(OUTPUTS)
         own_bias = torch.cat([b[shard.span] for b, shard in zip(mine, rows, strict=True)])
-        y = run(ServedLinear(ready(dense), parts, ROWS), z, x, tokens, own_bias)
+        y = run(ServedLinear(pack(dense), parts, ADAPTERS), z, x, tokens, own_bias)
         gathered = [torch.empty_like(y) for _ in range(workers)]
         distributed.all_gather(gathered, y)
         sizes = [shard.size for shard in rows]
@@ -189,7 +194,7 @@ def work(rank: int, workers: int, port: int) -> None:
         parts = [cut(each, columns=columns) for each in factors]
         dense = torch.cat(matrices)[:, columns.span].contiguous()
         own = x[:, columns.span].contiguous()
-        y = run(ServedLinear(ready(dense), parts, ROWS), z, own, tokens, bias if rank == 0 else None)
+        y = run(ServedLinear(pack(dense), parts, ADAPTERS), z, own, tokens, bias if rank == 0 else None)
         distributed.all_reduce(y)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     finally:

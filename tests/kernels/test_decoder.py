@@ -1,4 +1,4 @@
-"""The native decoder against its op-by-op reference: the same bits, whatever ways the tokens go."""
+"""The native decoder against its op-by-op reference: the same bits, whatever the modes of the tokens."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from zweave import kernels
 from zweave.kernels import (
     AdaptedLinear,
     Decoder,
-    DecoderBatch,
     DecoderConfig,
     DecoderLayer,
+    DecoderMetadata,
+    LinearMode,
     Packed,
-    Way,
     decoder_ref,
     dequantize,
     empty_kv,
@@ -28,7 +29,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 HEADS, KV_HEADS, HEAD_SIZE, INNER = 6, 2, 10, 77
 SLOTS, BLOCKS, BLOCK_SIZE = 5, 12, 16
 # The base, two experts without limits and two of few components.
-WAYS = [Way.DENSE, Way.FACTORED, Way.DELTA, Way.FACTORED, Way.DELTA]
+MODES = [LinearMode.DENSE, LinearMode.FACTORED, LinearMode.DELTA, LinearMode.FACTORED, LinearMode.DELTA]
 SLOTS_OF_A_BATCH = {
     "base": [0] * 9,
     "factored": [1, 3, 1],
@@ -55,7 +56,7 @@ def linear(random: torch.Generator, M: int, N: int, dtype: torch.dtype, bias: bo
         scale=scale,
         delta=(scale - sigma)[:, :kept],
         bias=torch.randn(M, generator=random).to(dtype) if bias else None,
-        ways=torch.tensor(WAYS, dtype=torch.uint8),
+        modes=torch.tensor(MODES, dtype=torch.uint8),
     )
 
 
@@ -94,14 +95,14 @@ def config() -> DecoderConfig:
     return DecoderConfig(HEADS, KV_HEADS, HEAD_SIZE, HEAD_SIZE**-0.5, 1e-5, angles.cos(), angles.sin())
 
 
-def batch(slots: Sequence[int]) -> DecoderBatch:
+def batch(slots: Sequence[int]) -> DecoderMetadata:
     """All tokens of one sequence, whose blocks lie in reverse."""
     position = torch.arange(len(slots), dtype=torch.int32)
     table = torch.arange(BLOCKS - 1, -1, -1, dtype=torch.int32)[None]
     index = table[0, (position // BLOCK_SIZE).long()].long() * BLOCK_SIZE + position % BLOCK_SIZE
-    return DecoderBatch(
+    return DecoderMetadata(
         slot=torch.tensor(slots, dtype=torch.int32),
-        sequence=torch.zeros(len(slots), dtype=torch.int32),
+        seq_index=torch.zeros(len(slots), dtype=torch.int32),
         position=position,
         kv_index=index,
         block_table=table,
@@ -201,7 +202,7 @@ def test_all_factored(dtype) -> None:
     for got, want in zip(together, run(decoder, slots, False, dtype, hidden, all_factored=True), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     for linear in (decoder.layers[0].q, decoder.layers[0].down):
-        linear.ways.fill_(Way.FACTORED)
+        linear.modes.fill_(LinearMode.FACTORED)
     assert not torch.equal(together[0], run(decoder, slots, True, dtype, hidden)[0])
 
 
@@ -213,7 +214,7 @@ def test_a_slot_with_weights_of_its_own(dtype) -> None:
     linears = [(0, "q"), (1, "down"), (1, "gate")]
     for index, name in linears:
         part = getattr(decoder.layers[index], name)
-        part.ways[[1, 3]] = int(Way.MERGED)
+        part.modes[[1, 3]] = int(LinearMode.MERGED)
         with pytest.raises(RuntimeError, match="has no weights"):
             run(decoder, slots, True, dtype, hidden)
         for slot in (1, 3):
@@ -264,7 +265,7 @@ def with_quantised_delta(part: DecoderLayer, format: str, exact: bool = False) -
             u=factor(linear.u),
             scale=None,
             delta=linear.scale - linear.scale[0],
-            ways=torch.tensor([Way.DENSE, *[Way.DELTA] * (SLOTS - 1)], dtype=torch.uint8),
+            modes=torch.tensor([LinearMode.DENSE, *[LinearMode.DELTA] * (SLOTS - 1)], dtype=torch.uint8),
         )
 
     return replace(part, **{name: change(getattr(part, name)) for name in LINEARS})
@@ -310,7 +311,7 @@ REFUSALS = {
     "position outside the tables": ({"position": torch.tensor([0, 4000], dtype=torch.int32)}, "positions"),
     "place outside the cache": ({"kv_index": torch.tensor([0, BLOCKS * BLOCK_SIZE])}, "places"),
     "block outside the cache": ({"block_table": torch.full((1, 3), BLOCKS, dtype=torch.int32)}, "blocks"),
-    "sequence outside the table": ({"sequence": torch.ones(2, dtype=torch.int32)}, "rows of block_table"),
+    "sequence outside the table": ({"seq_index": torch.ones(2, dtype=torch.int32)}, "rows of block_table"),
     "slots of another type": ({"slot": torch.zeros(2, dtype=torch.int64)}, "Int"),
 }
 
@@ -328,7 +329,7 @@ def test_a_way_without_weights_is_refused() -> None:
     decoder = Decoder(config(), [bare])
     decoder(torch.zeros(1, 40), torch.zeros(1, 40), batch([1]))
     for slot in (0, 2):
-        with pytest.raises(RuntimeError, match=f"slot {slot} goes way {int(WAYS[slot])}"):
+        with pytest.raises(RuntimeError, match=f"slot {slot} goes way {int(MODES[slot])}"):
             decoder(torch.zeros(1, 40), torch.zeros(1, 40), batch([slot]))
 
 
@@ -338,8 +339,13 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         replace(part, q=part.k),
         replace(part, k_cache=part.k_cache[:-1]),
         replace(part, input_norm=part.input_norm[:-1]),
-        replace(part, up=replace(part.up, ways=part.up.ways[None])),
+        replace(part, up=replace(part.up, modes=part.up.modes[None])),
         replace(part, down=replace(part.down, u=None)),
     ):
         with pytest.raises(RuntimeError):
             Decoder(config(), [wrong])
+
+
+def test_the_old_name_of_the_metadata_warns() -> None:
+    with pytest.warns(DeprecationWarning, match="DecoderMetadata"):
+        assert kernels.DecoderBatch is DecoderMetadata

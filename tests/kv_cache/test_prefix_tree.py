@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from zweave.kv_cache import PrefixTree
-from zweave.kv_cache.prefix_tree import Match, Node
+from zweave.kv_cache.prefix_tree import Node, PrefixMatch
 
 BLOCK = 4
 Path = tuple[int, ...]
 
 
-def symbols(path: Path) -> bytes:
+def keys(path: Path) -> bytes:
     return np.array(path, dtype=np.int64).tobytes()
 
 
 def insert_path(tree: PrefixTree, path: Path, first_block: int = 0) -> list[Node]:
     nodes: list[Node] = []
     for start in range(0, len(path), BLOCK):
-        key = symbols(path[start : start + BLOCK])
+        key = keys(path[start : start + BLOCK])
         nodes.append(tree.insert(nodes[-1] if nodes else None, key, first_block + len(nodes)))
     return nodes
 
@@ -28,7 +28,7 @@ def insert_path(tree: PrefixTree, path: Path, first_block: int = 0) -> list[Node
 @dataclass(eq=False)
 class Entry:
     block: int
-    holders: int
+    ref_count: int
     released: tuple[int, int] = (0, 0)
 
 
@@ -51,25 +51,25 @@ class Model:
     def insert(self, path: Path, block: int) -> int:
         if path not in self.entries:
             siblings = [other for other in self.entries if parent(other) == parent(path)]
-            before = sorted((other for other in siblings if symbols(other) < symbols(path)), key=symbols)
+            before = sorted((other for other in siblings if keys(other) < keys(path)), key=keys)
             if before and path[: len(before[-1])] == before[-1]:
                 superseded = self.entries[before[-1]]
-                if superseded.holders == 0 and superseded.released[0] != -1:
+                if superseded.ref_count == 0 and superseded.released[0] != -1:
                     self.clock += 1
                     superseded.released = (-1, self.clock)
             self.entries[path] = Entry(block, 0)
-        self.entries[path].holders += 1
+        self.entries[path].ref_count += 1
         return self.entries[path].block
 
     def release(self, paths: list[Path]) -> None:
         self.clock += 1
         for path in paths:
-            self.entries[path].holders -= 1
+            self.entries[path].ref_count -= 1
             self.entries[path].released = (self.clock, 0)
 
     def evict(self) -> int | None:
         inner = {parent(path) for path in self.entries}
-        free = [path for path, entry in self.entries.items() if not entry.holders and path not in inner]
+        free = [path for path, entry in self.entries.items() if not entry.ref_count and path not in inner]
         if not free:
             return None
         return self.entries.pop(min(free, key=lambda path: self.entries[path].released)).block
@@ -105,26 +105,26 @@ class Traffic:
             self.grow()
         elif self.running:
             self.finish()
-        held = sum(entry.holders > 0 for entry in self.model.entries.values())
+        held = sum(entry.ref_count > 0 for entry in self.model.entries.values())
         assert self.tree.num_nodes == len(self.model.entries) == self.budget - len(self.free)
-        assert self.tree.num_unheld == self.tree.num_nodes - held
+        assert self.tree.num_evictable == self.tree.num_nodes - held
 
     def start(self) -> None:
         length = self.rng.randint(1, 5 * BLOCK)
         path = tuple(self.rng.choice((0, 0, 0, 0, 1)) for _ in range(length))
-        match = self.tree.match(symbols(path))
+        match = self.tree.match(keys(path))
         blocks, tokens = self.model.match(path)
-        assert ([node.block for node in match.nodes], match.tokens) == (blocks, tokens)
+        assert ([node.block for node in match.nodes], match.num_tokens) == (blocks, tokens)
         self.hits += tokens > 0
-        self.tree.hold(match.nodes)
+        self.tree.acquire(match.nodes)
         for end in range(BLOCK, len(blocks) * BLOCK + 1, BLOCK):
-            self.model.entries[path[:end]].holders += 1
+            self.model.entries[path[:end]].ref_count += 1
         self.running.append((path, list(match.nodes)))
 
     def grow(self) -> None:
         index = self.rng.randrange(len(self.running))
         path, nodes = self.running[index]
-        if nodes and len(nodes[-1].key) < len(symbols((0,) * BLOCK)):
+        if nodes and len(nodes[-1].key) < len(keys((0,) * BLOCK)):
             # As its writer does: the end is taken out and comes back longer.
             self.tree.remove(nodes.pop())
             self.free.append(self.model.entries.pop(path).block)
@@ -134,7 +134,7 @@ class Traffic:
         stop = min(start + BLOCK, len(path))
         if start >= stop:
             return
-        key, last = symbols(path[start:stop]), nodes[-1] if nodes else None
+        key, last = keys(path[start:stop]), nodes[-1] if nodes else None
         covered = any(
             other[:stop] == path[:stop] and parent(other) == path[:start] for other in self.model.entries
         )
@@ -171,7 +171,7 @@ def run_traffic(seed: int, operations: int, budget: int) -> None:
         traffic.step()
     while traffic.running:
         traffic.finish()
-    assert traffic.tree.num_unheld == traffic.tree.num_nodes
+    assert traffic.tree.num_evictable == traffic.tree.num_nodes
     while traffic.tree.evict() is not None:
         pass
     assert traffic.tree.num_nodes == 0
@@ -184,19 +184,19 @@ def test_a_hundred_thousand_operations_agree_with_the_model(budget: int) -> None
     run_traffic(seed=budget, operations=34_000, budget=budget)
 
 
-def found(match: Match) -> tuple[int, int | None, int]:
-    return len(match.nodes), None if match.source is None else match.source.block, match.tokens
+def found(match: PrefixMatch) -> tuple[int, int | None, int]:
+    return len(match.nodes), None if match.source is None else match.source.block, match.num_tokens
 
 
 def test_whole_blocks_are_shared_and_the_next_one_is_a_source() -> None:
     tree = PrefixTree(BLOCK)
     insert_path(tree, (1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
     assert found(tree.match(b"")) == (0, None, 0)
-    assert found(tree.match(symbols((2, 2)))) == (0, None, 0)
-    assert found(tree.match(symbols((1, 2, 9)))) == (0, 0, 2)
-    assert found(tree.match(symbols((1, 2, 3, 4)))) == (1, None, 4)
-    assert found(tree.match(symbols((1, 2, 3, 4, 5, 6, 7)))) == (1, 1, 7)
-    assert found(tree.match(symbols((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)))) == (2, 2, 10)
+    assert found(tree.match(keys((2, 2)))) == (0, None, 0)
+    assert found(tree.match(keys((1, 2, 9)))) == (0, 0, 2)
+    assert found(tree.match(keys((1, 2, 3, 4)))) == (1, None, 4)
+    assert found(tree.match(keys((1, 2, 3, 4, 5, 6, 7)))) == (1, 1, 7)
+    assert found(tree.match(keys((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)))) == (2, 2, 10)
 
 
 def test_what_two_paths_share_is_one_node() -> None:
@@ -204,7 +204,7 @@ def test_what_two_paths_share_is_one_node() -> None:
     first = insert_path(tree, (1, 2, 3, 4, 5, 6, 7, 8))
     second = insert_path(tree, (1, 2, 3, 4, 5, 6, 7, 9), first_block=100)
     assert second[0] is first[0]
-    assert (second[0].block, second[0].holders) == (0, 2)
+    assert (second[0].block, second[0].ref_count) == (0, 2)
     assert second[1].block == 101
 
 
@@ -215,7 +215,7 @@ def test_leaves_go_first_and_held_nodes_stay() -> None:
     assert tree.evict() is None
     tree.release(old)
     tree.release(new)
-    tree.hold(old[:1])
+    tree.acquire(old[:1])
     assert [node.block for node in iter(tree.evict, None)] == [2, 1, 11, 10]
     tree.release(old[:1])
     assert [node.block for node in iter(tree.evict, None)] == [0]
@@ -238,7 +238,7 @@ def test_a_shared_node_cannot_be_taken_out() -> None:
     inner, leaf = insert_path(tree, (1, 2, 3, 4, 5))
     with pytest.raises(RuntimeError, match="shared"):
         tree.remove(inner)
-    tree.hold([leaf])
+    tree.acquire([leaf])
     with pytest.raises(RuntimeError, match="shared"):
         tree.remove(leaf)
     tree.release([leaf])
@@ -253,7 +253,7 @@ def test_use_without_eviction_leaves_no_trail() -> None:
     nodes = insert_path(tree, (1, 2, 3, 4))
     tree.release(nodes)
     for _ in range(1000):
-        tree.hold(nodes)
+        tree.acquire(nodes)
         tree.release(nodes)
     assert len(tree._evictable) < 100
     assert tree.evict() is nodes[0]

@@ -8,7 +8,7 @@ import torch
 from zweave import Engine, Expert, Request, ZweaveError
 from zweave.checkpoint.module_name import layer_of
 from zweave.experts import Bank, Mixture
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
 from zweave.planner import MatrixPlan
 
 
@@ -54,7 +54,7 @@ def settle(engine: Engine) -> None:
 
 
 def merged_slots(engine: Engine) -> set[int]:
-    return set((engine.bank.tables.ways == int(Way.MERGED)).nonzero()[:, 1].tolist())
+    return set((engine.bank.tables.modes == int(LinearMode.MERGED)).nonzero()[:, 1].tolist())
 
 
 def test_a_hot_expert_is_merged_and_means_the_same(engines: Callable[..., Engine]) -> None:
@@ -97,13 +97,13 @@ def test_a_slot_given_to_another_mixture_loses_its_weights(engines: Callable[...
     assert engine._merger.slots == [] and not merged_slots(engine)
 
 
-def test_a_bounded_error_opens_the_cheaper_way(tiny_engine: Callable[..., Engine]) -> None:
+def test_a_bounded_error_opens_the_cheaper_mode(tiny_engine: Callable[..., Engine]) -> None:
     strict, loose = tiny_engine("float32"), tiny_engine("float32", max_error=0.9)
     name = names(strict)[0]
     serve(strict, [name])
     serve(loose, [name])
-    assert (strict.bank.tables.ways[:, 1] == int(Way.FACTORED)).any()
-    assert not (loose.bank.tables.ways[:, 1] == int(Way.FACTORED)).any()
+    assert (strict.bank.tables.modes[:, 1] == int(LinearMode.FACTORED)).any()
+    assert not (loose.bank.tables.modes[:, 1] == int(LinearMode.FACTORED)).any()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_wrong_settings(tiny_engine: Callable[..., Engine], options: dict, messa
 
 def test_an_expert_beyond_the_kept_components_is_refused() -> None:
     module = "model.layers.0.mlp.up_proj"
-    plan = {module: MatrixPlan((40, 60), dense=True, leading=16, factored=False)}
+    plan = {module: MatrixPlan((40, 60), dense=True, delta_rank=16, factored=False)}
     bank = Bank({module: torch.linspace(2, 1, 40)}, 4, plan=plan)
     z = torch.ones(40)
     z[:16] = 1.1
@@ -134,7 +134,7 @@ def test_an_expert_beyond_the_kept_components_is_refused() -> None:
     z[16] = 1.1
     bank.load("more", Expert(z={module: z}))
     slot = bank.acquire(Mixture.parse("few"))
-    assert bank.tables.ways_of(module)[slot] == int(Way.DELTA)
-    torch.testing.assert_close(bank.tables.leading(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
+    assert bank.tables.modes_of(module)[slot] == int(LinearMode.DELTA)
+    torch.testing.assert_close(bank.tables.delta_columns(module)[slot], torch.linspace(2, 1, 40)[:16] * 0.1)
     with pytest.raises(ZweaveError, match=r"adapts 17 components of .*keeps 16: allow it more memory"):
         bank.acquire(Mixture.parse("more"))

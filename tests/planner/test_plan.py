@@ -1,4 +1,4 @@
-"""Plans: what they keep within a budget, which ways they open, what a batch costs, and how ways are chosen."""
+"""Plans: what they keep within a budget, which modes they open, what a batch costs, and how modes are chosen."""
 
 import json
 from dataclasses import asdict, replace
@@ -11,13 +11,13 @@ from zweave import ZweaveError
 from zweave.engine import EngineConfig
 from zweave.experts import Bank, Expert, Mixture
 from zweave.experts.certificate import certify
-from zweave.kernels import Way, dequantize, pack, quantize
+from zweave.kernels import LinearMode, dequantize, pack, quantize
 from zweave.planner import MatrixPlan, make_plan, plan_for
 from zweave.planner.batch_planner import BatchPlanner, count_by_slot
 from zweave.planner.cost_model import CostModel, cost_model, measure
 from zweave.planner.delta_formats import STATED_ERROR, IntegerFormat
 from zweave.planner.plan import memory
-from zweave.planner.planner import worthwhile_components
+from zweave.planner.planner import break_even_rank
 
 SHAPES = {
     "model.layers.0.self_attn.q_proj": (576, 576),
@@ -28,19 +28,19 @@ Q, K, UP = SHAPES
 COSTS = CostModel(3e10, 4e11, integer_ops_per_second=8e11, call_seconds=1e-6, value_bytes=2)
 
 
-def test_all_ways_are_open_without_a_budget() -> None:
+def test_all_modes_are_open_without_a_budget() -> None:
     plan = make_plan(SHAPES)
-    assert all(matrix.dense and matrix.factored and matrix.leading for matrix in plan.values())
-    assert plan[Q].leading == 288 and plan[K].leading == 48
-    assert [plan[Q].way(n) for n in (0, 1, 288, 289, 576)] == [
-        Way.DENSE, Way.DELTA, Way.DELTA, Way.FACTORED, Way.FACTORED
+    assert all(matrix.dense and matrix.factored and matrix.delta_rank for matrix in plan.values())
+    assert plan[Q].delta_rank == 288 and plan[K].delta_rank == 48
+    assert [plan[Q].mode_of(n) for n in (0, 1, 288, 289, 576)] == [
+        LinearMode.DENSE, LinearMode.DELTA, LinearMode.DELTA, LinearMode.FACTORED, LinearMode.FACTORED
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(576, 576), (192, 576), (4096, 14336), (16, 16), (1, 50)])
 def test_a_delta_never_costs_more_than_the_factors(shape: tuple[int, int]) -> None:
     M, N = shape
-    kept = worthwhile_components(shape)
+    kept = break_even_rank(shape)
     assert kept % 16 == 0 and M * N + kept * (M + N) <= min(shape) * (M + N)
 
 
@@ -70,7 +70,7 @@ def test_w_goes_first_where_it_saves_least() -> None:
 
 def test_a_gpu_goes_factored() -> None:
     plan = make_plan(SHAPES, "cuda")
-    assert {matrix.way(0) for matrix in plan.values()} == {Way.FACTORED}
+    assert {matrix.mode_of(0) for matrix in plan.values()} == {LinearMode.FACTORED}
     with pytest.raises(ZweaveError, match="max_memory"):
         make_plan(SHAPES, "cuda", max_memory=1000)
 
@@ -78,9 +78,9 @@ def test_a_gpu_goes_factored() -> None:
 def test_impossible_plans_are_refused() -> None:
     for wrong in (
         {"dense": False, "factored": False},
-        {"dense": False, "leading": 3},
-        {"dense": True, "leading": 9},
-        {"dense": True, "leading": 8, "format": "int8"},
+        {"dense": False, "delta_rank": 3},
+        {"dense": True, "delta_rank": 9},
+        {"dense": True, "delta_rank": 8, "format": "int8"},
         {"dense": True, "factored": False, "format": "int4"},
     ):
         with pytest.raises(ValueError):
@@ -88,8 +88,8 @@ def test_impossible_plans_are_refused() -> None:
 
 
 def test_few_leading_components_refuse_what_they_cannot_do() -> None:
-    matrix = MatrixPlan((32, 64), dense=True, leading=16, factored=False)
-    assert matrix.way(16) == Way.DELTA and matrix.way(17) is None
+    matrix = MatrixPlan((32, 64), dense=True, delta_rank=16, factored=False)
+    assert matrix.mode_of(16) == LinearMode.DELTA and matrix.mode_of(17) is None
 
 
 def factors_alone() -> int:
@@ -101,8 +101,12 @@ class TestIntegers:
         assert all(m.format is None for m in make_plan(SHAPES, max_memory=factors_alone()).values())
         plan = make_plan(SHAPES, max_memory=factors_alone() - 1)
         assert {module for module, m in plan.items() if m.format} == {Q} and plan[Q].format == "int4"
-        assert [plan[Q].way(n) for n in (0, 1, 576)] == [Way.DENSE, Way.DELTA, Way.DELTA]
-        assert all(m.way(m.rank) is not None for m in plan.values())
+        assert [plan[Q].mode_of(n) for n in (0, 1, 576)] == [
+            LinearMode.DENSE,
+            LinearMode.DELTA,
+            LinearMode.DELTA,
+        ]
+        assert all(m.mode_of(m.rank) is not None for m in plan.values())
 
     def test_wherever_cheaper_within_the_error(self) -> None:
         budget = factors_alone() * 11 // 10
@@ -113,11 +117,11 @@ class TestIntegers:
         assert "int8" in {m.format for m in close.values()} <= {None, "int8"}
         assert "int4" in {m.format for m in anyhow.values()}
         for plan in (exact, close, anyhow):
-            assert memory(plan, 2) <= budget and all(m.way(m.rank) is not None for m in plan.values())
+            assert memory(plan, 2) <= budget and all(m.mode_of(m.rank) is not None for m in plan.values())
 
         def seconds(plan: dict[str, MatrixPlan]) -> float:
-            ways = [(m, m.way(support)) for m in plan.values() for support in (0, m.rank)]
-            return sum(COSTS.way(way, m.shape, 16, m.leading, m.format) for m, way in ways)
+            modes = [(m, m.mode_of(support)) for m in plan.values() for support in (0, m.rank)]
+            return sum(COSTS.seconds(mode, m.shape, 16, m.delta_rank, m.format) for m, mode in modes)
 
         assert seconds(anyhow) <= seconds(close) < seconds(exact)
 
@@ -130,39 +134,43 @@ class TestIntegers:
 
     def test_bytes_are_those_of_the_packed_weights(self) -> None:
         for format in ("int8", "int4"):
-            matrix = MatrixPlan((576, 576), dense=True, leading=576, factored=False, format=format)
+            matrix = MatrixPlan((576, 576), dense=True, delta_rank=576, factored=False, format=format)
             one = pack(quantize(torch.randn(576, 576), format))
             kept = 2 * (one.data.nbytes + one.scale.nbytes)
             assert matrix.nbytes(2) == 2 * 576 * 576 + kept
 
     def test_cost(self) -> None:
         weights = 2 * 576 * 576
-        found = COSTS.way(Way.DELTA, (576, 576), 1, 576, "int8") - COSTS.way(Way.DENSE, (576, 576), 1)
+        found = COSTS.seconds(LinearMode.DELTA, (576, 576), 1, 576, "int8") - COSTS.seconds(
+            LinearMode.DENSE, (576, 576), 1
+        )
         assert found == pytest.approx(weights / 3e10)
-        found = COSTS.way(Way.DELTA, (576, 576), 512, 576, "int4") - COSTS.way(Way.DENSE, (576, 576), 512)
+        found = COSTS.seconds(LinearMode.DELTA, (576, 576), 512, 576, "int4") - COSTS.seconds(
+            LinearMode.DENSE, (576, 576), 512
+        )
         assert found == pytest.approx(2 * weights * 512 / 8e11)
 
     def test_an_expert_that_would_lose_more_than_allowed_is_refused(self) -> None:
         sigmas = {Q: torch.linspace(2, 1, 576)}
-        plan = {Q: MatrixPlan((576, 576), dense=True, leading=576, factored=False, format="int4")}
+        plan = {Q: MatrixPlan((576, 576), dense=True, delta_rank=576, factored=False, format="int4")}
         for max_error, change, refused in ((0.01, 0.01, False), (0.01, 0.1, True), (0.0, 0.1, False)):
             bank = Bank(sigmas, slots=3, plan=plan, max_error=max_error)
             bank.load("one", Expert(z={Q: torch.full((576,), 1 + change)}))
             if refused:
                 with pytest.raises(ZweaveError, match="int4 factors may lose"):
-                    bank.acquire(bank.bind(Mixture.parse("one")))
+                    bank.acquire(bank.resolve(Mixture.parse("one")))
             else:
-                bank.acquire(bank.bind(Mixture.parse("one")))
+                bank.acquire(bank.resolve(Mixture.parse("one")))
 
 
 class TestCostModel:
     def test_streams_or_multiplies(self) -> None:
         weights = 576 * 576
-        assert COSTS.way(Way.DENSE, (576, 576), 1) == pytest.approx(2 * weights / 3e10)
-        assert COSTS.way(Way.DENSE, (576, 576), 512) == pytest.approx(2 * weights * 512 / 4e11)
-        assert COSTS.way(Way.FACTORED, (576, 576), 1) == pytest.approx(2 * 2 * weights / 3e10)
-        assert COSTS.way(Way.DELTA, (576, 576), 1, 72) == pytest.approx(1.25 * 2 * weights / 3e10)
-        assert COSTS.way(Way.DENSE, (576, 576), 0) == 0
+        assert COSTS.seconds(LinearMode.DENSE, (576, 576), 1) == pytest.approx(2 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DENSE, (576, 576), 512) == pytest.approx(2 * weights * 512 / 4e11)
+        assert COSTS.seconds(LinearMode.FACTORED, (576, 576), 1) == pytest.approx(2 * 2 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DELTA, (576, 576), 1, 72) == pytest.approx(1.25 * 2 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DENSE, (576, 576), 0) == 0
 
     def test_measures(self) -> None:
         found = measure(torch.float32, size=64, bytes_to_rotate=1 << 16)
@@ -208,10 +216,20 @@ class TestPlanFor:
 class TestBatchPlanner:
     def planner(self) -> BatchPlanner:
         """Slots: the base, one of few components, two without limits, and one that is merged."""
-        ways = torch.tensor(
-            [[Way.DENSE, Way.DELTA, Way.FACTORED, Way.FACTORED, Way.MERGED]] * 3, dtype=torch.uint8
+        modes = torch.tensor(
+            [
+                [
+                    LinearMode.DENSE,
+                    LinearMode.DELTA,
+                    LinearMode.FACTORED,
+                    LinearMode.FACTORED,
+                    LinearMode.MERGED,
+                ]
+            ]
+            * 3,
+            dtype=torch.uint8,
         )
-        return BatchPlanner(make_plan(SHAPES), ways, COSTS)
+        return BatchPlanner(make_plan(SHAPES), modes, COSTS)
 
     @pytest.mark.parametrize(
         ("slots", "factored"),
@@ -231,7 +249,7 @@ class TestBatchPlanner:
         assert self.planner().all_factored(torch.tensor(slots, dtype=torch.int32)) is factored
 
     def test_not_without_the_factors(self) -> None:
-        plan = {Q: MatrixPlan((576, 576), dense=True, leading=80, factored=False)}
+        plan = {Q: MatrixPlan((576, 576), dense=True, delta_rank=80, factored=False)}
         planner = BatchPlanner(plan, torch.tensor([[0, 1]], dtype=torch.uint8), COSTS)
         assert not planner.all_factored(torch.tensor([0, 1, 1], dtype=torch.int32))
 

@@ -13,11 +13,11 @@ import torch
 
 from zweave import Request
 from zweave.checkpoint import ModelConfig
-from zweave.experts.bank import BoundMixture
+from zweave.experts.bank import ResolvedMixture
 from zweave.kernels.layout.kv_layout import read_kv, store_kv
 from zweave.kv_cache import KVCache
 from zweave.scheduler import BlockManager, Scheduler, Sequence
-from zweave.text.detokenizer import StopText
+from zweave.text.detokenizer import StopChecker
 
 BLOCK = 4
 
@@ -27,7 +27,7 @@ class AllSlots:
 
     first_layers = (1,)
 
-    def try_acquire(self, mixture: BoundMixture) -> int:
+    def try_acquire(self, mixture: ResolvedMixture) -> int:
         return 0
 
     def release(self, slot: int) -> None:
@@ -69,10 +69,10 @@ class Simulation:
             request_id=self.ids,
             request=Request(tokens, salt=salt),
             mixture=mixture(digest, scope),
-            tokens=list(tokens),
+            token_ids=list(tokens),
             adapted_from=adapted_from,
             max_length=len(tokens) + new,
-            text=StopText(NoText(), ()),
+            text=StopChecker(NoText(), ()),
         )
         sequence.seed = seed
         self.ids += 1
@@ -84,17 +84,17 @@ class Simulation:
         chunks, failed = self.scheduler.schedule()
         assert not failed
         assert len(chunks) > 0 or not self.alive
-        self.check_holders(list(dict.fromkeys(chunk.sequence for chunk in chunks)))
+        self.check_users(list(dict.fromkeys(chunk.sequence for chunk in chunks)))
         for chunk in chunks:
             sequence = chunk.sequence
             states = [[fingerprint(sequence, p, "state 1")] for p in range(chunk.start, chunk.stop)]
-            if chunk.entering is not None:
-                assert chunk.entering.tolist() == states
+            if chunk.entry_states is not None:
+                assert chunk.entry_states.tolist() == states
                 self.resumed[sequence.request_id] += chunk.count
             for position in range(chunk.start, chunk.stop):
-                self.write(sequence, position, chunk.enters)
-            for layer in chunk.keeps:
-                sequence.keep(layer, chunk.start, torch.tensor(states, dtype=torch.float32))
+                self.write(sequence, position, chunk.entry_layer)
+            for layer in chunk.cache_layers:
+                sequence.cache_states(layer, chunk.start, torch.tensor(states, dtype=torch.float32))
             complete = chunk.complete
             sequence.advance(chunk.count)
             self.computed[sequence.request_id] += chunk.count
@@ -117,11 +117,11 @@ class Simulation:
                 break
             self.step()
         assert not self.alive
-        assert self.blocks.num_held == 0
+        assert self.blocks.num_in_use == 0
         assert self.blocks.num_cached + self.blocks.num_free == self.cache.num_blocks
 
     def place(self, sequence: Sequence, position: int) -> tuple[int, int]:
-        return sequence.blocks[position // BLOCK], position % BLOCK
+        return sequence.kv.block_table[position // BLOCK], position % BLOCK
 
     def write(self, sequence: Sequence, position: int, first: int) -> None:
         block, offset = self.place(sequence, position)
@@ -130,7 +130,7 @@ class Simulation:
             store_kv(k, -k, layer.k, layer.v, torch.tensor([block]), torch.tensor([offset]))
 
     def check_content(self, sequence: Sequence) -> None:
-        for position in range(len(sequence.tokens)):
+        for position in range(len(sequence.token_ids)):
             block, offset = self.place(sequence, position)
             for index, layer in enumerate(self.cache.layers):
                 wanted = fingerprint(sequence, position, index)
@@ -140,22 +140,23 @@ class Simulation:
 
     def draw(self, sequence: Sequence) -> int:
         """Few tokens, so that answers under other seeds begin alike too."""
-        return (fingerprint(sequence, len(sequence.tokens) - 1, 0) >> 4 * (sequence.seed % 2)) % 3
+        return (fingerprint(sequence, len(sequence.token_ids) - 1, 0) >> 4 * (sequence.seed % 2)) % 3
 
-    def check_holders(self, sequences: list[Sequence]) -> None:
+    def check_users(self, sequences: list[Sequence]) -> None:
         """A block that two sequences read is a whole node of both, so nobody writes to it."""
-        users = Counter(block for sequence in sequences for block in sequence.blocks)
+        users = Counter(block for sequence in sequences for block in sequence.kv.block_table)
         for sequence in sequences:
-            shared = {node.block for node in sequence.nodes if len(node.key) == 8 * BLOCK}
-            assert all(users[block] == 1 or block in shared for block in sequence.blocks)
-            assert [node.block for node in sequence.nodes] == sequence.blocks[: len(sequence.nodes)]
-            assert sequence.computed // BLOCK >= len(shared)
+            kv = sequence.kv
+            shared = {node.block for node in kv.nodes if len(node.key) == 8 * BLOCK}
+            assert all(users[block] == 1 or block in shared for block in kv.block_table)
+            assert [node.block for node in kv.nodes] == kv.block_table[: len(kv.nodes)]
+            assert kv.num_computed_tokens // BLOCK >= len(shared)
 
 
-def mixture(digest: str, scope: str) -> BoundMixture:
+def mixture(digest: str, scope: str) -> ResolvedMixture:
     """The base has no parts and adapts no layer; digests that end in "late" adapt the upper of two layers."""
     first_layer = 2 if digest == "base" else int(digest.endswith("late"))
-    return BoundMixture(digest, scope, first_layer, () if digest == "base" else ((None, (1.0,)),))
+    return ResolvedMixture(digest, scope, first_layer, () if digest == "base" else ((None, (1.0,)),))
 
 
 def fingerprint(sequence: Sequence, position: int, layer: int | str) -> int:
@@ -163,7 +164,7 @@ def fingerprint(sequence: Sequence, position: int, layer: int | str) -> int:
     mixture, below = sequence.mixture, 0 if layer == "state 1" else layer
     digest = "base" if below < mixture.first_layer else mixture.digest
     owners = ["base" if i < sequence.adapted_from else digest for i in range(position + 1)]
-    text = f"{layer} {sequence.request.salt} {owners} {sequence.tokens[: position + 1]}"
+    text = f"{layer} {sequence.request.salt} {owners} {sequence.token_ids[: position + 1]}"
     return crc32(text.encode()) >> 8
 
 
@@ -219,7 +220,7 @@ def test_samples_of_one_prompt_compute_it_once(tiny_config: ModelConfig, length:
     leader = simulation.computed.pop(0)
     assert leader == length + samples[0].num_generated - 1
     assert list(simulation.computed.values()) == [1] * 7
-    assert [sample.reused for sample in samples] == [0] + [length - 1] * 7
+    assert [sample.kv.num_cached_tokens for sample in samples] == [0] + [length - 1] * 7
     simulation.run()
 
 
@@ -257,10 +258,10 @@ def test_followers_go_on_alone_when_their_leader_is_cancelled(tiny_config: Model
     simulation.end(leader)
     assert simulation.step() == {1: 14}
     simulation.run()
-    assert [follower.reused for follower in followers] == [16, 29]
+    assert [follower.kv.num_cached_tokens for follower in followers] == [16, 29]
 
 
-def test_other_owners_and_salts_share_nothing(tiny_config: ModelConfig) -> None:
+def test_other_mixtures_and_salts_share_nothing(tiny_config: ModelConfig) -> None:
     simulation = room(tiny_config)
     prompt = [1] * 20
     for fields in (
@@ -271,7 +272,7 @@ def test_other_owners_and_salts_share_nothing(tiny_config: ModelConfig) -> None:
         {"salt": "y"},
         {"digest": "a", "salt": "x"},
     ):
-        assert simulation.add(prompt, 1, **fields).reused is None
+        assert simulation.add(prompt, 1, **fields).kv.num_cached_tokens is None
         simulation.run()
     assert simulation.blocks.tokens_reused == 0
     assert simulation.computed == dict.fromkeys(range(6), 20)
@@ -284,14 +285,14 @@ def test_blocks_before_the_adapted_tokens_are_the_bases(tiny_config: ModelConfig
     simulation.run()
     second = simulation.add([1] * 20, 4, digest="a", adapted_from=adapted_from)
     simulation.run()
-    assert (second.reused, second.reuse) == (adapted_from, "after_prompt")
+    assert (second.kv.num_cached_tokens, second.reuse) == (adapted_from, "after_prompt")
     third = simulation.add([1] * 20, 4, digest="a", adapted_from=adapted_from)
     simulation.run()
-    assert third.reused == 19
+    assert third.kv.num_cached_tokens == 19
     assert third.reuse == ("same_mixture" if adapted_from < 19 else "after_prompt")
     base = simulation.add([1] * 20, 4)
     simulation.run()
-    assert (base.reused, base.reuse) == (19, "same_mixture")
+    assert (base.kv.num_cached_tokens, base.reuse) == (19, "same_mixture")
 
 
 def test_layers_that_a_mixture_leaves_alone_are_anybodys(tiny_config: ModelConfig) -> None:
@@ -309,7 +310,7 @@ def test_layers_that_a_mixture_leaves_alone_are_anybodys(tiny_config: ModelConfi
     ):
         sequence = simulation.add(prompt, 4, digest=digest)
         simulation.run()
-        assert (sequence.reused, sequence.resumed) == (reused, resumed)
+        assert (sequence.kv.num_cached_tokens, sequence.kv.num_resumed_tokens) == (reused, resumed)
         assert simulation.resumed[index] == resumed
         assert sequence.reuse == ("first_layer" if resumed else "same_mixture" if reused else None)
 
@@ -321,8 +322,8 @@ def test_the_base_goes_on_from_what_an_expert_left_alone(tiny_config: ModelConfi
     base = simulation.add([1] * 18 + [2] * 4, 4)
     other = simulation.add([1] * 18 + [2] * 4, 4, digest="a late", salt="x")
     simulation.run()
-    assert (base.reused, base.resumed) == (0, 18)
-    assert (other.reused, other.resumed) == (0, 0)
+    assert (base.kv.num_cached_tokens, base.kv.num_resumed_tokens) == (0, 18)
+    assert (other.kv.num_cached_tokens, other.kv.num_resumed_tokens) == (0, 0)
 
 
 def test_what_was_computed_before_states_were_kept_is_computed_again(
@@ -339,7 +340,8 @@ def test_what_was_computed_before_states_were_kept_is_computed_again(
     for digest in ("a late", "b late"):
         late = simulation.add([1] * 9 + [2] * 20 + [0], 4, digest=digest)
         simulation.run()
-        assert (late.reused, late.resumed) == (0, 17 if digest == "a late" else 30)
+        resumed = 17 if digest == "a late" else 30
+        assert (late.kv.num_cached_tokens, late.kv.num_resumed_tokens) == (0, resumed)
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 11, 12, 13])
@@ -348,9 +350,9 @@ def test_generated_tokens_are_found_by_the_next_turn(tiny_config: ModelConfig, n
     first = simulation.add([1] * 9, new)
     simulation.run()
     # The last generated token went through no step: nothing of it is computed.
-    second = simulation.add([*first.tokens, 2, 2, 2], 3)
+    second = simulation.add([*first.token_ids, 2, 2, 2], 3)
     simulation.run()
-    assert second.reused == len(first.tokens) - 1
+    assert second.kv.num_cached_tokens == len(first.token_ids) - 1
 
 
 def test_a_prompt_that_fills_the_cache_is_served_from_it(tiny_config: ModelConfig) -> None:
@@ -358,7 +360,7 @@ def test_a_prompt_that_fills_the_cache_is_served_from_it(tiny_config: ModelConfi
     for length in (31, 31, 30):
         last = simulation.add([1] * length, 32 - length)
         simulation.run()
-    assert last.reused >= 28
+    assert last.kv.num_cached_tokens >= 28
 
 
 def test_a_block_that_must_go_is_taken_over_instead_of_copied(tiny_config: ModelConfig) -> None:
@@ -369,7 +371,7 @@ def test_a_block_that_must_go_is_taken_over_instead_of_copied(tiny_config: Model
     assert simulation.blocks.num_free == 0
     last = simulation.add([1] * 3 + [0] * 28, 1)
     simulation.run()
-    assert last.reused == 3
+    assert last.kv.num_cached_tokens == 3
     assert simulation.blocks.tokens_evicted == 3 + 3 + 6 * BLOCK
 
 
@@ -383,10 +385,10 @@ def test_without_sharing_the_tree_stays_empty(tiny_config: ModelConfig) -> None:
     assert (simulation.blocks.num_cached, simulation.blocks.tokens_reused) == (0, 0)
 
 
-def test_an_owner_that_was_forgotten_is_a_new_one(
+def test_a_namespace_that_was_forgotten_is_a_new_one(
     tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zweave.kv_cache.prefix_key._OWNERS", 2)
+    monkeypatch.setattr("zweave.kv_cache.prefix_key._MAX_NAMESPACES", 2)
     simulation = room(tiny_config)
     for salt in ("a", "b", "c", "a"):
         simulation.add([1] * 20, 2, salt=salt)
@@ -398,11 +400,11 @@ def test_an_owner_that_was_forgotten_is_a_new_one(
 
 
 def test_fingerprints_tell_everything_apart(tiny_config: ModelConfig) -> None:
-    """The check above would see a wrong owner, salt, token, position or layer."""
+    """The check above would see a wrong mixture, salt, token, position or layer."""
     one = room(tiny_config).add([1] * 8, 1, digest="a", adapted_from=4)
     others = [
         (replace_sequence(one, adapted_from=3), 5, 0),
-        (replace_sequence(one, tokens=[2] + [1] * 7), 5, 0),
+        (replace_sequence(one, token_ids=[2] + [1] * 7), 5, 0),
         (replace_sequence(one, mixture=replace(one.mixture, digest="b")), 5, 0),
         (replace_sequence(one, request=Request([1] * 8, salt="x")), 5, 0),
         (one, 6, 0),
@@ -413,5 +415,5 @@ def test_fingerprints_tell_everything_apart(tiny_config: ModelConfig) -> None:
 
 
 def replace_sequence(sequence: Sequence, **changes: object) -> Sequence:
-    fields = ("request_id", "request", "mixture", "tokens", "adapted_from", "max_length", "text")
+    fields = ("request_id", "request", "mixture", "token_ids", "adapted_from", "max_length", "text")
     return Sequence(**{name: getattr(sequence, name) for name in fields} | changes)

@@ -7,7 +7,7 @@ from zweave import Request, ZweaveError
 from zweave.checkpoint import ModelConfig
 from zweave.kv_cache import KVCache
 from zweave.scheduler import BlockManager, Scheduler, Sequence
-from zweave.text.detokenizer import StopText
+from zweave.text.detokenizer import StopChecker
 
 BLOCK = 4
 
@@ -57,10 +57,10 @@ def sequence(request_id: int, prompt: int, generated: int = 1, expert: str | Non
         request_id=request_id,
         request=Request([0], expert=expert),
         mixture=expert,
-        tokens=[0] * prompt,
+        token_ids=[0] * prompt,
         adapted_from=0,
         max_length=prompt + generated,
-        text=StopText(NoText(), ()),
+        text=StopChecker(NoText(), ()),
     )
 
 
@@ -72,8 +72,8 @@ def finish_step(scheduler: Scheduler) -> dict[int, int]:
     complete = [chunk.sequence for chunk in chunks if chunk.complete]
     for chunk in chunks:
         seq = chunk.sequence
-        assert len(seq.blocks) * BLOCK >= seq.computed + chunk.count
-        seq.computed += chunk.count
+        assert len(seq.kv.block_table) * BLOCK >= seq.kv.num_computed_tokens + chunk.count
+        seq.advance(chunk.count)
     for seq in complete:
         if seq.append(0, None, ())[1] is not None:
             scheduler.remove(seq)
@@ -133,7 +133,7 @@ def test_the_latest_arrival_is_preempted_and_comes_back(cache: KVCache) -> None:
             break
         for request_id, count in finish_step(scheduler).items():
             computed[request_id] += count
-        if second.computed == 0 and len(second.generated) < 8:
+        if second.kv.num_computed_tokens == 0 and len(second.generated) < 8:
             assert second.slot is not None, "a preempted request keeps its slot"
     assert scheduler.preemptions == 1
     assert computed[0] == 22, "the first arrival computes each token once"
@@ -160,13 +160,13 @@ def test_random_traffic_ends_and_gives_everything_back(cache: KVCache, seed: int
             finish_step(scheduler)
         if rng.random() < 0.2:
             victim = rng.choice(alive)
-            if len(victim.tokens) < victim.max_length:
+            if len(victim.token_ids) < victim.max_length:
                 scheduler.remove(victim)
                 alive.remove(victim)
     for _ in range(5000):
         if not len(scheduler):
             break
         finish_step(scheduler)
-    assert all(len(seq.tokens) == seq.max_length for seq in alive)
+    assert all(len(seq.token_ids) == seq.max_length for seq in alive)
     assert cache.num_free == cache.num_blocks
     assert bank.free == slots

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from zweave.errors import ZweaveError
 from zweave.text import Tokenizer
-from zweave.text.tokenizer import TextStream
+from zweave.text.detokenizer import IncrementalDetokenizer
 
 USER = [{"role": "user", "content": "Why?"}]
 ANSWERED = [*USER, {"role": "assistant", "content": "So"}]
@@ -90,13 +90,13 @@ def test_sentencepiece_equals_the_library(sentencepiece, text):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_streamed_text_is_the_text(request, kind, ids):
     tokenizer = request.getfixturevalue(kind)
-    stream = TextStream(tokenizer)
+    stream = IncrementalDetokenizer(tokenizer)
     pieces = [stream.add(token) for token in ids]
     assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
 
 
 def test_stream_holds_back_unfinished_characters(byte_level):
-    stream = TextStream(byte_level)
+    stream = IncrementalDetokenizer(byte_level)
     pieces = [stream.add(token) for token in byte_level.encode("aé日🙂")]
     assert pieces == ["a", "", "é", "", "", "日", "", "", "", "🙂"]
     assert stream.add(byte_level.encode("🙂")[0]) == ""
@@ -105,8 +105,8 @@ def test_stream_holds_back_unfinished_characters(byte_level):
 
 def test_space_after_a_prompt_is_kept(sentencepiece):
     (hi,) = sentencepiece.encode("hi")
-    assert TextStream(sentencepiece).add(hi) == "hi"
-    assert TextStream(sentencepiece, context=[1, hi]).add(hi) == " hi"
+    assert IncrementalDetokenizer(sentencepiece).add(hi) == "hi"
+    assert IncrementalDetokenizer(sentencepiece, context=[1, hi]).add(hi) == " hi"
 
 
 def test_special_tokens_give_no_text(byte_level):

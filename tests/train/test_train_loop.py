@@ -19,7 +19,7 @@ from zweave.checkpoint import Checkpoint
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.experts import Expert, Mixture
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
 from zweave.planner import plan_for
 from zweave.tasks.task import Sample, Splits, Task, exact
 from zweave.train import Policy, Recipe, default_recipe, open_policy, train
@@ -135,12 +135,12 @@ def test_a_sparse_expert_is_served_exactly(
     truth = merged_logits(directory, {"it": expert}, "it", prompt)
     assert (truth - merged_logits(directory, {}, None, prompt)).abs().max() > 0.05
     torch.testing.assert_close(found, truth, rtol=1e-3, atol=2e-4)
-    slot = engine.bank.acquire(engine.bank.bind(Mixture.parse("it")))
+    slot = engine.bank.acquire(engine.bank.resolve(Mixture.parse("it")))
     plan = plan_for(Checkpoint(directory).config.adapted_shapes(), "cpu", engine.config.torch_dtype)
     for module, z in expert.z.items():
         # By the last component that it changes: a delta is over leading ones.
-        way = Way.DELTA if (z[plan[module].leading :] == 1).all() else Way.FACTORED
-        assert engine.bank.tables.ways_of(module)[slot] == int(way)
+        mode = LinearMode.DELTA if (z[plan[module].delta_rank :] == 1).all() else LinearMode.FACTORED
+        assert engine.bank.tables.modes_of(module)[slot] == int(mode)
 
 
 def test_the_best_on_validation_is_what_stays(make_policy: Any) -> None:

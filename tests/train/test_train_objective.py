@@ -13,7 +13,7 @@ from zweave.errors import ZweaveError
 from zweave.tasks.task import Sample, Splits, Task
 from zweave.train import Policy, Recipe, objective, open_policy
 from zweave.train.objective import accuracy, answer_loss, batch_loss
-from zweave.train.rollout import Rollout, cut_at_stop, sample_answers, teacher_forced
+from zweave.train.rollout import Rollout, sample_answers, teacher_forced
 
 pytest.importorskip("transformers")
 TASK = Task("texts", "", lambda data: Splits([], []), max_tokens=3)
@@ -91,7 +91,6 @@ def test_an_answer_ends_before_a_stop_string(policy: Policy) -> None:
     stopped = sample_answers(policy, replace(task, stop=(stop,)), SAMPLES[:1])
     assert stopped.texts[0] == whole.texts[0].partition(stop)[0]
     assert len(stopped.steps[0]) <= 3
-    assert cut_at_stop("a\n\nb", ("b", "\n")) == ("a", True) and cut_at_stop("ab", ()) == ("ab", False)
 
 
 def test_given_answers_are_their_tokens_and_an_end(policy: Policy) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from ...io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ...io.progress import Report, progress_bar, silent
 from ..hf_config import ARCHITECTURES
 from ..model_config import ModelConfig
+from ..module_name import LINEARS, module_name
 from .reader import GgufFile
 from .rope import llama3_scaling, rope_fields
 from .tokenizer import GgufTokenizer
@@ -29,19 +30,14 @@ _NAMES = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_NAMES = {
+_NORMS = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
 }
+_GGUF_LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_LINEARS = dict(zip(_GGUF_LINEARS, LINEARS, strict=True))
 _LAYER_TENSOR = re.compile(r"blk\.([0-9]{1,4})\.([a-z_]+)\.(weight|bias)")
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -102,14 +98,7 @@ def convert(path: Path, directory: Path, report: Report = silent) -> None:
 def _config(gguf: GgufFile) -> dict[str, Any]:
     """The content of `config.json`, but for the special tokens."""
     metadata, names = gguf.metadata, gguf.tensors
-    architecture = metadata.get("general.architecture")
-    if architecture not in _SUPPORTED:
-        raise ZweaveError(
-            f"GGUF architecture {architecture!r} is not supported: supported are {', '.join(_SUPPORTED)}"
-        )
-
-    if metadata.get("split.count") not in (None, 0, 1):
-        raise ZweaveError("the GGUF model is split into several files: join them with llama.cpp's gguf-split")
+    architecture = _supported_architecture(metadata)
 
     def get(key: str) -> Any:
         return metadata.get(f"{architecture}.{key}")
@@ -117,9 +106,7 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
     # llama.cpp writes Mistral as llama; the window is what tells them apart.
     window = get("attention.sliding_window")
     model_type = "mistral" if architecture == "llama" and window else architecture
-    if get("expert_count"):
-        raise ZweaveError("mixture-of-experts models are not supported")
-    embedding = gguf.tensors.get("token_embd.weight")
+    embedding = names.get("token_embd.weight")
     heads = get("attention.head_count")
     kv_heads = get("attention.head_count_kv")
     raw = {
@@ -141,19 +128,39 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
     }
     if window:
         raw |= {"sliding_window": window, "use_sliding_window": model_type != "mistral"}
-    head_dim = get("attention.key_length") or get("rope.dimension_count")
+    head_dim = _head_dim(architecture, metadata)
     if head_dim is not None:
         raw["head_dim"] = head_dim
-    for key in ("attention.value_length", "rope.dimension_count"):
-        if get(key) not in (None, head_dim):
-            raise ZweaveError(
-                f"GGUF {architecture}.{key} {get(key)!r} differs from the head size, not supported"
-            )
     raw |= rope_fields(architecture, metadata)
     if _ROPE_FACTORS in names:
         factors = np.concatenate(list(gguf.float_chunks(_ROPE_FACTORS)), axis=None)
         raw["rope_scaling"] = llama3_scaling(factors, raw["rope_theta"])
     return raw
+
+
+def _supported_architecture(metadata: Mapping[str, Any]) -> str:
+    """The architecture; ZweaveError for one that zweave does not run, a split file or a mixture-of-experts model."""
+    architecture = metadata.get("general.architecture")
+    if architecture not in _SUPPORTED:
+        raise ZweaveError(
+            f"GGUF architecture {architecture!r} is not supported: supported are {', '.join(_SUPPORTED)}"
+        )
+    if metadata.get("split.count") not in (None, 0, 1):
+        raise ZweaveError("the GGUF model is split into several files: join them with llama.cpp's gguf-split")
+    if metadata.get(f"{architecture}.expert_count"):
+        raise ZweaveError("mixture-of-experts models are not supported")
+    return architecture
+
+
+def _head_dim(architecture: str, metadata: Mapping[str, Any]) -> Any:
+    """The size of an attention head, None if the file does not say; ZweaveError unless all sizes are this one."""
+    rotary = metadata.get(f"{architecture}.rope.dimension_count")
+    head_dim = metadata.get(f"{architecture}.attention.key_length") or rotary
+    for key in ("attention.value_length", "rope.dimension_count"):
+        size = metadata.get(f"{architecture}.{key}")
+        if size not in (None, head_dim):
+            raise ZweaveError(f"GGUF {architecture}.{key} {size!r} differs from the head size, not supported")
+    return head_dim
 
 
 def _sources(gguf: GgufFile, config: ModelConfig) -> dict[str, str]:
@@ -179,9 +186,12 @@ def _hugging_face_name(name: str) -> str:
     if name in _NAMES:
         return _NAMES[name]
     match = _LAYER_TENSOR.fullmatch(name)
-    if match is None or match[2] not in _LAYER_NAMES:
+    if match is None or not (match[2] in _NORMS or match[2] in _LINEARS):
         raise ZweaveError(f"the GGUF tensor {name!r} is not known to zweave: the model is not supported")
-    return f"model.layers.{int(match[1])}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+    layer, part, kind = int(match[1]), match[2], match[3]
+    if part in _LINEARS:
+        return f"{module_name(layer, _LINEARS[part])}.{kind}"
+    return f"model.layers.{layer}.{_NORMS[part]}.{kind}"
 
 
 def _write_tensors(

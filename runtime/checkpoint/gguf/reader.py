@@ -17,6 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ...errors import ZweaveError
+from ...validation import is_integer
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -100,7 +101,7 @@ class GgufFile:
             self.metadata[key] = self._value(self._scalar("I"))
         found = [self._tensor() for _ in range(tensors)]
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment % 8:
+        if not (is_integer(alignment) and 0 < alignment <= 1 << 20) or alignment % 8:
             raise _DamagedError(f"alignment {alignment!r}")
         self._place(found, -(-self._position // alignment) * alignment, alignment)
 

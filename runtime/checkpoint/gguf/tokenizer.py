@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from ...errors import ZweaveError
+from ...validation import is_integer
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -171,7 +172,7 @@ class GgufTokenizer:
         token = self._metadata.get(f"{_PREFIX}{name}_token_id")
         if token is None:
             return None
-        if not isinstance(token, int) or not 0 <= token < len(self._tokens):
+        if not (is_integer(token) and 0 <= token < len(self._tokens)):
             raise ZweaveError(
                 f"the GGUF file's {name} token {token!r} is not in its vocabulary: the file is damaged"
             )

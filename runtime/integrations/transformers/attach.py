@@ -7,8 +7,7 @@ from torch import nn
 from ...errors import ZweaveError
 from ...experts.bank import Bank
 from ...io.progress import Report
-from ...planner.plan import MatrixPlan
-from ..ways import DELTA
+from ...planner.planner import hosted_plan
 from .attached import Attached, ExpertFile, load_expert
 from .factors import decomposition_of
 from .linear import AttachedLinear
@@ -24,28 +23,25 @@ def attach(
     slots: int = 64,
     progress: Report | None = None,
 ) -> Attached:
-    """Replaces the linears of a loaded model of transformers in place, so that each row of a batch can have an expert.
+    """Replaces the linears of a loaded transformers model in place, so that each row of a batch can have an expert.
 
+    The decomposition comes from the cache; a model that is not there is decomposed first. The model's parameters
+    are frozen while experts are attached. `Attached.detach` restores the original modules.
+
+    model: the loaded model.
     experts: name to expert or expert file; more can be loaded later.
-    targets: ends of the names of the linears to adapt, such as "q_proj"; by default every nn.Linear and Conv1D in a
-        numbered layer.
-    slots: how many experts and mixtures, the base included, have their scales in memory at once.
-    progress: as `zweave.decomposition.decompose` takes it; by default a bar shows how far a first decomposition is.
-
-    The decomposition comes from the cache where the model's weights are known, and is made and cached where they are
-    not. The model's parameters are frozen meanwhile. `Attached.detach` puts the very modules back that stood here
-    before.
-    Raises ZweaveError for linears that are quantised, without data or not in bfloat16 or float32, a model that is
-    attached already, experts that do not fit, and a decomposition that fails.
+    targets: suffixes of the names of the linears to adapt, such as "q_proj"; by default every nn.Linear and Conv1D in
+        a numbered layer.
+    slots: number of experts and mixtures, with the base, whose scales are in memory at once.
+    progress: as for `zweave.decomposition.decompose`; by default a progress bar.
+    Raises ZweaveError for linears that are quantised, without data or not in bfloat16 or float32, for a model that is
+    attached already, for experts that do not fit, and if the decomposition fails.
     """
     _require_transformers()
     found = find_targets(model, targets)
     decomposition = decomposition_of(model, found, progress)
     device = next(iter(found.values())).weight.device
-    plan = {
-        name: MatrixPlan(target.shape, dense=True, leading=DELTA.components(min(target.shape)))
-        for name, target in found.items()
-    }
+    plan = {name: hosted_plan(target.shape) for name, target in found.items()}
     sigmas = {name: decomposition.sigma(name) for name in found}
     bank = Bank(sigmas, slots, device, decomposition.digest, plan)
     # What cannot be loaded is refused before the model changes.
@@ -53,16 +49,7 @@ def attach(
         load_expert(bank, name, expert)
     router = Router()
     linears = {
-        name: AttachedLinear(
-            name,
-            target.module,
-            target.transposed,
-            decomposition.factors(name),
-            bank.tables.columns(name),
-            bank.tables.leading(name),
-            index,
-            router,
-        )
+        name: AttachedLinear(target, decomposition.factors(name), bank.tables, index, router)
         for index, (name, target) in enumerate(found.items())
     }
     return Attached(model, bank, router, decomposition.digest, found, linears)

@@ -9,14 +9,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint.module_name import layer_of
+from ...checkpoint.module_name import layer_of, replace_module
 from ...errors import ZweaveError
 from ...experts.bank import Bank
 from ...experts.expert import Expert
 from ...experts.mixture import Mixture, check_name
-from .linear import AttachedLinear
+from .linear import AttachedLinear, Target
 from .rows import Router, Rows
-from .targets import Target
 
 # A name, a mixture as {name: weight}, or None for the base model.
 Choice: TypeAlias = Any
@@ -50,7 +49,7 @@ class Attached:
         self._replaced = {path: target.module for target in targets.values() for path in target.paths}
         for name, target in targets.items():
             for path in target.paths:
-                _place(model, path, linears[name])
+                replace_module(model, path, linears[name])
 
     @property
     def names(self) -> list[str]:
@@ -173,7 +172,7 @@ class Attached:
         if self._router.depth:
             raise ZweaveError("the experts are in use: leave `use` before you detach them")
         for path, module in self._replaced.items():
-            _place(self._model, path, module)
+            replace_module(self._model, path, module)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._linears.clear()
@@ -194,7 +193,7 @@ class Attached:
             learning.append(choice if learns else None)
         if not any(slots) and not any(learning):
             return None
-        return Rows(slots, self._bank.tables.ways[:, slots], learning, self._bank.tables.scale.device)
+        return Rows(slots, self._bank.tables.modes[:, slots], learning, self._bank.tables.scale.device)
 
     def _set_otherwise(self, name: str | None) -> None:
         self._router.otherwise = self._rows([name], ExitStack())
@@ -224,8 +223,3 @@ def load_expert(bank: Bank, name: str, expert: ExpertFile) -> None:
             "serve it with zweave.Engine"
         )
     bank.load(name, expert)
-
-
-def _place(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

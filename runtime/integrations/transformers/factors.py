@@ -11,7 +11,8 @@ from ...checkpoint.weight_source import weights_digest
 from ...decomposition.decomposition import Decomposition, decompose
 from ...errors import ZweaveError
 from ...io.progress import Report
-from .targets import Target, shapes_of
+from .linear import Target
+from .targets import shapes_of
 
 
 class ModelWeights:

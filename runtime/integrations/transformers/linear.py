@@ -1,28 +1,59 @@
 """The module that stands in for a linear while experts are attached."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zweave.kernels import Packed, Way, linear, pack, svf_delta_linear, svf_linear, unpack
+from zweave.kernels import AdaptedLinear, pack, svf_linear, unpack
+from zweave.kernels.layout.packed import pack_or_view
 from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_train
 
 from ...errors import ZweaveError
-from ..ways import pass_through
+from ...experts.slot_tables import SlotTables
 from .rows import Router, Rows
 
 
-class AttachedLinear(nn.Module):
-    """Semantics: y = W x + b for rows of the base, y = U (scale[slot] * (Vt x)) + b for rows under an expert, and
-    y = W x + U_K (delta[slot] * (Vt_K x)) + b where the expert changes no more than K leading components.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A linear to adapt.
 
-    weight, bias: the replaced module's own parameters, under the names that they had.
-    transposed: whether the weight is [in_features, out_features].
-    scale, delta: [S, R] and [S, K] float32, the bank's rows for this matrix.
-    index: of the matrix among the model's. router: says what the rows of a forward pass take.
+    name: its name in expert files.
+    paths: where the module stands in the model, more than one if it is shared.
+    module: the linear itself.
+    transposed: whether its weight is [in_features, out_features], like that of GPT-2's Conv1D.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    module: nn.Module
+    transposed: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """W [out_features, in_features], a view without gradient."""
+        weight = self.module.get_parameter("weight").detach()
+        return weight.T if self.transposed else weight
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+
+class AttachedLinear(nn.Module):
+    """An `AdaptedLinear` in the place of a model's own linear, with a training path.
+
+    Serving, each row of a batch is computed in the mode of its slot. Where an expert learns or the input wants a
+    gradient, a batch with any expert is computed by the factors: y = U (scale[row] * (Vt x)) + b.
+
+    target: the linear that is replaced; weight and bias are its own parameters, under the names that they had.
+    factors: u [M, R], sigma [R] and vt [R, N] of its matrix.
+    tables: the bank's tables, which hold its rows.
+    index: of the matrix among the model's.
+    router: tells which rows of the tables a forward pass uses.
     z: of each expert that learns, [R] float32: in bfloat16 a z near 1 would lose a tenth of z - 1.
 
     Gradients flow to the input and to z; the weight is frozen. Source: Transformer-Squared (arXiv 2501.06252).
@@ -33,37 +64,43 @@ class AttachedLinear(nn.Module):
 
     def __init__(
         self,
-        name: str,
-        replaced: nn.Module,
-        transposed: bool,
+        target: Target,
         factors: tuple[Tensor, Tensor, Tensor],
-        scale: Tensor,
-        delta: Tensor,
+        tables: SlotTables,
         index: int,
         router: Router,
     ) -> None:
         super().__init__()
-        self.name, self.index, self.router = name, index, router
-        self.scale, self.delta = scale, delta
-        self.transposed = transposed
-        self.weight = replaced.get_parameter("weight")
-        self.register_parameter("bias", getattr(replaced, "bias", None))
-        self.train(replaced.training)
-        matrix = self.matrix()
-        self.out_features, self.in_features = matrix.shape
+        self.name, self.index, self.router = target.name, index, router
+        self.transposed = target.transposed
+        self.weight = target.module.get_parameter("weight")
+        self.register_parameter("bias", getattr(target.module, "bias", None))
+        self.train(target.module.training)
         u, sigma, vt = factors
-        self.register_buffer("sigma", sigma.to(matrix.device).clone(), persistent=False)
+        self.out_features, self.in_features = target.shape
+        self.register_buffer("sigma", sigma.to(self.weight.device).clone(), persistent=False)
         self.z = nn.ParameterDict()
-        self._dense = _ready(matrix)
-        self._vt, self._u = _ready(vt.to(matrix)), _ready(u.to(matrix))
-        kept = delta.shape[1]
-        self._leading = _ready(vt[:kept].to(matrix)), _ready(u[:, :kept].to(matrix))
+        self._vt, self._u = (pack_or_view(factor.to(self.weight)) for factor in (vt, u))
+        self._served = self._adapted(target, vt, u, tables)
         self._training: TrainingFactors | None = None
 
-    def matrix(self) -> Tensor:
-        """W [out_features, in_features], a view without gradient."""
-        weight = self.weight.detach()
-        return weight.T if self.transposed else weight
+    def _adapted(self, target: Target, vt: Tensor, u: Tensor, tables: SlotTables) -> AdaptedLinear:
+        delta = tables.delta_columns(target.name)
+        kept = delta.shape[1]
+        return AdaptedLinear(
+            shape=target.shape,
+            dense=pack_or_view(target.weight),
+            vt=self._vt,
+            u=self._u,
+            scale=tables.columns(target.name),
+            delta=delta,
+            bias=self.bias,
+            modes=tables.modes_of(target.name),
+            delta_factors=(
+                pack_or_view(vt[:kept].to(self.weight)),
+                pack_or_view(u[:, :kept].to(self.weight)),
+            ),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.router.rows
@@ -74,24 +111,14 @@ class AttachedLinear(nn.Module):
             flat = flat.to(self.weight.dtype)
         if (rows is not None and rows.learns) or (torch.is_grad_enabled() and flat.requires_grad):
             y = self._learn(flat, rows)
+        elif rows is None:
+            y = self._served.base(flat)
         else:
-            y = self._serve(flat, rows)
+            y = self._served.compute_groups(rows.groups(self.index, len(flat)), flat)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def _serve(self, x: Tensor, rows: Rows | None) -> Tensor:
-        if rows is None:
-            return linear(x, self._dense, self.bias)
-        return pass_through(rows.groups(self.index, len(x)), x, self.out_features, self._pass)
-
-    def _pass(self, way: Way, x: Tensor, slot: Tensor) -> Tensor:
-        if way == Way.DENSE:
-            return linear(x, self._dense, self.bias)
-        if way == Way.DELTA:
-            return svf_delta_linear(x, self._dense, *self._leading, self.delta, slot, self.bias)
-        return svf_linear(x, self._vt, self._u, self.scale, slot, self.bias)
-
     def _learn(self, x: Tensor, rows: Rows | None) -> Tensor:
-        """The same by computed scales and with gradients; a batch with any expert takes the factors as a whole."""
+        """y with gradients, by the factors unless all rows are the base's."""
         if rows is None or all(self._is_base(rows, row) for row in range(len(rows.slots))):
             weight = self.weight.T if self.transposed else self.weight
             return F.linear(x, weight, self.bias)
@@ -109,14 +136,14 @@ class AttachedLinear(nn.Module):
         learning = rows.learning[row]
         if learning is not None and learning in self.z:
             return self.sigma * self.z[learning]
-        return self.scale[rows.slots[row]]
+        assert self._served.scale is not None
+        return self._served.scale[rows.slots[row]]
 
     def _training_factors(self) -> TrainingFactors:
         if self._training is None:
-            vt, u = _plain(self._vt), _plain(self._u)
-            packed_vt, packed_u = (p if isinstance(p, Packed) else pack(p) for p in (self._vt, self._u))
+            vt, u = unpack(self._vt), unpack(self._u)
             self._training = TrainingFactors(
-                packed_vt, packed_u, pack(u.T.contiguous()), pack(vt.T.contiguous())
+                self._vt, self._u, pack(u.T.contiguous()), pack(vt.T.contiguous())
             )
         return self._training
 
@@ -131,12 +158,3 @@ class AttachedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={len(self.sigma)}"
-
-
-def _ready(matrix: Tensor) -> Packed | Tensor:
-    """The matrix in kernel order; elsewhere than on a CPU that is the matrix itself."""
-    return pack(matrix) if matrix.device.type == "cpu" else matrix.contiguous()
-
-
-def _plain(matrix: Packed | Tensor) -> Tensor:
-    return unpack(matrix) if isinstance(matrix, Packed) else matrix

@@ -1,4 +1,4 @@
-"""Which expert each row of a batch takes, and by which way its tokens pass through each matrix."""
+"""The expert of each row of a batch, and the mode of its tokens in each matrix."""
 
 import threading
 from collections.abc import Sequence
@@ -8,46 +8,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way
+from zweave.kernels import LinearMode
+from zweave.kernels.adapted_linear import TokenGroup, group_by_mode
 
 from ...errors import ZweaveError
-from ..ways import Group, groups_of
 
 
 class Rows:
     """The experts of a batch's rows, in order.
 
     slots: the bank's slot of each row, 0 for the base and for experts that learn.
-    ways: [matrices, rows] uint8, the bank's ways of these slots.
+    modes: [matrices, rows] uint8, the `LinearMode` of each of these slots in each matrix.
     learning: for each row the name of the expert that learns, or None.
+    device: where the model computes.
 
     A batch of k times as many rows gives each of them k rows in succession, as beams and returned sequences lie.
     """
 
     def __init__(
-        self, slots: Sequence[int], ways: Tensor, learning: Sequence[str | None], device: torch.device
+        self, slots: Sequence[int], modes: Tensor, learning: Sequence[str | None], device: torch.device
     ) -> None:
         self.slots = list(slots)
         self.learning = list(learning)
         self.learns = any(name is not None for name in learning)
         self._slots = torch.tensor(self.slots, dtype=torch.int32)
         self._device = device
-        self._patterns = [row.tobytes() for row in ways.numpy()]
-        self._groups: dict[tuple[bytes, int], tuple[Group, ...]] = {}
+        self._patterns = [row.tobytes() for row in modes.numpy()]
+        self._groups: dict[tuple[bytes, int], tuple[TokenGroup, ...]] = {}
         self._index: dict[int, Tensor] = {}
 
     def is_base(self, matrix: int, row: int) -> bool:
-        """Whether a row that does not learn passes through a matrix as the base does."""
-        return self._patterns[matrix][row] == Way.DENSE
+        """Whether a matrix computes a row that does not learn like the base model."""
+        return self._patterns[matrix][row] == LinearMode.DENSE
 
-    def groups(self, matrix: int, count: int) -> tuple[Group, ...]:
-        """How `count` tokens pass through a matrix."""
+    def groups(self, matrix: int, count: int) -> tuple[TokenGroup, ...]:
+        """`count` tokens grouped by their mode in a matrix; matrices of equal modes share the groups."""
         key = pattern, _ = self._patterns[matrix], count
         found = self._groups.get(key)
         if found is None:
-            ways = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8).copy())
-            taken, slot = self._spread(ways, count), self._spread(self._slots, count)
-            found = self._groups[key] = groups_of(taken, slot, self._device)
+            modes = torch.from_numpy(np.frombuffer(pattern, dtype=np.uint8).copy())
+            taken, slot = self._spread(modes, count), self._spread(self._slots, count)
+            found = self._groups[key] = group_by_mode(taken, slot, self._device)
         return found
 
     def index(self, count: int) -> Tensor:
@@ -73,10 +74,12 @@ class Rows:
 
 @dataclass(slots=True)
 class Router:
-    """What all linears of a model look at in a forward pass.
+    """The rows of the current forward pass, which all linears of a model read.
 
-    rows: None for the base model. otherwise: the rows outside of `use`.
-    owner: the thread inside `use`; depth: how many it is inside of.
+    rows: the current rows, None for the base model.
+    otherwise: the rows outside of `use`.
+    owner: the thread inside `use`.
+    depth: how many nested `use` it is inside of.
     """
 
     rows: Rows | None = None
@@ -96,6 +99,6 @@ class Router:
         return before
 
     def leave(self, before: Rows | None) -> None:
-        """Ends an `enter`, which returned `before`."""
+        """Ends an `enter`; before: what that returned."""
         self.depth -= 1
         self.rows = before if self.depth else self.otherwise

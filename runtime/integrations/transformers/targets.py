@@ -1,49 +1,24 @@
-"""Which modules of a loaded model experts can adapt, and their weights as matrices."""
+"""Finds the linears of a loaded model that experts can adapt."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ...checkpoint.module_name import layer_of
 from ...errors import ZweaveError
-from .linear import AttachedLinear
+from .linear import AttachedLinear, Target
 
 DTYPES = (torch.bfloat16, torch.float32)
-# Tokens are routed to these, so that their rows cannot be told any more.
+# Mixture-of-experts layers regroup their tokens, so that the batch row of a token is unknown inside.
 _ROUTED = "experts"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A linear to adapt.
-
-    name: as expert files have it. paths: where the module stands in the model, more than one if it is shared.
-    transposed: whether its weight is [in_features, out_features], as GPT-2's Conv1D has it.
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    module: nn.Module
-    transposed: bool
-
-    @property
-    def weight(self) -> Tensor:
-        """W [out_features, in_features], a view without gradient."""
-        weight = self.module.get_parameter("weight").detach()
-        return weight.T if self.transposed else weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.weight.shape[0], self.weight.shape[1]
-
-
 def find_targets(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, Target]:
-    """The linears to adapt, by name, in the model's order.
+    """Finds the linears to adapt, by name, in the model's order.
 
-    wanted: ends of their names, such as "q_proj" or "mlp.fc1"; None for every nn.Linear and Conv1D that lies in a
-        numbered layer and to which no tokens are routed.
+    wanted: suffixes of their names, such as "q_proj" or "mlp.fc1"; None for every nn.Linear and Conv1D in a numbered
+        layer, except inside mixture-of-experts layers.
     Raises ZweaveError if there is none, if one cannot be adapted (quantised, without data, of another class or
         dtype), if they lie on several devices, or if the model is attached already.
     """
@@ -70,7 +45,7 @@ def find_targets(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, Ta
 
 
 def _prefix(model: nn.Module) -> str:
-    """What a model without a head lacks of the names that it has under one, and that expert files use."""
+    """The prefix that expert files have and a model without a head lacks, such as "model."; else ""."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and not hasattr(model, prefix) else ""
 
@@ -86,8 +61,11 @@ def _is_wanted(name: str, wanted: Sequence[str] | None) -> bool:
 
 
 def _is_linear(name: str, module: nn.Module, named: bool) -> bool:
-    """Whether a module is a linear that can be adapted; ZweaveError if it is one that cannot, and must not be left
-    out in silence."""
+    """Whether a module is a linear that can be adapted.
+
+    named: whether the caller named it.
+    Raises ZweaveError for a linear that cannot be adapted, which must not be left out in silence.
+    """
     if hasattr(module, "base_layer"):
         raise ZweaveError(f"{name} carries an adapter of PEFT: merge_and_unload it first")
     weight = getattr(module, "weight", None)

@@ -1,8 +1,9 @@
-"""The directory that vLLM's LoRA plane takes for an adapter, with an expert in it."""
+"""An expert as an adapter directory, as vLLM's LoRA support loads it."""
 
 import json
 from pathlib import Path
 
+from ...checkpoint.module_name import linear_of
 from ...errors import ZweaveError
 from ...experts.expert import Expert
 from ...io.cache_dir import disk_errors
@@ -12,10 +13,10 @@ FORMAT = "zweave-vllm-1"
 
 
 def save_adapter(expert: Expert, directory: str | Path) -> None:
-    """Writes an expert as an adapter directory: a config of PEFT's shape beside the expert file, z in float32.
+    """Writes an expert as an adapter directory: a PEFT config and the expert file, z in float32.
 
-    Raises ZweaveError for an expert that acts after the prompt only, for vLLM's LoRA plane adapts whole requests, and
-    if the directory cannot be written.
+    Raises ZweaveError for an expert that acts after the prompt only, as vLLM adapts whole requests, and if the
+    directory cannot be written.
     """
     if expert.scope != "always":
         raise ZweaveError(
@@ -26,7 +27,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
         "peft_type": "LORA",
         "r": 1,
         "lora_alpha": 1,
-        "target_modules": sorted({module.rpartition(".")[2] for module in expert.z}),
+        "target_modules": sorted(set(map(linear_of, expert.z))),
         "zweave": {
             "format": FORMAT,
             "digest": expert.digest,
@@ -41,7 +42,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
 
 
 def is_adapter(directory: str | Path) -> bool:
-    """Whether a directory holds an expert that `save_adapter` wrote, and not an adapter of another kind."""
+    """Whether `save_adapter` wrote a directory; false for other kinds of adapters."""
     try:
         config = json.loads((Path(directory) / CONFIG).read_text())
         return config["zweave"]["format"] == FORMAT

@@ -1,4 +1,4 @@
-"""The layers that vLLM's LoRA plane puts around ours: an adapter's row is a row of scales."""
+"""The layers that vLLM's LoRA support wraps around our linears: an adapter is a row of scales."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,11 +22,11 @@ from vllm.model_executor.layers.linear import (
 )
 
 from .linear import ServedLinear
-from .tokens import StepTokens
+from .tokens import StepTokens, slots_of
 
 
 class SvfLayer:
-    """What the layers below share. lora_a of an adapter is z [1, R], lora_b is empty."""
+    """Base of the layers below. lora_a of an adapter is z [1, R], lora_b is empty."""
 
     kind: type[nn.Module]
     served: ServedLinear
@@ -40,7 +40,7 @@ class SvfLayer:
         self.lora_config = lora_config
         self.served = self.base_layer.served
         self.n_slices = len(self.served.parts)
-        # vLLM takes the sizes of the adapters that it warms up with from these.
+        # vLLM reads the sizes of its warm-up adapters from these.
         self.lora_a_stacked = tuple(scale.unsqueeze(1) for scale in self.served.scales)
         self.lora_b_stacked = tuple(torch.empty(1, 1, 1, 1) for _ in self.served.parts)
 
@@ -48,8 +48,8 @@ class SvfLayer:
         self.served.write(index, [None] * self.n_slices)
 
     def set_lora(self, index: int, lora_a: Any, lora_b: Any) -> None:
-        rows: Sequence[Tensor | None] = lora_a if isinstance(lora_a, list) else [lora_a]
-        self.served.write(index, [None if z is None else z[0] for z in rows])
+        parts: Sequence[Tensor | None] = lora_a if isinstance(lora_a, list) else [lora_a]
+        self.served.write(index, [None if z is None else z[0] for z in parts])
 
     def set_mapping(self, punica_wrapper: Any) -> None:
         self.punica_wrapper = punica_wrapper
@@ -64,10 +64,9 @@ class SvfLayer:
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _slots(self, count: int) -> Tensor:
-        """From the buffer that lasts, for a graph; padding in it may be anything."""
-        index = self.punica_wrapper._token_lora_indices[:count]
-        last = len(self.served.table) - 1
-        return torch.where((index < 0) | (index > last), last, index).to(torch.int32)
+        """Table slots of the tokens, from the persistent buffer of CUDA graphs; padding in it may be anything."""
+        adapter = self.punica_wrapper._token_lora_indices[:count]
+        return slots_of(torch.where(adapter < self.served.adapters, adapter, -1))
 
 
 class SvfColumnParallelLinear(SvfLayer, ColumnParallelLinearWithLoRA):
@@ -100,7 +99,7 @@ LAYERS = (
 
 
 def use_our_layers() -> None:
-    """Has vLLM ask these layers first, and load their adapters by our loader."""
+    """Puts these layers first in vLLM's list of LoRA layers, and installs our adapter loader."""
     from .loader import use_our_loader
 
     if LAYERS[0] not in utils._all_lora_classes:

@@ -1,98 +1,104 @@
-"""One linear of a served model: the dense weight, the factors, and tables of scales with a row an adapter."""
+"""One linear of a model that vLLM serves: the dense weight, the factors, and a table row an adapter."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.kernels import Way, linear, pack, svf_linear
-from zweave.kernels.layout.packed import Weight
+from zweave.kernels import LinearMode, Packed, linear, svf_linear
+from zweave.kernels.adapted_linear import compute_by_mode
+from zweave.kernels.layout.packed import pack_or_view
 
-from ..ways import DELTA, pass_through
+from ...experts.slot_tables import SlotTables
+from ...planner.planner import hosted_plan
 from .tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A matrix of a fused linear: u [M, R] and vt [R, N] of this worker, and sigma [R] float32.
+    """A matrix of a fused linear, or this worker's shard of it.
 
-    leading: vt and u of the components that a delta may use; None where all tokens take the factors.
+    u: [M, R].
+    vt: [R, N].
+    sigma: [R] float32.
+    delta_factors: vt [K, N] and u [M, K] of the components that a delta may use.
     """
 
-    u: Weight
-    vt: Weight
+    u: Packed
+    vt: Packed
     sigma: Tensor
-    leading: tuple[Weight, Weight] | None
+    delta_factors: tuple[Packed, Packed]
 
     @classmethod
     def of(cls, u: Tensor, sigma: Tensor, vt: Tensor, like: Tensor) -> "Part":
-        """Factors in the dtype and on the device of `like`, in the order in which the kernels read them."""
-        u, vt, kept = u.to(like), vt.to(like), DELTA.components(len(sigma))
-        leading = (ready(vt[:kept]), ready(u[:, :kept])) if like.device.type == "cpu" else None
-        return cls(ready(u), ready(vt), sigma.to(like.device, torch.float32).clone(), leading)
+        """Factors in kernel order, with the dtype and device of `like`."""
+        u, vt = u.to(like), vt.to(like)
+        # Elsewhere than on a CPU all tokens take the factors.
+        kept = hosted_plan((len(sigma), len(sigma)), dense=like.device.type == "cpu").delta_rank
+        leading = pack_or_view(vt[:kept]), pack_or_view(u[:, :kept])
+        return cls(pack_or_view(u), pack_or_view(vt), sigma.to(like.device, torch.float32), leading)
 
 
 class ServedLinear:
-    """Semantics, each token by the way of its own row of the tables:
+    """A linear, fused of one or several matrices, whose tokens are computed in the mode of their own slot:
 
-        dense     y = W x + b, where the row is the base's
-        delta     y = W x + U_K (delta[slot] * (Vt_K x)) + b, where it differs in no more than K leading components
+        dense     y = W x + b, for the base model
+        delta     y = W x + U_K (delta[slot] * (Vt_K x)) + b, if the adapter changes at most K leading components
         factored  y = U (scale[slot] * (Vt x)) + b
 
-    dense: W [sum of M, N]; None: all take the factors, the base by the last row of the table.
-    parts: the matrices that lie in it one below the other.
-    rows: adapters that the tables hold; one more row is the base's.
+    A token has one mode for all matrices of a fused linear, the most general one that any of them needs.
 
-    table: [rows + 1, sum of R] float32, sigma * z. The last row, sigma, is what index -1 means.
-    ways: [rows + 1] uint8.
+    dense: W [sum of M, N]; None if all tokens take the factors, those of the base model too.
+    parts: the matrices, from top to bottom.
+    adapters: number of adapters that the tables hold.
+
+    tables: slot 0 is the base model's, slot 1 + i that of vLLM's adapter index i.
+    scales: a table [1 + adapters, R] float32 of sigma * z for each part.
+    modes: [1 + adapters] uint8, the `LinearMode` of each slot.
     """
 
-    def __init__(self, dense: Weight | None, parts: Sequence[Part], rows: int) -> None:
-        self.dense, self.parts = dense, tuple(parts)
-        sigma = torch.cat([part.sigma for part in parts])
-        self.table = sigma.repeat(rows + 1, 1)
-        ranks = [len(part.sigma) for part in parts]
-        self.scales = self.table.split(ranks, dim=1)
-        self._base = self.table[rows].split(ranks)
-        self._deltas = [sigma.new_zeros(rows + 1, DELTA.components(rank)) for rank in ranks]
-        self._least = Way.FACTORED if dense is None else Way.DENSE
-        self.ways = np.full(rows + 1, self._least, dtype=np.uint8)
-        self._outputs = np.cumsum([0, *(part.u.shape[0] for part in parts)]).tolist()
+    def __init__(self, dense: Packed | None, parts: Sequence[Part], adapters: int) -> None:
+        self.dense, self.parts, self.adapters = dense, tuple(parts), adapters
+        self._names = [str(index) for index in range(len(parts))]
+        sigmas = {name: part.sigma for name, part in zip(self._names, parts, strict=True)}
+        # Only the rank matters, so that a shard's plan is that of its matrix.
+        plan = {
+            name: hosted_plan((len(sigma), len(sigma)), dense is not None) for name, sigma in sigmas.items()
+        }
+        self.tables = SlotTables(sigmas, 1 + adapters, parts[0].sigma.device, plan)
+        self.scales = [self.tables.columns(name) for name in self._names]
+        self._deltas = [self.tables.delta_columns(name) for name in self._names]
+        self._bounds = list(accumulate((part.u.shape[0] for part in parts), initial=0))
+        for adapter in range(adapters):
+            self.write(adapter, [None] * len(parts))
 
-    def write(self, row: int, z: Sequence[Tensor | None]) -> None:
-        """Gives an adapter its row: one z [R] a part, None where it adapts nothing."""
-        way = self._least
-        for scale, delta, base, values in zip(self.scales, self._deltas, self._base, z, strict=True):
-            sigma = base.double()
-            # As the engine has it: the product in float64, then rounded once.
-            scaled = sigma if values is None else sigma * values.to(base.device).double()
-            scale[row].copy_(scaled.float())
-            delta[row].copy_((scaled - sigma)[: delta.shape[1]].float())
-            differs = (scaled != sigma).nonzero().flatten().tolist()
-            if differs:
-                way = max(way, Way.DELTA if differs[-1] < delta.shape[1] else Way.FACTORED)
-        self.ways[row] = way
+    def write(self, adapter: int, z: Sequence[Tensor | None]) -> None:
+        """Writes the slot of an adapter index: one z [R] a part, None where it adapts nothing."""
+        adapted = {name: values for name, values in zip(self._names, z, strict=True) if values is not None}
+        self.tables.write(1 + adapter, self.tables.rows_of(adapted))
+        # Ascending modes are ever more general: a part in dense mode has a delta of zeros and a scale of sigma.
+        self.modes = self.tables.modes.amax(0).numpy()
 
     def __call__(self, x: Tensor, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        """y [T, sum of M] of x [T, N]; each token goes the way that its own row says."""
-        return pass_through(tokens.groups(self.ways), x, self._outputs[-1], partial(self._pass, bias=bias))
+        """y [T, sum of M] of x [T, N], each token in the mode of its own slot."""
+        compute = partial(self._compute, bias=bias)
+        return compute_by_mode(tokens.groups(self.modes), x, self._bounds[-1], compute)
 
     def base(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y of the base model."""
         if self.dense is not None:
             return linear(x, self.dense, bias)
-        slot = torch.full((len(x),), len(self.table) - 1, dtype=torch.int32, device=x.device)
-        return self.factored(x, slot, bias)
+        return self.factored(x, torch.zeros(len(x), dtype=torch.int32, device=x.device), bias)
 
     def factored(self, x: Tensor, slot: Tensor, bias: Tensor | None = None) -> Tensor:
-        """y of tokens whose slots are rows of the table, the base's included."""
-        return self._pass(Way.FACTORED, x, slot, bias)
+        """y of x [T, N] and slot [T] int32, all tokens by the factors."""
+        return self._compute(LinearMode.FACTORED, x, slot, bias)
 
-    def _pass(self, way: Way, x: Tensor, slot: Tensor, bias: Tensor | None) -> Tensor:
-        if way == Way.FACTORED:
+    def _compute(self, mode: LinearMode, x: Tensor, slot: Tensor, bias: Tensor | None) -> Tensor:
+        if mode == LinearMode.FACTORED:
             outputs = [
                 svf_linear(x, part.vt, part.u, scale, slot, None if bias is None else bias[start:stop])
                 for part, scale, start, stop in self._spans(self.scales)
@@ -100,18 +106,12 @@ class ServedLinear:
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         assert self.dense is not None
         y = linear(x, self.dense, bias)
-        if way == Way.DELTA:
-            # Not svf_delta_linear: its slot 0 is the base's, here it is an adapter's.
+        if mode == LinearMode.DELTA:
+            # One dense product for all parts, so that the deltas are added afterwards.
             for part, delta, start, stop in self._spans(self._deltas):
-                assert part.leading is not None
-                y[:, start:stop] += svf_linear(x, *part.leading, delta, slot)
+                y[:, start:stop] += svf_linear(x, *part.delta_factors, delta, slot)
         return y
 
     def _spans(self, tables: Sequence[Tensor]) -> Iterator[tuple[Part, Tensor, int, int]]:
-        """Each part with its table and its outputs."""
-        return zip(self.parts, tables, self._outputs[:-1], self._outputs[1:], strict=True)
-
-
-def ready(matrix: Tensor) -> Weight:
-    """The matrix in kernel order; elsewhere than on a CPU that is the matrix itself."""
-    return pack(matrix) if matrix.device.type == "cpu" else matrix.contiguous()
+        """Each part with its table and the range of its outputs."""
+        return zip(self.parts, tables, self._bounds[:-1], self._bounds[1:], strict=True)

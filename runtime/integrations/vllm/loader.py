@@ -1,5 +1,7 @@
-"""Loads experts where vLLM's workers load adapters: z stays in float32, and what does not fit is refused before an
-adapter that is in use makes room for it."""
+"""Loads experts where vLLM's workers load adapters.
+
+z stays in float32, and an expert that does not fit is refused before an adapter in use is evicted for it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 
 from ...errors import ZweaveError
 from ...experts.expert import Expert
-from ...experts.slot_tables import renormalisation
+from ...experts.slot_tables import adapted_scale, renormalisation
 from .adapter import CONFIG, is_adapter, load_adapter
 
 
 def use_our_loader() -> None:
-    """Replaces the loader of vLLM's workers, once a process; other models' adapters still load as they did."""
+    """Replaces the adapter loader of vLLM's workers, once a process; other models' adapters load as before."""
     others = WorkerLoRAManager._load_adapter
     if getattr(others, "of_zweave", False):
         return
@@ -31,13 +33,13 @@ def use_our_loader() -> None:
 
     load.of_zweave = True  # type: ignore[attr-defined]
     WorkerLoRAManager._load_adapter = load
-    # A name that was loaded anew and its predecessor may be in one batch: they are two adapters.
+    # An adapter and its successor of the same name may be in one batch: they are two adapters.
     LoRARequest.__eq__ = _equal
     LoRARequest.__hash__ = _hash
 
 
 def _decomposition(manager: Any) -> Any:
-    """Of the model whose adapters a manager holds; None if its linears are not ours."""
+    """The decomposition of the model whose adapters a manager holds; None if its linears are not ours."""
     for module in manager.modules.values():
         method: Any = getattr(getattr(module, "base_layer", None), "quant_method", None)
         if hasattr(method, "config") and hasattr(method.config, "decomposition"):
@@ -65,15 +67,16 @@ def _load(request: Any, decomposition: Any) -> LoRAModel:
 
 
 def _scales(expert: Expert, decomposition: Any) -> dict[str, torch.Tensor]:
-    """z of each matrix, the renormalisation included."""
-    if not expert.renormalise:
-        return dict(expert.z)
-    scales = {}
+    """z of each matrix, with the renormalisation in it; ZweaveError if a worker could not write its scales."""
+    served = {}
     for module, z in expert.z.items():
         sigma = decomposition.sigma(module).double().numpy()
-        factor = renormalisation(module, sigma, sigma * z.double().numpy())
-        scales[module] = (z.double() * factor).float()
-    return scales
+        if expert.renormalise:
+            factor = renormalisation(module, sigma, sigma * z.double().numpy())
+            z = (z.double() * factor).float()
+        adapted_scale(module, sigma, z)
+        served[module] = z
+    return served
 
 
 def _equal(self: Any, other: object) -> bool:

@@ -13,7 +13,7 @@ from ...io.atomic_write import atomic_directory
 from ...io.cache_dir import cache_dir, lock
 from .adapter import TENSORS, is_adapter, load_adapter, save_adapter
 
-# Adapter directory to what its files looked like when it was read, and its copy.
+# Adapter directory -> state of its files when it was read, and its copy.
 _known: dict[Path, tuple[tuple[int, ...], Path]] = {}
 _NUMBERS = 2**31 - 2
 _number_of: dict[str, int] = {}
@@ -22,7 +22,7 @@ _guard = threading.Lock()
 
 
 def pinned_path(directory: str | Path) -> Path | None:
-    """The copy of an adapter directory that lies under the digest of its expert; None for other adapters.
+    """The copy of an adapter directory under the digest of its expert; None for other kinds of adapters.
 
     Raises ZweaveError if the directory is damaged, or the copy cannot be written.
     """
@@ -48,7 +48,7 @@ def pinned_path(directory: str | Path) -> Path | None:
 
 
 def _state(directory: Path) -> tuple[int, ...]:
-    """What changes when the expert is written anew; nothing for a file that is missing."""
+    """Changes when the expert file is written anew; empty if it is missing."""
     try:
         found = (directory / TENSORS).stat()
     except OSError:
@@ -57,7 +57,7 @@ def _state(directory: Path) -> tuple[int, ...]:
 
 
 def number(path: Path) -> int:
-    """A number of at least 1 for a pinned path: the same in every process, unless two clash in this one."""
+    """An adapter number of at least 1 for a pinned path, the same in every process unless two clash in this one."""
     digest = path.name
     with _guard:
         if digest not in _number_of:

@@ -1,4 +1,4 @@
-"""vLLM's quantisation method "svf": it owns the weights of the linears that experts adapt."""
+"""vLLM's quantisation method "svf", which owns the weights of the linears that experts adapt."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
+from zweave.kernels import pack
+
 from ...checkpoint.checkpoint import Checkpoint
+from ...checkpoint.module_name import linear_of
 from ...decomposition.decomposition import Decomposition
 from ...errors import ZweaveError
-from .linear import Part, ServedLinear, ready
+from .linear import Part, ServedLinear
 from .sharding import Shard, shard_factors
 
 NAME = "svf"
@@ -45,14 +48,14 @@ class SvfConfig(QuantizationConfig):
         return cls()
 
     def maybe_update_config(self, model_name: str, *args: Any, **options: Any) -> None:
-        """Finds the decomposition before anything is loaded, and has requests name pinned adapters."""
+        """Opens the decomposition before anything is loaded, and pins the adapters of requests."""
         from .requests import pin_requests
 
         pin_requests()
         self._open(model_name)
 
     def decomposition(self) -> Decomposition:
-        """Of the model that is being loaded."""
+        """The decomposition of the model that is being loaded."""
         if self._decomposition is None:
             return self._open(get_current_vllm_config().model_config.model)
         return self._decomposition
@@ -70,13 +73,13 @@ class SvfConfig(QuantizationConfig):
             raise ZweaveError("--quantization svf serves experts as adapters: add --enable-lora")
         use_our_layers()
         if lora.target_modules is None:
-            # Experts adapt nothing else, and every further layer that could take an adapter costs time.
+            # Experts adapt nothing else, and each further layer that can take an adapter costs time.
             lora.target_modules = []
-        lora.target_modules = sorted({*lora.target_modules, *(name.rpartition(".")[2] for name in names)})
+        lora.target_modules = sorted({*lora.target_modules, *map(linear_of, names)})
         return SvfLinearMethod(self, names, lora.max_loras)
 
     def _names(self, prefix: str) -> list[str]:
-        """The matrices of a linear, more than one where vLLM fuses them."""
+        """The matrices of a linear; several if vLLM fuses them."""
         parent, _, own = prefix.rpartition(".")
         return [f"{parent}.{name}" for name in self.packed_modules_mapping.get(own, [own])]
 
@@ -91,11 +94,16 @@ class SvfConfig(QuantizationConfig):
 
 
 class SvfLinearMethod(UnquantizedLinearMethod):
-    """names: of the matrices in the linear, from top to bottom. rows: adapters at once."""
+    """Replaces a linear's weight by a `ServedLinear`.
 
-    def __init__(self, config: SvfConfig, names: list[str], rows: int) -> None:
+    config: whose decomposition the linear uses.
+    names: of the matrices in the linear, from top to bottom.
+    adapters: number of adapters at once.
+    """
+
+    def __init__(self, config: SvfConfig, names: list[str], adapters: int) -> None:
         super().__init__()
-        self.config, self.names, self._rows = config, names, rows
+        self.config, self.names, self._adapters = config, names, adapters
 
     def process_weights_after_loading(self, layer: Any) -> None:
         weight = layer.weight.data
@@ -105,9 +113,9 @@ class SvfLinearMethod(UnquantizedLinearMethod):
             u, sigma, vt = decomposition.factors(name)
             u, vt = shard_factors(u, vt, *_shards(layer, index))
             parts.append(Part.of(u, sigma, vt, like=weight))
-        # A graph of CUDA has one way for all tokens: there the base takes the factors too.
-        dense = ready(weight) if weight.device.type == "cpu" else None
-        layer.served = ServedLinear(dense, parts, self._rows)
+        # A CUDA graph holds one mode for all tokens: there base tokens take the factors too.
+        dense = pack(weight) if weight.device.type == "cpu" else None
+        layer.served = ServedLinear(dense, parts, self._adapters)
         layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -116,7 +124,7 @@ class SvfLinearMethod(UnquantizedLinearMethod):
 
 
 def _shards(layer: Any, index: int) -> tuple[Shard | None, Shard | None]:
-    """Rows and columns of the linear's matrix `index` that this worker holds."""
+    """The rows and columns of the linear's matrix `index` that this worker holds, None for all."""
     if isinstance(layer, RowParallelLinear):
         return None, Shard(layer.tp_rank, layer.input_size_per_partition)
     rank = layer.tp_rank
@@ -127,7 +135,7 @@ def _shards(layer: Any, index: int) -> tuple[Shard | None, Shard | None]:
 
 
 def _directory(model: str) -> Path:
-    """Where a model's files lie, given as vLLM takes it: a directory, or a name in the Hugging Face cache."""
+    """The directory of a model that is given as for vLLM: a directory, or a name in the Hugging Face cache."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download

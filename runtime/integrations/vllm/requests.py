@@ -1,4 +1,4 @@
-"""Has requests and loads name pinned adapters, see pinned.py."""
+"""Rewrites LoRA requests to content-addressed copies of their adapters, see pinned.py."""
 
 import functools
 import inspect
@@ -13,9 +13,9 @@ from .pinned import number, pinned_path
 
 
 def pin(request: Any) -> Any:
-    """The request for the adapter as it is now; other adapters' requests as they are.
+    """The request for the pinned copy of its adapter; requests for other kinds of adapters as they are.
 
-    Under a number of its own an adapter need not replace another in place.
+    Each copy has its own number, so that no adapter is replaced in place.
     """
     path = None if request is None else pinned_path(request.lora_path)
     if path is None:
@@ -24,7 +24,7 @@ def pin(request: Any) -> Any:
 
 
 def pin_requests() -> None:
-    """Pins what reaches this process's engine, once a process."""
+    """Patches vLLM to pin the adapters of requests and loads, once a process."""
     if getattr(LLMEngine.add_lora, "of_zweave", False):
         return
     signature = inspect.signature(InputProcessor.process_inputs)
@@ -42,7 +42,7 @@ def pin_requests() -> None:
 
     @functools.wraps(add_async)
     async def add_lora_async(self: Any, lora_request: Any) -> Any:
-        # The server keeps this object for the requests to come, and they shall mean what is loaded now.
+        # The server keeps this object for later requests, which are to use what is loaded now.
         now = pin(lora_request)
         lora_request.lora_path, lora_request.lora_int_id = now.lora_path, now.lora_int_id
         lora_request.load_inplace = now.load_inplace

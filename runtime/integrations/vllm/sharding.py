@@ -1,4 +1,4 @@
-"""Which part of the factors a worker of a tensor-parallel group holds.
+"""The part of the factors that a worker of a tensor-parallel group holds.
 
     W = U diag(scale) Vt,   column-parallel: W's rows are split,   row-parallel: W's columns are
 
@@ -15,7 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Part `index` of parts of `size` outputs or inputs each."""
+    """One of equal parts of a matrix's outputs or inputs.
+
+    index: which part.
+    size: outputs or inputs in a part.
+    """
 
     index: int
     size: int

@@ -1,4 +1,4 @@
-"""Which row of the tables each token of a step takes."""
+"""The table slots of the tokens of a step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,29 +8,38 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..ways import Group, groups_of
+from zweave.kernels.adapted_linear import TokenGroup, group_by_mode
 
 
 class Tokens:
-    """The tokens of a step. row: [T] int64, the row of the tables of each, negative for the base, whose is the last."""
+    """The tokens of a step.
 
-    def __init__(self, row: Tensor) -> None:
-        self._row = row
-        self._known: dict[bytes, tuple[Group, ...]] = {}
+    adapter: [T] int64, the adapter index of each as vLLM counts them, negative for the base model.
+    """
 
-    def groups(self, ways: npt.NDArray[np.uint8]) -> tuple[Group, ...]:
-        """How they pass through a linear; ways: [rows] of its table. Most linears have the same."""
-        key = ways.tobytes()
+    def __init__(self, adapter: Tensor) -> None:
+        self._slot = slots_of(adapter)
+        self._known: dict[bytes, tuple[TokenGroup, ...]] = {}
+
+    def groups(self, modes: npt.NDArray[np.uint8]) -> tuple[TokenGroup, ...]:
+        """The tokens grouped by their mode in a linear.
+
+        modes: [slots] uint8, the mode of each slot there. Linears of equal modes share the groups.
+        """
+        key = modes.tobytes()
         found = self._known.get(key)
         if found is None:
-            row = torch.where(self._row < 0, len(ways) - 1, self._row)
-            taken = torch.from_numpy(ways)[row]
-            found = self._known[key] = groups_of(taken, row.to(torch.int32))
+            found = self._known[key] = group_by_mode(torch.from_numpy(modes)[self._slot.long()], self._slot)
         return found
 
 
+def slots_of(adapter: Tensor) -> Tensor:
+    """Table slots [T] int32 of adapter indices [T]: 0 for the base model, 1 + i for adapter i."""
+    return (adapter.clamp(min=-1) + 1).to(torch.int32)
+
+
 class StepTokens:
-    """The tokens of vLLM's current step, found once for all layers."""
+    """The tokens of vLLM's current step, determined once for all layers."""
 
     def __init__(self, wrapper: Any) -> None:
         self._wrapper = wrapper
@@ -40,21 +49,21 @@ class StepTokens:
 
     @classmethod
     def of(cls, wrapper: Any) -> "StepTokens":
-        """Of a punica wrapper, which all layers share."""
+        """The tokens of a punica wrapper, which all layers share."""
         found = getattr(wrapper, "zweave_tokens", None)
         if found is None:
             found = wrapper.zweave_tokens = cls(wrapper)
         return found
 
     def __call__(self, count: int) -> Tokens:
-        """How `count` tokens pass; those beyond the ones that requests have are padding and take the base's way."""
+        """The first `count` tokens; those beyond the requests' own are padding, computed as base tokens."""
         found = self._by_count.get(count)
         if found is None:
             length = self._wrapper.indices_len[0] or 0
-            row = torch.full((count,), -1, dtype=torch.int64)
-            known = self._wrapper.token_lora_indices[: min(count, length)] if length else row[:0]
-            row[: len(known)] = known
-            found = self._by_count[count] = Tokens(row)
+            adapter = torch.full((count,), -1, dtype=torch.int64)
+            known = self._wrapper.token_lora_indices[: min(count, length)] if length else adapter[:0]
+            adapter[: len(known)] = known
+            found = self._by_count[count] = Tokens(adapter)
         return found
 
     def _refresh(self, *args: Any, **options: Any) -> None:

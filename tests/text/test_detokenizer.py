@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zweave.text.detokenizer import StopText
+from zweave.text.detokenizer import StopChecker, before_stop
 
 
 class Letters:
@@ -16,7 +16,7 @@ class Letters:
 
 def run(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
     """What is shown of the whole text, piece by piece, and whether it was stopped."""
-    stream = StopText(Letters(), stops)
+    stream = StopChecker(Letters(), stops)
     shown = ""
     for letter in text:
         piece, stopped = stream.add(ord(letter))
@@ -38,6 +38,11 @@ def test_what_only_looked_like_a_stop_string_is_shown_in_the_end() -> None:
 
 def test_overlapping_stop_strings() -> None:
     assert run("xaab", ("ab", "aac")) == ("xa", True)
+
+
+def test_a_finished_text_is_cut_in_the_same_way() -> None:
+    assert before_stop("a\n\nb", ("b", "\n")) == ("a", True)
+    assert before_stop("ab", ()) == ("ab", False)
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
