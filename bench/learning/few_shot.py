@@ -8,7 +8,7 @@ population of its own. The reference model, transformers in float32, checks the 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from statistics import fmean
 
 import torch
@@ -19,7 +19,7 @@ from zweave.experts import Expert, bundled_expert, bundled_experts
 from zweave.options.arguments import positive_whole
 from zweave.options.engine_options import EXPERT_HELP, load_named
 from zweave.options.task_options import TASK_HELP, add_data_option, data_folder
-from zweave.tasks import Sample, Task, balanced, prompt_ids, resolve_task
+from zweave.tasks import Sample, Task, balanced_shots, prompt_ids, resolve_task
 
 from ..harness.harness import Outcome, Provider, measure, ratio
 from ..harness.options import add_model, add_pace, pace
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> Report:
     shots: list[tuple[Task, list[Sample]]] = []
     for task in map(resolve_task, args.tasks):
         train = task.samples("train", data)
-        shots.append((task, list(islice(balanced(train, task.labels, 0), min(args.shots, len(train))))))
+        shots.append((task, balanced_shots(train, task.labels, 0, args.shots)))
     fixtures = Fixtures(args.model, args.dtype)
     engine = Engine(fixtures.checkpoint.directory, dtype=args.dtype)
     population = Population(_experts(engine, names), args.population, fixtures.config.num_layers)

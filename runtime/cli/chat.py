@@ -82,7 +82,7 @@ class Conversation:
         return _name(self.expert)
 
     def choose(self, text: str | None) -> None:
-        """Changes the expert; an unknown one leaves it as it was."""
+        """Changes the expert; raises ZweaveError for an unknown one and keeps the old."""
         expert = parse_expert(text)
         load_named(self.engine, [expert])
         self.engine.check_expert(expert)
@@ -92,7 +92,7 @@ class Conversation:
         self.messages = list(self._system)
 
     def ask(self, text: str, console: Console) -> None:
-        """Prints the answer as it comes; Ctrl-C keeps what has come so far."""
+        """Prints the answer as it is generated; Ctrl-C keeps the part so far."""
         messages = [*self.messages, {"role": "user", "content": text}]
         request = Request(
             messages=messages, expert=self.expert, max_tokens=self._max_tokens, sampling=self._sampling

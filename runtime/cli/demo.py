@@ -23,7 +23,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt of a task with the answer that is right; plain chat has no expert and no single right answer."""
+    """A prompt of a task with its right answer; plain chat has neither an expert nor a right answer."""
 
     shown: str
     prompt: str
@@ -47,7 +47,7 @@ def question(text: str, answer: str) -> Example:
 
 
 def addition(a: int, b: int) -> Example:
-    """One of the problems that were held out of the training."""
+    """A problem that was held out of the training."""
     return Example(f"{a} + {b}", prompts.addition(a, b), str(a + b), "addition", 4)
 
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _time(engine: Engine, batches: list[list[Request]]) -> list[float]:
-    """Median seconds of each batch, run in turn so that all meet the same machine."""
+    """Median seconds of each batch; they take turns, so that all meet the same machine."""
     times: list[list[float]] = [[] for _ in batches]
     for _ in range(ROUNDS):
         for batch, measured in zip(batches, times, strict=True):

@@ -132,7 +132,7 @@ def _reuse_rows(
 
 
 def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[ExpertMethod]:
-    """The experts' methods; a mixture is named as it was written."""
+    """The methods of the experts; a mixture is named as it was written."""
     named: list[tuple[str, ExpertChoice]] = [(text, parse_expert(text)) for text in choices]
     named += _named("--runs", runs)
     load_named(engine, [choice for _, choice in named])

@@ -1,4 +1,4 @@
-"""`zweave expert transfer`: carries an expert over to another model of the same shapes."""
+"""`zweave expert transfer`: transfers an expert to another model of the same shapes."""
 
 import argparse
 import json

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             where = f"prompt {number} of {len(requests)}: " if len(requests) > 1 else ""
             raise ZweaveError(f"{where}{error}") from None
     with ExitStack() as stack:
-        # Opened last: an error before it leaves an earlier run's results alone.
+        # Opened last: an error before it does not touch the results of an earlier run.
         output = stack.enter_context(open_text(args.output, "w")) if args.output else sys.stdout
         if len(requests) == 1 and not args.jsonl:
             results = _stream_one(engine, requests[0], output)

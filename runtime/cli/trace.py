@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def record(engine: Engine, requests: Sequence[tuple[str, Request]], interval: float) -> Timeline:
-    """Serves requests, each with a text to show for it, that arrive `interval` seconds apart; what happened."""
+    """Serves requests, each with a text to show for it, and returns their timeline.
+
+    interval: seconds between two arrivals.
+    """
     timeline = Timeline()
     engine.observer = timeline
     try:
@@ -96,7 +99,7 @@ def record(engine: Engine, requests: Sequence[tuple[str, Request]], interval: fl
 
 
 def _requests(args: argparse.Namespace) -> list[tuple[str, Request]]:
-    """Those of the file, or the demo's; with a dispatcher it chooses the demo's experts."""
+    """The requests of the file, or the demo's, whose experts a dispatcher chooses if there is one."""
     if args.input is None:
         auto = "auto" if args.dispatcher else None
         return [(_cut(example.shown), example.request(auto or example.expert)) for example in EXAMPLES * 2]

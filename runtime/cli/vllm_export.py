@@ -47,5 +47,5 @@ def _load(name: str) -> Expert:
 
 
 def _directory_name(text: str) -> str:
-    """Of an expert's name, file or mixture: "sst2=0.7,trec=0.3" gives sst2-0.7-trec-0.3."""
+    """The directory for an expert's name, file or mixture: "sst2=0.7,trec=0.3" gives sst2-0.7-trec-0.3."""
     return "-".join(Path(part).name.removesuffix(".safetensors") for part in re.split("[=,]", text))
