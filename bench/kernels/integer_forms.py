@@ -18,7 +18,7 @@ from .linear_case import Operands
 from .linear_forms import ProviderAt, make_provider
 
 SIZE = 0.1
-# Up to so many tokens the weights' bytes bind; above, integers multiply twice as fast as bf16.
+# The largest number of tokens at which the weights' bytes bind; above, integers multiply twice as fast as bf16.
 STREAMED_TOKENS = 12
 
 

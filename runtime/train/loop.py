@@ -19,7 +19,7 @@ from .policy import Policy
 from .recipe import Recipe
 
 SAVE_EVERY = 5
-# Training gives up after so many steps in a row whose answers all got the same reward.
+# Steps in a row without a difference between rewards after which training gives up.
 NO_SIGNAL_STEPS = 10
 
 

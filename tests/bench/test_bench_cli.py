@@ -217,7 +217,7 @@ def test_prefix_tree(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPa
     assert len(line["rows"]) == 3
     # 2 blocks are the same, 8 a prompt are not.
     assert all(row["nodes"] == 2 + 20 * 8 and row["error"] == 0 for row in line["rows"])
-    monkeypatch.setattr("zweave.kv_cache.prefix_tree._common", lambda one, other: 0)
+    monkeypatch.setattr("zweave.kv_cache.prefix_tree.common_prefix_length", lambda one, other: 0)
     status, _, line = bench(capsys, *args, "--tokens", 42)
     assert status == 1
     with pytest.raises(SystemExit):
