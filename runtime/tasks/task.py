@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -142,6 +142,11 @@ class Task:
             if len(held) + len(group) <= wanted:
                 held += group
         return held
+
+
+def balanced_shots(samples: Sequence[Sample], labels: Sequence[str], seed: int, count: int) -> list[Sample]:
+    """The first samples of `balanced`: `count`, or as many as there are if they are fewer."""
+    return list(islice(balanced(samples, labels, seed), min(count, len(samples))))
 
 
 def balanced(samples: Sequence[Sample], labels: Sequence[str], seed: int) -> Iterator[Sample]:
