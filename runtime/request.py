@@ -67,6 +67,7 @@ class Request:
     kv_reuse: "approximate" computes the prompt by the base model, whose KV cache is shared, and applies the expert from
         the answer's header on, as if its scope were `after_prompt`. An expert that was not trained so answers worse,
         or wrongly (docs/kv_cache.md).
+    mixture: not to be given: `expert` parsed, None for the base model and for "auto".
     """
 
     prompt: str | Sequence[int] | None = None
@@ -82,12 +83,13 @@ class Request:
     score: Sequence[int] = ()
     dispatcher: Dispatcher | None = None
     kv_reuse: KVReuse = "exact"
+    mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
         if not self.is_auto:
-            Mixture.parse(self.expert)
+            object.__setattr__(self, "mixture", Mixture.parse(self.expert))
             if self.dispatcher is not None:
                 raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:

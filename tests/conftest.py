@@ -24,7 +24,6 @@ from zweave.checkpoint.module_name import layer_of
 from zweave.checkpoint.pull import pull
 from zweave.cli.main import main
 from zweave.engine import Engine
-from zweave.engine.model_runner import build_batch
 from zweave.experts import Expert
 from zweave.request import Request
 from zweave.scheduler import Chunk
@@ -160,11 +159,9 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
         for tokens, choice in prompts:
             sequence = engine._prepare(Request(tokens, expert=choice, max_tokens=1))
             sequence.slot = engine.bank.acquire(sequence.mixture)
-            sequence.kv.block_table = engine._blocks.take_blocks(engine._cache.blocks_for(len(tokens)))
+            sequence.kv.block_table = engine._blocks.take_blocks(engine._runner.cache.blocks_for(len(tokens)))
             chunks.append(Chunk(sequence, 0, len(tokens)))
-        batch = build_batch(
-            chunks, engine.model.config.num_layers, engine.config.block_size, engine.config.torch_device
-        )
+        batch = engine._runner.prepare(chunks)
         batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.token_ids)))
         logits = engine.model.forward(batch).logits
         for chunk in chunks:

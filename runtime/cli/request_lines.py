@@ -9,7 +9,7 @@ from typing import IO, Any
 from ..errors import ZweaveError
 from ..request import Request, Sampling
 
-REQUEST_KEYS = {field.name for field in dataclasses.fields(Request)} - {"dispatcher"}
+REQUEST_KEYS = {field.name for field in dataclasses.fields(Request) if field.init} - {"dispatcher"}
 
 
 def numbered(lines: Iterable[str], source: str) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .call_pool import CallPool, PendingCall
 from .config import EngineConfig
-from .input_processor import RequestReader
+from .input_processor import InputProcessor
 
 
 @dataclass(slots=True, eq=False)
@@ -48,10 +48,15 @@ class FirstPassManager:
     """
 
     def __init__(
-        self, config: EngineConfig, reader: RequestReader, scheduler: Scheduler, bank: Bank, layers: int
+        self,
+        config: EngineConfig,
+        input_processor: InputProcessor,
+        scheduler: Scheduler,
+        bank: Bank,
+        layers: int,
     ) -> None:
         self._config = config
-        self._reader = reader
+        self._input_processor = input_processor
         self._scheduler = scheduler
         self._bank = bank
         self._layers = layers
@@ -60,7 +65,7 @@ class FirstPassManager:
 
     def add(self, sequence: Sequence, dispatcher: Dispatcher) -> None:
         """Starts the first pass of a sequence that is not in the scheduler yet."""
-        tokenizer = self._reader.tokenizer
+        tokenizer = self._input_processor.tokenizer
         prompt = Prompt(
             tuple(sequence.token_ids),
             tokenizer.after_prompt_start(sequence.token_ids),
@@ -157,7 +162,7 @@ class FirstPassManager:
             request = Request(
                 probe.tokens, expert=probe.expert, max_tokens=1, salt=sequence.request.salt, score=probe.score
             )
-            first_pass.score_sequence = self._reader.sequence(request, sequence.request_id)
+            first_pass.score_sequence = self._input_processor.process(request, sequence.request_id)
             self._scheduler.add(first_pass.score_sequence)
         elif isinstance(probe, ReadState):
             if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
@@ -207,7 +212,9 @@ class FirstPassManager:
         """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
         sequence = first_pass.sequence
         mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
-        adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
+        adapted_from = self._input_processor.adapted_from(
+            mixture, sequence.token_ids, sequence.request.kv_reuse
+        )
         pooling, is_kept = sequence.pooling, False
         if pooling is not None:
             num_found = (sequence.kv.num_cached_tokens or 0) + sequence.kv.num_resumed_tokens
