@@ -27,7 +27,8 @@ class MovedModules:
         if name not in MOVED:
             return None
         warnings.warn(f"{name} is now {MOVED[name]}", DeprecationWarning, stacklevel=2)
-        return ModuleSpec(name, cls)  # type: ignore[arg-type]  a class serves as a loader
+        # A class serves as a loader as well as an instance does.
+        return ModuleSpec(name, cls)  # type: ignore[arg-type]
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> None:
