@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/decoder/decoder.h"
-#include "cpu/simd/isa.h"
+#include "cpu/isa/isa.h"
 #include "cpu/threads/huge_pages.h"
 
 TORCH_LIBRARY(zweave, m) {

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "cpu/gemm/run_products.h"
-#include "cpu/simd/isa.h"
+#include "cpu/isa/isa.h"
 
 namespace zweave::embed {
 namespace {

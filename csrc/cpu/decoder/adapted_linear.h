@@ -7,8 +7,8 @@
 #include <memory>
 #include <optional>
 
-#include "cpu/gemm/packed_matrix.h"
 #include "cpu/gemm/phase.h"
+#include "cpu/ops/packed_matrix.h"
 
 namespace zweave {
 

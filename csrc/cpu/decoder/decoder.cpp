@@ -4,9 +4,9 @@
 
 #include <set>
 
-#include "cpu/attention/kv_caches.h"
 #include "cpu/decoder/decoder_step.h"
 #include "cpu/ops/checks.h"
+#include "cpu/ops/kv_caches.h"
 #include "cpu/threads/run_team.h"
 
 namespace zweave {

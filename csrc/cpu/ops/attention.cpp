@@ -2,8 +2,8 @@
 #include <torch/library.h>
 
 #include "cpu/attention/attention_work.h"
-#include "cpu/attention/kv_caches.h"
 #include "cpu/ops/checks.h"
+#include "cpu/ops/kv_caches.h"
 
 namespace zweave {
 namespace {

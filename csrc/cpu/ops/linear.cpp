@@ -1,6 +1,6 @@
 #include <torch/library.h>
 
-#include "cpu/gemm/product.h"
+#include "cpu/ops/product.h"
 
 namespace zweave {
 namespace {

@@ -4,8 +4,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "cpu/gemm/product.h"
 #include "cpu/ops/checks.h"
+#include "cpu/ops/product.h"
 #include "cpu/threads/huge_pages.h"
 
 namespace zweave {

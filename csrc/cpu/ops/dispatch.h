@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "cpu/simd/isa.h"
+#include "cpu/isa/isa.h"
 
 namespace zweave {
 

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "cpu/gemm/packed_matrix.h"
+#include "cpu/ops/packed_matrix.h"
 
 namespace zweave {
 

@@ -8,7 +8,7 @@
 
 namespace zweave {
 
-// Layouts: kernels/packed.py.
+// Layouts: kernels/layout/packed.py.
 struct PackedMatrix {
   at::Tensor panels;
   std::optional<at::Tensor> scale;  // of int8 and int4 panels

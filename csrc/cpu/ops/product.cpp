@@ -1,4 +1,4 @@
-#include "cpu/gemm/product.h"
+#include "cpu/ops/product.h"
 
 #include "cpu/gemm/run_products.h"
 #include "cpu/threads/run_team.h"
