@@ -1,11 +1,12 @@
-// The schema of every op, once; csrc/cpu and csrc/cuda only add implementations. Beside the ops there is what
-// keeps state: the decoder.
+// The schema of every op, once, and which function of csrc/cpu computes it; csrc/cuda adds its own. Beside
+// the ops there is what keeps state: the decoder.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "cpu/decoder/decoder.h"
 #include "cpu/isa/isa.h"
+#include "cpu/ops/ops.h"
 #include "cpu/threads/huge_pages.h"
 
 TORCH_LIBRARY(zweave, m) {
@@ -31,6 +32,30 @@ TORCH_LIBRARY(zweave, m) {
   m.def(
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor sequence, "
       "Tensor position, float scale, int window) -> Tensor");
+#ifdef ZWEAVE_CUDA
+  m.def("linear_decode(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "svf_linear_decode(Tensor x, Tensor vt, Tensor u, Tensor scale, Tensor slot, Tensor? bias) -> Tensor");
+  m.def(
+      "svf_delta_linear_decode(Tensor x, Tensor w, Tensor vt, Tensor u, Tensor delta, Tensor slot, "
+      "Tensor? bias) -> Tensor");
+#endif
+}
+
+TORCH_LIBRARY_IMPL(zweave, CPU, m) {
+  m.impl("pack", zweave::ops::pack);
+  m.impl("unpack", zweave::ops::unpack);
+  m.impl("linear", zweave::ops::linear);
+  m.impl("svf_linear", zweave::ops::svf_linear);
+  m.impl("svf_delta_linear", zweave::ops::svf_delta_linear);
+  m.impl("greedy", zweave::ops::greedy);
+  m.impl("mix", zweave::ops::mix);
+  m.impl("rms_norm", zweave::ops::rms_norm);
+  m.impl("add_rms_norm", zweave::ops::add_rms_norm);
+  m.impl("rope", zweave::ops::rope);
+  m.impl("silu_mul", zweave::ops::silu_mul);
+  m.impl("write_kv", zweave::ops::write_kv);
+  m.impl("paged_attention", zweave::ops::paged_attention);
 }
 
 namespace py = pybind11;

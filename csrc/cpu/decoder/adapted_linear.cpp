@@ -1,6 +1,6 @@
 #include "cpu/decoder/adapted_linear.h"
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
 
 namespace zweave {
 namespace {

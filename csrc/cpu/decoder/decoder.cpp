@@ -1,11 +1,9 @@
 #include "cpu/decoder/decoder.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include <set>
 
 #include "cpu/decoder/decoder_step.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
 #include "cpu/ops/kv_caches.h"
 #include "cpu/threads/run_team.h"
 
@@ -67,7 +65,7 @@ class Workspace {
     return buffer;
   }
   void allocate(const at::TensorOptions& options) {
-    memory_ = at::empty({used_ + 64}, options);
+    memory_ = empty_tensor({used_ + 64}, options);
     const auto address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
     base_ = reinterpret_cast<T*>((address + 63) / 64 * 64);
     used_ = 0;
@@ -144,13 +142,8 @@ void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const
   Argument{kOp, "position", batch.position}.indices(tokens, cos_.size(0), "positions of cos and sin");
   Argument{kOp, "block_table", batch.block_table}.dtype(at::kInt).shape({-1, -1});
   Argument{kOp, "sequence", batch.sequence}.indices(tokens, batch.block_table.size(0), "rows of block_table");
-  Argument{kOp, "kv_index", batch.kv_index}.dtype(at::kLong).shape({tokens}).contiguous();
   const int64_t places = one.v_cache.size(0) * block_size();
-  const int64_t* place = data<int64_t>(batch.kv_index);
-  for (int64_t t = 0; t < tokens; ++t) {
-    TORCH_CHECK(place[t] >= 0 && place[t] < places, kOp, ": kv_index[", t, "] is ", place[t],
-                ", outside the ", places, " places of the cache");
-  }
+  Argument{kOp, "kv_index", batch.kv_index}.indices<int64_t>(tokens, places, "places of the cache");
 }
 
 // The table of ways may change between steps.
@@ -194,7 +187,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
   check_ways(batch, first, last);
   return dispatch(kOp, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t tokens = x.size(0), hidden = x.size(1);
-    at::Tensor y = at::empty({tokens, hidden}, x.options());
+    at::Tensor y = empty_tensor({tokens, hidden}, x.options());
     if (tokens == 0) return y;
     std::vector<LayerView<T>> layers;
     for (int64_t i = first; i < last; ++i) layers.emplace_back(layers_[i], batch.all_factored);
@@ -234,7 +227,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     step.work = &work;
     step.scratch_bytes = kernel.attention_scratch(work.longest(), group, config_.head_size);
     const at::Tensor scratch =
-        at::empty({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
+        empty_tensor({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
     step.scratch = mutable_data<char>(scratch);
     run_team([&](const Team& team) { step.run(team, layers); });
     return y;

@@ -3,7 +3,7 @@
 
 #include "cpu/attention/attention_work.h"
 #include "cpu/attention/kv_layout.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
 
 namespace zweave {
 

@@ -1,9 +1,7 @@
-#include <torch/library.h>
-
+#include "cpu/ops/ops.h"
 #include "cpu/ops/product.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                   int64_t outputs, std::optional<at::ScalarType> out_dtype) {
@@ -15,7 +13,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
     const int64_t rows = x.size(0), inputs = x.size(1);
     if (bias) Argument{"linear", "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
     const PackedMatrix matrix = packed(kernel, {"linear", "weight", weight}, outputs, inputs);
-    at::Tensor y = at::empty({rows, outputs}, x.options().dtype(y_dtype));
+    at::Tensor y = empty_tensor({rows, outputs}, x.options().dtype(y_dtype));
     if (y.numel() == 0) return y;
     const at::Tensor readable = readable_rows<T>(x);
     Matmul<T> call = product<T>(readable, matrix, y);
@@ -25,8 +23,4 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("linear", linear); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

@@ -2,9 +2,9 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/ops.h"
 #include "cpu/ops/product.h"
 #include "cpu/threads/huge_pages.h"
 
@@ -83,6 +83,10 @@ at::Tensor unpacked_integers(const at::Tensor& packed, int64_t outputs, int64_t 
       .clone(at::MemoryFormat::Contiguous);
 }
 
+}  // namespace
+
+namespace ops {
+
 at::Tensor pack(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "pack: weight must be a matrix, not of shape ", weight.sizes());
   if (is_integer(weight)) return pack_integers(weight);
@@ -101,11 +105,6 @@ at::Tensor unpack(const at::Tensor& packed, int64_t outputs, int64_t inputs) {
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) {
-  m.impl("pack", pack);
-  m.impl("unpack", unpack);
-}
+}  // namespace ops
 
 }  // namespace zweave

@@ -4,7 +4,7 @@
 #include <array>
 
 #include "cpu/gemm/integer_rows.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
 
 namespace zweave {
 

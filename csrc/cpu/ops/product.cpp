@@ -22,7 +22,7 @@ PackedMatrix packed(const TypedKernels<T>& kernel, const Argument& weight, int64
     return {weight.tensor};
   }
   check_matrix(weight, outputs, inputs);
-  const at::Tensor panels = at::empty(panel_shape<T>(outputs, inputs), weight.tensor.options());
+  const at::Tensor panels = empty_tensor(panel_shape<T>(outputs, inputs), weight.tensor.options());
   pack_panels(kernel, weight.tensor, panels);
   return {panels};
 }
@@ -43,7 +43,7 @@ PackedMatrix packed_factor(const TypedKernels<T>& kernel, const Argument& weight
     const Argument scales{weight.op, weight.name, *scale};
     scales.dtype(at::kFloat).shape({outputs, -1});
     result.panels = pack_integers(weight.tensor);
-    result.scale = at::empty(panel_shape<float>(outputs, scale->size(1)), scale->options());
+    result.scale = empty_tensor(panel_shape<float>(outputs, scale->size(1)), scale->options());
     pack_panels(kernels().f32, *scale, *result.scale);
   }
   check_packed(weight.op, weight.name, result, kScalarType<T>, outputs, inputs);
@@ -52,7 +52,7 @@ PackedMatrix packed_factor(const TypedKernels<T>& kernel, const Argument& weight
 
 template <class T>
 at::Tensor empty_rows(int64_t rows, int64_t width, const at::TensorOptions& options) {
-  return at::empty({rows, row_stride<T>(width)}, options).slice(1, 0, width);
+  return empty_tensor({rows, row_stride<T>(width)}, options).slice(1, 0, width);
 }
 
 template <class T>
@@ -65,7 +65,7 @@ at::Tensor readable_rows(const at::Tensor& x) {
 at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
   if (!weight.scale) return {};
   const int64_t bytes = IntegerRows(nullptr, inputs).bytes(rows);
-  return at::empty({at::get_num_threads(), bytes}, weight.panels.options().dtype(at::kChar));
+  return empty_tensor({at::get_num_threads(), bytes}, weight.panels.options().dtype(at::kChar));
 }
 
 template <class T>

@@ -1,9 +1,7 @@
-#include <torch/library.h>
-
+#include "cpu/ops/ops.h"
 #include "cpu/ops/product.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& vt,
                             const at::Tensor& u, const at::Tensor& delta, const at::Tensor& slot,
@@ -20,7 +18,7 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const
     const PackedMatrix packed_w = packed(kernel, {op, "w", weight}, outputs, inputs);
     const PackedMatrix packed_vt = packed_factor(kernel, {op, "vt", vt}, vt_scale, vt_group, kept, inputs);
     const PackedMatrix packed_u = packed_factor(kernel, {op, "u", u}, u_scale, u_group, outputs, kept);
-    at::Tensor y = at::empty({rows, outputs}, x.options());
+    at::Tensor y = empty_tensor({rows, outputs}, x.options());
     if (y.numel() == 0) return y;
     const at::Tensor readable = readable_rows<T>(x);
     Matmul<T> product_of_w = product<T>(readable, packed_w, y);
@@ -44,8 +42,4 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("svf_delta_linear", svf_delta_linear); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

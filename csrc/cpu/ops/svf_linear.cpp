@@ -1,9 +1,7 @@
-#include <torch/library.h>
-
+#include "cpu/ops/ops.h"
 #include "cpu/ops/product.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tensor& u, const at::Tensor& scale,
                       const at::Tensor& slot, const std::optional<at::Tensor>& bias, int64_t outputs) {
@@ -16,7 +14,7 @@ at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tenso
     if (bias) Argument{op, "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
     const PackedMatrix packed_vt = packed(kernel, {op, "vt", vt}, rank, inputs);
     const PackedMatrix packed_u = packed(kernel, {op, "u", u}, outputs, rank);
-    at::Tensor y = at::empty({rows, outputs}, x.options());
+    at::Tensor y = empty_tensor({rows, outputs}, x.options());
     if (y.numel() == 0) return y;
     const at::Tensor hidden = empty_rows<T>(rows, rank, x.options());
 
@@ -30,8 +28,4 @@ at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tenso
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("svf_linear", svf_linear); }
-
-}  // namespace zweave
+}  // namespace zweave::ops
