@@ -81,13 +81,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<AdaptedLinear>(m, "AdaptedLinear")
       .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
                        OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
-                       at::Tensor ways, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
+                       at::Tensor modes, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
                        int64_t u_group, OptionalTensor supports) {
              std::optional<PackedMatrix> packed_vt, packed_u;
              if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
              if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
              return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,
-                                  scale,       delta,        bias,  ways,      supports};
+                                  scale,       delta,        bias,  modes,     supports};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
            py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"),

@@ -138,7 +138,7 @@ void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const
   const int64_t tokens = x.size(0), hidden = one.input_norm.size(0);
   Argument{kOp, "x", x}.dtype(one.input_norm.scalar_type()).shape({-1, hidden});
   Argument{kOp, "residual", residual}.dtype(at::kFloat).shape({tokens, hidden}).rows_disjoint();
-  Argument{kOp, "slot", batch.slot}.indices(tokens, one.q.ways.size(0), "slots");
+  Argument{kOp, "slot", batch.slot}.indices(tokens, one.q.modes.size(0), "slots");
   Argument{kOp, "position", batch.position}.indices(tokens, cos_.size(0), "positions of cos and sin");
   Argument{kOp, "block_table", batch.block_table}.dtype(at::kInt).shape({-1, -1});
   Argument{kOp, "sequence", batch.sequence}.indices(tokens, batch.block_table.size(0), "rows of block_table");
@@ -146,16 +146,16 @@ void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const
   Argument{kOp, "kv_index", batch.kv_index}.indices<int64_t>(tokens, places, "places of the cache");
 }
 
-// The table of ways may change between steps.
-void Decoder::check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const {
+// The tables of modes may change between steps.
+void Decoder::check_modes(const DecoderBatch& batch, int64_t first, int64_t last) const {
   const int32_t* slot = data<int32_t>(batch.slot);
   const std::set<int32_t> slots(slot, slot + batch.slot.size(0));
   for (int64_t i = first; i < last; ++i) {
     each_linear(layers_[i], [&](const AdaptedLinear& linear) {
-      const uint8_t* ways = data<uint8_t>(linear.ways);
+      const uint8_t* modes = data<uint8_t>(linear.modes);
       for (const int32_t s : slots) {
-        const auto way = batch.all_factored && linear.scale ? Way::factored : Way(ways[s]);
-        TORCH_CHECK(linear.has(way, s), kOp, ": slot ", s, " goes way ", int(way),
+        const auto mode = batch.all_factored && linear.scale ? LinearMode::factored : LinearMode(modes[s]);
+        TORCH_CHECK(linear.has(mode, s), kOp, ": slot ", s, " has mode ", int(mode),
                     ", for which a linear of layer ", i, " has no weights");
       }
     });
@@ -184,7 +184,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
   TORCH_CHECK(0 <= first && first < last && last <= int64_t(layers_.size()), kOp, ": layers ", first, " to ",
               last, " are not a range of its ", layers_.size());
   check_batch(x, residual, batch);
-  check_ways(batch, first, last);
+  check_modes(batch, first, last);
   return dispatch(kOp, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t tokens = x.size(0), hidden = x.size(1);
     at::Tensor y = empty_tensor({tokens, hidden}, x.options());
