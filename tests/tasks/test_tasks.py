@@ -342,9 +342,3 @@ def test_gym_tasks_read_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = task.samples("train")[0]
     assert sample.prompt.startswith(prompts.chat("2 x")[:20])
     assert task.reward(sample, f" {sample.answer}\n") == 1 and task.reward(sample, "1") == -1
-
-
-def test_the_old_place_of_the_prompts_warns() -> None:
-    with pytest.warns(DeprecationWarning, match=r"zweave\.tasks\.prompts"):
-        from zweave import prompts as old
-    assert old is prompts
