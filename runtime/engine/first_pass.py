@@ -248,7 +248,7 @@ def _probe(dispatcher: Dispatcher, prompt: Prompt) -> object:
     probe = method(prompt)
     if probe is not None and not isinstance(probe, ReadScores | ReadState):
         raise ZweaveError(
-            f"the dispatcher probes {type(probe).__name__}: it must be ReadScores, ReadState or None"
+            f"the dispatcher looks at {type(probe).__name__}: it must be ReadScores, ReadState or None"
         )
     return probe
 
