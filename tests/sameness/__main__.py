@@ -4,7 +4,7 @@
     python tests/sameness compare before.json
 
 A record holds token ids, digests of logits and counters for every kind of request on the default model and on tiny
-random ones, and of training, of attached experts, of commands and of the ops. It is compared on the machine that made it:
+random ones, and of training, attached experts, commands and ops. It is compared on the machine that made it:
 instruction sets and versions of PyTorch differ in the last bits.
 """
 

@@ -18,7 +18,7 @@ from workplace import fixed_clock
 
 from zweave.cli.main import main
 
-# One after the other, in a folder with the model and the tasks. TINY: the model's options.
+# One after the other, in a folder with the model and the tasks; TINY and SEARCH stand for OPTIONS.
 COMMANDS = """
 expert new a.safetensors --random 0.3 --seed 0 --model model
 expert new b.safetensors --random 0.3 --seed 1 --model model
@@ -29,8 +29,8 @@ expert show mixed.safetensors --json
 expert show late.safetensors
 expert transfer a.safetensors moved.safetensors --from model --to other --json
 vllm-export a.safetensors -o adapter
-expert search task.jsonl --experts a.safetensors b.safetensors --out found.safetensors SIZES --json TINY
-expert search task.jsonl --experts a.safetensors b.safetensors --out free.safetensors --per-layer --free SIZES --json TINY
+expert search task.jsonl --out found.safetensors SEARCH --json TINY
+expert search task.jsonl --out free.safetensors --per-layer --free SEARCH --json TINY
 expert classifier one.jsonl two.jsonl --out c.safetensors --json TINY
 eval task.jsonl --expert a.safetensors --runs both=a.safetensors,b.safetensors --json TINY
 eval task.jsonl --expert a.safetensors --kv-reuse --json TINY
@@ -42,7 +42,10 @@ generate --input requests.jsonl --jsonl --dispatcher d.json --load a=a.safetenso
 trace --input requests.jsonl --interval 0 --dispatcher d.json --load a=a.safetensors TINY
 train task.jsonl --steps 3 --batch 4 --draws 4 --validation 4 --held-out 9 --out . --json TINY
 """
-OPTIONS = {"TINY": "--model model --dtype float32", "SIZES": "--shots 4 --population 10 --generations 2"}
+OPTIONS = {
+    "TINY": "--model model --dtype float32",
+    "SEARCH": "--experts a.safetensors b.safetensors --shots 4 --population 10 --generations 2",
+}
 REQUESTS: list[dict[str, Any]] = [
     {"prompt": "a text", "expert": "auto", "max_tokens": 3},
     {
