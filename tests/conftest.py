@@ -24,13 +24,16 @@ from zweave.checkpoint.module_name import layer_of
 from zweave.checkpoint.pull import pull
 from zweave.cli.main import main
 from zweave.engine import Engine
-from zweave.engine.model_runner import build_batch
 from zweave.experts import Expert
 from zweave.request import Request
 from zweave.scheduler import Chunk
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "exhaustive" not in config.option.markexpr:
+        exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=exhaustive)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
     if torch.cuda.is_available():
         return
     for item in items:
@@ -156,11 +159,9 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
         for tokens, choice in prompts:
             sequence = engine._prepare(Request(tokens, expert=choice, max_tokens=1))
             sequence.slot = engine.bank.acquire(sequence.mixture)
-            sequence.kv.block_table = engine._blocks.take_blocks(engine._cache.blocks_for(len(tokens)))
+            sequence.kv.block_table = engine._blocks.take_blocks(engine._runner.cache.blocks_for(len(tokens)))
             chunks.append(Chunk(sequence, 0, len(tokens)))
-        batch = build_batch(
-            chunks, engine.model.config.num_layers, engine.config.block_size, engine.config.torch_device
-        )
+        batch = engine._runner.prepare(chunks)
         batch = dataclasses.replace(batch, sampled=torch.arange(len(batch.token_ids)))
         logits = engine.model.forward(batch).logits
         for chunk in chunks:

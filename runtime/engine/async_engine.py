@@ -1,4 +1,4 @@
-"""An engine for asyncio: a thread of its own computes, coroutines add requests and read their answers."""
+"""An engine for asyncio: one thread computes, coroutines add requests and read their answers."""
 
 import asyncio
 import queue
@@ -12,9 +12,10 @@ from .engine import Engine
 
 
 class AsyncEngine:
-    """Wraps an engine that nobody else uses from then on, save to load and unload experts.
+    """Serves an engine to coroutines: `async with AsyncEngine(engine) as serving:`.
 
-    A cancelled coroutine cancels its request. Use as `async with AsyncEngine(engine) as serving:`.
+    From then on the engine is not to be used directly, except to load and unload experts. Cancelling a coroutine
+    cancels its request.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -23,7 +24,8 @@ class AsyncEngine:
         self._listeners: dict[int, Callable[[Delta | BaseException], object]] = {}
         self._closing = False
         self._closed = False
-        self._lock = threading.Lock()  # between closing and adding commands
+        # Held while commands are added and while the engine closes, so that none is added to a closed one.
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="zweave-engine", daemon=True)
         self._thread.start()
 
@@ -83,7 +85,7 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     def _submit(self, command: Callable[[], object]) -> bool:
-        """Has the thread run a command before its next step; False if the thread takes none any more."""
+        """Queues a command that the thread runs before its next step; False if the engine is closed."""
         with self._lock:
             if not self._closed:
                 self._commands.put(command)

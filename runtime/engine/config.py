@@ -15,25 +15,27 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """dtype: "bfloat16" or "float32", of weights, activations and cache.
-    device: "cpu", or a CUDA device, where so far only the products have kernels of their own and the rest
-        runs in PyTorch.
-    slots: how many experts and mixtures are resident at once, besides the base.
-    max_sequences: how many requests one step may work on.
-    max_batch_tokens: how many tokens one step computes; longer prompts take several steps.
-    kv_tokens: token positions that the key-value cache holds for all requests together.
+    """What an engine is told when it is made; raises ZweaveError for values that it cannot work with.
+
+    dtype: "bfloat16" or "float32", of weights, activations and cache.
+    device: "cpu" or a CUDA device. On CUDA only the linears have kernels of their own so far, the rest runs in
+        PyTorch.
+    slots: experts and mixtures resident at once, besides the base.
+    max_sequences: requests that one step may work on.
+    max_batch_tokens: tokens that one step computes; longer prompts take several steps.
+    kv_tokens: token positions in the KV cache, for all requests together.
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
-    prefix_cache: keys and values stay in the cache when a request ends, for requests that begin alike, and
-        are shared by requests that run at once; results are the same (docs/kv_cache.md).
+    prefix_cache: keys and values stay in the cache when a request ends, for requests with the same prefix, and are
+        shared by requests that run at once; results are the same (docs/kv_cache.md).
     max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest modes take.
     max_error: what of a matrix an expert may lose for a cheaper mode, as a share of the matrix's spectral norm.
     batch_invariant: a token's mode follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
-    dispatch_timeout: seconds that a call of a dispatcher which may block can take.
-    on_dispatch_error: what becomes of a request whose dispatcher raises, takes too long or names an unknown expert:
-        "error" ends it with the reason, "base" has the base model answer.
+    dispatch_timeout: seconds after which a call of a blocking dispatcher fails.
+    on_dispatch_error: what happens if a request's dispatcher raises, takes too long or names an unknown expert:
+        "error" ends the request with the reason, "base" lets the base model answer.
     """
 
     dtype: str = "bfloat16"

@@ -17,7 +17,7 @@ from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .call_pool import CallPool, PendingCall
 from .config import EngineConfig
-from .input_processor import RequestReader
+from .input_processor import InputProcessor
 
 
 @dataclass(slots=True, eq=False)
@@ -48,10 +48,15 @@ class FirstPassManager:
     """
 
     def __init__(
-        self, config: EngineConfig, reader: RequestReader, scheduler: Scheduler, bank: Bank, layers: int
+        self,
+        config: EngineConfig,
+        input_processor: InputProcessor,
+        scheduler: Scheduler,
+        bank: Bank,
+        layers: int,
     ) -> None:
         self._config = config
-        self._reader = reader
+        self._input_processor = input_processor
         self._scheduler = scheduler
         self._bank = bank
         self._layers = layers
@@ -60,7 +65,7 @@ class FirstPassManager:
 
     def add(self, sequence: Sequence, dispatcher: Dispatcher) -> None:
         """Starts the first pass of a sequence that is not in the scheduler yet."""
-        tokenizer = self._reader.tokenizer
+        tokenizer = self._input_processor.tokenizer
         prompt = Prompt(
             tuple(sequence.token_ids),
             tokenizer.after_prompt_start(sequence.token_ids),
@@ -68,7 +73,7 @@ class FirstPassManager:
         )
         first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
         self._passes[sequence.request_id] = first_pass
-        self._call(first_pass, partial(_look, dispatcher, prompt))
+        self._call(first_pass, partial(_probe, dispatcher, prompt))
 
     def remove(self, sequence: Sequence) -> None:
         """Forgets a request, and the sequence that was computed for its scores."""
@@ -157,7 +162,7 @@ class FirstPassManager:
             request = Request(
                 probe.tokens, expert=probe.expert, max_tokens=1, salt=sequence.request.salt, score=probe.score
             )
-            first_pass.score_sequence = self._reader.sequence(request, sequence.request_id)
+            first_pass.score_sequence = self._input_processor.process(request, sequence.request_id)
             self._scheduler.add(first_pass.score_sequence)
         elif isinstance(probe, ReadState):
             if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
@@ -196,18 +201,20 @@ class FirstPassManager:
         experts = []
         for choice in probe.candidates:
             try:
-                bound = self._bank.resolve(Mixture.parse(choice))
+                mixture = self._bank.resolve(Mixture.parse(choice))
             except ZweaveError:  # reported if it is chosen
                 continue
-            if bound.parts:
-                experts.append(bound)
+            if mixture.parts:
+                experts.append(mixture)
         return experts
 
     def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
         """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
         sequence = first_pass.sequence
         mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
-        adapted_from = self._reader.adapted_from(mixture, sequence.token_ids, sequence.request.kv_reuse)
+        adapted_from = self._input_processor.adapted_from(
+            mixture, sequence.token_ids, sequence.request.kv_reuse
+        )
         pooling, is_kept = sequence.pooling, False
         if pooling is not None:
             num_found = (sequence.kv.num_cached_tokens or 0) + sequence.kv.num_resumed_tokens
@@ -234,20 +241,20 @@ def _is_blocking(dispatcher: Dispatcher) -> bool:
     return bool(getattr(dispatcher, "blocking", True))
 
 
-def _look(dispatcher: Dispatcher, prompt: Prompt) -> object:
+def _probe(dispatcher: Dispatcher, prompt: Prompt) -> object:
     method = probe_method(dispatcher)
     if method is None:
         raise ZweaveError(f"the dispatcher has no method probe: {type(dispatcher).__name__}")
     probe = method(prompt)
     if probe is not None and not isinstance(probe, ReadScores | ReadState):
         raise ZweaveError(
-            f"the dispatcher probes {type(probe).__name__}: it must be ReadScores, ReadState or None"
+            f"the dispatcher looks at {type(probe).__name__}: it must be ReadScores, ReadState or None"
         )
     return probe
 
 
-def _choose(dispatcher: Dispatcher, prompt: Prompt, seen: Seq[float] | Tensor | None) -> object:
-    choice = dispatcher.choose(prompt, seen)
+def _choose(dispatcher: Dispatcher, prompt: Prompt, evidence: Seq[float] | Tensor | None) -> object:
+    choice = dispatcher.choose(prompt, evidence)
     if not isinstance(choice, Dispatch):
         raise ZweaveError(f"the dispatcher chooses {type(choice).__name__}: it must be zweave.Dispatch")
     return choice

@@ -5,7 +5,6 @@ from itertools import count
 
 from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
-from ..experts.mixture import Mixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker
@@ -13,18 +12,24 @@ from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
 
 
-class RequestReader:
-    """max_length: tokens of a prompt and its answer together."""
+class InputProcessor:
+    """Tokenizes requests and looks their experts up.
 
-    def __init__(self, tokenizer: Tokenizer, bank: Bank, vocabulary: int, max_length: int) -> None:
+    vocab_size: token ids are below it
+    max_length: tokens of a prompt and its answer together
+    """
+
+    def __init__(self, tokenizer: Tokenizer, bank: Bank, vocab_size: int, max_length: int) -> None:
         self.tokenizer = tokenizer
         self._bank = bank
-        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
         self._max_length = max_length
         self._ids = count()
 
-    def sequence(self, request: object, request_id: int | None = None) -> Sequence:
-        """A request's sequence under its own id, or a given one; under the base as long as its expert is "auto".
+    def process(self, request: object, request_id: int | None = None) -> Sequence:
+        """The sequence of a request; the base model's while its expert is "auto".
+
+        request_id: a new one by default
 
         Raises ZweaveError for what this model cannot take and for experts that are not loaded.
         """
@@ -39,7 +44,7 @@ class RequestReader:
             raise ZweaveError(
                 f"the prompt has {len(tokens)} tokens, this engine takes at most {self._max_length - 1}: shorten it"
             )
-        mixture = self._bank.resolve(None if request.is_auto else Mixture.parse(request.expert))
+        mixture = self._bank.resolve(request.mixture)
         return Sequence(
             request_id=next(self._ids) if request_id is None else request_id,
             request=request,
@@ -51,7 +56,7 @@ class RequestReader:
         )
 
     def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
-        """Index of the first token that a mixture acts on."""
+        """Position of the first token that a mixture acts on."""
         spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
         return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
 
@@ -64,7 +69,7 @@ class RequestReader:
 
     def _check_ids(self, tokens: Seq[int]) -> None:
         for token in tokens:
-            if not (is_integer(token) and 0 <= token < self._vocabulary):
+            if not (is_integer(token) and 0 <= token < self._vocab_size):
                 raise ZweaveError(
-                    f"token ids must be integers from 0 to {self._vocabulary - 1}, not {token!r}"
+                    f"token ids must be integers from 0 to {self._vocab_size - 1}, not {token!r}"
                 )

@@ -1,28 +1,151 @@
 """Runs chunks of sequences through the model: chunks in, logits and captured states out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zweave.kernels import DecoderMetadata
+from zweave.kernels import DecoderMetadata, greedy
 
+from ..checkpoint.checkpoint import Checkpoint
+from ..decomposition.decomposition import Decomposition
+from ..experts.bank import Bank
+from ..kv_cache.block_pool import KVCache
 from ..model.batch import Batch
 from ..model.layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture
+from ..model.merger import Merger
+from ..model.model import Model, ModelOutput
+from ..model.weights import Weights
+from ..planner.batch_planner import BatchPlanner
+from ..planner.cost_model import cost_model
+from ..planner.plan import Plan
 from ..scheduler.chunk import Chunk
+from .config import EngineConfig
 
 
-def row_ranges(chunks: Iterable[Chunk]) -> list[tuple[int, int]]:
+@dataclass(frozen=True, slots=True)
+class TokenLogits:
+    """What the model says of a sequence's next token.
+
+    logits: [vocabulary] float32
+    greedy_id: the likeliest token
+    is_finite: whether all logits are finite
+    """
+
+    logits: Tensor
+    greedy_id: int
+    is_finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutput:
+    """What the model computed for a chunk.
+
+    next_token: None unless the chunk is complete, i.e. reaches the end of its sequence
+    states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
+    """
+
+    chunk: Chunk
+    next_token: TokenLogits | None
+    states: Mapping[int, Tensor]
+
+
+class ModelRunner:
+    """Builds the model and runs batches of chunks through it.
+
+    cache: where keys and values go
+    max_length: tokens that a sequence may have
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        decomposition: Decomposition,
+        plan: Plan,
+        bank: Bank,
+        cache: KVCache,
+    ) -> None:
+        self._config = config
+        self._bank = bank
+        self.cache = cache
+        self.max_length = min(checkpoint.config.max_position, cache.num_blocks * cache.block_size)
+        weights = Weights(checkpoint, decomposition, bank, plan, config.torch_dtype, config.torch_device)
+        self.model = Model(weights, checkpoint.config, cache, self.max_length)
+        self._batch_planner: BatchPlanner | None = None
+        self._merger: Merger | None = None
+        if not config.batch_invariant:
+            self._enable_batch_planning(decomposition, plan)
+
+    def _enable_batch_planning(self, decomposition: Decomposition, plan: Plan) -> None:
+        """Lets each batch choose how its tokens go through the linears, and merges hot experts in the background."""
+        config = self._config
+        costs = cost_model(config.torch_dtype)
+        self._batch_planner = BatchPlanner(plan, self._bank.tables.modes, costs)
+        if config.merge_memory:
+            self._merger = Merger(
+                decomposition,
+                plan,
+                self._bank,
+                self.model.decoder,
+                config.torch_dtype,
+                costs,
+                config.merge_memory,
+            )
+
+    def run(self, chunks: Iterable[Chunk]) -> list[ChunkOutput]:
+        """Computes chunks as one batch. The outputs come in the order of the batch, which is not that of the chunks."""
+        ordered = sorted(chunks, key=self._batch_order)
+        batch = self._apply_batch_plan(self.prepare(ordered))
+        return _outputs(ordered, self.model.forward(batch))
+
+    def prepare(self, chunks: Seq[Chunk]) -> Batch:
+        """The tensors of chunks, in an order in which each layer's rows are contiguous."""
+        num_layers, device = self.model.config.num_layers, self._config.torch_device
+        return _build_batch(chunks, num_layers, self.cache.block_size, device)
+
+    def _batch_order(self, chunk: Chunk) -> tuple[object, ...]:
+        """Late entries first and early exits last, as LayerSchedule wants it; then tokens of one mode together."""
+        exit_layer = chunk.sequence.exit_layer
+        depth = (0, -chunk.entry_layer) if exit_layer is None else (1, -exit_layer)
+        return *depth, self._bank.tables.mode_key(chunk.sequence.slot or 0)
+
+    def _apply_batch_plan(self, batch: Batch) -> Batch:
+        """Brings merged experts up to date and, if that is cheaper, computes all tokens in factored mode."""
+        slot = batch.meta.slot
+        if self._merger is not None:
+            self._merger.settle(slot)
+        if self._batch_planner is None or not self._batch_planner.all_factored(slot):
+            return batch
+        return replace(batch, meta=replace(batch.meta, all_factored=True))
+
+
+def _outputs(chunks: Seq[Chunk], output: ModelOutput) -> list[ChunkOutput]:
+    greedy_ids, is_finite = greedy(output.logits)
+    next_tokens = map(TokenLogits, output.logits, greedy_ids.tolist(), is_finite.tolist())
+    complete = [chunk for chunk in chunks if chunk.complete]
+    next_token = dict(zip(complete, next_tokens, strict=True))
+    return [
+        ChunkOutput(
+            chunk,
+            next_token.get(chunk),
+            {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers},
+        )
+        for chunk, (first, last) in zip(chunks, row_ranges(chunks), strict=True)
+    ]
+
+
+def row_ranges(chunks: Seq[Chunk]) -> list[tuple[int, int]]:
     """The rows [first, last) of each chunk in a batch that holds them one after the other."""
     lasts = accumulate(chunk.count for chunk in chunks)
     return [(last - chunk.count, last) for chunk, last in zip(chunks, lasts, strict=True)]
 
 
-def build_batch(chunks: Seq[Chunk], num_layers: int, block_size: int, device: torch.device) -> Batch:
-    """The tensors of chunks, one after the other. Those that enter late come first, those that exit early last."""
+def _build_batch(chunks: Seq[Chunk], num_layers: int, block_size: int, device: torch.device) -> Batch:
     ranges = row_ranges(chunks)
     sampled = [last - 1 for chunk, (_, last) in zip(chunks, ranges, strict=True) if chunk.complete]
     token_ids = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks])

@@ -1,4 +1,4 @@
-"""Mean hidden states of the layers' inputs: what a cheap classifier looks at."""
+"""Mean hidden states of prompts at the layers' inputs, the features of a cheap classifier."""
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -9,13 +9,11 @@ from torch import Tensor
 
 from ..errors import ZweaveError
 from ..kv_cache.running_sums import running_sums
-from ..model.batch import Batch
 from ..model.layer_schedule import LayerExit, LayerSchedule, StateCapture
-from ..model.model import Model
 from ..scheduler.block_manager import BlockManager
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
-from .model_runner import build_batch, row_ranges
+from .model_runner import ModelRunner, row_ranges
 
 
 def check_layers(layers: Seq[int], count: int) -> None:
@@ -25,46 +23,47 @@ def check_layers(layers: Seq[int], count: int) -> None:
 
 
 def pooled_states(
-    model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int], max_tokens: int
+    runner: ModelRunner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int], max_tokens: int
 ) -> Tensor:
-    """Mean over each sequence's tokens of the base model's state that enters each layer.
+    """Mean over each sequence's tokens of the base model's hidden states that enter each layer.
 
-    layers: from 1 (what the first layer gives) to the model's number of layers, in any order; those above the
-    last one asked for are not computed. max_tokens: of a batch, unless one sequence alone has more.
+    layers: from 1 (the output of the first layer) to the model's number of layers, in any order; nothing above the
+        highest is computed
+    max_tokens: of a batch; a sequence with more gets a batch of its own
     Returns [layers, sequences, hidden] float32. Raises ZweaveError when other requests have taken the cache.
     """
-    parts = [_pooled(model, blocks, batch, layers) for batch in _batches(sequences, blocks, max_tokens)]
+    parts = [
+        _pooled(runner, blocks, batch, layers) for batch in _batches(runner, blocks, sequences, max_tokens)
+    ]
     if not parts:
         raise ZweaveError("there is no prompt: give at least one")
     return torch.cat(parts, dim=1)
 
 
-def _blocks_for(tokens: int, blocks: BlockManager) -> int:
-    return -(-tokens // blocks.block_size)
-
-
 def _batches(
-    sequences: Iterable[Sequence], blocks: BlockManager, max_tokens: int
+    runner: ModelRunner, blocks: BlockManager, sequences: Iterable[Sequence], max_tokens: int
 ) -> Iterator[list[Sequence]]:
-    """Sequences together as long as a batch and the cache hold them; one at least."""
+    """Groups consecutive sequences that fit a batch and the cache together; a group has at least one."""
     batch: list[Sequence] = []
-    tokens = needed = 0
+    num_tokens = num_blocks = 0
     for sequence in sequences:
-        size = len(sequence.token_ids)
-        more = _blocks_for(size, blocks)
-        if batch and (tokens + size > max_tokens or needed + more > blocks.num_available):
+        more_tokens = len(sequence.token_ids)
+        more_blocks = runner.cache.blocks_for(more_tokens)
+        if batch and (
+            num_tokens + more_tokens > max_tokens or num_blocks + more_blocks > blocks.num_available
+        ):
             yield batch
-            batch, tokens, needed = [], 0, 0
+            batch, num_tokens, num_blocks = [], 0, 0
         batch.append(sequence)
-        tokens, needed = tokens + size, needed + more
+        num_tokens, num_blocks = num_tokens + more_tokens, num_blocks + more_blocks
     if batch:
         yield batch
 
 
 @torch.inference_mode()
-def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
-    counts = [len(sequence.token_ids) for sequence in sequences]
-    needed = [_blocks_for(count, blocks) for count in counts]
+def _pooled(runner: ModelRunner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
+    """The means of one batch, computed in blocks that are given back at once."""
+    needed = [runner.cache.blocks_for(len(sequence.token_ids)) for sequence in sequences]
     if sum(needed) > blocks.num_available:
         raise ZweaveError("the cache is taken by other requests: let them finish or give more kv_tokens")
     taken = blocks.take_blocks(sum(needed))
@@ -73,23 +72,21 @@ def _pooled(model: Model, blocks: BlockManager, sequences: Seq[Sequence], layers
         for sequence, count in zip(sequences, needed, strict=True):
             sequence.slot = 0
             sequence.kv.block_table = [next(rest) for _ in range(count)]
-        chunks = [Chunk(sequence, 0, count) for sequence, count in zip(sequences, counts, strict=True)]
-        batch = build_batch(chunks, model.config.num_layers, blocks.block_size, model.embedding.device)
-        return _means(model, batch, row_ranges(chunks), layers)
+        return _means(runner, [Chunk(sequence, 0, len(sequence.token_ids)) for sequence in sequences], layers)
     finally:
         blocks.return_blocks(taken)
 
 
-def _means(model: Model, batch: Batch, ranges: Seq[tuple[int, int]], layers: Seq[int]) -> Tensor:
-    """Mean state of each range of rows at each layer, [layers, ranges, hidden]; stops at the highest layer."""
-    wanted = [[StateCapture(layer, first, last) for first, last in ranges] for layer in layers]
-    captures = [*dict.fromkeys(capture for of_layer in wanted for capture in of_layer)]
-    schedule = LayerSchedule.of(
-        model.config.num_layers, len(batch.token_ids), captures=captures, exits=[LayerExit(max(layers), 0)]
-    )
+def _means(runner: ModelRunner, chunks: Seq[Chunk], layers: Seq[int]) -> Tensor:
+    """Mean state of each chunk at each layer, [layers, chunks, hidden]; all rows exit at the highest layer."""
+    model, batch = runner.model, runner.prepare(chunks)
+    captures = [[StateCapture(layer, first, last) for first, last in row_ranges(chunks)] for layer in layers]
+    distinct = {capture for of_layer in captures for capture in of_layer}
+    num_layers, num_rows = model.config.num_layers, len(batch.token_ids)
+    schedule = LayerSchedule.of(num_layers, num_rows, captures=[*distinct], exits=[LayerExit(max(layers), 0)])
     states = model.forward(replace(batch, schedule=schedule, sampled=batch.sampled[:0])).states
-    means = {capture: _mean(states[capture]) for capture in captures}
-    return torch.stack([torch.stack([means[capture] for capture in of_layer]) for of_layer in wanted])
+    means = {capture: _mean(states[capture]) for capture in distinct}
+    return torch.stack([torch.stack([means[capture] for capture in of_layer]) for of_layer in captures])
 
 
 def _mean(states: Tensor) -> Tensor:

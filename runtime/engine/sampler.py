@@ -1,4 +1,4 @@
-"""Draws next tokens from logits, each request by itself: its draw never depends on its neighbours."""
+"""Samples next tokens from logits, each request by itself: a sample never depends on the rest of the batch."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from ..request import Sampling, TokenLogprob
 
 
-def draw(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
+def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
     """Samples a request's index-th token. logits: [vocabulary], float32.
 
     Temperature first, then top-k, top-p and min-p, all judged on the tempered distribution. The random
@@ -30,13 +30,13 @@ def draw(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
     cumulative = weights.cumsum(0)
     uniform = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64))).random()
     choice = int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
-    # Rounding may put the draw past the last token that was kept.
+    # Rounding may put the sample past the last token that was kept.
     choice = min(choice, int(weights.nonzero()[-1]))
     return choice if ids is None else int(ids[choice])
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest scores in descending order and their ids, the lowest ids first where they are equal."""
+    """The `count` largest scores in descending order and their ids; of equal scores the lowest id comes first."""
     least = scores.topk(min(count, scores.numel())).values[-1]
     ids = (scores >= least).nonzero().flatten()
     ordered, order = scores[ids].sort(descending=True, stable=True)
@@ -44,10 +44,10 @@ def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _nucleus(scores: Tensor, ids: Tensor | None, share: float) -> tuple[Tensor, Tensor]:
-    """The largest scores, in descending order, that together first have a share of the probability, and ids.
+    """The fewest largest scores, in descending order, that reach a share of the probability, and their ids.
 
-    ids: those of scores already in descending order, or None. Sorting a whole vocabulary takes milliseconds
-    and the nucleus is mostly small: heads of growing size are looked at until one holds it.
+    ids: of `scores` if they are in descending order already, else None. Sorting a whole vocabulary takes milliseconds
+    and the nucleus is mostly small, so the largest few are taken, and more until they hold the nucleus.
     """
     whole, count = scores.exp().sum(), scores.numel() if ids is not None else 256
     while True:

@@ -1,4 +1,4 @@
-"""Merges the weights of experts in steady use, in the background, within a budget of memory."""
+"""Merges hot experts into weights of their own, in the background and within a memory budget."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,13 +15,18 @@ from ..planner.batch_planner import count_by_slot
 from ..planner.cost_model import CostModel
 from ..planner.plan import Plan
 
-# A merge must have paid for itself so many times over before it is begun.
+# A merge begins once it would have repaid its cost this many times over.
 CAUTION = 2.0
 
 
 @dataclass(slots=True)
 class _Merged:
-    """A slot's merged weights: what they were made for, and when they were last used."""
+    """The merged weights of a slot.
+
+    digest: of the mixture that they were made for
+    used: the last step with tokens of the slot
+    making: the weights while a thread computes them, None once they are installed
+    """
 
     digest: str
     used: int
@@ -29,13 +34,13 @@ class _Merged:
 
 
 class Merger:
-    """Gives slots that many tokens pass through weights of their own: `W' x` costs what `W x` does.
+    """Gives the slots that most tokens use merged weights `W'`: `W' x` costs as much as `W x`.
 
-    A merge is begun when the tokens of a slot would have saved its cost twice over; it is made by a thread
-    beside the steps and takes effect between two of them (`settle`). The longest unused is dropped when the
-    budget is reached, and one whose slot was given to another mixture at once.
+    A merge begins once the tokens seen of a slot would have repaid it `CAUTION` times. A background thread computes
+    it, and it takes effect between two steps (`settle`). When the budget is reached the least recently used merge is
+    dropped. A merge is dropped at once if its slot goes to another mixture.
 
-    budget: bytes of merged weights.
+    budget: bytes of merged weights
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class Merger:
         return [slot for slot, merged in self._merged.items() if merged.making is None]
 
     def settle(self, slot: Tensor) -> None:
-        """Called between steps, with the slots of the next one's tokens: installs, drops and begins merges."""
+        """Installs, drops and begins merges. Called between steps, with the slots [T] of the next step's tokens."""
         self._step += 1
         for known, merged in list(self._merged.items()):
             if self._bank.digest_of(known) != merged.digest:

@@ -15,7 +15,7 @@ from ..planner.plan import Plan
 
 
 class Weights:
-    """Reads a model's tensors, cast and packed for a device."""
+    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident."""
 
     def __init__(
         self,

@@ -49,9 +49,3 @@ class Chunk:
         if pooling is not None:
             wanted |= {pooling.layer, pooling.exit_layer or pooling.layer}
         return tuple(sorted(wanted))
-
-    @property
-    def depth_order(self) -> tuple[int, int]:
-        """Sort key of a batch: the chunks that enter highest come first, those that exit lowest last."""
-        exit_layer = self.sequence.exit_layer
-        return (1, -exit_layer) if exit_layer is not None else (0, -self.entry_layer)

@@ -1,1 +1,1 @@
-"""What each step computed, and a timeline of it."""
+"""What each step computed, for an observer, and a timeline of it."""

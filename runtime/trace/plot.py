@@ -1,4 +1,4 @@
-"""A timeline as a picture: a row a request, a colour an expert, and the blocks of the cache below."""
+"""A timeline as a picture: one row for each request, one colour for each expert, and the cache blocks below."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ from ..io.figure import new_figure, write_png
 from .timeline import Line, Timeline, expert_text
 
 _BASE_COLOUR = "0.6"
-_ROW = 0.28  # inches
+# Height of a request's row, inches.
+_ROW = 0.28
 _BLOCKS = (("in use", "blocks_in_use", "0.35"), ("cached", "blocks_cached", "0.75"))
 _HATCHES = {"first pass": "////", "prompt": "", "decode": ""}
 
 
 def save_png(timeline: Timeline, path: Path) -> None:
-    """Draws it; ZweaveError if matplotlib is not installed or the file cannot be written."""
+    """Draws a timeline; ZweaveError if matplotlib is not installed or the file cannot be written."""
     lines = list(timeline.lines.values())
     figure = new_figure(11, 2.6 + _ROW * len(lines))
     from matplotlib.patches import Patch

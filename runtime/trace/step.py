@@ -1,4 +1,4 @@
-"""What a step of the engine computed, for whoever watches it."""
+"""What a step of the engine computed, for an observer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,13 @@ Phase: TypeAlias = Literal["first pass", "prompt", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of a request that went through a step.
+    """Consecutive tokens of a request that a step computed.
 
-    expert: under which, the tokens before those that it acts on included; None is the base.
-    start: position of the first. first_layer, last_layer: they went through [first_layer, last_layer), None for
-    the last of the model.
+    phase: "first pass" while a dispatcher chooses the expert, then "prompt", then "decode"
+    expert: the request's, also for tokens before the first that it acts on; None is the base model
+    start: position of the first token
+    count: number of tokens
+    first_layer, last_layer: the tokens went through layers [first_layer, last_layer); None for the top
     """
 
     request_id: int
@@ -30,7 +32,10 @@ class Span:
 
     @classmethod
     def of(cls, chunk: Chunk, is_first_pass: bool) -> "Span":
-        """Of a chunk that is yet to be computed."""
+        """The span of a chunk, before its sequence is marked as computed.
+
+        is_first_pass: whether the sequence reads scores for a dispatcher
+        """
         sequence = chunk.sequence
         chosen = sequence.request.expert if sequence.dispatch is None else sequence.dispatch.mixture
         phase: Phase = "decode" if sequence.num_generated and chunk.count == 1 else "prompt"
@@ -47,7 +52,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class StepTrace:
-    """start, stop: seconds of `time.perf_counter`. stats: after the step."""
+    """One batch that the engine computed; a step may compute two.
+
+    start, stop: seconds of `time.perf_counter`
+    stats: after the batch
+    """
 
     start: float
     stop: float

@@ -1,7 +1,7 @@
-"""A request stream's timeline: who was computed in which step, under what, and what was reused.
+"""The timeline of many requests: which step computed what of each, under which expert, and what was reused.
 
-Written as a Chrome trace (Trace Event Format), which Perfetto (ui.perfetto.dev) and chrome://tracing show: a row a
-request, the steps, and the blocks of the cache.
+Its file is a Chrome trace (Trace Event Format), which Perfetto (ui.perfetto.dev) and chrome://tracing show: one row for
+each request, the steps, and the blocks of the cache.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _BLOCKS = ("blocks_in_use", "blocks_cached", "blocks_free")
 
 
 def expert_text(choice: ExpertChoice) -> str:
-    """As the command line writes it; "base" for none."""
+    """An expert or mixture as the command line writes it; "base" for none."""
     if choice is None:
         return "base"
     if isinstance(choice, str):
@@ -31,7 +31,11 @@ def _weight(alpha: Any) -> str:
 
 @dataclass(slots=True)
 class Line:
-    """One request: arrived and finished in seconds, and what it was computed in."""
+    """One request.
+
+    arrived, finished: seconds of `time.perf_counter`
+    spans: (start, stop, span) of each batch that computed some of it
+    """
 
     arrived: float
     prompt: str
@@ -41,7 +45,7 @@ class Line:
 
 
 class Timeline:
-    """Filled while an engine works: it is the engine's observer. Times are seconds of `time.perf_counter`."""
+    """An observer that records what an engine computes. Times are seconds of `time.perf_counter`."""
 
     def __init__(self) -> None:
         self.lines: dict[int, Line] = {}
@@ -65,7 +69,7 @@ class Timeline:
         return min(line.arrived for line in self.lines.values())
 
     def chrome(self) -> dict[str, Any]:
-        """The trace as the object that its file holds; its times are microseconds since the first arrival."""
+        """The trace as a JSON object; its times are microseconds since the first arrival."""
         events: list[dict[str, Any]] = [
             _named("process_name", _REQUESTS, 0, "requests"),
             _named("process_name", _ENGINE, 0, "engine"),
@@ -80,7 +84,7 @@ class Timeline:
         return round((seconds - self.start) * 1e6, 1)
 
     def _request(self, request_id: int, line: Line) -> list[dict[str, Any]]:
-        found = [
+        events = [
             _named("thread_name", _REQUESTS, request_id, f"{request_id}: {line.prompt}"),
             self._instant(request_id, line.arrived, "arrives", {}),
         ]
@@ -91,10 +95,10 @@ class Timeline:
                 "from": span.start,
                 "layers": f"{span.first_layer} to {'the last' if span.last_layer is None else span.last_layer}",
             }
-            found.append(self._slice(_REQUESTS, request_id, start, stop, span.phase, arguments))
+            events.append(self._slice(_REQUESTS, request_id, start, stop, span.phase, arguments))
         if line.result is not None and line.finished is not None:
-            found.append(self._instant(request_id, line.finished, "ends", _told(line.result)))
-        return found
+            events.append(self._instant(request_id, line.finished, "ends", _result_arguments(line.result)))
+        return events
 
     def _step(self, step: StepTrace) -> list[dict[str, Any]]:
         tokens = sum(span.count for span in step.spans)
@@ -136,8 +140,8 @@ def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
     return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def _told(result: Result) -> dict[str, Any]:
-    told = {
+def _result_arguments(result: Result) -> dict[str, Any]:
+    arguments = {
         "expert": expert_text(result.expert),
         "reuse": result.reuse or "none",
         "reused_tokens": result.reused_tokens,
@@ -147,10 +151,10 @@ def _told(result: Result) -> dict[str, Any]:
         "finish_reason": result.finish_reason,
     }
     if result.dispatch is not None:
-        told |= {
+        arguments |= {
             "label": result.dispatch.label,
             "confidence": round(result.dispatch.confidence, 4),
             "first_pass_tokens": result.dispatch.tokens,
             "first_pass_ms": round(result.dispatch.seconds * 1e3, 2),
         }
-    return told
+    return arguments

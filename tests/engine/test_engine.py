@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zweave import Engine, Request, Sampling, ZweaveError
-from zweave.engine.sampler import draw, logprobs
+from zweave.engine.sampler import logprobs, sample_token
 
 TinyEngine = Callable[..., Engine]
 PROMPT = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 4]
@@ -83,7 +83,7 @@ def test_max_tokens_and_context_end_an_answer(tiny_engine: TinyEngine) -> None:
 def test_end_token_ends_an_answer(tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine()
     free = engine.generate(Request(PROMPT, max_tokens=8, ignore_eos=True))[0].token_ids
-    monkeypatch.setattr(engine, "_eos_ids", (free[4],))
+    monkeypatch.setattr(engine._output_processor, "_eos_ids", (free[4],))
     end = free.index(free[4])
     ended = engine.generate(Request(PROMPT, max_tokens=8))[0]
     assert (ended.token_ids, ended.finish_reason) == (free[: end + 1], "stop")
@@ -228,8 +228,8 @@ def test_a_step_that_fails_can_be_taken_again(
 
         return call
 
-    monkeypatch.setattr("zweave.engine.engine.draw", interrupted(draw))
-    monkeypatch.setattr("zweave.engine.engine.logprobs", interrupted(logprobs))
+    monkeypatch.setattr("zweave.engine.output_processor.sample_token", interrupted(sample_token))
+    monkeypatch.setattr("zweave.engine.output_processor.logprobs", interrupted(logprobs))
     ids = [engine.add(request) for request in requests]
     results = {}
     for _ in range(500):

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from zweave import Sampling
-from zweave.engine.sampler import draw, logprobs
+from zweave.engine.sampler import logprobs, sample_token
 
 DRAWS = 4000
 
 
 def frequencies(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    drawn = torch.tensor([draw(logits, sampling, seed=3, index=i) for i in range(DRAWS)])
+    drawn = torch.tensor([sample_token(logits, sampling, seed=3, index=i) for i in range(DRAWS)])
     return torch.bincount(drawn, minlength=logits.numel()) / DRAWS
 
 
@@ -48,9 +48,9 @@ def test_filters_keep_exactly_the_right_tokens(sampling: Sampling, kept: set[int
 def test_a_draw_depends_on_seed_and_index_alone() -> None:
     logits = torch.randn(1000, generator=torch.Generator().manual_seed(1))
     sampling = Sampling(temperature=1)
-    draws = [draw(logits, sampling, 5, i) for i in range(20)]
-    assert draws == [draw(logits, sampling, 5, i) for i in range(20)]
-    assert draws != [draw(logits, sampling, 6, i) for i in range(20)]
+    draws = [sample_token(logits, sampling, 5, i) for i in range(20)]
+    assert draws == [sample_token(logits, sampling, 5, i) for i in range(20)]
+    assert draws != [sample_token(logits, sampling, 6, i) for i in range(20)]
     assert len(set(draws)) > 10
 
 
@@ -70,13 +70,13 @@ def test_no_logprobs_but_the_chosen_one() -> None:
 
 def test_large_seeds_differ() -> None:
     logits = torch.zeros(1 << 16)
-    draws = [draw(logits, Sampling(temperature=1), seed, 0) for seed in (2**63, 2**63 + 1, 2**64 - 1)]
+    draws = [sample_token(logits, Sampling(temperature=1), seed, 0) for seed in (2**63, 2**63 + 1, 2**64 - 1)]
     assert len(set(draws)) == 3
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
     logits = torch.randn(100, generator=torch.Generator().manual_seed(2))
-    assert draw(logits, Sampling(temperature=1e-310), 1, 0) == int(logits.argmax())
+    assert sample_token(logits, Sampling(temperature=1e-310), 1, 0) == int(logits.argmax())
 
 
 def test_more_logprobs_than_tokens() -> None:
@@ -103,5 +103,5 @@ def test_a_large_vocabulary_is_cut_as_by_a_whole_sort(sampling: Sampling, ties: 
     weights = weights * (weights.cumsum(0) - weights < sampling.top_p)
     weights = weights * (weights >= sampling.min_p * weights.max())
     allowed = set(order[: len(weights)][weights > 0].tolist())
-    drawn = {draw(logits, sampling, 1, index) for index in range(300)}
+    drawn = {sample_token(logits, sampling, 1, index) for index in range(300)}
     assert drawn <= allowed and len(drawn) > 5

@@ -39,18 +39,18 @@ def test_the_same_within_rounding(engines: Callable[..., Engine], tiny_engine: C
 
 def merged_engine(engines: Callable[..., Engine], experts: int) -> Engine:
     """An engine with room for so many merged experts, which merges at the first token."""
-    size = engines(merge_memory=1)._merger.bytes_each
+    size = engines(merge_memory=1)._runner._merger.bytes_each
     engine = engines(merge_memory=size * experts)
-    engine._merger.tokens_worthwhile = 1
+    engine._runner._merger.tokens_worthwhile = 1
     return engine
 
 
 def settle(engine: Engine) -> None:
     """Lets the merges that were begun take effect."""
-    for merged in engine._merger._merged.values():
+    for merged in engine._runner._merger._merged.values():
         if merged.making is not None:
             merged.making.result()
-    engine._merger.settle(torch.zeros(1, dtype=torch.int32))
+    engine._runner._merger.settle(torch.zeros(1, dtype=torch.int32))
 
 
 def merged_slots(engine: Engine) -> set[int]:
@@ -64,7 +64,9 @@ def test_a_hot_expert_is_merged_and_means_the_same(engines: Callable[..., Engine
     )
     before = serve(engine, [name])
     settle(engine)
-    assert len(engine._merger.slots) == 1 and merged_slots(engine) == set(engine._merger.slots)
+    assert len(engine._runner._merger.slots) == 1 and merged_slots(engine) == set(
+        engine._runner._merger.slots
+    )
     (after,) = serve(engine, [name])
     assert after == pytest.approx(before[0], abs=1e-3)
 
@@ -74,27 +76,29 @@ def test_the_budget_holds_and_the_longest_unused_goes(engines: Callable[..., Eng
     first, second = names(engine)[:2]
     serve(engine, [first])
     settle(engine)
-    (held,) = engine._merger.slots
+    (held,) = engine._runner._merger.slots
     serve(engine, [None], tokens=4)
     serve(engine, [second])
     settle(engine)
-    assert len(engine._merger.slots) <= 1 and merged_slots(engine) == set(engine._merger.slots)
-    assert engine._merger.slots != [held]
+    assert len(engine._runner._merger.slots) <= 1 and merged_slots(engine) == set(
+        engine._runner._merger.slots
+    )
+    assert engine._runner._merger.slots != [held]
 
 
 def test_a_slot_given_to_another_mixture_loses_its_weights(engines: Callable[..., Engine]) -> None:
-    size = engines(merge_memory=1)._merger.bytes_each
+    size = engines(merge_memory=1)._runner._merger.bytes_each
     engine = engines(merge_memory=size, slots=1)
-    engine._merger.tokens_worthwhile = 1
+    engine._runner._merger.tokens_worthwhile = 1
     first, second = names(engine)[:2]
     serve(engine, [first])
     settle(engine)
-    assert engine._merger.slots == [1]
-    engine._merger.tokens_worthwhile = float("inf")
+    assert engine._runner._merger.slots == [1]
+    engine._runner._merger.tokens_worthwhile = float("inf")
     plain = engines(slots=1)
     (got,), (expected,) = serve(engine, [second]), serve(plain, [second])
     assert got == pytest.approx(expected, abs=1e-3)
-    assert engine._merger.slots == [] and not merged_slots(engine)
+    assert engine._runner._merger.slots == [] and not merged_slots(engine)
 
 
 def test_a_bounded_error_opens_the_cheaper_mode(tiny_engine: Callable[..., Engine]) -> None:

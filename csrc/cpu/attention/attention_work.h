@@ -1,9 +1,8 @@
 // What a step's attention consists of, and who does what.
 #pragma once
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "cpu/simd/kernels.h"
@@ -57,23 +56,5 @@ class AttentionWork {
   std::vector<int64_t> before_;  // cost of an item's predecessors
   int64_t total_ = 0, longest_ = 0;
 };
-
-// Throws unless every block that a token will read exists.
-template <class T>
-void check_blocks(const char* op, const Attention<T>& a, int64_t tokens, int64_t blocks, int64_t columns) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t end = int64_t(a.position[t]) + 1;
-    TORCH_CHECK(end > 0 && end <= columns * a.block_size, op, ": position[", t, "] is ", end - 1,
-                ", outside the ", columns * a.block_size, " positions of the block table");
-    int64_t first = a.window > 0 && end > a.window ? end - a.window : 0;
-    // Its predecessor's blocks have been looked at.
-    if (succeeds(a, t)) first = end - 1;
-    for (int64_t i = first / a.block_size; i <= (end - 1) / a.block_size; ++i) {
-      const int64_t block = a.block_table[a.sequence[t] * a.block_table_stride + i];
-      TORCH_CHECK(block >= 0 && block < blocks, op, ": block_table[", a.sequence[t], ", ", i, "] is ", block,
-                  ", outside the ", blocks, " blocks of the cache");
-    }
-  }
-}
 
 }  // namespace zweave

@@ -1,6 +1,6 @@
 #include "cpu/decoder/adapted_linear.h"
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
 
 namespace zweave {
 namespace {
@@ -8,6 +8,10 @@ namespace {
 template <class T>
 const T* pointer(const std::optional<at::Tensor>& tensor) {
   return tensor ? data<T>(*tensor) : nullptr;
+}
+
+SlotTable table(const std::optional<at::Tensor>& tensor) {
+  return tensor ? SlotTable{data<float>(*tensor), tensor->stride(0)} : SlotTable{};
 }
 
 Weights weights_or_null(const std::optional<PackedMatrix>& matrix, int64_t inputs) {
@@ -18,8 +22,8 @@ Weights weights_or_null(const std::optional<PackedMatrix>& matrix, int64_t input
 
 void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
   const char* op = "AdaptedLinear";
-  Argument{op, "ways", linear.ways}.dtype(at::kByte).shape({-1}).contiguous();
-  const int64_t slots = linear.ways.size(0);
+  Argument{op, "ways", linear.modes}.dtype(at::kByte).shape({-1}).contiguous();
+  const int64_t slots = linear.modes.size(0);
   TORCH_CHECK(linear.dense || linear.scale, op, ": it needs the dense weight or the factors");
   TORCH_CHECK(linear.vt.has_value() == linear.u.has_value(), op, ": vt and u go together");
   if (linear.dense) check_packed(op, "dense", {*linear.dense}, dtype, linear.outputs, linear.inputs);
@@ -43,15 +47,15 @@ void check_linear(const AdaptedLinear& linear, at::ScalarType dtype) {
   if (linear.bias) Argument{op, "bias", *linear.bias}.dtype(dtype).shape({linear.outputs}).contiguous();
 }
 
-bool AdaptedLinear::has(Way way, int32_t slot) const {
-  switch (way) {
-    case Way::dense:
+bool AdaptedLinear::has(LinearMode mode, int32_t slot) const {
+  switch (mode) {
+    case LinearMode::dense:
       return dense.has_value();
-    case Way::delta:
+    case LinearMode::delta:
       return delta.has_value();
-    case Way::factored:
+    case LinearMode::factored:
       return scale.has_value();
-    case Way::merged:
+    case LinearMode::merged:
       return merged->count(slot) > 0;
   }
   return false;
@@ -69,18 +73,16 @@ LinearView<T>::LinearView(const AdaptedLinear& linear, bool all_factored)
       vt(weights_or_null(linear.vt, inputs)),
       u(weights_or_null(linear.u, rank)),
       bias(pointer<T>(linear.bias)),
-      scale(pointer<float>(linear.scale)),
-      delta(pointer<float>(linear.delta)),
-      scale_stride(linear.scale ? linear.scale->stride(0) : 0),
-      delta_stride(linear.delta ? linear.delta->stride(0) : 0),
-      ways(data<uint8_t>(linear.ways)),
+      scale(table(linear.scale)),
+      delta(table(linear.delta)),
+      modes(data<uint8_t>(linear.modes)),
       supports(linear.supports ? data<int32_t>(*linear.supports) : nullptr),
       merged(linear.merged.get()),
       all_factored(all_factored && linear.scale) {}
 
 template <class T>
-Way LinearView<T>::way_of(int32_t slot) const {
-  return all_factored ? Way::factored : Way(ways[slot]);
+LinearMode LinearView<T>::mode_of(int32_t slot) const {
+  return all_factored ? LinearMode::factored : LinearMode(modes[slot]);
 }
 
 // Components of a run's delta: the most that a slot of it needs. What the others need less of them is zero,
@@ -96,46 +98,41 @@ int64_t LinearView<T>::components(const int32_t* slot, const Run& run) const {
 
 template <class T>
 Run LinearView<T>::run_from(const int32_t* slot, int64_t row, int64_t rows) const {
-  const Way way = way_of(slot[row]);
+  const LinearMode mode = mode_of(slot[row]);
+  const auto joins = [&](int32_t other) {
+    return mode_of(other) == mode && (mode != LinearMode::merged || other == slot[row]);
+  };
   int64_t end = row + 1;
-  while (end < rows && way_of(slot[end]) == way && (way != Way::merged || slot[end] == slot[row])) ++end;
-  return {row, end, way};
+  while (end < rows && joins(slot[end])) ++end;
+  return {row, end, mode};
 }
 
 template <class T>
 void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buffer<T> hidden, Buffer<T> y,
                              Phase<T>& first, Phase<T>& second) const {
-  const Term<T> wx = {x.data, x.stride, dense, inputs, nullptr};
-  for (Run run{0, 0, Way::dense}; run.end < rows;) {
+  LinearOperands<T> a{};
+  a.x = x.data;
+  a.x_stride = x.stride;
+  a.x_integers = x.integers;
+  a.inputs = inputs;
+  a.outputs = outputs;
+  a.vt = vt;
+  a.u = u;
+  a.slot = slot;
+  a.hidden = hidden;
+  a.bias = bias;
+  a.y = y.data;
+  a.y_stride = y.stride;
+  for (Run run{0, 0, LinearMode::dense}; run.end < rows;) {
     run = run_from(slot, run.end, rows);
-    Matmul<T> last{};
-    last.outputs = outputs;
-    last.y = y.data;
-    last.y_stride = y.stride;
-    last.bias = bias;
-    if (run.way == Way::dense || run.way == Way::merged) {
-      last.terms[last.num_terms] = wx;
-      if (run.way == Way::merged) {
-        last.terms[last.num_terms].weights = weights_of({merged->at(slot[run.begin])}, inputs);
-      }
-      ++last.num_terms;
-      first.add(last, run.begin, run.end);
-      continue;
+    const bool is_delta = run.mode == LinearMode::delta;
+    a.dense = run.mode == LinearMode::merged ? weights_of({merged->at(slot[run.begin])}, inputs) : dense;
+    a.rank = is_delta ? components(slot, run) : rank;
+    a.scale = is_delta ? delta : scale;
+    const LinearProducts<T> products = build_linear(run.mode, a);
+    for (int64_t i = 0; i < products.count; ++i) {
+      (i == 0 ? first : second).add(products.product[i], run.begin, run.end);
     }
-    const bool is_delta = run.way == Way::delta;
-    const int64_t kept = is_delta ? components(slot, run) : rank;
-    Matmul<T> inner{};
-    inner.terms[inner.num_terms++] = {x.data, x.stride, vt, inputs, x.integers};
-    inner.outputs = kept;
-    inner.y = hidden.data;
-    inner.y_stride = hidden.stride;
-    inner.scale = is_delta ? delta : scale;
-    inner.scale_stride = is_delta ? delta_stride : scale_stride;
-    inner.slot = slot;
-    first.add(inner, run.begin, run.end);
-    if (is_delta) last.terms[last.num_terms++] = wx;
-    last.terms[last.num_terms++] = {hidden.data, hidden.stride, u, kept, hidden.integers};
-    second.add(last, run.begin, run.end);
   }
 }
 

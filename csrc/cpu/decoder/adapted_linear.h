@@ -1,4 +1,4 @@
-// A linear that the experts adapt, and the ways in which a row can pass through it.
+// A linear that the experts adapt: its tensors, and the same as pointers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,18 +7,11 @@
 #include <memory>
 #include <optional>
 
-#include "cpu/gemm/packed_matrix.h"
+#include "cpu/gemm/linear.h"
 #include "cpu/gemm/phase.h"
+#include "cpu/ops/packed_matrix.h"
 
 namespace zweave {
-
-// A row's way: what `ways` holds of its slot.
-enum class Way : uint8_t {
-  dense,     // W x
-  delta,     // W x + U (delta * V^T x) over the leading components
-  factored,  // U (scale * V^T x)
-  merged,    // W' x, the slot's own weight
-};
 
 struct AdaptedLinear {
   int64_t inputs, outputs;
@@ -27,22 +20,22 @@ struct AdaptedLinear {
   std::optional<at::Tensor> scale;    // [S, R] float32
   std::optional<at::Tensor> delta;    // [S, K] float32, K <= R
   std::optional<at::Tensor> bias;     // [outputs]
-  at::Tensor ways;                    // [S] uint8
+  at::Tensor modes;                   // [S] uint8, the LinearMode of each slot
   // [S] int32, how many leading components of a slot's delta may be other than zero; all of them if absent.
   std::optional<at::Tensor> supports;
   // Slot to panels of its W' [outputs, inputs]; shared by all copies of this linear.
   std::shared_ptr<std::map<int32_t, at::Tensor>> merged = std::make_shared<std::map<int32_t, at::Tensor>>();
 
-  bool has(Way way, int32_t slot) const;
+  bool has(LinearMode mode, int32_t slot) const;
 };
 
-// Throws unless the parts fit one another and every way that a slot takes has what it needs.
+// Throws unless the parts fit one another and every mode has what it needs.
 void check_linear(const AdaptedLinear& linear, at::ScalarType dtype);
 
-// A run of rows that go the same way, under the same slot where that way is `merged`.
+// Neighbouring rows of one mode, and of one slot where that is `merged`.
 struct Run {
   int64_t begin, end;
-  Way way;
+  LinearMode mode;
 };
 
 // The same as pointers.
@@ -51,12 +44,11 @@ struct LinearView {
   int64_t inputs, outputs, rank, leading;
   Weights dense, vt, u;
   const T* bias;
-  const float *scale, *delta;
-  int64_t scale_stride, delta_stride;
-  const uint8_t* ways;
+  SlotTable scale, delta;
+  const uint8_t* modes;
   const int32_t* supports;
   const std::map<int32_t, at::Tensor>* merged;
-  bool all_factored;  // whatever `ways` says
+  bool all_factored;  // whatever `modes` says
 
   LinearView(const AdaptedLinear& linear, bool all_factored);
 
@@ -66,7 +58,7 @@ struct LinearView {
                 Phase<T>& first, Phase<T>& second) const;
 
  private:
-  Way way_of(int32_t slot) const;
+  LinearMode mode_of(int32_t slot) const;
   int64_t components(const int32_t* slot, const Run& run) const;
   Run run_from(const int32_t* slot, int64_t row, int64_t rows) const;
 };

@@ -1,12 +1,10 @@
 #include "cpu/decoder/decoder.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include <set>
 
-#include "cpu/attention/kv_caches.h"
 #include "cpu/decoder/decoder_step.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/kv_caches.h"
 #include "cpu/threads/run_team.h"
 
 namespace zweave {
@@ -67,7 +65,7 @@ class Workspace {
     return buffer;
   }
   void allocate(const at::TensorOptions& options) {
-    memory_ = at::empty({used_ + 64}, options);
+    memory_ = empty_tensor({used_ + 64}, options);
     const auto address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
     base_ = reinterpret_cast<T*>((address + 63) / 64 * 64);
     used_ = 0;
@@ -140,29 +138,24 @@ void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const
   const int64_t tokens = x.size(0), hidden = one.input_norm.size(0);
   Argument{kOp, "x", x}.dtype(one.input_norm.scalar_type()).shape({-1, hidden});
   Argument{kOp, "residual", residual}.dtype(at::kFloat).shape({tokens, hidden}).rows_disjoint();
-  Argument{kOp, "slot", batch.slot}.indices(tokens, one.q.ways.size(0), "slots");
+  Argument{kOp, "slot", batch.slot}.indices(tokens, one.q.modes.size(0), "slots");
   Argument{kOp, "position", batch.position}.indices(tokens, cos_.size(0), "positions of cos and sin");
   Argument{kOp, "block_table", batch.block_table}.dtype(at::kInt).shape({-1, -1});
   Argument{kOp, "sequence", batch.sequence}.indices(tokens, batch.block_table.size(0), "rows of block_table");
-  Argument{kOp, "kv_index", batch.kv_index}.dtype(at::kLong).shape({tokens}).contiguous();
   const int64_t places = one.v_cache.size(0) * block_size();
-  const int64_t* place = data<int64_t>(batch.kv_index);
-  for (int64_t t = 0; t < tokens; ++t) {
-    TORCH_CHECK(place[t] >= 0 && place[t] < places, kOp, ": kv_index[", t, "] is ", place[t],
-                ", outside the ", places, " places of the cache");
-  }
+  Argument{kOp, "kv_index", batch.kv_index}.indices<int64_t>(tokens, places, "places of the cache");
 }
 
-// The table of ways may change between steps.
-void Decoder::check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const {
+// The tables of modes may change between steps.
+void Decoder::check_modes(const DecoderBatch& batch, int64_t first, int64_t last) const {
   const int32_t* slot = data<int32_t>(batch.slot);
   const std::set<int32_t> slots(slot, slot + batch.slot.size(0));
   for (int64_t i = first; i < last; ++i) {
     each_linear(layers_[i], [&](const AdaptedLinear& linear) {
-      const uint8_t* ways = data<uint8_t>(linear.ways);
+      const uint8_t* modes = data<uint8_t>(linear.modes);
       for (const int32_t s : slots) {
-        const auto way = batch.all_factored && linear.scale ? Way::factored : Way(ways[s]);
-        TORCH_CHECK(linear.has(way, s), kOp, ": slot ", s, " goes way ", int(way),
+        const auto mode = batch.all_factored && linear.scale ? LinearMode::factored : LinearMode(modes[s]);
+        TORCH_CHECK(linear.has(mode, s), kOp, ": slot ", s, " has mode ", int(mode),
                     ", for which a linear of layer ", i, " has no weights");
       }
     });
@@ -191,10 +184,10 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
   TORCH_CHECK(0 <= first && first < last && last <= int64_t(layers_.size()), kOp, ": layers ", first, " to ",
               last, " are not a range of its ", layers_.size());
   check_batch(x, residual, batch);
-  check_ways(batch, first, last);
+  check_modes(batch, first, last);
   return dispatch(kOp, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t tokens = x.size(0), hidden = x.size(1);
-    at::Tensor y = at::empty({tokens, hidden}, x.options());
+    at::Tensor y = empty_tensor({tokens, hidden}, x.options());
     if (tokens == 0) return y;
     std::vector<LayerView<T>> layers;
     for (int64_t i = first; i < last; ++i) layers.emplace_back(layers_[i], batch.all_factored);
@@ -234,7 +227,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     step.work = &work;
     step.scratch_bytes = kernel.attention_scratch(work.longest(), group, config_.head_size);
     const at::Tensor scratch =
-        at::empty({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
+        empty_tensor({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
     step.scratch = mutable_data<char>(scratch);
     run_team([&](const Team& team) { step.run(team, layers); });
     return y;

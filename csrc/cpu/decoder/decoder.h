@@ -28,7 +28,7 @@ struct DecoderLayer {
 // The tokens of a step; shapes and dtypes as the ops rope, write_kv and paged_attention take them.
 struct DecoderBatch {
   at::Tensor slot, sequence, position, kv_index, block_table;
-  // Every token goes the factored way where there is one, whatever its slot says.
+  // Every token is computed in factored mode where a linear has factors, whatever its slot says.
   bool all_factored;
 };
 
@@ -49,7 +49,7 @@ class Decoder {
  private:
   int64_t block_size() const;
   void check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const;
-  void check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const;
+  void check_modes(const DecoderBatch& batch, int64_t first, int64_t last) const;
 
   DecoderConfig config_;
   std::vector<DecoderLayer> layers_;

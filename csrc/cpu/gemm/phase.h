@@ -30,14 +30,6 @@ struct Job {
   }
 };
 
-// Rows [T, width] that a step's phases hand to one another.
-template <class T>
-struct Buffer {
-  T* data;
-  int64_t stride;
-  char* integers;  // room for the rows as integers, for each thread of a team, or null
-};
-
 // A thread gets a stretch of the panels of all jobs, laid end to end, of its share of the cost.
 template <class T>
 class Phase {

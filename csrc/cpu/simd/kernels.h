@@ -18,7 +18,8 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Outputs of one packed panel; kernels/packed.py shows the layout. One group of inputs fills a cache line.
+// Outputs of one packed panel; kernels/layout/packed.py shows the layout. One group of inputs fills a cache
+// line.
 constexpr int64_t kPanel = 16;
 
 // Inputs that lie beside one another in a panel.
@@ -40,7 +41,7 @@ constexpr int64_t row_stride(int64_t width) {
 // How a packed matrix holds its weights: in the dtype of the activations, or as integers with scales.
 enum class Storage : uint8_t { plain, int8, int4 };
 
-// A packed matrix; kernels/packed.py shows the layouts.
+// A packed matrix; kernels/layout/packed.py shows the layouts.
 struct Weights {
   const char* panels;
   int64_t panel_bytes;  // from panel to panel

@@ -1,0 +1,127 @@
+"""Turns what the model computed into tokens, text and results."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+
+from ..request import Delta, FinishReason
+from ..scheduler.chunk import Chunk
+from ..scheduler.scheduler import Scheduler
+from ..scheduler.sequence import Sequence
+from .first_pass import FirstPassManager
+from .model_runner import ChunkOutput, TokenLogits
+from .sampler import logprobs, sample_token, scores
+
+_NOT_FINITE = "the model's logits are not finite: its weights or the expert's scales are too large"
+
+
+class OutputProcessor:
+    """Knows the unfinished requests, and keeps their deltas until they are delivered.
+
+    A sequence is marked as computed last, after its token is sampled: if a step is interrupted in between, the next
+    step computes the same chunk again.
+
+    eos_ids: the tokens that end an answer
+    """
+
+    def __init__(self, scheduler: Scheduler, first_passes: FirstPassManager, eos_ids: Seq[int]) -> None:
+        self._scheduler = scheduler
+        self._first_passes = first_passes
+        self._eos_ids = eos_ids
+        self._sequences: dict[int, Sequence] = {}
+        self._deltas: list[Delta] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is unfinished or a delta undelivered."""
+        return bool(self._sequences or self._deltas)
+
+    @property
+    def has_deltas(self) -> bool:
+        return bool(self._deltas)
+
+    def add(self, sequence: Sequence) -> None:
+        """Takes note of a new request."""
+        self._sequences[sequence.request_id] = sequence
+
+    def take_deltas(self) -> list[Delta]:
+        """Hands the undelivered deltas out."""
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def put_back(self, deltas: Iterable[Delta]) -> None:
+        """Keeps deltas that were taken, to be delivered before later ones."""
+        self._deltas = [*deltas, *self._deltas]
+
+    def process_outputs(self, outputs: Iterable[ChunkOutput]) -> None:
+        """Marks the chunks as computed, and samples a token where they are complete."""
+        for output in outputs:
+            self._process(output)
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request with the text so far; unknown ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, sequence.text.finish(), [], "cancelled")
+
+    def fail(self, sequence: Sequence, error: str) -> None:
+        """Ends a request with an error."""
+        self._finish(sequence, "", [], "error", error)
+
+    def _process(self, output: ChunkOutput) -> None:
+        chunk, sequence = output.chunk, output.chunk.sequence
+        for layer in chunk.cache_layers:
+            sequence.cache_states(layer, chunk.start, output.states[layer])
+        if sequence.pooling is not None:
+            self._pool_states(output)
+        elif output.next_token is None:
+            sequence.advance(chunk.count)
+        elif not output.next_token.is_finite:
+            self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
+        else:
+            self._append_token(chunk, output.next_token)
+
+    def _pool_states(self, output: ChunkOutput) -> None:
+        """Adds a chunk's states to the mean that a first pass wants."""
+        chunk, sequence = output.chunk, output.chunk.sequence
+        pooling = sequence.pooling
+        assert pooling is not None
+        pooling.add(chunk.start, output.states[pooling.layer])
+        if pooling.exit_layer is None:
+            sequence.advance(chunk.count)
+        else:
+            sequence.advance_below(output.states[pooling.exit_layer])
+        if pooling.done:
+            self._first_passes.on_pooled(sequence)
+
+    def _append_token(self, chunk: Chunk, next_token: TokenLogits) -> None:
+        """Samples the next token and appends it with its text."""
+        sequence, request = chunk.sequence, chunk.sequence.request
+        token_id, logits = next_token.greedy_id, next_token.logits
+        if request.score and sequence.num_generated == 0:
+            sequence.scores = scores(logits, request.score)
+        if request.sampling.temperature > 0:
+            token_id = sample_token(logits, request.sampling, sequence.seed, sequence.num_generated)
+        entry = None if request.logprobs is None else logprobs(logits, token_id, request.logprobs)
+        text, reason = sequence.append(token_id, entry, self._eos_ids)
+        sequence.advance(chunk.count)
+        if reason is None:
+            self._deltas.append(Delta(sequence.request_id, text, [token_id]))
+        else:
+            self._finish(sequence, text, [token_id], reason)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        text: str,
+        token_ids: list[int],
+        reason: FinishReason,
+        error: str | None = None,
+    ) -> None:
+        """Ends a sequence: a request gets its last delta, a first pass its scores."""
+        self._scheduler.remove(sequence)
+        if self._first_passes.on_scored(sequence, error):
+            return
+        self._first_passes.remove(sequence)
+        self._sequences.pop(sequence.request_id, None)
+        result = sequence.result(reason, error)
+        self._deltas.append(Delta(sequence.request_id, text, token_ids, result))
