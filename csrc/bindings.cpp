@@ -61,7 +61,6 @@ TORCH_LIBRARY_IMPL(zweave, CPU, m) {
 namespace py = pybind11;
 using zweave::AdaptedLinear;
 using zweave::Decoder;
-using zweave::DecoderBatch;
 using zweave::DecoderConfig;
 using zweave::DecoderLayer;
 using zweave::PackedMatrix;
@@ -100,8 +99,8 @@ PYBIND11_MODULE(_C, m) {
                        const AdaptedLinear& v, const AdaptedLinear& o, const AdaptedLinear& gate,
                        const AdaptedLinear& up, const AdaptedLinear& down, at::Tensor k_cache,
                        at::Tensor v_cache, int64_t window) {
-             return DecoderLayer{input_norm, mlp_norm, q_norm, k_norm, q,       k,       v,
-                                 o,          gate,     up,     down,   k_cache, v_cache, window};
+             return DecoderLayer{input_norm, mlp_norm, q_norm, k_norm, {q, k, v, o, gate, up, down},
+                                 k_cache,    v_cache,  window};
            }),
            py::kw_only(), py::arg("input_norm"), py::arg("mlp_norm"), py::arg("q_norm"), py::arg("k_norm"),
            py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("gate"), py::arg("up"),

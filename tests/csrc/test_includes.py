@@ -21,7 +21,7 @@ FOLDERS = (
     "cpu/simd",
     "cuda",
 )
-# What programs without PyTorch compile.
+# What programs without PyTorch compile, and what a step of the decoder is made of.
 WITHOUT_TORCH = (
     "embed/*",
     "cpu/isa/*",
@@ -29,6 +29,9 @@ WITHOUT_TORCH = (
     "cpu/gemm/*",
     "cpu/simd/*",
     "cpu/threads/team.h",
+    "cpu/decoder/decoder_config.h",
+    "cpu/decoder/decoder_step.h",
+    "cpu/decoder/linear_view.*",
     "cuda/*.h",
     "cuda/*.cu*",
 )

@@ -26,8 +26,8 @@ class AttentionWork {
       longest_ = std::max(longest_, end - begin);
       int64_t keys = int64_t(a.position[end - 1]) + 1;
       if (a.window > 0) keys = std::min(keys, a.window + end - begin);
-      // In rows times keys. Up to twelve rows it is that of reading the keys, and an item has its own.
-      const int64_t cost = (keys + 16) * std::max<int64_t>(12, (end - begin) * group);
+      // Time in keys times rows, and some for the item itself.
+      const int64_t cost = (keys + 16) * std::max(kMemoryBoundRows, (end - begin) * group);
       for (int64_t head = 0; head < a.kv_heads; ++head) {
         items_.push_back({begin, end, head});
         before_.push_back(total_);

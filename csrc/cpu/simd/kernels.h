@@ -29,6 +29,9 @@ constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;
 // Rows that a product works on together: few enough for their inputs to stay in the second-level cache.
 constexpr int64_t kRows = 96;
 
+// Rows up to which a product takes as long as reading its weights, or its keys.
+constexpr int64_t kMemoryBoundRows = 12;
+
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // From row to row of a buffer: rows that lie a multiple of 2 KiB apart fall on the same lines of the
