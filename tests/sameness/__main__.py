@@ -26,7 +26,7 @@ import smollm2
 import torch
 import trained
 from digests import first_difference, plain
-from workplace import workplace
+from surroundings import surroundings
 
 from zweave.kernels import cpu_isa
 
@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose names match alone")
     arguments = parser.parse_args()
-    with workplace(arguments.only):
+    with surroundings(arguments.only):
         return {"record": record, "compare": compare}[arguments.command](arguments.file, arguments.only)
 
 

@@ -14,7 +14,7 @@ from unittest import mock
 from digests import of_tensors
 from models import tiny, tiny_engine
 from safetensors.torch import load_file
-from workplace import fixed_clock
+from surroundings import fixed_clock
 
 from zweave.cli.main import main
 
