@@ -39,6 +39,7 @@ def extension() -> CppExtension:
             sources + cuda_sources,
             depends=headers,
             include_dirs=[str(ROOT / "csrc")],
+            define_macros=[("ZWEAVE_CUDA", None)],
             extra_compile_args={"cxx": cxx, "nvcc": nvcc},
             extra_link_args=link,
         )

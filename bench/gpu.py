@@ -24,7 +24,11 @@ ZWEAVE = (sys.executable, "-m", "zweave.cli.main")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A command and the seconds that it may take; `figures`: it is a bench, whose last line is JSON."""
+    """A command.
+
+    seconds: that it may take.
+    figures: whether it is a bench, whose last line is JSON.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -44,7 +48,7 @@ class Done:
 def parts(out: Path, rebuild: bool) -> list[Part]:
     """What is run, in this order."""
     pip = (sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", ".")
-    # Other files may want packages that are not there.
+    # Other files may need packages that are not installed.
     files = [
         str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()
     ]
@@ -90,7 +94,7 @@ def _run(part: Part, out: Path, limit: float) -> Done:
     log = out / f"{part.name}.txt"
     start = time.monotonic()
     status: int | str
-    # Not the checkout's own folders on the path: they have the names of other packages.
+    # Without the checkout on the path: its folders have the names of other packages.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
         "PYTHONSAFEPATH": "1"
     }

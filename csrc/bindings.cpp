@@ -1,11 +1,12 @@
-// The schema of every op, once; csrc/cpu and csrc/cuda only add implementations. Beside the ops there is what
-// keeps state: the decoder.
+// The schema of every op, once, and which function of csrc/cpu computes it; csrc/cuda adds its own. Beside
+// the ops there is what keeps state: the decoder.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "cpu/decoder/decoder.h"
-#include "cpu/simd/isa.h"
+#include "cpu/isa/isa.h"
+#include "cpu/ops/ops.h"
 #include "cpu/threads/huge_pages.h"
 
 TORCH_LIBRARY(zweave, m) {
@@ -31,12 +32,35 @@ TORCH_LIBRARY(zweave, m) {
   m.def(
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor sequence, "
       "Tensor position, float scale, int window) -> Tensor");
+#ifdef ZWEAVE_CUDA
+  m.def("linear_decode(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "svf_linear_decode(Tensor x, Tensor vt, Tensor u, Tensor scale, Tensor slot, Tensor? bias) -> Tensor");
+  m.def(
+      "svf_delta_linear_decode(Tensor x, Tensor w, Tensor vt, Tensor u, Tensor delta, Tensor slot, "
+      "Tensor? bias) -> Tensor");
+#endif
+}
+
+TORCH_LIBRARY_IMPL(zweave, CPU, m) {
+  m.impl("pack", zweave::ops::pack);
+  m.impl("unpack", zweave::ops::unpack);
+  m.impl("linear", zweave::ops::linear);
+  m.impl("svf_linear", zweave::ops::svf_linear);
+  m.impl("svf_delta_linear", zweave::ops::svf_delta_linear);
+  m.impl("greedy", zweave::ops::greedy);
+  m.impl("mix", zweave::ops::mix);
+  m.impl("rms_norm", zweave::ops::rms_norm);
+  m.impl("add_rms_norm", zweave::ops::add_rms_norm);
+  m.impl("rope", zweave::ops::rope);
+  m.impl("silu_mul", zweave::ops::silu_mul);
+  m.impl("write_kv", zweave::ops::write_kv);
+  m.impl("paged_attention", zweave::ops::paged_attention);
 }
 
 namespace py = pybind11;
 using zweave::AdaptedLinear;
 using zweave::Decoder;
-using zweave::DecoderBatch;
 using zweave::DecoderConfig;
 using zweave::DecoderLayer;
 using zweave::PackedMatrix;
@@ -56,13 +80,13 @@ PYBIND11_MODULE(_C, m) {
   py::class_<AdaptedLinear>(m, "AdaptedLinear")
       .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
                        OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
-                       at::Tensor ways, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
+                       at::Tensor modes, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
                        int64_t u_group, OptionalTensor supports) {
              std::optional<PackedMatrix> packed_vt, packed_u;
              if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
              if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
              return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,
-                                  scale,       delta,        bias,  ways,      supports};
+                                  scale,       delta,        bias,  modes,     supports};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
            py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"),
@@ -75,8 +99,8 @@ PYBIND11_MODULE(_C, m) {
                        const AdaptedLinear& v, const AdaptedLinear& o, const AdaptedLinear& gate,
                        const AdaptedLinear& up, const AdaptedLinear& down, at::Tensor k_cache,
                        at::Tensor v_cache, int64_t window) {
-             return DecoderLayer{input_norm, mlp_norm, q_norm, k_norm, q,       k,       v,
-                                 o,          gate,     up,     down,   k_cache, v_cache, window};
+             return DecoderLayer{input_norm, mlp_norm, q_norm, k_norm, {q, k, v, o, gate, up, down},
+                                 k_cache,    v_cache,  window};
            }),
            py::kw_only(), py::arg("input_norm"), py::arg("mlp_norm"), py::arg("q_norm"), py::arg("k_norm"),
            py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("gate"), py::arg("up"),

@@ -7,6 +7,7 @@ import warnings
 
 import torch  # noqa: F401  the extension wants its libraries loaded
 
+from . import registration  # noqa: F401  of the ops
 from ._C import cpu_isa, empty_in_huge_pages
 from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
@@ -18,7 +19,6 @@ from .layout.packed import Packed, pack, unpack, unpack_quantized
 from .layout.quantize import Quantized, dequantize, quantize
 from .linear import linear, linear_ref
 from .mix import mix, mix_ref
-from .registration import ops  # noqa: F401
 from .rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from .rope import rope, rope_ref
 from .silu_mul import silu_mul, silu_mul_ref

@@ -2,12 +2,15 @@
 
     y[t, h] = sum over j of softmax_j(scale q[t, h] . k[j]) v[j],   max(0, p - window + 1) <= j <= p
 
-    q [T, H, D]   k_cache, v_cache of blocks as in kv_layout.py   block_table [B, n]   ->   y [T, H, D]
+    q [T, H, D]   k_cache, v_cache of blocks as in layout/kv_layout.py   block_table [B, n]   ->   y [T, H, D]
 
 where p is the token's position, j a position of its sequence, and head h reads key-value head h / (H / G).
 Position j lies in block block_table[sequence, j / block_size] at j % block_size. A step of decoding and a
 chunk of a prompt are the same call: keys and values are in the cache (`write_kv`) before their queries ask
 for them. Bytes: the keys and values of each sequence once, for decoding; FLOPs: 4 D a query head and key.
+
+The kernel is C++, for a CPU: csrc/cpu/attention, of which attention.h is the start. There is none for CUDA yet, where
+the reference below runs, token by token. See docs/kernels/attention.md.
 """
 
 import torch
@@ -17,7 +20,7 @@ from .layout.kv_layout import block_size, read_kv, store_kv
 
 
 def write_kv_ref(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, index: Tensor) -> None:
-    """Semantics: stores k[t], v[t] at position offset of a block, block, offset = divmod(index[t], block_size)."""
+    """Semantics: stores k[t] and v[t] in block index[t] / block_size at offset index[t] % block_size."""
     size = block_size(k_cache, v_cache)
     store_kv(k, v, k_cache, v_cache, index // size, index % size)
 
@@ -34,13 +37,13 @@ def paged_attention_ref(
 ) -> Tensor:
     """Semantics: gathers each token's keys and values, softmax in float32, rounded once."""
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    share, size = q.shape[1] // k_cache.shape[1], block_size(k_cache, v_cache)
+    heads_per_kv, size = q.shape[1] // k_cache.shape[1], block_size(k_cache, v_cache)
     for t, (row, last) in enumerate(zip(sequence.tolist(), position.tolist(), strict=True)):
         first = max(0, last + 1 - window) if window else 0
         j = torch.arange(first, last + 1, device=q.device)
         block, offset = block_table[row].long()[j // size], j % size
         k, v = read_kv(k_cache, v_cache, block, offset, q.shape[2])
-        k, v = (x.float().repeat_interleave(share, 1) for x in (k, v))  # [keys, H, D]
+        k, v = (x.float().repeat_interleave(heads_per_kv, 1) for x in (k, v))  # [keys, H, D]
         score = torch.einsum("hd,jhd->hj", q[t].float(), k) * scale
         y[t] = torch.einsum("hj,jhd->hd", score.softmax(-1), v).to(q.dtype)
     return y

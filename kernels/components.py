@@ -14,8 +14,10 @@ from torch import Tensor
 def gather_components(u: Tensor, vt: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Semantics: u[:, index] and vt[index], contiguous.
 
-    u: [out_features, rank]; vt: [rank, in_features]; index: [kept] int64, each component at most once, in the
-    order of the columns of `delta`.
+    u: [out_features, rank].
+    vt: [rank, in_features].
+    index: [kept] int64, each component at most once, in the order of the columns of `delta`.
+    Returns u [out_features, kept] and vt [kept, in_features].
     Raises: ValueError if the factors do not fit each other or an index is not among the components.
     """
     if u.dim() != 2 or vt.dim() != 2 or u.shape[1] != vt.shape[0]:

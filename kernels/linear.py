@@ -13,16 +13,45 @@ import torch
 from torch import Tensor
 
 from .layout.packed import Weight, split
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of
+from .triton.gemm import gemm
 
 
 def linear_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Semantics: y = x @ weight.T + bias in float32, then rounded once."""
+    """Semantics: y = x @ weight.T + bias in float32, then rounded once.
+
+    x: [tokens, in_features].
+    weight: [out_features, in_features].
+    bias: [out_features], or None.
+    out_dtype: None for x's dtype.
+    """
     y = x.float() @ weight.float().T
     if bias is not None:
         y = y + bias.float()
     return y.to(out_dtype or x.dtype)
+
+
+def linear_triton(
+    x: Tensor, weight: Factor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Launches the GEMM on a CUDA device (or in Triton's interpreter, on CPU tensors).
+
+    x: [tokens, in_features], bf16, float16 or float32.
+    weight: [out_features, in_features], x's dtype, or quantised with one scale a row or groups of a multiple of 64.
+    bias: [out_features], x's dtype, or None.
+    out_dtype: None for x's dtype, or float32.
+    A row's result is the same bit for bit in every batch, and in `svf_delta_linear_triton` under slot 0.
+    Raises: ValueError on a wrong shape, stride or dtype, NotImplementedError on a wrong device.
+    """
+    check_input("linear", x)
+    M, _ = matrix_shape("linear", "weight", weight)
+    check_factor("linear", "weight", weight, (M, x.shape[1]), x)
+    if bias is not None:
+        check_tensor("linear", "bias", bias, (M,), x.dtype, x)
+    with on_device_of(x):
+        return gemm(x, weight, bias=bias, out_dtype=out_dtype)
 
 
 def linear(

@@ -19,7 +19,11 @@ from .triton.optional_triton import tl, triton
 
 
 def mix_ref(table: Tensor, alpha: Tensor) -> Tensor:
-    """Semantics: z = alpha @ table, in float32. table: [experts, rank]; alpha: [mixtures, experts]."""
+    """Semantics: z = alpha @ table, in float32.
+
+    table: [experts, rank].
+    alpha: [mixtures, experts].
+    """
     return alpha.float() @ table.float()
 
 
@@ -46,7 +50,11 @@ def _mix_kernel(
 
 @dataclass(frozen=True, slots=True)
 class MixConfig:
-    """Components of a tile and warps of a program."""
+    """Shape and resources of a tile.
+
+    block_r: components.
+    num_warps: warps of a program.
+    """
 
     block_r: int
     num_warps: int

@@ -41,7 +41,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Semantics: residual += x, in place; y = rms_norm(residual).
 
-    x: [tokens, width], bf16 or float32; residual: [tokens, width], float32; rows may lie apart.
+    x: [tokens, width], bf16 or float32; rows may lie apart.
+    residual: [tokens, width], float32; rows may lie apart.
     weight: [width], float32 or x's dtype.
     Returns [tokens, width] in x's dtype.
     Raises: RuntimeError on a wrong shape, stride, dtype or device.

@@ -24,7 +24,8 @@ def rope_ref(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position: Tensor) -> None:
     """Semantics: rotates q and k in place by the angles of their positions.
 
-    q: [tokens, heads, head_size]; k: [tokens, kv_heads, head_size], bf16 or float32; tokens may lie apart.
+    q: [tokens, heads, head_size], bf16 or float32; tokens may lie apart.
+    k: [tokens, kv_heads, head_size], the same.
     cos, sin: [positions, head_size / 2], float32.
     position: [tokens], int32, 0 <= position < positions.
     Raises: RuntimeError on a wrong shape, stride, dtype or device, or a position outside the tables.

@@ -7,9 +7,9 @@
 T tokens, M out_features, N in_features, R = min(M, N) or fewer components, S slots.
 
 An expert only changes the scale between two products whose matrices all experts share, so no weights are
-gathered and no tokens sorted. Both products are one kernel (see product.py): the first ends with the row of the
-slot, the second with the bias. Bytes: R (M + N) weights, T (N + 2 R + M) activations, R float32 a slot in use;
-FLOPs: 2 T R (M + N). See docs/kernels/svf_linear.md.
+gathered and no tokens sorted. In Triton both are launches of one kernel (triton/gemm.py): the first ends with the
+slot's row of the scale, the second with the bias. Bytes: R (M + N) weights, T (N + 2 R + M) activations, R float32 a
+slot in use; FLOPs: 2 T R (M + N). See docs/kernels/svf_linear.md.
 """
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .layout.packed import Weight, split
 from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
-from .triton.gemm import product
+from .triton.gemm import gemm
 
 # What the CPU takes; Triton takes float16 too.
 DTYPES = (torch.bfloat16, torch.float32)
@@ -28,8 +28,12 @@ def svf_linear_ref(
 ) -> Tensor:
     """Semantics: y[t] = u @ (scale[slot[t]] * (vt @ x[t])) + bias, in float32 throughout, then x's dtype.
 
-    x: [tokens, in_features]; vt: [rank, in_features]; u: [out_features, rank]; scale: [slots, rank];
-    slot: [tokens], 0 <= slot < slots; bias: [out_features] or None. vt and u may be quantised.
+    x: [tokens, in_features].
+    vt: [rank, in_features], or quantised.
+    u: [out_features, rank], or quantised.
+    scale: [slots, rank], sigma * z.
+    slot: [tokens], 0 <= slot < slots.
+    bias: [out_features], or None.
     Source: Transformer-Squared (arXiv 2501.06252), section 3.1, with scale = sigma * z.
     """
     projected = x.float() @ plain(vt).T
@@ -42,7 +46,7 @@ def svf_linear_ref(
 def svf_linear_triton(
     x: Tensor, vt: Factor, u: Factor, scale: Tensor, slot: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Launches both products on a CUDA device (or in Triton's interpreter, on CPU tensors).
+    """Launches both GEMMs on a CUDA device (or in Triton's interpreter, on CPU tensors).
 
     Arguments as in `svf_linear`; x may be float16 too; vt and u are plain, or quantised with one scale a row or
     groups of a multiple of 64. A token whose slot lies outside the table becomes NaN.
@@ -50,7 +54,7 @@ def svf_linear_triton(
     """
     _check(x, vt, u, scale, slot, bias)
     with on_device_of(x):
-        return product(product(x, vt, table=scale, slot=slot), u, bias=bias)
+        return gemm(gemm(x, vt, table=scale, slot=slot), u, bias=bias)
 
 
 def _check(x: Tensor, vt: Factor, u: Factor, scale: Tensor, slot: Tensor, bias: Tensor | None) -> None:

@@ -1,8 +1,12 @@
 """zweave: one resident language model, many adapted prompts in one batch."""
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+from ._moved import MovedModules
+
+# Type checkers know the name; to import it from typing would take longer than all the rest.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .dispatcher import Dispatch
     from .engine.async_engine import AsyncEngine
@@ -37,3 +41,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"zweave.{_MODULES.get(name, 'request')}"), name)
+
+
+if MovedModules not in sys.meta_path:
+    sys.meta_path.append(MovedModules)

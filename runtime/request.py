@@ -1,4 +1,4 @@
-"""What a caller asks for and what comes back."""
+"""Requests and results: what a caller writes and gets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -19,13 +19,13 @@ MAX_LOGPROBS = 100
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; the default is greedy.
+    """How the next token is sampled; the default is greedy.
 
     temperature: 0 takes the most likely token, 1 samples the model's own distribution.
     top_k: keep the k most likely tokens, 0 keeps all.
-    top_p: keep the most likely tokens whose probabilities reach top_p together, 1 keeps all.
+    top_p: keep the fewest of the most likely tokens whose probabilities add up to top_p, 1 keeps all.
     min_p: keep tokens at least min_p times as likely as the most likely one, 0 keeps all.
-    seed: the draws of a request depend on its seed and on nothing else; None takes a random one.
+    seed: the request's draws depend on its seed alone; None takes a random one.
     """
 
     temperature: float = 0.0
@@ -54,19 +54,20 @@ class Request:
     prompt: text, taken as it is, or token ids.
     messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
         a final assistant message is continued.
-    expert: a loaded expert's name, a mixture {name: weight or one weight a layer}, None for the base, or "auto":
-        a dispatcher finds out which (docs/dispatch.md).
-    dispatcher: for "auto", instead of the engine's.
-    max_tokens: at most so many tokens are generated.
+    expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
+        "auto" for the choice of a dispatcher (docs/dispatch.md).
+    max_tokens: the most tokens that are generated.
     stop: the answer ends before the first of these strings.
-    ignore_eos: go on after the model's end token.
-    logprobs: give each token's log-probability and those of the so many most likely ones.
-    salt: requests share keys and values only with requests of the same salt, a tenant's secret for instance.
-    score: token ids whose log-probabilities at the prompt's end are wanted, whatever is generated there.
-    kv_reuse: "approximate" leaves the prompt to the base model, whose keys and values are shared, and has the expert
-        act from the answer's header on, as if it were of scope `after_prompt`. An expert that was not trained so
-        answers worse, or wrongly (docs/kv_cache.md).
-    mixture: not to be given: `expert` parsed, None for the base and for "auto".
+    ignore_eos: continue after the model's end token.
+    sampling: how tokens are sampled.
+    logprobs: return each token's log-probability and those of this number of the most likely tokens.
+    salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
+    score: token ids whose log-probabilities at the prompt's end are returned, whatever is generated there.
+    dispatcher: for "auto", instead of the engine's.
+    kv_reuse: "approximate" computes the prompt by the base model, whose KV cache is shared, and applies the expert from
+        the answer's header on, as if its scope were `after_prompt`. An expert that was not trained so answers worse,
+        or wrongly (docs/kv_cache.md).
+    mixture: not to be given: `expert` parsed, None for the base model and for "auto".
     """
 
     prompt: str | Sequence[int] | None = None
@@ -123,34 +124,44 @@ class Request:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings as a tuple, however they were given."""
+        """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A generated token's natural log-probability under the model, before temperature and filters."""
+    """A generated token's natural log-probability under the model, before temperature and filters.
+
+    top: the most likely token ids and their log-probabilities, likeliest first.
+    """
 
     token_id: int
     logprob: float
-    top: Mapping[int, float]  # the most likely token ids and their log-probabilities, likeliest first
+    top: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A finished request.
 
-    expert: what the request said, or what was chosen for "auto"; dispatch tells how.
-    token_ids holds what was generated, the end token included; text leaves out special tokens and ends
-    before the stop string. finish_reason: "stop" (end token or stop string), "length" (max_tokens or the
-    model's context is used up), "cancelled", or "error" with the reason in `error`.
-    scores are the natural log-probabilities of the tokens that `Request.score` names, in its order.
-    reused_tokens: how many of the prompt's tokens were not computed, because their keys and values were in
-    the cache. resumed_tokens: how many more were computed only from the layer on that the expert acts from.
-    reuse: which kind (docs/kv_cache.md), None if there were none: "same_mixture"; "after_prompt" if they all
-    are the base model's, before the tokens that the expert acts on; "first_layer" if some were resumed; or
-    "approximate", where that was asked for.
-    These tell of the way, not of the answer: results that differ in nothing else are equal.
+    `reuse`, `reused_tokens` and `resumed_tokens` say how the answer was computed and do not count when results are
+    compared.
+
+    text: the answer without special tokens, ended before the stop string.
+    token_ids: all generated tokens, the end token included.
+    logprobs: of each generated token, if the request asked for them.
+    expert: what the request said, or what was chosen for "auto".
+    finish_reason: "stop" (end token or stop string), "length" (max_tokens or the model's context is used up),
+        "cancelled", or "error" with the reason in `error`.
+    prompt_tokens: length of the prompt.
+    error: why the request failed.
+    reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused
+        tokens are the base model's, before those that the expert acts on; "first_layer" if some were resumed; or
+        "approximate", where that was asked for.
+    reused_tokens: tokens of the prompt that were not computed because their keys and values were cached.
+    resumed_tokens: further tokens that were computed only from the expert's first layer on.
+    scores: natural log-probabilities of the tokens in `Request.score`, in its order.
+    dispatch: how the expert of "auto" was chosen.
     """
 
     text: str
@@ -169,7 +180,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a step added to one request; `result` is set on its last one."""
+    """What a step added to one request.
+
+    result: set in the request's last delta.
+    """
 
     request_id: int
     text: str

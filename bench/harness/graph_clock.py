@@ -12,8 +12,9 @@ LEAST_CALLS = 8
 
 
 class GraphClock:
-    """Seconds a call. The graph goes through all copies of the weights, so that the launch of the graph and
-    what the last replay left in the cache weigh little."""
+    """Seconds of a call. The graph goes through all copies of the weights, so that its launch and what the last replay
+    left in the cache weigh little.
+    """
 
     _flushed: torch.Tensor | None = None
 
@@ -22,7 +23,7 @@ class GraphClock:
         self._calls = [*calls] * rounds
         self._graph = torch.cuda.CUDAGraph()
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # Compiles and tunes what must not happen while capturing.
+        # Compiles and tunes before the capture, during which it could not.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

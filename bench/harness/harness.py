@@ -35,15 +35,16 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One way to do the work that a bench asks for.
+    """An implementation of the work that a bench measures.
 
     name: as tables and JSON rows show it.
     calls: the work, once with each copy of its weights; a copy is cold when its turn comes again.
     error: the distance of its output from the truth, computed before anything is timed.
     limit: the largest error that counts as rounding.
-    share: how much of the work a call does, for work that is too long to be done whole.
+    share: how much of the work a call does, where the whole would take too long.
     labels: further keys of its JSON row.
-    moved, flops: bytes and operations of the whole work.
+    moved: bytes that the whole work moves.
+    flops: operations of the whole work.
     """
 
     name: str
@@ -58,7 +59,13 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """seconds: median of a unit of work, None unless the output was right; note: why it was not."""
+    """What was measured of a provider.
+
+    error: of its output, None if it failed.
+    seconds: median time of the whole work, None unless the output was right.
+    rounds: readings that the median is of.
+    note: why there is no time.
+    """
 
     provider: Provider
     status: Status
@@ -68,7 +75,7 @@ class Outcome:
     note: str = ""
 
     def row(self) -> dict[str, object]:
-        """What all benches' JSON rows share."""
+        """The keys that the JSON rows of all benches share."""
         row: dict[str, object] = {"provider": self.provider.name, "status": self.status}
         row |= self.provider.labels | {"error": self.error, "seconds": self.seconds, "rounds": self.rounds}
         return row | ({"note": self.note} if self.note else {})
@@ -82,9 +89,9 @@ def wall_time(run: Run) -> float:
 
 
 class WallClock:
-    """Seconds a call on the CPU. A reading goes on with the copies where the last one stopped.
+    """Seconds of a call on the CPU. A reading continues with the copy after the last one's.
 
-    per_reading: calls that a reading takes; by default as many as fill `target` seconds, the copies at most.
+    per_reading: calls of a reading; by default as many as fill `target` seconds, at most one for each copy.
     """
 
     def __init__(self, calls: Sequence[Run], per_reading: int | None = None, target: float = 4e-3) -> None:
@@ -110,7 +117,7 @@ class WallClock:
 def measure(
     providers: Sequence[Provider], pace: Pace, make_clock: Callable[[Sequence[Run]], Clock] = WallClock
 ) -> list[Outcome]:
-    """Checks every provider, then times in turn those whose output is right; no other gets a time."""
+    """Checks every provider, then times those whose output is right, in turn; the others get no time."""
     outcomes = [_check(provider) for provider in providers]
     clocks: dict[int, Clock] = {}
     for index, outcome in enumerate(outcomes):
@@ -135,7 +142,7 @@ def _check(provider: Provider) -> Outcome:
     try:
         error = float(provider.error())
     except Exception as failure:
-        # A peer that cannot run must not take the other figures with it; the command still ends in an error.
+        # The other providers are measured all the same; the command still ends in an error.
         return _failed(provider, failure)
     # Written so that NaN is wrong.
     if error <= provider.limit:
@@ -150,9 +157,9 @@ def _failed(provider: Provider, failure: Exception) -> Outcome:
 
 
 def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float] | Exception]:
-    """Readings of each clock, or what it raised: it is not read again, and the others go on.
+    """The readings of each clock, or what it raised; a clock that raised is not read again.
 
-    A round reads each once, so that all meet the same machine, in an order drawn anew, so that none always follows
+    A round reads each clock once, so that all meet the same machine, in a new random order, so that none always follows
     the same neighbour: identical products differed by 4% behind different ones.
     """
     readings: list[list[float]] = [[] for _ in clocks]
@@ -178,11 +185,16 @@ def interleaved(clocks: Sequence[Clock], pace: Pace) -> list[list[float] | Excep
     return [failures.get(index, seconds) for index, seconds in enumerate(readings)]
 
 
-def ratio(outcome: Outcome, base: Outcome | None) -> float | None:
-    """Seconds over the base's seconds, None if either has none."""
-    if base is None or outcome.seconds is None or base.seconds is None:
+def ratio(outcome: Outcome | None, base: Outcome | None) -> float | None:
+    """Seconds of an outcome over those of another, None if either has none."""
+    if outcome is None or base is None or outcome.seconds is None or base.seconds is None:
         return None
     return outcome.seconds / base.seconds
+
+
+def per_second(amount: float, outcome: Outcome) -> float | None:
+    """How much of an amount of work is done in a second, None without a time."""
+    return amount / outcome.seconds if outcome.seconds else None
 
 
 def find(outcomes: Sequence[Outcome], name: str, **labels: object) -> Outcome | None:
@@ -195,9 +207,9 @@ def find(outcomes: Sequence[Outcome], name: str, **labels: object) -> Outcome | 
 
 
 def row_error(y: Tensor, truth: Tensor) -> float:
-    """The worst row's distance from the truth, relative to that row's length; NaN and infinity stay so.
+    """The worst row's distance from the truth, relative to that row's length; NaN and infinity are kept.
 
-    A row each and not the largest element: one component that was left out still shows.
+    Over rows instead of elements: a single component that was left out still shows.
     """
     if y.shape != truth.shape:
         raise ValueError(f"the output is {list(y.shape)}, not {list(truth.shape)}")

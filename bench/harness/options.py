@@ -3,10 +3,17 @@
 import argparse
 from collections.abc import Iterable
 
+from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.errors import ZweaveError
 from zweave.options.arguments import positive_number, positive_whole
 
 from .harness import Pace
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model that a bench runs, and its dtype."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
 
 
 def add_pace(parser: argparse.ArgumentParser, rounds: int, seconds: float | None = None) -> None:
@@ -22,7 +29,7 @@ def add_pace(parser: argparse.ArgumentParser, rounds: int, seconds: float | None
 
 
 def pace(args: argparse.Namespace, warmup: int = 1) -> Pace:
-    """What `add_pace` read; no warm-up where the check of the output is one."""
+    """The pace that the options of `add_pace` say; no warm-up where the check of the output is one."""
     return Pace(args.rounds, args.seconds or float("inf"), at_least=min(3, args.rounds), warmup=warmup)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zweave.errors import ZweaveError
+from zweave.io.figure import new_figure, write_png
 
 from .machine import machine
 from .report import Report, Row
@@ -18,9 +18,7 @@ def save_plot(report: Report, path: Path) -> None:
 
     Raises ZweaveError if matplotlib is missing or the file cannot be written.
     """
-    figure_class, canvas = _matplotlib()
-    figure = figure_class(figsize=(10, 6.5), layout="constrained")
-    canvas(figure)
+    figure = new_figure(10, 6.5)
     axes = figure.add_subplot()
     rows = [row for row in report.rows if row.get("seconds") is not None]
     if report.plot == "roofline" and report.roofs is not None:
@@ -29,23 +27,11 @@ def save_plot(report: Report, path: Path) -> None:
         _draw_bars(axes, rows)
     info = machine()
     axes.set_title(f"{report.title}\n{info['gpu'] or info['cpu']}, {info['threads']} threads", fontsize=10)
-    try:
-        figure.savefig(path, format="png", dpi=130)
-    except OSError as error:
-        raise ZweaveError(f"cannot write the plot {path}: {error.strerror or error}") from None
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ZweaveError("--plot needs matplotlib: pip install 'zweave[bench]'") from None
-    return Figure, FigureCanvasAgg
+    write_png(figure, path)
 
 
 def _draw_roofline(axes: Any, rows: Sequence[Row], roofs: tuple[float, float]) -> None:
-    """Operations a second over operations a byte; the roof is where no point can be above."""
+    """Operations a second over operations a byte; no point can lie above the roof."""
     read, arithmetic = roofs
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:

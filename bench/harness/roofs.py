@@ -1,10 +1,9 @@
 """The machine's limits, timed in the same rounds as the providers: a neighbour that slows one slows both.
 
 Reads stream a buffer far larger than the caches; nothing is written, for writes would cost bandwidth that a
-product of few tokens does not spend. Several ways are tried and the fastest is the roof, as it is for the
-arithmetic, whose candidates are products that keep every core busy, torch's and ours. On a CPU the least that
-any call of an op costs is timed too, by a product of next to no size: the smallest matrices cannot come nearer
-to a roof.
+product of few tokens does not spend. Several kinds of reads are tried and the fastest is the roof, as it is for the
+arithmetic, whose candidates are products that keep every core busy, torch's and ours. On a CPU the overhead of
+an op's call is timed too, by a product of next to no size: the smallest matrices cannot come nearer to a roof.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +32,12 @@ PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 1024), (1536, 576, 512))
 
 @dataclass(frozen=True, slots=True)
 class Roofs:
-    """read: bytes a second; arithmetic: multiplications and additions a second; call: seconds of an empty call."""
+    """The machine's limits.
+
+    read: bytes a second.
+    arithmetic: multiplications and additions a second.
+    call: seconds of an empty call.
+    """
 
     read: float
     arithmetic: float
@@ -86,7 +90,7 @@ def roof_providers(dtype: torch.dtype, chunk_bytes: int = CHUNK_BYTES) -> list[P
         providers.append(_roof(ARITHMETIC, f"F.linear {size}", [partial(F.linear, x, w)], flops=flops))
         providers.append(_roof(ARITHMETIC, f"linear {size}", [partial(linear, x, pack(w))], flops=flops))
     x, w = torch.ones(1, 16, dtype=dtype), torch.ones(16, 16, dtype=dtype)
-    # Many in a row, as the small products are timed: the first ones find the dispatcher's code evicted.
+    # Many in a row, as the small products are timed: the first ones find PyTorch's dispatch code evicted.
     return [*providers, _roof(CALL, "linear 16 x 16", [partial(linear, x, pack(w))] * 500)]
 
 
@@ -114,8 +118,10 @@ def cuda_roof_providers(dtype: torch.dtype, device: torch.device) -> list[Provid
     return providers
 
 
-def _roof(name: str, way: str, calls: Sequence[Run], moved: float = 0.0, flops: float = 0.0) -> Provider:
-    return Provider(name, calls, lambda: 0.0, 0.0, labels={"way": way}, moved=moved, flops=flops)
+def _roof(
+    name: str, candidate: str, calls: Sequence[Run], moved: float = 0.0, flops: float = 0.0
+) -> Provider:
+    return Provider(name, calls, lambda: 0.0, 0.0, labels={"candidate": candidate}, moved=moved, flops=flops)
 
 
 def roofline_keys(outcome: Outcome, roofs: Roofs) -> dict[str, object]:

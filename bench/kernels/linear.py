@@ -1,7 +1,7 @@
 """How near do the linears come to the machine's roofs, and what does an expert cost?
 
-Shapes of well-known models, T tokens under E experts. Weights rotate so that they come from memory, the ways run
-in turn, and no way gets a time unless its output agrees with float64.
+Shapes of well-known models, T tokens under E experts. Weights rotate so that they come from memory, the forms run
+in turn, and no form gets a time unless its output agrees with float64.
 """
 
 import argparse
@@ -13,19 +13,19 @@ from ..harness.harness import Clock, Outcome, Provider, Run, WallClock, find, me
 from ..harness.options import add_pace, chosen, numbers, pace
 from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
-from .integer_ways import INTEGER_WAYS
+from .integer_forms import INTEGER_FORMS
 from .linear_case import Operands
-from .linear_ways import ONCE, WAYS, At
+from .linear_forms import FORMS, ONCE, ProviderAt
 from .shapes import MODELS, Shape
 
-ALL = WAYS | INTEGER_WAYS
+ALL = FORMS | INTEGER_FORMS
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 COLUMNS = (
     Column("model", "model"),
     Column("shape", "M x N"),
     Column("T", "T", "d"),
     Column("E", "E", "d"),
-    Column("provider", "way"),
+    Column("provider", "form"),
     Column("seconds", "us", ".1f", 1e6),
     Column("gb_s", "GB/s", ".1f"),
     Column("gflop_s", "GFLOP/s", ".0f"),
@@ -41,23 +41,26 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shapes",
-        default="smollm2,llama3-8b",
-        help=f"of {', '.join(MODELS)}; separated by commas (%(default)s)",
-    )
-    parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
-    parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
-    parser.add_argument("--providers", help=f"of {', '.join(ALL)} (the first {len(WAYS)})")
+    add_cases(parser, "smollm2,llama3-8b")
+    parser.add_argument("--providers", help=f"of {', '.join(ALL)} (the first {len(FORMS)})")
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
     add_pace(parser, rounds=15, seconds=1.5)
 
 
+def add_cases(parser: argparse.ArgumentParser, shapes: str) -> None:
+    """Shapes, numbers of tokens and numbers of experts."""
+    parser.add_argument(
+        "--shapes", default=shapes, help=f"of {', '.join(MODELS)}; separated by commas (%(default)s)"
+    )
+    parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
+    parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
+
+
 def run(args: argparse.Namespace) -> Report:
-    names = chosen(args.providers, ALL, "--providers") if args.providers else list(WAYS)
+    names = chosen(args.providers, ALL, "--providers") if args.providers else list(FORMS)
     operands = operands_of(args)
-    ways = {name: ALL[name] for name in names}
-    return report("linear", args, operands, ways, lambda: roof_providers(DTYPES[args.dtype]))
+    forms = {name: ALL[name] for name in names}
+    return report("linear", args, operands, forms, lambda: roof_providers(DTYPES[args.dtype]))
 
 
 def operands_of(args: argparse.Namespace, device: str = "cpu") -> list[Operands]:
@@ -71,19 +74,22 @@ def report(
     bench: str,
     args: argparse.Namespace,
     operands: Sequence[Operands],
-    ways: Mapping[str, Callable[[Operands], At]],
+    forms: Mapping[str, Callable[[Operands], ProviderAt]],
     make_roofs: Callable[[], list[Provider]],
     make_clock: Callable[[Sequence[Run]], Clock] = WallClock,
     once: Container[str] = ONCE,
 ) -> Report:
-    """Measures all shapes, one after the other, and lets go of each before the next; once: the ways without experts."""
+    """Measures the shapes one after the other and frees each before the next.
+
+    once: names of the forms whose cost does not depend on the experts.
+    """
     tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
     rows: list[Row] = []
     roofs: list[Roofs] = []
     missing: dict[str, str] = {}
     roof_candidates = make_roofs()
     for operand in operands:
-        prepared = prepare(operand, ways, missing)
+        prepared = prepare(operand, forms, missing)
         for T in tokens:
             providers = [*roof_candidates, *_providers(prepared, T, [E for E in experts if E <= T], once)]
             with torch.inference_mode():
@@ -98,7 +104,7 @@ def report(
         sections=("shape", "T"),
         plot="roofline",
         roofs=(max(r.read for r in roofs), max(r.arithmetic for r in roofs)),
-        notes=[f"Left out {way}: {reason}" for way, reason in missing.items()],
+        notes=[f"Left out {form}: {reason}" for form, reason in missing.items()],
     )
 
 
@@ -112,27 +118,27 @@ def _distinct(models: Sequence[str]) -> list[Shape]:
 
 @torch.inference_mode()
 def prepare(
-    operands: Operands, ways: Mapping[str, Callable[[Operands], At]], missing: dict[str, str]
-) -> dict[str, At]:
-    """The ways with their weights; those whose kernel this build lacks go to `missing`, with the reason."""
+    operands: Operands, forms: Mapping[str, Callable[[Operands], ProviderAt]], missing: dict[str, str]
+) -> dict[str, ProviderAt]:
+    """The forms with their weights; those whose kernel this build lacks go to `missing`, with the reason."""
     prepared = {}
-    for name, way in ways.items():
+    for name, form in forms.items():
         try:
-            prepared[name] = way(operands)
+            prepared[name] = form(operands)
         except (ImportError, AttributeError) as error:
             missing[name] = str(error)
     return prepared
 
 
 def _providers(
-    prepared: Mapping[str, At], tokens: int, experts: Sequence[int], once: Container[str]
+    prepared: Mapping[str, ProviderAt], tokens: int, experts: Sequence[int], once: Container[str]
 ) -> list[Provider]:
     counts = {name: [1] if name in once else experts for name in prepared}
     return [at(tokens, E) for name, at in prepared.items() for E in counts[name]]
 
 
 def case_rows(shape: Shape, outcomes: Sequence[Outcome], roofs: Roofs) -> list[Row]:
-    """JSON rows of the ways at one shape and number of tokens."""
+    """JSON rows of the forms at one shape and number of tokens."""
     f_linear, dense = find(outcomes, "F.linear"), find(outcomes, "dense")
     rows: list[Row] = []
     for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""Operands of the linear bench: one shape's weights, many copies of them, and the float64 truth."""
+"""Operands of the linear bench: the weights of a shape, copies of them, and the float64 truth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +12,17 @@ from ..harness.machine import cache_bytes
 from .shapes import Shape
 
 LORA_RANK = 16
-# Rows of a float64 copy of a weight; all at once would need gigabytes.
+# Rows of a weight that are float64 at once; all of them would need gigabytes.
 TRUTH_ROWS = 4096
 T_ = TypeVar("T_")
 
 
 @dataclass(frozen=True)
 class Operands:
-    """Random weights of a shape, of the size that trained ones have, and inputs for up to `tokens` tokens.
+    """Random weights of a shape, about as large as trained ones, and inputs for up to `tokens` tokens.
 
-    x [T, N]; w [M, N]; vt [R, N]; u [M, R]; scale [E, R], row 0 being the base's; delta [E, K] with a row 0
-    of zeros; a [E, r, N] and b [E, M, r] of a LoRA of rank 16. Token t carries expert t mod E of the E that
-    a measurement asks for.
+    x [T, N]; w [M, N]; vt [R, N]; u [M, R]; scale [E, R]; delta [E + 1, K] with a row 0 of zeros; a [E, r, N] and
+    b [E, M, r] of a LoRA of rank 16. Token t is under expert t mod E of the E that a measurement asks for.
     """
 
     shape: Shape
@@ -82,7 +81,7 @@ class Operands:
         return self._normal(self.experts, self.shape.M, LORA_RANK, std=LORA_RANK**-0.5)
 
     def rotated(self, make: Callable[[], T_], size: int) -> list[T_]:
-        """Copies of a way's weights, so many that each is out of the cache when its turn comes again."""
+        """Copies of a form's weights, enough that each is out of the cache when its turn comes again."""
         return rotated(make, size, self.device)
 
     def slot(self, tokens: int, experts: int, first: int = 0) -> Tensor:

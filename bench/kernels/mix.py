@@ -25,7 +25,7 @@ LIMIT = 1e-5
 COLUMNS = (
     Column("E", "E", "d"),
     Column("B", "B", "d"),
-    Column("provider", "way"),
+    Column("provider", "provider"),
     Column("seconds", "us", ".1f", 1e6),
     Column("gb_s", "GB/s", ".1f"),
     Column("roof", "roof"),
@@ -82,19 +82,19 @@ def mix_providers(experts: int, mixtures: int, components: int) -> list[Provider
             z += alpha[:, expert, None] * table[expert]
         return z
 
-    def error(way: Callable[[Tensor, Tensor], Tensor]) -> float:
-        return row_error(way(table, alpha), alpha.double() @ table.double())
+    def error(function: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return row_error(function(table, alpha), alpha.double() @ table.double())
 
     return [
         Provider(
             name,
-            [partial(way, copy, alpha) for copy in tables],
-            error=partial(error, way),
+            [partial(function, copy, alpha) for copy in tables],
+            error=partial(error, function),
             limit=LIMIT,
             labels={"E": experts, "B": mixtures, "components": components},
             # The scale rows that come out stay in the cache.
             moved=4.0 * experts * (components + mixtures),
             flops=2.0 * mixtures * experts * components,
         )
-        for name, way in {"mix": mix, "matmul": mix_ref, "expert by expert": loop}.items()
+        for name, function in {"mix": mix, "matmul": mix_ref, "expert by expert": loop}.items()
     ]

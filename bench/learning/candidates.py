@@ -1,4 +1,4 @@
-"""Ways of letting candidate mixtures answer a task's shots: one mixed batch, or weights rebuilt for each."""
+"""How candidate mixtures answer a task's shots: as one mixed batch, or with weights rebuilt for each."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -43,7 +43,7 @@ class Population:
         self._weighting = Weighting(tuple(experts))
 
     def draw(self, number: int) -> list[Weights]:
-        """The population of a round; no two rounds share a candidate, so that none is found in a cache."""
+        """The population of a round; rounds share no candidate, so that none is found in a cache."""
         rng = np.random.default_rng(number)
         return [self._weighting.mixture(rng.random(len(self._experts))) for _ in range(self.size)]
 
@@ -53,7 +53,7 @@ class Population:
 
 
 class MixedBatch:
-    """What `zweave expert search` does: every candidate a row of the bank, all of them one batch."""
+    """As in `zweave expert search`: every candidate is a row of the bank, and all answer as one batch."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -68,7 +68,7 @@ def _answer(result: Result) -> Answer:
 
 
 class RebuiltInEngine(MixedBatch):
-    """Our own forward pass with weights rebuilt for each candidate: what the mixed batch alone is worth."""
+    """Our own forward pass with weights rebuilt for each candidate: shows what the mixed batch alone is worth."""
 
     def __init__(self, engine: Engine, decomposition: Decomposition) -> None:
         super().__init__(engine)

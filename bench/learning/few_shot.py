@@ -2,33 +2,32 @@
 
 A population of mixtures answers a task's shots: on our engine as one mixed batch, and candidate after candidate with
 weights rebuilt as the paper's code does it, answered by transformers or by our own forward pass. Every round is a
-population of its own. A judge, transformers in float32, looks at the answers and their log-likelihoods first.
+population of its own. The reference model, transformers in float32, checks the answers and their log-likelihoods first.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from statistics import fmean
 
 import torch
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 from zweave.experts import Expert, bundled_expert, bundled_experts
 from zweave.options.arguments import positive_whole
 from zweave.options.engine_options import EXPERT_HELP, load_named
 from zweave.options.task_options import TASK_HELP, add_data_option, data_folder
-from zweave.tasks import Sample, Task, balanced, prompt_ids, resolve_task
+from zweave.tasks import Sample, Task, balanced_shots, prompt_ids, resolve_task
 
 from ..harness.harness import Outcome, Provider, measure, ratio
-from ..harness.options import add_pace, pace
+from ..harness.options import add_model, add_pace, pace
 from ..harness.report import Column, Report, Row
-from ..serving.fixtures import Stage
+from ..serving.fixtures import Fixtures
 from .candidates import Answering, MixedBatch, Population, RebuiltInEngine, RebuiltModel
 
-# Mean distance of a token's reported log-probability from that of the judge's own choice, in nats. Rounding to
+# Mean distance of a token's reported log-probability from that of the reference model's choice, in nats. Rounding to
 # bfloat16 comes to .01 to .05 on SmolLM2, the answers of another mixture to .2, those of the base to .3 and more.
 SCORE_LIMITS = {torch.bfloat16: 0.1, torch.float32: 1e-2}
 OURS, PAPER = "zweave", "rebuilt, transformers"
@@ -46,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tasks", nargs="*", default=["subtraction"], metavar="TASK", help=f"{TASK_HELP} (subtraction)"
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     parser.add_argument(
         "--experts",
         nargs="+",
@@ -72,15 +70,17 @@ def run(args: argparse.Namespace) -> Report:
     shots: list[tuple[Task, list[Sample]]] = []
     for task in map(resolve_task, args.tasks):
         train = task.samples("train", data)
-        shots.append((task, list(islice(balanced(train, task.labels, 0), min(args.shots, len(train))))))
-    stage = Stage(args.model, args.dtype)
-    engine = Engine(stage.checkpoint.directory, dtype=args.dtype)
-    population = Population(_experts(engine, names), args.population, stage.config.num_layers)
-    ways = _ways(stage, engine, population)
+        shots.append((task, balanced_shots(train, task.labels, 0, args.shots)))
+    fixtures = Fixtures(args.model, args.dtype)
+    engine = Engine(fixtures.checkpoint.directory, dtype=args.dtype)
+    population = Population(_experts(engine, names), args.population, fixtures.config.num_layers)
+    answering = _answering(fixtures, engine, population)
     rows: list[Row] = []
     for task, some in shots:
-        case = Case(stage, engine, population, task, some, min(args.rebuilt, population.size))
-        outcomes = measure([case.provider(*way) for way in ways.items()], pace(args, warmup=0))
+        case = Case(fixtures, engine, population, task, some, min(args.rebuilt, population.size))
+        outcomes = measure(
+            [case.provider(name, answers) for name, answers in answering.items()], pace(args, warmup=0)
+        )
         rows += case.rows(outcomes)
     title = f"{args.population} mixtures of {len(names)} experts on {args.shots} shots, {args.dtype}"
     return Report("few-shot", title, COLUMNS, rows, sections=("task",))
@@ -95,24 +95,27 @@ def _experts(engine: Engine, names: Sequence[str]) -> dict[str, Expert]:
     return experts
 
 
-def _ways(stage: Stage, engine: Engine, population: Population) -> dict[str, Answering]:
-    """By name. The paper's procedure comes in both types: on a CPU either may be the faster."""
-    directory, factors = stage.checkpoint.directory, stage.decomposition
-    ways: dict[str, Answering] = {
+def _answering(fixtures: Fixtures, engine: Engine, population: Population) -> dict[str, Answering]:
+    """The providers by name. The paper's procedure comes in both types: on a CPU either may be the faster."""
+    directory, factors = fixtures.checkpoint.directory, fixtures.decomposition
+    answering: dict[str, Answering] = {
         OURS: MixedBatch(engine),
         "rebuilt, our forward pass": RebuiltInEngine(engine, factors),
     }
     for dtype in (torch.bfloat16, torch.float32):
         name = f"{PAPER} {str(dtype).removeprefix('torch.')}"
-        ways[name] = RebuiltModel(directory, factors, dtype, population, engine.tokenizer)
-    return ways
+        answering[name] = RebuiltModel(directory, factors, dtype, population, engine.tokenizer)
+    return answering
 
 
 @dataclass(frozen=True)
 class Case:
-    """One task's shots. few: candidates that are judged, and rebuilt in a round."""
+    """One task's shots.
 
-    stage: Stage
+    few: candidates that are checked, and rebuilt in a round.
+    """
+
+    fixtures: Fixtures
     engine: Engine
     population: Population
     task: Task
@@ -125,34 +128,34 @@ class Case:
 
     def provider(self, name: str, answers: Answering) -> Provider:
         taken = self.population.size if name == OURS else self.few
-        # Population 0 is judged.
+        # Population 0 is for the check.
         numbers = count(1)
 
         def call() -> object:
             return answers(self.task, self.shots, self.population.draw(next(numbers))[:taken])
 
         share = taken / self.population.size
-        limit = SCORE_LIMITS[torch.bfloat16 if "bfloat16" in name else self.stage.torch_dtype]
+        limit = SCORE_LIMITS[torch.bfloat16 if "bfloat16" in name else self.fixtures.torch_dtype]
         labels: dict[str, object] = {"task": self.task.name}
         return Provider(name, [call], lambda: self.error(answers), limit, share, labels)
 
     def error(self, answers: Answering) -> float:
-        """Mean over the tokens of |reported log p - the judge's log p of its own choice|.
+        """Mean over the tokens of |reported log p - the reference model's log p of its own choice|.
 
-        The answers are greedy: one by another mixture shows as one that is reported wrongly.
+        The answers are greedy: an answer under another mixture shows as a wrong log p.
         """
         candidates = self.population.draw(0)[: self.few]
         distances: list[float] = []
         for candidate, found in zip(candidates, answers(self.task, self.shots, candidates), strict=True):
-            changes = self.stage.judge.svf(self.population.expert(candidate))
+            changes = self.fixtures.reference_model.svf(self.population.expert(candidate))
             tokens = [[token for token, _ in answer] for answer in found]
-            best = self.stage.judge.likeliest(self.prompts, tokens, changes)
+            best = self.fixtures.reference_model.likeliest(self.prompts, tokens, changes)
             for answer, wanted in zip(found, best, strict=True):
                 distances += [abs(p - q) for (_, p), q in zip(answer, wanted, strict=True)]
         return fmean(distances)
 
     def rows(self, outcomes: Sequence[Outcome]) -> list[Row]:
-        """Seconds are of one candidate. vs_rebuilt: over those of the faster of the paper's procedures."""
+        """The rows; seconds are of one candidate, vs_rebuilt over the faster of the paper's procedures."""
         paper = [o for o in outcomes if o.provider.name.startswith(PAPER) and o.seconds is not None]
         base = min(paper, key=lambda outcome: outcome.seconds or 0.0, default=None)
         rows = []

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zweave.checkpoint.module_name import LINEARS, linear_of
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.experts import Support
 from zweave.options.arguments import positive_whole
 from zweave.train.forward import TreeCache, hidden_states
@@ -24,9 +23,9 @@ from zweave.train.svf import adapt
 from zweave.train.token_tree import TokenTree
 
 from ..harness.harness import Outcome, Provider, find, measure, ratio
-from ..harness.options import add_pace, pace
+from ..harness.options import add_model, add_pace, pace
 from ..harness.report import Column, Report, Row
-from ..serving.fixtures import Stage
+from ..serving.fixtures import Fixtures
 
 # Relative distance of a gradient. Activations are rounded to bfloat16 through 30 layers and back: transformers' own
 # gradient is .05 to .09 off. A thirtieth of the gradient's square left out, a layer's share, would be .18.
@@ -55,17 +54,16 @@ class RecomposedLinear(nn.Module):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     parser.add_argument("--batch", type=positive_whole, default=16, help="prompts (%(default)s)")
     parser.add_argument("--prompt", type=positive_whole, default=60, help="tokens, about (%(default)s)")
     add_pace(parser, rounds=7, seconds=60.0)
 
 
 def run(args: argparse.Namespace) -> Report:
-    stage = Stage(args.model, args.dtype)
-    batch = make_batch(args.batch, args.prompt, stage.config.vocab_size)
-    outcomes = measure(_providers(stage, batch), pace(args))
+    fixtures = Fixtures(args.model, args.dtype)
+    batch = make_batch(args.batch, args.prompt, fixtures.config.vocab_size)
+    outcomes = measure(_providers(fixtures, batch), pace(args))
     base = find(outcomes, "rebuilt weights")
     title = f"A training step of {args.batch} prompts of about {args.prompt} tokens in {args.dtype}"
     return Report("train", title, COLUMNS, [_row(outcome, batch, base) for outcome in outcomes])
@@ -83,13 +81,13 @@ def make_batch(prompts: int, length: int, vocabulary: int) -> Batch:
     return [head + draw(max(1, count - len(head))) for count in spread]
 
 
-def recompose(model: nn.Module, stage: Stage) -> dict[str, RecomposedLinear]:
+def recompose(model: nn.Module, fixtures: Fixtures) -> dict[str, RecomposedLinear]:
     """Replaces the adapted linears by rebuilt ones; nothing else wants a gradient."""
     model.requires_grad_(False)
     found = {}
     for name, linear in list(model.named_modules()):
         if isinstance(linear, nn.Linear) and linear_of(name) in LINEARS:
-            u, sigma, vt = stage.decomposition.factors(name)
+            u, sigma, vt = fixtures.decomposition.factors(name)
             bias = linear.bias
             found[name] = RecomposedLinear(u.to(linear.weight.dtype), sigma, vt.to(linear.weight.dtype), bias)
             parent, _, child = name.rpartition(".")
@@ -127,9 +125,9 @@ def _scored(model: nn.Module, hidden: Tensor) -> Tensor:
     return log_policy[:, :6].sum()
 
 
-def _providers(stage: Stage, batch: Batch) -> list[Provider]:
-    float32 = Stage(str(stage.checkpoint.directory), "float32").transformers
-    linears = recompose(float32, stage)
+def _providers(fixtures: Fixtures, batch: Batch) -> list[Provider]:
+    float32 = Fixtures(str(fixtures.checkpoint.directory), "float32").transformers
+    linears = recompose(float32, fixtures)
     padded_score(float32, batch)().backward()
     truth = {name: linear.z.grad for name, linear in linears.items() if linear.z.grad is not None}
 
@@ -145,15 +143,15 @@ def _providers(stage: Stage, batch: Batch) -> list[Provider]:
             wanted = torch.cat([truth[key][: len(linear.z)] for key, linear in learnt.items()])
             return (torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted)).item()
 
-        return Provider(name, [step], error, GRADIENT_LIMITS[stage.torch_dtype])
+        return Provider(name, [step], error, GRADIENT_LIMITS[fixtures.torch_dtype])
 
     providers = []
     for name, support in (("zweave", "full"), ("zweave, leading:R/8", "leading:R/8")):
-        model = copy.deepcopy(stage.transformers)
-        learnt = adapt(model, stage.decomposition.factors, support=Support.parse(support))
+        model = copy.deepcopy(fixtures.transformers)
+        learnt = adapt(model, fixtures.decomposition.factors, support=Support.parse(support))
         providers.append(provider(name, tree_score(model, batch), learnt))
-    model = copy.deepcopy(stage.transformers)
-    rebuilt = recompose(model, stage)
+    model = copy.deepcopy(fixtures.transformers)
+    rebuilt = recompose(model, fixtures)
     providers.append(provider("rebuilt weights", tree_score(model, batch), rebuilt))
     providers.append(provider("rebuilt weights, transformers", padded_score(model, batch), rebuilt))
     return providers
@@ -162,5 +160,5 @@ def _providers(stage: Stage, batch: Batch) -> list[Provider]:
 def _row(outcome: Outcome, batch: Batch, base: Outcome | None) -> Row:
     return outcome.row() | {
         "tokens": sum(map(len, batch)),
-        "vs_recomposed": ratio(base, outcome) if base else None,
+        "vs_recomposed": ratio(base, outcome),
     }

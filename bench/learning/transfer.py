@@ -90,7 +90,7 @@ class Evaluation:
     dtype: str
 
     def rows(self, model: str, directory: Path, experts: Sequence[tuple[str, Expert | None]]) -> list[Row]:
-        """experts: by what they are called; those of one name share a row."""
+        """The accuracy of each expert; those of one name share a row."""
         engine = Engine(directory, dtype=self.dtype)
         methods = []
         for index, (name, expert) in enumerate(experts):
@@ -106,7 +106,7 @@ class Evaluation:
     def carried(
         self, model: str, source: Checkpoint, target: Checkpoint, expert: Expert, controls: int
     ) -> list[Row]:
-        """The target's rows: as it is, under the expert, and under the same z in random places."""
+        """The target's rows: the base model, the expert, and the same z in random places."""
         moved = transfer(expert, source, target)
         shuffles = [("z shuffled", shuffled(moved, seed)) for seed in range(controls)]
         experts = [("base", None), ("the expert carried over", moved), *shuffles]
@@ -123,8 +123,8 @@ def _seeds(args: argparse.Namespace, folder: Path, progress: Progress) -> list[R
         models = {}
         for seed, name in enumerate("AB"):
             directory = folder / name
-            stage = f"training the small model {name}"
-            make_model(directory, seed, args.pretraining, _steps_of(progress, stage, args.pretraining))
+            report = _steps_of(progress, f"training the small model {name}", args.pretraining)
+            make_model(directory, seed, args.pretraining, report)
             models[name] = Checkpoint(directory)
         expert, own = (_train(models[name], name, args.steps, folder, progress) for name in "AB")
         a, b = models["A"], models["B"]
@@ -135,9 +135,9 @@ def _seeds(args: argparse.Namespace, folder: Path, progress: Progress) -> list[R
         return rows + _overlap_rows("seeds", decompose(a), decompose(b))
 
 
-def _steps_of(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    """Reports the steps done of a stage."""
-    return lambda done: progress(stage, done, total)
+def _steps_of(progress: Progress, task: str, total: int) -> Callable[[int], None]:
+    """Reports how many steps of a task are done."""
+    return lambda done: progress(task, done, total)
 
 
 def _train(checkpoint: Checkpoint, name: str, steps: int, folder: Path, progress: Progress) -> Expert:
@@ -158,7 +158,7 @@ def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list
     samples = task.samples("test", data_folder(args))[: args.samples]
     source = resolve_model(args.model)
     expert = _expert(args.expert)
-    # Before anything is written: an expert for another model is told at once.
+    # Before anything is written, so that an expert for another model is an error at once.
     expert.check(source.config.adapted_shapes(), source.digest())
     directory = folder / "rounded"
     directory.mkdir()
@@ -179,7 +179,7 @@ def _expert(name: str) -> Expert:
 
 @contextmanager
 def _own_cache(folder: Path) -> Iterator[None]:
-    """Keeps decompositions of models that will be gone out of the user's cache."""
+    """Keeps decompositions of temporary models out of the user's cache."""
     before = os.environ.get(CACHE_VARIABLE)
     os.environ[CACHE_VARIABLE] = str(folder / "cache")
     try:

@@ -2,20 +2,20 @@
 
 16 requests of 64 prompt and 64 new tokens, greedy, whatever they say, under no, one or eight experts, by our engine,
 transformers, our experts attached to its model, PEFT's mixed batch of LoRA adapters, and by the paper's procedure,
-which rebuilds the weights for each expert; then one request alone. A judge in float32 looks at every answer first.
+which rebuilds the weights for each expert; then one request alone. A reference model in float32 checks every answer
+first.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.errors import ZweaveError
 from zweave.options.arguments import positive_whole
 
-from ..harness.harness import Outcome, Provider, find, measure, ratio
-from ..harness.options import add_pace, chosen, pace
+from ..harness.harness import Outcome, Provider, find, measure, per_second, ratio
+from ..harness.options import add_model, add_pace, chosen, pace
 from ..harness.report import Column, Report, Row
-from .fixtures import Stage
+from .fixtures import Fixtures
 from .peers.peer_providers import AttachedExperts, PeftLora, Recompose, generate
 from .workload import Workload
 
@@ -33,8 +33,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
     parser.add_argument("--providers", help=f"of {', '.join(PROVIDERS)} (all of them)")
@@ -44,18 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Report:
     names = chosen(args.providers, PROVIDERS, "--providers") if args.providers else list(PROVIDERS)
-    stage = Stage(args.model, args.dtype)
-    if args.prompt + args.new > stage.config.max_position:
-        raise ZweaveError(f"the model takes {stage.config.max_position} tokens: lower --prompt or --new")
+    fixtures = Fixtures(args.model, args.dtype)
+    if args.prompt + args.new > fixtures.config.max_position:
+        raise ZweaveError(f"the model takes {fixtures.config.max_position} tokens: lower --prompt or --new")
     missing: list[str] = []
     workload = Workload(args.requests, args.prompt, args.new)
     rows = _rows(
-        measure(_providers(names, stage, workload, args.experts, missing), pace(args, warmup=0)), workload
+        measure(_providers(names, fixtures, workload, args.experts, missing), pace(args, warmup=0)), workload
     )
     if not args.no_single:
         single = Workload(1, args.prompt, args.new)
         alone = [name for name in names if name in ALONE]
-        rows += _rows(measure(_providers(alone, stage, single, 1, []), pace(args, warmup=0)), single)
+        rows += _rows(measure(_providers(alone, fixtures, single, 1, []), pace(args, warmup=0)), single)
     return Report(
         "engine",
         f"{args.prompt} prompt and {args.new} new tokens a request, {args.dtype}, medians of runs in turn",
@@ -67,12 +66,12 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _providers(
-    names: Sequence[str], stage: Stage, workload: Workload, experts: int, missing: list[str]
+    names: Sequence[str], fixtures: Fixtures, workload: Workload, experts: int, missing: list[str]
 ) -> list[Provider]:
     providers = []
     for name in names:
         try:
-            providers.append(PROVIDERS[name](stage, workload, experts))
+            providers.append(PROVIDERS[name](fixtures, workload, experts))
         except (ImportError, ZweaveError) as error:
             missing.append(f"Left out {name}: {error}")
     return providers
@@ -82,89 +81,88 @@ def _rows(outcomes: Sequence[Outcome], workload: Workload) -> list[Row]:
     transformers, recompose = find(outcomes, "transformers"), find(outcomes, "recompose")
     rows = []
     for outcome in outcomes:
-        row = outcome.row() | {"requests": workload.requests, "prompt": workload.prompt, "new": workload.new}
-        slower = ratio(transformers, outcome) if transformers else None
-        rows.append(
-            row
-            | {
-                "tok_s": workload.new_tokens / outcome.seconds if outcome.seconds else None,
-                "ms_token": 1e3 * outcome.seconds / workload.new if outcome.seconds else None,
-                "vs_transformers": slower,
-                "vs_recompose": ratio(recompose, outcome) if recompose else None,
-            }
-        )
+        row = outcome.row() | workload.labels()
+        row |= {
+            "tok_s": per_second(workload.new_tokens, outcome),
+            "ms_token": 1e3 * outcome.seconds / workload.new if outcome.seconds else None,
+            "vs_transformers": ratio(transformers, outcome),
+            "vs_recompose": ratio(recompose, outcome),
+        }
+        rows.append(row)
     return rows
 
 
-def _ours(kind: str, many: bool) -> Callable[[Stage, Workload, int], Provider]:
+def _ours(kind: str, many: bool) -> Callable[[Fixtures, Workload, int], Provider]:
     """Our engine under one or all experts of a kind."""
 
-    def make(stage: Stage, workload: Workload, experts: int) -> Provider:
+    def make(fixtures: Fixtures, workload: Workload, experts: int) -> Provider:
         count = 0 if kind == "base" else experts if many else 1
         name = f"zweave {kind}" if kind != "always" else "zweave"
-        served = stage.served(workload, kind, count)
-        prompts = workload.prompts(stage.config)
-        return stage.text_provider(
-            name, served, lambda answers: stage.regret(prompts, answers, kind, count), experts=count
+        server = fixtures.engine_server(workload, kind, count)
+        prompts = workload.prompts(fixtures.config)
+        return fixtures.text_provider(
+            name, server, lambda answers: fixtures.regret(prompts, answers, kind, count), experts=count
         )
 
     return make
 
 
-def _transformers(stage: Stage, workload: Workload, experts: int) -> Provider:
-    prompts = workload.prompts(stage.config)
-    return stage.text_provider(
+def _transformers(fixtures: Fixtures, workload: Workload, experts: int) -> Provider:
+    prompts = workload.prompts(fixtures.config)
+    return fixtures.text_provider(
         "transformers",
-        lambda: generate(stage.transformers, prompts, workload.new),
-        lambda answers: stage.regret(prompts, answers),
+        lambda: generate(fixtures.transformers, prompts, workload.new),
+        lambda answers: fixtures.regret(prompts, answers),
         experts=0,
     )
 
 
-def _attached(many: bool) -> Callable[[Stage, Workload, int], Provider]:
+def _attached(many: bool) -> Callable[[Fixtures, Workload, int], Provider]:
     """transformers with our experts attached: all of them, or none."""
 
-    def make(stage: Stage, workload: Workload, experts: int) -> Provider:
+    def make(fixtures: Fixtures, workload: Workload, experts: int) -> Provider:
         count = experts if many else 0
-        prompts = workload.prompts(stage.config)
-        loaded = [stage.expert("always", index) for index in range(count)]
-        attached = AttachedExperts(stage.checkpoint.directory, loaded, stage.torch_dtype)
-        return stage.text_provider(
+        prompts = workload.prompts(fixtures.config)
+        loaded = [fixtures.expert("always", index) for index in range(count)]
+        attached = AttachedExperts(fixtures.checkpoint.directory, loaded, fixtures.torch_dtype)
+        return fixtures.text_provider(
             f"transformers-zweave{count}",
             lambda: attached(prompts, workload.new),
-            lambda answers: stage.regret(prompts, answers, "always", count),
+            lambda answers: fixtures.regret(prompts, answers, "always", count),
             experts=count,
         )
 
     return make
 
 
-def _peft(stage: Stage, workload: Workload, experts: int) -> Provider:
-    prompts = workload.prompts(stage.config)
-    lora = PeftLora(stage.checkpoint.directory, stage.decomposition.names, experts, stage.torch_dtype)
-    return stage.text_provider(
+def _peft(fixtures: Fixtures, workload: Workload, experts: int) -> Provider:
+    prompts = workload.prompts(fixtures.config)
+    lora = PeftLora(
+        fixtures.checkpoint.directory, fixtures.decomposition.names, experts, fixtures.torch_dtype
+    )
+    return fixtures.text_provider(
         "PEFT LoRA rank 16",
         lambda: lora(prompts, workload.new),
-        lambda answers: stage.mean_regret(
-            prompts, answers, lambda adapter: lora.changes(adapter, stage.judge.base), experts
+        lambda answers: fixtures.mean_regret(
+            prompts, answers, lambda adapter: lora.changes(adapter, fixtures.reference_model.base), experts
         ),
         experts=experts,
     )
 
 
-def _recompose(stage: Stage, workload: Workload, experts: int) -> Provider:
-    prompts = workload.prompts(stage.config)
-    procedure = Recompose(stage.checkpoint.directory, stage.decomposition, stage.torch_dtype)
-    loaded = [stage.expert("always", index) for index in range(experts)]
-    return stage.text_provider(
+def _recompose(fixtures: Fixtures, workload: Workload, experts: int) -> Provider:
+    prompts = workload.prompts(fixtures.config)
+    procedure = Recompose(fixtures.checkpoint.directory, fixtures.decomposition, fixtures.torch_dtype)
+    loaded = [fixtures.expert("always", index) for index in range(experts)]
+    return fixtures.text_provider(
         "recompose",
         lambda: procedure(prompts, loaded, workload.new),
-        lambda answers: stage.regret(prompts, answers, "always", experts),
+        lambda answers: fixtures.regret(prompts, answers, "always", experts),
         experts=experts,
     )
 
 
-PROVIDERS: dict[str, Callable[[Stage, Workload, int], Provider]] = {
+PROVIDERS: dict[str, Callable[[Fixtures, Workload, int], Provider]] = {
     "base": _ours("base", many=False),
     "one": _ours("always", many=False),
     "many": _ours("always", many=True),

@@ -6,13 +6,12 @@
 import argparse
 from functools import partial
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.options.arguments import positive_whole
 
-from ..harness.harness import find, measure, ratio
-from ..harness.options import add_pace, numbers, pace
+from ..harness.harness import find, measure, per_second, ratio
+from ..harness.options import add_model, add_pace, numbers, pace
 from ..harness.report import Column, Report
-from .fixtures import Answers, Stage
+from .fixtures import Answers, Fixtures
 from .workload import Workload
 
 COLUMNS = (
@@ -26,8 +25,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     for name, value in (("requests", 16), ("prompt", 64), ("new", 64)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
     parser.add_argument("--experts", default="1,16", metavar="E,...", help="(%(default)s)")
@@ -35,17 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    stage = Stage(args.model, args.dtype)
+    fixtures = Fixtures(args.model, args.dtype)
     workload = Workload(args.requests, args.prompt, args.new)
-    prompts = workload.prompts(stage.config)
+    prompts = workload.prompts(fixtures.config)
     counts = numbers(args.experts, "--experts")
 
     def regret(count: int, answers: Answers) -> float:
-        return stage.regret(prompts, answers, "always", count)
+        return fixtures.regret(prompts, answers, "always", count)
 
     providers = [
-        stage.text_provider(
-            "zweave", stage.served(workload, "always", count), partial(regret, count), experts=count
+        fixtures.text_provider(
+            "zweave", fixtures.engine_server(workload, "always", count), partial(regret, count), experts=count
         )
         for count in counts
     ]
@@ -54,7 +52,7 @@ def run(args: argparse.Namespace) -> Report:
     rows = [
         outcome.row()
         | {
-            "tok_s": workload.new_tokens / outcome.seconds if outcome.seconds else None,
+            "tok_s": per_second(workload.new_tokens, outcome),
             "vs_one": ratio(outcome, one),
         }
         for outcome in outcomes

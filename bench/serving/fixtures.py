@@ -1,4 +1,4 @@
-"""What the engine benches share: the model, experts by number, our engine and the judge, each made when wanted."""
+"""The fixtures of the serving benches: a model, experts by number, our engine, the reference model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,15 +14,15 @@ from zweave.engine import Engine
 from zweave.experts import Expert
 
 from ..harness.harness import Provider
-from .reference_model import REGRET_LIMITS, Changes, Judge, load_transformers
-from .served import Served
+from .engine_server import EngineServer
+from .reference_model import REGRET_LIMITS, Changes, ReferenceModel, load_transformers
 from .workload import Workload, random_expert
 
 Answers = list[list[int]]
 
 
-class Stage:
-    """A model and everything that may be asked of it."""
+class Fixtures:
+    """A model and what benches need of it, each made at its first use."""
 
     def __init__(self, model: str, dtype: str) -> None:
         self.dtype = dtype
@@ -47,12 +47,15 @@ class Stage:
         return load_transformers(self.checkpoint.directory, self.torch_dtype)
 
     @cached_property
-    def judge(self) -> Judge:
-        return Judge(self.checkpoint.directory, self.decomposition)
+    def reference_model(self) -> ReferenceModel:
+        return ReferenceModel(self.checkpoint.directory, self.decomposition)
 
-    @lru_cache(maxsize=64)  # noqa: B019 (a stage lives as long as the bench)
+    @lru_cache(maxsize=64)  # noqa: B019 (they live as long as the bench)
     def expert(self, kind: str, index: int) -> Expert:
-        """kind: "always", "after_prompt" with the same z, "first_layer" with those of the upper half, or "leading"."""
+        """An expert of a kind.
+
+        kind: "always", "after_prompt" with the same z, "first_layer" with those of the upper half, or "leading".
+        """
         if kind == "after_prompt":
             return replace(self.expert("always", index), scope="after_prompt")
         if kind == "first_layer":
@@ -63,18 +66,18 @@ class Stage:
 
     @lru_cache(maxsize=16)  # noqa: B019
     def _merged(self, kind: str, index: int) -> Changes:
-        return self.judge.svf(self.expert(kind, index))
+        return self.reference_model.svf(self.expert(kind, index))
 
-    def served(
+    def engine_server(
         self, workload: Workload, kind: str = "always", experts: int = 0, engine: Engine | None = None
-    ) -> Served:
-        """Our engine with so many experts of a kind loaded."""
+    ) -> EngineServer:
+        """Our engine with a number of experts of a kind loaded."""
         engine = engine or self.engine
         names = [f"{kind}-{index}" for index in range(experts)]
         for index, name in enumerate(names):
             if name not in engine.experts():
                 engine.load_expert(name, self.expert(kind, index))
-        return Served(engine, workload, names)
+        return EngineServer(engine, workload, names)
 
     def regret(
         self, prompts: Sequence[Sequence[int]], answers: Answers, kind: str = "always", experts: int = 0
@@ -95,11 +98,11 @@ class Stage:
         groups: int,
         adapted_from: int = 0,
     ) -> float:
-        """The same for any change of the weights, one for each of the groups that the prompts fall into."""
+        """Mean regret a token, prompt i being under change i mod `groups` of the weights."""
         total = 0.0
         for group in range(min(groups, len(prompts))):
             mine = range(group, len(prompts), groups)
-            total += self.judge.regret(
+            total += self.reference_model.regret(
                 [prompts[i] for i in mine], [answers[i] for i in mine], changes(group), adapted_from
             )
         return total / sum(len(answer) for answer in answers)
@@ -107,6 +110,6 @@ class Stage:
     def text_provider(
         self, name: str, serve: Callable[[], Answers], regret: Callable[[Answers], float], **labels: object
     ) -> Provider:
-        """A provider whose answers the judge looks at."""
+        """A provider whose answers are checked by their regret."""
         limit = REGRET_LIMITS[self.torch_dtype]
         return Provider(name, [serve], lambda: regret(serve()), limit, labels=labels)

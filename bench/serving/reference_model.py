@@ -1,7 +1,7 @@
-"""The truth that generated text is held against: transformers in float32 with merged weights.
+"""The reference model that generated text is checked with: transformers in float32 with merged weights.
 
-Greedy texts in bfloat16 part ways at near ties, so texts are not compared. Each token that a provider chose is
-looked up instead: how much less likely is it, to the judge, than the token that the judge would have chosen there?
+Greedy texts in bfloat16 diverge at near ties, so texts are not compared. Instead the regret of each token that a
+provider chose is taken: how much less likely is it, to the reference model, than the likeliest token there?
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from zweave.decomposition import Decomposition
 from zweave.experts import Expert
 
-# Weights that differ from the base's.
+# Weights that differ from the base model's, by module name.
 Changes: TypeAlias = Mapping[str, Tensor]
 
 # Mean over all tokens, in nats. In bfloat16 our engine stays below .01; transformers, whose residual stream is
@@ -23,7 +23,7 @@ REGRET_LIMITS = {torch.bfloat16: 0.2, torch.float32: 0.01}
 
 
 def load_transformers(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:
-    """transformers' own model, told never to end a text by itself."""
+    """transformers' own model, without an end token: it never ends a text by itself."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -34,7 +34,7 @@ def load_transformers(directory: Path, dtype: torch.dtype, attention: str = "sdp
     return model.eval().requires_grad_(False)
 
 
-class Judge:
+class ReferenceModel:
     """Computes the regret of generated tokens under changed weights."""
 
     def __init__(self, directory: Path, decomposition: Decomposition) -> None:
@@ -52,8 +52,9 @@ class Judge:
     ) -> float:
         """Sum over all tokens of log p(likeliest) - log p(chosen).
 
-        prompts, answers: of equal lengths each. changes: weights that differ from the base's.
-        adapted_from: the change acts from this position on.
+        prompts, answers: all prompts of one length, and all answers.
+        changes: weights that differ from the base model's.
+        adapted_from: the first position that the change acts on.
         """
         tokens = torch.tensor([[*p, *a] for p, a in zip(prompts, answers, strict=True)])[:, :-1]
         cache = None
@@ -72,14 +73,15 @@ class Judge:
         answers: Sequence[Sequence[int]],
         changes: Changes | None = None,
     ) -> list[list[float]]:
-        """The log-probability of the judge's own choice at each token of the answers, whose words it follows.
+        """The log-probability of the likeliest token at each position of the answers, which it reads on.
 
-        prompts, answers: of any lengths. changes: weights that differ from the base's.
+        prompts, answers: of any lengths.
+        changes: weights that differ from the base model's.
         """
         self._apply(changes or {})
         rows = [[*p, *a][:-1] for p, a in zip(prompts, answers, strict=True)]
         longest = max(map(len, rows))
-        # What is padded on the right is seen by nothing before it.
+        # Nothing attends to the padding on the right.
         tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         best = self._model(tokens).logits.log_softmax(2).amax(2)
         return [
@@ -96,7 +98,7 @@ class Judge:
         changes = {}
         for name, z in expert.z.items():
             u, sigma, vt = self._decomposition.factors(name)
-            # A leading expert changes the first components alone.
+            # A leading expert changes only the first components.
             kept = max((z != 1).nonzero().flatten().tolist(), default=-1) + 1
             delta = (sigma * (z - 1))[:kept]
             changes[name] = self.base[name] + (u[:, :kept] * delta) @ vt[:kept]

@@ -7,20 +7,19 @@ against transformers' forward with its own cache and an argmax. All contexts gro
 import argparse
 from collections.abc import Sequence
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.options.arguments import positive_whole
 
-from ..harness.harness import Outcome, Provider, find, measure, ratio
-from ..harness.options import add_pace, numbers, pace
+from ..harness.harness import Outcome, Provider, find, measure, per_second, ratio
+from ..harness.options import add_model, add_pace, numbers, pace
 from ..harness.report import Column, Report, Row
-from .fixtures import Stage
+from .engine_server import EngineSteps
+from .fixtures import Fixtures
 from .peers.peer_providers import TransformersSteps
 from .reference_model import REGRET_LIMITS
-from .served import DecodeSteps
 from .workload import Workload
 
-# Steps that the judge looks at before the timed ones.
-JUDGED = 8
+# Steps whose answers are checked, before the timed ones.
+CHECKED_STEPS = 8
 COLUMNS = (
     Column("tokens", "rows", "d"),
     Column("provider", "provider"),
@@ -33,8 +32,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     parser.add_argument("--tokens", default="1,16", metavar="T,...", help="rows of a step (%(default)s)")
     parser.add_argument("--prompt", type=positive_whole, default=64, help="(%(default)s)")
     parser.add_argument("--experts", type=positive_whole, default=8, help="at most (%(default)s)")
@@ -42,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    stage = Stage(args.model, args.dtype)
+    fixtures = Fixtures(args.model, args.dtype)
     rows: list[Row] = []
     for tokens in numbers(args.tokens, "--tokens"):
         workload = Workload(tokens, args.prompt, 1)
-        outcomes = measure(_providers(stage, workload, min(args.experts, tokens)), pace(args))
+        outcomes = measure(_providers(fixtures, workload, min(args.experts, tokens)), pace(args))
         transformers = find(outcomes, "transformers")
         rows += [_row(outcome, tokens, transformers) for outcome in outcomes]
     return Report(
@@ -58,35 +56,37 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
-def _providers(stage: Stage, workload: Workload, experts: int) -> list[Provider]:
-    prompts = workload.prompts(stage.config)
+def _providers(fixtures: Fixtures, workload: Workload, experts: int) -> list[Provider]:
+    prompts = workload.prompts(fixtures.config)
     providers = []
     # An engine steps all that it holds, so each batch has one of its own.
     for name, count in (("zweave base", 0), ("zweave", experts)):
-        served = stage.served(workload, "always", count, stage.new_engine())
-        providers.append(_provider(name, stage, prompts, DecodeSteps(served), count))
-    peer = TransformersSteps(stage.transformers, prompts)
-    return [*providers, _provider("transformers", stage, prompts, peer, 0)]
+        server = fixtures.engine_server(workload, "always", count, fixtures.new_engine())
+        providers.append(_provider(name, fixtures, prompts, EngineSteps(server), count))
+    peer = TransformersSteps(fixtures.transformers, prompts)
+    return [*providers, _provider("transformers", fixtures, prompts, peer, 0)]
 
 
 def _provider(
     name: str,
-    stage: Stage,
+    fixtures: Fixtures,
     prompts: Sequence[Sequence[int]],
-    steps: DecodeSteps | TransformersSteps,
+    steps: EngineSteps | TransformersSteps,
     experts: int,
 ) -> Provider:
     def error() -> float:
-        for _ in range(JUDGED):
+        for _ in range(CHECKED_STEPS):
             steps.step()
-        return stage.regret(prompts, steps.answers(), experts=experts)
+        return fixtures.regret(prompts, steps.answers(), experts=experts)
 
-    return Provider(name, [steps.step], error, REGRET_LIMITS[stage.torch_dtype], labels={"experts": experts})
+    return Provider(
+        name, [steps.step], error, REGRET_LIMITS[fixtures.torch_dtype], labels={"experts": experts}
+    )
 
 
 def _row(outcome: Outcome, tokens: int, transformers: Outcome | None) -> Row:
     return outcome.row() | {
         "tokens": tokens,
-        "tok_s": tokens / outcome.seconds if outcome.seconds else None,
-        "vs_transformers": ratio(transformers, outcome) if transformers else None,
+        "tok_s": per_second(tokens, outcome),
+        "vs_transformers": ratio(transformers, outcome),
     }

@@ -1,4 +1,4 @@
-"""What the engine benches serve: random prompts of equal length under random experts."""
+"""The workload of the serving benches: random prompts of equal length under random experts."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,15 @@ FIRST_PLAIN_TOKEN = 100
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """requests prompts of `prompt` tokens, each answered by `new` tokens, greedily, whatever they are."""
+    """`requests` prompts of `prompt` tokens, each answered greedily by `new` tokens, whatever these are."""
 
     requests: int = 16
     prompt: int = 64
     new: int = 64
+
+    def labels(self) -> dict[str, int]:
+        """Its sizes, as JSON rows have them."""
+        return {"requests": self.requests, "prompt": self.prompt, "new": self.new}
 
     @property
     def new_tokens(self) -> int:

@@ -1,5 +1,4 @@
-// Entry points of the decode kernels: ops of their own, so that kernels/cuda_decode.py says when they are
-// used.
+// The ops of the decode kernels; bindings.cpp has their schemas, kernels/cuda_decode.py says when they serve.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -7,6 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "cuda/decode_launch.h"
 
 namespace zweave::cuda {
@@ -73,16 +73,8 @@ class Call {
   }
 
  private:
-  // -1 stands for any size.
   void check(const char* name, const at::Tensor& tensor, at::IntArrayRef want, at::ScalarType dtype) const {
-    bool fits = tensor.dim() == int64_t(want.size());
-    for (size_t i = 0; fits && i < want.size(); ++i) fits = want[i] < 0 || want[i] == tensor.size(i);
-    TORCH_CHECK(fits, op_, ": ", name, " must have shape ", want, " (-1: any), not ", tensor.sizes());
-    TORCH_CHECK(tensor.device() == x_.device() && tensor.scalar_type() == dtype, op_, ": ", name, " must be ",
-                dtype, " on ", x_.device(), ", not ", tensor.scalar_type(), " on ", tensor.device());
-    const int64_t last = tensor.dim() - 1;
-    TORCH_CHECK(tensor.numel() == 0 || tensor.size(last) == 1 || tensor.stride(last) == 1, op_, ": ", name,
-                " must be contiguous in its last dimension");
+    Argument{op_, name, tensor, x_.device()}.shape(want).dtype(dtype);
   }
   int size(const at::Tensor& tensor, int64_t dimension) const {
     const int64_t n = tensor.size(dimension);
@@ -128,16 +120,6 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& w, const at::
 }
 
 }  // namespace
-
-TORCH_LIBRARY_FRAGMENT(zweave, m) {
-  m.def("linear_decode(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
-  m.def(
-      "svf_linear_decode(Tensor x, Tensor vt, Tensor u, Tensor scale, Tensor slot, Tensor? bias) -> Tensor");
-  m.def(
-      "svf_delta_linear_decode(Tensor x, Tensor w, Tensor vt, Tensor u, Tensor delta, Tensor slot, Tensor? "
-      "bias) "
-      "-> Tensor");
-}
 
 TORCH_LIBRARY_IMPL(zweave, CUDA, m) {
   m.impl("linear_decode", linear);

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "cpu/gemm/run_products.h"
-#include "cpu/simd/isa.h"
+#include "cpu/isa/isa.h"
 
 namespace zweave::embed {
 namespace {
@@ -31,30 +31,34 @@ int64_t panel_bytes(int64_t columns) {
 }
 
 template <class T>
-Term<T> term(const void* x, int64_t stride, const Matrix& matrix) {
+Weights weights_of(const Matrix& matrix) {
   Weights weights{};
   weights.panels = static_cast<const char*>(matrix.panels);
   weights.panel_bytes = panel_bytes<T>(matrix.columns);
   weights.storage = Storage::plain;
-  return {static_cast<const T*>(x), stride, weights, matrix.columns, nullptr};
+  return weights;
 }
 
 template <class T>
-Matmul<T> product(const Term<T>& first, int64_t outputs, const void* bias, void* y, int64_t stride) {
-  Matmul<T> result{};
-  result.terms[result.num_terms++] = first;
-  result.outputs = outputs;
-  result.bias = static_cast<const T*>(bias);
-  result.y = static_cast<T*>(y);
-  result.y_stride = stride;
-  return result;
+LinearOperands<T> operands(const Input& x, int64_t outputs, const void* bias, const Output& y) {
+  LinearOperands<T> a{};
+  a.x = static_cast<const T*>(x.data);
+  a.x_stride = x.stride;
+  a.inputs = x.width;
+  a.outputs = outputs;
+  a.bias = static_cast<const T*>(bias);
+  a.y = static_cast<T*>(y.data);
+  a.y_stride = y.stride;
+  return a;
 }
 
 template <class T>
-void scale_rows(Matmul<T>& product, const Scales& scales) {
-  product.scale = scales.data;
-  product.scale_stride = scales.stride;
-  product.slot = scales.slot;
+void add_factors(LinearOperands<T>& a, const Matrix& vt, const Matrix& u, const Scales& scales) {
+  a.rank = vt.rows;
+  a.vt = weights_of<T>(vt);
+  a.u = weights_of<T>(u);
+  a.scale = {scales.data, scales.stride};
+  a.slot = scales.slot;
 }
 
 // Rows [tokens, width] between two products.
@@ -79,9 +83,9 @@ class Hidden {
 };
 
 template <class T>
-void compute(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> products, int64_t tokens,
+void compute(const TypedKernels<T>& kernel, LinearMode mode, const LinearOperands<T>& a, int64_t tokens,
              int threads) {
-  run_products(kernel, products, tokens, [&](const auto& run) {
+  run_products(kernel, build_linear(mode, a), tokens, [&](const auto& run) {
     Team::Barrier barrier;
     const int wanted = omp_in_parallel() ? 1 : threads > 0 ? threads : omp_get_max_threads();
 #pragma omp parallel num_threads(wanted)
@@ -139,8 +143,9 @@ void linear(const Input& x, const Matrix& w, const void* bias, const Output& y, 
   check_rows("linear", x, w, w, y);
   if (x.tokens == 0 || w.rows == 0) return;
   dispatch(w.dtype, [&]<class T>(const TypedKernels<T>& kernel) {
-    compute(kernel, {product(term<T>(x.data, x.stride, w), w.rows, bias, y.data, y.stride)}, x.tokens,
-            threads);
+    LinearOperands<T> a = operands<T>(x, w.rows, bias, y);
+    a.dense = weights_of<T>(w);
+    compute(kernel, LinearMode::dense, a, x.tokens, threads);
   });
 }
 
@@ -151,11 +156,10 @@ void svf_linear(const Input& x, const Matrix& vt, const Matrix& u, const Scales&
   if (x.tokens == 0 || u.rows == 0) return;
   dispatch(u.dtype, [&]<class T>(const TypedKernels<T>& kernel) {
     const Hidden<T> hidden(x.tokens, vt.rows);
-    Matmul<T> first = product(term<T>(x.data, x.stride, vt), vt.rows, nullptr, hidden.data(), hidden.stride);
-    scale_rows(first, scale);
-    const Matmul<T> second =
-        product(term<T>(hidden.data(), hidden.stride, u), u.rows, bias, y.data, y.stride);
-    compute(kernel, {first, second}, x.tokens, threads);
+    LinearOperands<T> a = operands<T>(x, u.rows, bias, y);
+    add_factors(a, vt, u, scale);
+    a.hidden = {hidden.data(), hidden.stride, nullptr};
+    compute(kernel, LinearMode::factored, a, x.tokens, threads);
   });
 }
 
@@ -166,18 +170,16 @@ void svf_delta_linear(const Input& x, const Matrix& w, const Matrix& vt, const M
   require(w.rows == u.rows, "svf_delta_linear", "w and u must share their rows");
   check_scales("svf_delta_linear", x, vt, u, delta);
   if (x.tokens == 0 || w.rows == 0) return;
+  const bool adapted = std::any_of(delta.slot, delta.slot + x.tokens, [](int32_t slot) { return slot != 0; });
+  if (!adapted || vt.rows == 0) return linear(x, w, bias, y, threads);
   dispatch(w.dtype, [&]<class T>(const TypedKernels<T>& kernel) {
-    Matmul<T> outer = product(term<T>(x.data, x.stride, w), w.rows, bias, y.data, y.stride);
-    const bool adapted =
-        std::any_of(delta.slot, delta.slot + x.tokens, [](int32_t slot) { return slot != 0; });
-    if (!adapted || vt.rows == 0) return compute(kernel, {outer}, x.tokens, threads);
     const Hidden<T> hidden(x.tokens, vt.rows);
-    Matmul<T> inner = product(term<T>(x.data, x.stride, vt), vt.rows, nullptr, hidden.data(), hidden.stride);
-    scale_rows(inner, delta);
-    // The base's rows take W x alone, whatever row 0 of the table holds.
-    inner.zero_base = true;
-    outer.terms[outer.num_terms++] = term<T>(hidden.data(), hidden.stride, u);
-    compute(kernel, {inner, outer}, x.tokens, threads);
+    LinearOperands<T> a = operands<T>(x, w.rows, bias, y);
+    a.dense = weights_of<T>(w);
+    add_factors(a, vt, u, delta);
+    a.zero_base = true;
+    a.hidden = {hidden.data(), hidden.stride, nullptr};
+    compute(kernel, LinearMode::delta, a, x.tokens, threads);
   });
 }
 

@@ -1,4 +1,4 @@
-"""How the blocks of a key-value cache lie in memory.
+"""The memory layout of key-value cache blocks.
 
 On a CPU a block holds, of each head, its keys as `pack` packs a matrix [block_size, head_size], and its values as
 it packs [head_size, block_size]: the products of attention then read either as they read weights, 16 keys, or 16
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from .packed import PANEL
+from .packed import PANEL, pack_width
 
 
 def empty_kv(
@@ -30,13 +30,13 @@ def empty_kv(
     if device.type != "cpu":
         rows = torch.empty(blocks, kv_heads, block_size, head_size, dtype=dtype, device=device)
         return rows, torch.empty_like(rows)
-    group = 2 if dtype == torch.bfloat16 else 1
-    if block_size % group:
+    width = pack_width(dtype)
+    if block_size % width:
         raise ValueError(f"a block in {dtype} must hold an even number of positions, not {block_size}")
-    keys = (-(-block_size // PANEL), -(-head_size // group))
-    values = (-(-head_size // PANEL), block_size // group)
+    keys = (-(-block_size // PANEL), -(-head_size // width))
+    values = (-(-head_size // PANEL), block_size // width)
     k, v = (
-        _C.empty_in_huge_pages([blocks, kv_heads, *sizes, PANEL, group], dtype) for sizes in (keys, values)
+        _C.empty_in_huge_pages([blocks, kv_heads, *sizes, PANEL, width], dtype) for sizes in (keys, values)
     )
     return k, v
 
@@ -57,9 +57,9 @@ def read_kv(
     """Keys and values [n, G, head_size] at n places."""
     if not is_packed(k_cache):
         return k_cache[block, :, offset], v_cache[block, :, offset]
-    group = k_cache.shape[5]
+    width = k_cache.shape[5]
     k = k_cache[block, :, offset // PANEL, :, offset % PANEL]
-    v = v_cache[block, :, :, offset // group, :, offset % group]
+    v = v_cache[block, :, :, offset // width, :, offset % width]
     return k.flatten(2)[..., :head_size], v.flatten(2)[..., :head_size]
 
 
@@ -69,8 +69,8 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, block: Tens
         k_cache[block, :, offset] = k
         v_cache[block, :, offset] = v
         return
-    head_size, group = k.shape[2], k_cache.shape[5]
-    k = torch.nn.functional.pad(k, (0, -head_size % group))
-    k_cache[block, :, offset // PANEL, :, offset % PANEL] = k.unflatten(2, (-1, group))
+    head_size, width = k.shape[2], k_cache.shape[5]
+    k = torch.nn.functional.pad(k, (0, -head_size % width))
+    k_cache[block, :, offset // PANEL, :, offset % PANEL] = k.unflatten(2, (-1, width))
     for panel, columns in enumerate(v.split(PANEL, 2)):
-        v_cache[block, :, panel, offset // group, : columns.shape[2], offset % group] = columns
+        v_cache[block, :, panel, offset // width, : columns.shape[2], offset % width] = columns

@@ -1,15 +1,16 @@
 """Weights in the order in which the kernels read them.
 
-On a CPU a matrix is cut into panels of 16 outputs. Within a panel the inputs come one after the other, bf16
-in pairs as `vdpbf16ps` wants them, so that a product reads its weights as one stream:
+On a CPU a matrix is cut into panels of 16 outputs. Within a panel the inputs come one after the other, in packs of
+one, two or four that an instruction multiplies at once, so that a product reads its weights as one stream:
 
     bf16     [ceil(M / 16), ceil(N / 2), 16, 2]
     float32  [ceil(M / 16), N, 16, 1]
     int8     [ceil(M / 16), 2 ceil(N / 8), 16, 4], scales float32 [ceil(M / 16), groups, 16, 1]
     int4     [ceil(M / 16), ceil(N / 8), 16, 4], the same scales; a byte holds inputs n (low) and n + 4 of eight
 
-zero padded. Four inputs of int8 are what `vpdpbusd` multiplies, and eight of int4 are two times four after a mask
-and a shift. On CUDA the packed form is the contiguous matrix itself, and its scales.
+zero padded. Two inputs of bf16 are a pack because `vdpbf16ps` multiplies pairs, four of int8 because `vpdpbusd` does
+four, and eight of int4 are two times four after a mask and a shift. A pack is not a group: that is the inputs which
+share a scale. On CUDA the packed form is the contiguous matrix itself, and its scales.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 from .quantize import Format, Quantized, dequantize
 
 PANEL = 16
-# Inputs that share a scale on a CPU: a multiple of those that share one in the activations.
+# Inputs of an activation that share a scale on a CPU; a group of weights is a multiple.
 BLOCK = 64
 FORMATS: dict[torch.dtype, Format] = {torch.int8: "int8", torch.uint8: "int4", torch.float8_e4m3fn: "fp8"}
 
@@ -33,7 +34,7 @@ class Packed:
     data: the packed values, see the module's docstring.
     shape: (out_features, in_features) of the matrix that was packed.
     scale: the packed scales of a quantised matrix, otherwise None.
-    group: in_features that share a scale, 0 for all of them.
+    group: in_features that share a scale; 0 if all of them do, or there is none.
     """
 
     data: Tensor
@@ -125,7 +126,7 @@ def split(weight: Weight) -> tuple[Tensor, int]:
 
 
 def split_factor(weight: FactorWeight) -> tuple[Tensor, Tensor | None, int]:
-    """What the ops take for a factor: its data, its scales or None, and the in_features that share one, 0: all."""
+    """What the ops take for a factor: its data, its scales or None, and its group as in `Packed`."""
     if isinstance(weight, Packed):
         return weight.data, weight.scale, weight.group
     if isinstance(weight, Tensor):
@@ -133,34 +134,39 @@ def split_factor(weight: FactorWeight) -> tuple[Tensor, Tensor | None, int]:
     return weight.data, weight.scale, 0 if weight.scale_a_row else weight.group
 
 
+def pack_width(dtype: torch.dtype) -> int:
+    """Stored numbers of a row that lie side by side in a panel; of int4 a number is a byte."""
+    return {torch.bfloat16: 2, torch.int8: 4, torch.uint8: 4}.get(dtype, 1)
+
+
 def panel_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """Of the panels of a matrix [rows, columns]; of int4 a column is a byte."""
-    group = {torch.bfloat16: 2, torch.int8: 4, torch.uint8: 4}.get(dtype, 1)
+    """Shape of the panels of a matrix [rows, columns]: panels, packs, PANEL, pack width; of int4 a column is a byte."""
+    width = pack_width(dtype)
     # int8 comes in eight inputs, as int4 does.
-    step = 8 if dtype == torch.int8 else group
-    return -(-rows // PANEL), -(-columns // step) * (step // group), PANEL, group
+    step = 8 if dtype == torch.int8 else width
+    return -(-rows // PANEL), -(-columns // step) * (step // width), PANEL, width
 
 
 def pack_ref(weight: Tensor) -> Tensor:
     """Semantics of the op `pack` on a CPU: weight [M, N], or the bytes of int4 [M, N / 2], to panels, zero padded."""
     rows, columns = weight.shape
-    panels, groups, _, group = panel_shape(rows, columns, weight.dtype)
-    padded = weight.new_zeros(panels * PANEL, groups * group)
+    panels, packs, _, width = panel_shape(rows, columns, weight.dtype)
+    padded = weight.new_zeros(panels * PANEL, packs * width)
     padded[:rows, :columns] = weight
     if weight.dtype == torch.uint8:
-        eight = torch.stack([padded & 15, padded >> 4], dim=-1).view(len(padded), groups, 2, 4)
+        eight = torch.stack([padded & 15, padded >> 4], dim=-1).view(len(padded), packs, 2, 4)
         padded = eight[:, :, 0] | eight[:, :, 1] << 4
-    return padded.view(panels, PANEL, groups, group).transpose(1, 2).contiguous()
+    return padded.view(panels, PANEL, packs, width).transpose(1, 2).contiguous()
 
 
 def unpack_ref(data: Tensor, out_features: int, in_features: int) -> Tensor:
     """Semantics of the op `unpack`: the inverse of `pack_ref`; a matrix (CUDA) comes back as it is."""
     if data.dim() == 2:
         return data
-    panels, groups, _, group = data.shape
-    rows = data.transpose(1, 2).reshape(panels * PANEL, groups * group)
+    panels, packs, _, width = data.shape
+    rows = data.transpose(1, 2).reshape(panels * PANEL, packs * width)
     if data.dtype == torch.uint8:
-        four = rows.view(len(rows), groups, 4)
-        eight = torch.cat([four & 15, four >> 4], dim=-1).view(len(rows), groups * group, 2)
+        four = rows.view(len(rows), packs, 4)
+        eight = torch.cat([four & 15, four >> 4], dim=-1).view(len(rows), packs * width, 2)
         rows = eight[:, :, 0] | eight[:, :, 1] << 4
     return rows[:out_features, :in_features].contiguous()

@@ -1,1 +1,3 @@
-"""What the ops need beside their C++: fakes, gradients and CUDA implementations."""
+"""What the ops of csrc/bindings.cpp need beside their C++: fakes, gradients and CUDA implementations."""
+
+from . import autograd, cuda, fakes  # noqa: F401

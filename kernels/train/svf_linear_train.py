@@ -25,7 +25,8 @@ from ..linear import linear
 class TrainingFactors:
     """The matrices of both passes, packed.
 
-    vt: [R, N]; ut: [R, M].
+    vt: [R, N].
+    ut: [R, M].
     u: [M, R], or [M, N + R] with W in front of it.
     v: [N, R], or [N, M + R] with the transpose of W in front of it.
     """
@@ -129,13 +130,13 @@ class _SvfLinear(torch.autograd.Function):
         hidden, scale, slot = ctx.saved_tensors
         factors: TrainingFactors = ctx.factors
         grad = grads[0].contiguous()
-        through = linear(grad, factors.ut, out_dtype=torch.float32)
+        grad_hidden = linear(grad, factors.ut, out_dtype=torch.float32)
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
             rows = scale if slot is None else scale[slot.long()]
-            grad_x = linear(_widened(grad, _scaled(through, rows, grad.dtype), factors), factors.v)
+            grad_x = linear(_widened(grad, _scaled(grad_hidden, rows, grad.dtype), factors), factors.v)
         if ctx.needs_input_grad[2]:
-            terms = through.mul_(hidden)
+            terms = grad_hidden.mul_(hidden)
             if slot is None:
                 grad_scale = terms.sum(0, keepdim=True)
             else:

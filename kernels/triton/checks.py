@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from ..layout.quantize import Quantized, dequantize
-from .gemm_tile import part_sum
-from .optional_triton import triton
+from .optional_triton import INTERPRETED
 
 Factor: TypeAlias = Tensor | Quantized
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# A step of a product lies within a group, see product_config.step_config.
+# A step of a GEMM lies within a group, see gemm_config.step_config.
 GROUP_UNIT = 64
 
 
@@ -34,7 +33,7 @@ def check_device(op: str, x: Tensor) -> None:
             name = torch.cuda.get_device_name(x.device)
             arch = "sm_{}{}".format(*capability)
             raise NotImplementedError(f"{op}: {name} is {arch}, {x.dtype} kernels need sm_80 or newer")
-    elif isinstance(part_sum, triton.JITFunction):
+    elif not INTERPRETED:
         raise NotImplementedError(f"{op}: no Triton kernel for device {x.device} and {x.dtype}, CUDA only")
 
 

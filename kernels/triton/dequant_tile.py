@@ -1,7 +1,7 @@
 """Tiles of weights for the matrix instructions: quantised ones become x's dtype in registers.
 
 Plain conversions cost five to ten instructions a weight, which at few tokens is more than a chip has time for while
-it waits for memory: an H200 streams some 20 bytes a clock to a processor that starts four warp instructions. For
+it waits for memory: an H200 streams some 20 bytes a clock to an SM that starts four warp instructions. For
 bf16 the weights are therefore turned two at a time by bit arithmetic in PTX, at 1.5 to 3 instructions a weight, and
 exactly, since every value of the three formats is a bf16 value. Their scales are not applied here.
 
@@ -91,7 +91,7 @@ def _from_fp8(tile: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 @triton.jit
 def weight_tile(
     w_rows: tl.tensor,
-    known: tl.tensor,
+    in_m: tl.tensor,
     step: tl.tensor,
     width: tl.tensor,
     FORMAT: tl.constexpr,
@@ -100,16 +100,18 @@ def weight_tile(
 ) -> tl.tensor:
     """The weights of a step, [BLOCK_M, BLOCK_N], without their scales, in DTYPE; finite beyond the matrix.
 
-    w_rows: where each row of the tile begins; known: which of the rows there are; width: numbers in a row.
+    w_rows: where each row of the tile begins, [BLOCK_M, 1].
+    in_m: which of the rows there are, [BLOCK_M].
+    width: stored numbers in a row.
     FORMAT: "plain", "int8", "int4" or "fp8" (as bytes).
     """
     if FORMAT == "int4":
         byte = step * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        pair = tl.load(w_rows + byte[None, :], mask=known[:, None] & (byte < width)[None, :], other=0)
+        pair = tl.load(w_rows + byte[None, :], mask=in_m[:, None] & (byte < width)[None, :], other=0)
         return _from_int4(pair, DTYPE)
     else:
         n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        tile = tl.load(w_rows + n[None, :], mask=known[:, None] & (n < width)[None, :], other=0.0)
+        tile = tl.load(w_rows + n[None, :], mask=in_m[:, None] & (n < width)[None, :], other=0.0)
         if FORMAT == "int8":
             return _from_int8(tile, DTYPE)
         elif FORMAT == "fp8":

@@ -1,10 +1,11 @@
-"""How a Triton product is cut into tiles, steps and parts.
+"""How the Triton GEMM is cut into tiles, steps and splits.
 
-A product y = x w.T of T tokens, M outputs and N inputs is a grid of tiles. The inputs of a tile are cut into parts
-that are summed one by one and then added up in order. Whether the parts of a tile run side by side, as programs of
-their own that fill a large chip when tokens are few, or in turn in one program, does not change a bit of the result.
+A product y = x w.T of T tokens, M outputs and N inputs is a grid of tiles. The inputs of a tile, the K of split-K, are
+cut into splits that are summed one by one and then added up in order. Whether the splits of a tile run in parallel, as
+programs of their own that fill a large chip when tokens are few, or serially in one program, does not change a bit of
+the result.
 
-Batch invariance rests on one rule: what decides the order of a sum (the length of a part, the step within it, the
+Batch invariance rests on one rule: what decides the order of a sum (the size of a split, the step within it, the
 kind of matrix instruction) follows from the matrix, its format and the device, and never from T.
 """
 
@@ -18,17 +19,21 @@ from .optional_triton import triton
 
 # Where the scales of the weights are applied: there are none, once to the result, or to each step.
 Scales: TypeAlias = Literal["none", "row", "group"]
-PART_UNIT = 128
-SHORTEST_PART = 256
-MOST_PARTS = 16
+SPLIT_UNIT = 128
+MIN_SPLIT_SIZE = 256
+MAX_SPLITS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the heuristics want to know. processors: streaming multiprocessors; capability: (9, 0) for Hopper."""
+    """What the heuristics want to know of a GPU.
+
+    capability: (9, 0) for Hopper.
+    num_sms: its streaming multiprocessors.
+    """
 
     capability: tuple[int, int]
-    processors: int
+    num_sms: int
 
     @property
     def ample_shared_memory(self) -> bool:
@@ -47,7 +52,14 @@ def device_of(index: int | None) -> Device:
 
 @dataclass(frozen=True, slots=True)
 class TileConfig:
-    """Shape of a tile (tokens, outputs, inputs a step), warps of a program and stages of its pipeline."""
+    """Shape and resources of a tile.
+
+    block_t: tokens.
+    block_m: outputs.
+    block_n: inputs of a step.
+    num_warps: warps of a program.
+    num_stages: steps in flight.
+    """
 
     block_t: int
     block_m: int
@@ -70,18 +82,18 @@ def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
     return 128 if scales == "row" else 64
 
 
-def parts_config(out_features: int, in_features: int, device: Device) -> int:
-    """Inputs of a part, a multiple of 128: so many that two programs a processor have work at few tokens."""
+def split_size(out_features: int, in_features: int, device: Device) -> int:
+    """Inputs of a split, a multiple of 128: at few tokens the splits give each SM two programs, if they can."""
     tiles = triton.cdiv(out_features, 64)
-    parts = min(2 * device.processors // tiles, in_features // SHORTEST_PART, MOST_PARTS)
-    units = triton.cdiv(in_features, PART_UNIT)
-    return PART_UNIT * max(1, triton.cdiv(units, max(1, parts)))
+    splits = min(2 * device.num_sms // tiles, in_features // MIN_SPLIT_SIZE, MAX_SPLITS)
+    units = triton.cdiv(in_features, SPLIT_UNIT)
+    return SPLIT_UNIT * max(1, triton.cdiv(units, max(1, splits)))
 
 
 def tile_config(
     tokens: int, out_features: int, dtype: torch.dtype, scales: Scales, device: Device, aligned: bool
 ) -> TileConfig:
-    """Picks the tile of one product. aligned: rows of x and w begin at multiples of 16 bytes."""
+    """Picks the tile of a GEMM. aligned: rows of x and w begin at multiples of 16 bytes."""
     block_n = step_config(dtype, scales, aligned)
     block_t = min(max(16, triton.next_power_of_2(tokens)), 128)
     if dtype == torch.float32:
@@ -104,7 +116,7 @@ def tile_config(
 def delta_tile_config(
     tokens: int, out_features: int, dtype: torch.dtype, scales: Scales, device: Device, aligned: bool
 ) -> TileConfig:
-    """Picks the tile of the dense product that takes up a delta: two running sums, so half as large at most.
+    """Picks the tile of a GEMM with a delta: two accumulators, so half as large at most.
 
     scales: those of the delta's factor; the dense weights have none, and set the step.
     """

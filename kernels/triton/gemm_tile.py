@@ -1,4 +1,4 @@
-"""What the Triton products are made of: summing a part, adding the parts, scaling and finishing a tile.
+"""What the Triton GEMM is made of: summing the inputs, scaling, and storing a tile.
 
     y[t, m] = sum over n of w[m, n] x[t, n]
 
@@ -7,99 +7,94 @@ instructions of sm_90 and sm_100 want 64 or 128 rows on the left and are content
 Quantised weights stay small until they are in registers, where they become x's dtype, exactly; their scales are
 applied in float32, one a row to the finished sum, one a group to the sum of a step.
 
-FORMAT is "plain", "int8", "int4" or "fp8"; GROUP is the inputs that share a scale, or 0. UPCAST is for the
-interpreter, whose dot is wrong for bf16 operands.
+FORMAT is "plain", "int8", "int4" or "fp8"; GROUP is the inputs that share a scale, or 0. The interpreter's dot is
+wrong for bf16 operands, so there they become float32 first.
 """
 
 from .dequant_tile import weight_tile
-from .optional_triton import tl, triton
+from .optional_triton import INTERPRETED, tl, triton
 
 
 @triton.jit
-def part_sum(
-    x: tl.tensor,
-    w: tl.tensor,
-    w_scale: tl.tensor,
-    t: tl.tensor,
-    m: tl.tensor,
-    part: tl.tensor,
-    part_steps: tl.tensor,
-    T: tl.tensor,
-    M: tl.tensor,
+def partial_sum(
+    x_rows: tl.tensor,
+    w_rows: tl.tensor,
+    scale_rows: tl.tensor,
+    in_t: tl.tensor,
+    in_m: tl.tensor,
     N: tl.tensor,
     width: tl.tensor,
-    stride_x: tl.tensor,
-    stride_w: tl.tensor,
+    split: tl.tensor,
+    steps: tl.tensor,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
 ) -> tl.tensor:
-    """The sum over the inputs of a part, [BLOCK_M, BLOCK_T] float32, in ascending order of n."""
-    x_rows = x + t.to(tl.int64)[:, None] * stride_x
-    w_rows = w + m.to(tl.int64)[:, None] * stride_w
-    acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-    first = part * part_steps
-    last = tl.minimum(first + part_steps, tl.cdiv(N, BLOCK_N))
+    """The sum over the inputs of a split, [BLOCK_M, BLOCK_T] float32, in ascending order of n.
+
+    x_rows, w_rows: where the rows of the tile's tokens and outputs begin, [BLOCK_T, 1] and [BLOCK_M, 1].
+    scale_rows: where the scales of its outputs begin, [BLOCK_M], or None; read here if GROUP is not 0.
+    in_t, in_m: which of its tokens and outputs there are.
+    width: stored numbers in a row of w, half of N for int4.
+    steps: steps of BLOCK_N inputs in a split.
+    """
+    acc = tl.zeros((w_rows.shape[0], x_rows.shape[0]), dtype=tl.float32)
+    first = split * steps
+    last = tl.minimum(first + steps, tl.cdiv(N, BLOCK_N))
     if GROUP > 0:
         groups = tl.cdiv(N, GROUP)
-        w_scales = w_scale + m.to(tl.int64) * groups
-        scale = tl.load(w_scales + first * BLOCK_N // GROUP, mask=m < M, other=0.0)
+        step_scale = tl.load(scale_rows + first * BLOCK_N // GROUP, mask=in_m, other=0.0)
     for step in range(first, last):
         n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        x_tile = tl.load(x_rows + n[None, :], mask=(t < T)[:, None] & (n < N)[None, :], other=0.0)
-        if UPCAST:
+        x_tile = tl.load(x_rows + n[None, :], mask=in_t[:, None] & (n < N)[None, :], other=0.0)
+        if INTERPRETED:
             x_tile = x_tile.to(tl.float32)
-        w_tile = weight_tile(w_rows, m < M, step, width, FORMAT, BLOCK_N, x_tile.dtype)
+        w_tile = weight_tile(w_rows, in_m, step, width, FORMAT, BLOCK_N, x_tile.dtype)
         if GROUP > 0:
             # A step ahead: no product waits for the scale of its own group.
             group = tl.minimum((step + 1) * BLOCK_N // GROUP, groups - 1)
-            ahead = tl.load(w_scales + group, mask=m < M, other=0.0)
-            acc += tl.dot(w_tile, tl.trans(x_tile), input_precision="ieee") * scale[:, None]
-            scale = ahead
+            next_scale = tl.load(scale_rows + group, mask=in_m, other=0.0)
+            acc += tl.dot(w_tile, tl.trans(x_tile), input_precision="ieee") * step_scale[:, None]
+            step_scale = next_scale
         else:
             acc = tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee")
     return acc
 
 
 @triton.jit
-def leave_part(
-    acc: tl.tensor, workspace: tl.tensor, index: tl.tensor, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr
-) -> None:
-    """Stores a part's sum for the program that will add the parts up."""
-    cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
-    tl.store(workspace + tl.cast(index, tl.int64) * (BLOCK_M * BLOCK_T) + cell, acc, cache_modifier=".cg")
-
-
-@triton.jit
-def arrive_last(counter: tl.tensor, programs: tl.tensor) -> tl.tensor:
-    """Whether all other programs of the tile have left their parts. The last one sets the counter back to 0."""
-    # All threads have stored before one of them counts.
-    tl.debug_barrier()
-    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
-    if last:
-        tl.store(counter, 0)
-    return last
-
-
-@triton.jit
-def added_parts(
-    workspace: tl.tensor,
-    index: tl.tensor,
-    distance: tl.tensor,
-    parts: tl.tensor,
-    BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+def serial_sum(
+    x_rows: tl.tensor,
+    w_rows: tl.tensor,
+    scale_rows: tl.tensor,
+    in_t: tl.tensor,
+    in_m: tl.tensor,
+    N: tl.tensor,
+    width: tl.tensor,
+    splits: tl.tensor,
+    steps: tl.tensor,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """The parts that others left, from `index` on, `distance` tiles apart, added in their order."""
-    cell = tl.arange(0, BLOCK_M)[:, None] * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-    for part in range(parts):
-        at = tl.cast(index, tl.int64) + tl.cast(part, tl.int64) * distance
-        acc += tl.load(workspace + at * (BLOCK_M * BLOCK_T) + cell, cache_modifier=".cg")
+    """The sums of all splits, added to zero in their order; arguments as in `partial_sum`.
+
+    A lone split is added to zero too, as the other plans do: it turns -0 into 0.
+    """
+    acc = tl.zeros((w_rows.shape[0], x_rows.shape[0]), dtype=tl.float32)
+    for split in range(splits):
+        acc += partial_sum(
+            x_rows, w_rows, scale_rows, in_t, in_m, N, width, split, steps, FORMAT, GROUP, BLOCK_N
+        )
     return acc
+
+
+@triton.jit
+def scale_rows(scale: tl.tensor, m: tl.tensor, N: tl.tensor, GROUP: tl.constexpr) -> tl.tensor:
+    """Where the scales of outputs m begin in scale, [M, groups], or [M, 1] if GROUP is 0."""
+    if GROUP > 0:
+        return scale + m.to(tl.int64) * tl.cdiv(N, GROUP)
+    else:
+        return scale + m
 
 
 @triton.jit
@@ -121,29 +116,6 @@ def slot_scales(
 
 
 @triton.jit
-def mixed_scales(
-    table: tl.tensor,
-    alpha: tl.tensor,
-    t: tl.tensor,
-    m: tl.tensor,
-    T: tl.tensor,
-    M: tl.tensor,
-    E: tl.tensor,
-    stride_table: tl.tensor,
-    stride_alpha: tl.tensor,
-    BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-) -> tl.tensor:
-    """The sum over e of alpha[t, e] table[e, m] as [BLOCK_M, BLOCK_T], added in the order of the experts."""
-    acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-    for e in range(E):
-        weight = tl.load(alpha + t.to(tl.int64) * stride_alpha + e, mask=t < T, other=0.0)
-        row = tl.load(table + tl.cast(e, tl.int64) * stride_table + m, mask=m < M, other=0.0)
-        acc += weight[None, :] * row[:, None]
-    return acc
-
-
-@triton.jit
 def store_tile(
     acc: tl.tensor,
     y: tl.tensor,
@@ -152,11 +124,9 @@ def store_tile(
     m: tl.tensor,
     T: tl.tensor,
     M: tl.tensor,
-    stride_y: tl.tensor,
-    HAS_BIAS: tl.constexpr,
 ) -> None:
-    """Adds the bias and stores y[t, m] in y's dtype."""
-    if HAS_BIAS:
+    """Adds the bias, if there is one, and stores y[t, m] in y's dtype; y is contiguous."""
+    if bias is not None:
         acc = acc + tl.load(bias + m, mask=m < M, other=0.0).to(tl.float32)[:, None]
     mask = (m < M)[:, None] & (t < T)[None, :]
-    tl.store(y + t.to(tl.int64)[None, :] * stride_y + m[:, None], acc.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + t.to(tl.int64)[None, :] * M + m[:, None], acc.to(y.dtype.element_ty), mask=mask)

@@ -1,7 +1,9 @@
 """`triton` and its language where they are installed; elsewhere stand-ins that complain on first use.
 
-A CPU needs no Triton. Kernel files import both names from here, so that they load, references included, on
+A CPU needs no Triton. Kernel files import these names from here, so that they load, references included, on
 machines without it.
+
+INTERPRETED: whether `triton.jit` made functions for Triton's interpreter; a constant that kernels may read.
 """
 
 from typing import Any
@@ -9,6 +11,12 @@ from typing import Any
 try:
     import triton
     import triton.language as tl
+
+    @triton.jit
+    def _empty_kernel() -> None:
+        pass
+
+    INTERPRETED = tl.constexpr(not isinstance(_empty_kernel, triton.JITFunction))
 except ImportError:
 
     class _Absent:
@@ -23,6 +31,6 @@ except ImportError:
         def __getitem__(self, grid: Any) -> Any:
             raise RuntimeError("CUDA tensors need Triton, which is not installed: pip install triton")
 
-    triton = tl = _Absent()
+    triton = tl = INTERPRETED = _Absent()
 
-__all__ = ["tl", "triton"]
+__all__ = ["INTERPRETED", "tl", "triton"]

@@ -1,21 +1,22 @@
-"""Counters at zero, for programs that wait for no one but want to know who came last.
+"""Zeroed semaphores for the split-K reduction: the last program of a tile reduces.
 
-A kernel that takes counters leaves them at zero again, so nothing has to clear them between launches. Launches on
+A kernel that takes semaphores leaves them at zero again, so nothing has to clear them between launches. Launches on
 one stream follow each other and share a buffer. A captured graph may run beside anything else: what it captures gets
-counters of its own, which nobody else is ever given, from a pool made before the capture (4 bytes a tile of a
-captured product; the pool is never handed back).
+semaphores of its own, which nobody else is ever given, from a pool made before the capture (4 bytes a tile of a
+captured GEMM; the pool is never handed back).
 """
 
 import torch
 from torch import Tensor
 
-POOL = 1 << 18
+POOL_SIZE = 1 << 18
+SMALLEST_BUFFER = 4096
 
 _by_stream: dict[tuple[int, int], Tensor] = {}
 _pools: dict[int, Tensor] = {}
 
 
-def counters(count: int, device: torch.device) -> Tensor:
+def zeroed_semaphores(count: int, device: torch.device) -> Tensor:
     """At least `count` int32 zeros on the device, for the kernel launched next on the current stream."""
     if device.type != "cuda":
         return torch.zeros(count, dtype=torch.int32, device=device)
@@ -23,10 +24,10 @@ def counters(count: int, device: torch.device) -> Tensor:
     if torch.cuda.is_current_stream_capturing():
         return _captured(count, index)
     if index not in _pools:
-        _pools[index] = _zeros(POOL, index)
+        _pools[index] = _zeros(POOL_SIZE, index)
     key = (index, torch.cuda.current_stream(index).cuda_stream)
     if key not in _by_stream or len(_by_stream[key]) < count:
-        _by_stream[key] = _zeros(max(count, 4096), index)
+        _by_stream[key] = _zeros(max(count, SMALLEST_BUFFER), index)
     return _by_stream[key]
 
 

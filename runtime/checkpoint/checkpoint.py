@@ -37,7 +37,7 @@ class Checkpoint:
         self._check()
 
     def names(self) -> list[str]:
-        """Names of the model's tensors; others that the files may hold are left out."""
+        """Names of the model's tensors; other tensors in the files are left out."""
         return list(self._shapes)
 
     def tensor(self, name: str) -> Tensor:
@@ -70,7 +70,7 @@ class Checkpoint:
 
 
 def resolve_model(name_or_path: str | PathLike[str]) -> Checkpoint:
-    """Opens a model by the name it was pulled under, by its directory, or by its GGUF file.
+    """Opens a model by the name under which it was pulled, by its directory, or by its GGUF file.
 
     A GGUF file is converted once, into the cache. Raises ZweaveError if there is no such model.
     """

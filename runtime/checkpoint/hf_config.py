@@ -14,7 +14,8 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-LIMIT = 1 << 27  # of every size: a larger one is damage, and would only use up the memory
+# Of every size: a larger one is damage, and would only use up the memory.
+LIMIT = 1 << 27
 # What transformers takes for a key that the file leaves out, where the architectures differ.
 _KV_HEADS = {"llama": None, "mistral": 8, "qwen2": 32, "qwen3": 32}
 _POSITIONS = {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
@@ -29,7 +30,7 @@ _YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale
 
 
 def config_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ModelConfig from the content of a `config.json`, but for the end tokens.
+    """The fields of a ModelConfig, except for the end tokens, from the content of a `config.json`.
 
     Raises ZweaveError if the model is not one that zweave can run, or a value is malformed.
     """
@@ -120,7 +121,8 @@ def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     """Each layer's attention window; transformers' rules for which layers have one."""
     if kind == "llama" or (kind != "mistral" and not _flag(raw, "use_sliding_window")):
         return (0,) * layers
-    window = raw.get("sliding_window", 4096)  # null means none
+    window = raw.get("sliding_window", 4096)
+    # null means none; a key that is left out means transformers' default.
     if window is None:
         return (0,) * layers
     if not is_integer(window) or window < 1:
@@ -218,5 +220,5 @@ def _flag(raw: Mapping[str, Any], key: str) -> bool:
 
 
 def is_positive(value: object) -> bool:
-    """Whether it is a number above 0 that a float holds."""
+    """Whether a value is a number above 0 that a float holds."""
     return is_number(value) and value > 0

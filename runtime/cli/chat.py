@@ -4,7 +4,6 @@ import argparse
 import io
 import sys
 import time
-from typing import Any
 
 from rich.console import Console
 
@@ -30,8 +29,7 @@ HELP = """\
 /quit             leave (or Ctrl-D)"""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("chat", help="talk to the model", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")
@@ -84,7 +82,7 @@ class Conversation:
         return _name(self.expert)
 
     def choose(self, text: str | None) -> None:
-        """Changes the expert; an unknown one leaves it as it was."""
+        """Changes the expert; raises ZweaveError for an unknown one and keeps the old."""
         expert = parse_expert(text)
         load_named(self.engine, [expert])
         self.engine.check_expert(expert)
@@ -94,7 +92,7 @@ class Conversation:
         self.messages = list(self._system)
 
     def ask(self, text: str, console: Console) -> None:
-        """Prints the answer as it comes; Ctrl-C keeps what has come so far."""
+        """Prints the answer as it is generated; Ctrl-C keeps the part so far."""
         messages = [*self.messages, {"role": "user", "content": text}]
         request = Request(
             messages=messages, expert=self.expert, max_tokens=self._max_tokens, sampling=self._sampling

@@ -10,10 +10,7 @@ from ..decomposition.decomposition import decompose
 from ..options.arguments import positive_number, positive_whole
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "decompose", help="factor a model's matrices into the cache", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="pulled name, directory or GGUF file")
     parser.add_argument("--force", action="store_true", help="do it again even if it was done")
     parser.add_argument(

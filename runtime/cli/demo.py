@@ -7,7 +7,6 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +23,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A prompt of a task with the answer that is right; plain chat has no expert and no single right answer."""
+    """A prompt of a task with its right answer; plain chat has neither an expert nor a right answer."""
 
     shown: str
     prompt: str
@@ -48,7 +47,7 @@ def question(text: str, answer: str) -> Example:
 
 
 def addition(a: int, b: int) -> Example:
-    """One of the problems that were held out of the training."""
+    """A problem that was held out of the training."""
     return Example(f"{a} + {b}", prompts.addition(a, b), str(a + b), "addition", 4)
 
 
@@ -74,8 +73,7 @@ EXAMPLES = (
 )
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("demo", help="see a mixed batch at work", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -97,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _time(engine: Engine, batches: list[list[Request]]) -> list[float]:
-    """Median seconds of each batch, run in turn so that all meet the same machine."""
+    """Median seconds of each batch; they take turns, so that all meet the same machine."""
     times: list[list[float]] = [[] for _ in batches]
     for _ in range(ROUNDS):
         for batch, measured in zip(batches, times, strict=True):

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from ..engine.config import DTYPES
 from ..engine.engine import Engine
@@ -44,30 +44,9 @@ from .eval_dispatch import add_dispatch_options, run_dispatch
 AnyRow = TypeVar("AnyRow", Row, ReuseRow)
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("eval", help="how well tasks are answered", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tasks", nargs="+", metavar="TASK", help=TASK_HELP)
-    parser.add_argument(
-        "--expert",
-        action="append",
-        default=[],
-        metavar="NAME|NAME=WEIGHT,...",
-        help=f"repeatable; {EXPERT_HELP}",
-    )
-    parser.add_argument(
-        "--runs",
-        action="append",
-        default=[],
-        metavar="NAME=FILE,FILE,...",
-        help="expert files of one method, trained under different seeds: one row; repeatable",
-    )
-    parser.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="NAME=DIR,DIR,...",
-        help="the same for LoRA adapters, directories of PEFT (zweave train --adapter lora)",
-    )
+    _add_methods(parser)
     parser.add_argument(
         "--samples", type=positive_whole, default=500, metavar="N", help="a task (%(default)s)"
     )
@@ -90,10 +69,34 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_methods(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--expert",
+        action="append",
+        default=[],
+        metavar="NAME|NAME=WEIGHT,...",
+        help=f"repeatable; {EXPERT_HELP}",
+    )
+    parser.add_argument(
+        "--runs",
+        action="append",
+        default=[],
+        metavar="NAME=FILE,FILE,...",
+        help="expert files of one method, trained under different seeds: one row; repeatable",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME=DIR,DIR,...",
+        help="the same for LoRA adapters, directories of PEFT (zweave train --adapter lora)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     tasks = [resolve_task(name) for name in args.tasks]
     data = data_folder(args)
-    # Read before the model loads: a file that is missing is told at once.
+    # Read before the model loads, so that a missing file is an error at once.
     samples = {task.name: task.samples(args.split, data)[: args.samples] for task in tasks}
     engine = open_engine(args)
     if args.dispatch is not None:
@@ -129,7 +132,7 @@ def _reuse_rows(
 
 
 def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[ExpertMethod]:
-    """The experts' methods; a mixture is named as it was written."""
+    """The methods of the experts; a mixture is named as it was written."""
     named: list[tuple[str, ExpertChoice]] = [(text, parse_expert(text)) for text in choices]
     named += _named("--runs", runs)
     load_named(engine, [choice for _, choice in named])

@@ -1,4 +1,4 @@
-"""`zweave eval --dispatch FILE`: tasks mixed in one stream whose prompts do not say which of them they are of."""
+"""`zweave eval --dispatch FILE`: several tasks in one stream, whose experts a dispatcher finds."""
 
 import argparse
 import json

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from rich.console import Console
@@ -22,18 +22,34 @@ from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
 from ..options.arguments import positive_number, positive_whole, whole
 from . import expert_classifier, expert_search, expert_transfer
+from .parser import add_command
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("expert", help="work with expert files", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_show(commands)
+    _add_new(commands)
+    _add_mix(commands)
+    _add_diff(commands)
+    add_command(commands, "search", "find the mixture that answers a task's few samples best", expert_search)
+    add_command(
+        commands, "classifier", "train a light classifier of prompts on an early layer", expert_classifier
+    )
+    _add_import(commands)
+    add_command(commands, "transfer", "carry an expert over to a model of equal shapes", expert_transfer)
 
+
+def _add_show(commands: Commands) -> None:
     show = commands.add_parser("show", help="what an expert file says, and a heat map of its z")
     show.add_argument("file", type=Path)
     show.add_argument("--png", type=Path, metavar="FILE", help="draw the heat map into a file instead")
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.set_defaults(run=_show)
 
+
+def _add_new(commands: Commands) -> None:
     new = commands.add_parser("new", help="make an expert that changes nothing, or a random one")
     _add_output(new)
     new.add_argument("--random", type=positive_number, metavar="STD", help="draw z from a normal around 1")
@@ -45,6 +61,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_model(new)
     new.set_defaults(run=_new)
 
+
+def _add_mix(commands: Commands) -> None:
     mix = commands.add_parser("mix", help="write a mixture of expert files as one expert")
     _add_output(mix)
     mix.add_argument(
@@ -56,15 +74,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     mix.add_argument("--description", default="", metavar="TEXT")
     mix.set_defaults(run=_mix)
 
+
+def _add_diff(commands: Commands) -> None:
     diff = commands.add_parser("diff", help="how far two experts are apart")
     diff.add_argument("a", type=Path)
     diff.add_argument("b", type=Path)
     diff.add_argument("--json", action="store_true", help="print the figures as JSON")
     diff.set_defaults(run=_diff)
 
-    expert_search.add_parser(commands)
-    expert_classifier.add_parser(commands)
 
+def _add_import(commands: Commands) -> None:
     imported = commands.add_parser("import", help="convert Sakana's policy_params.pt or learnable_params.pt")
     imported.add_argument("file", type=Path)
     _add_output(imported)
@@ -73,7 +92,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     _add_model(imported)
     imported.set_defaults(run=_import)
-    expert_transfer.add_parser(commands)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -203,5 +221,5 @@ def _save(expert: Expert, args: argparse.Namespace) -> int:
 
 
 def _printable(text: str) -> str:
-    """Without characters that a terminal would obey, for what a file says of itself."""
+    """A file's own text without control characters, which a terminal would obey."""
     return "".join(character if character.isprintable() else " " for character in text)

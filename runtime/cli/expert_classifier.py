@@ -1,10 +1,9 @@
-"""`zweave expert classifier`: trains what tells prompts apart by an early layer's hidden state."""
+"""`zweave expert classifier`: trains a classifier of prompts on an early layer's hidden state."""
 
 import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint.checkpoint import resolve_model
 from ..dispatch.train_classifier import bare_prompt, train_classifier
@@ -15,10 +14,7 @@ from ..options.task_options import add_data_option, data_folder
 from ..tasks import resolve_task, which_task
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "classifier", help="train a light classifier of prompts on an early layer", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tasks",
         nargs="+",
@@ -54,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(args)
     layers = [layer for layer in args.layers if layer <= engine.model.config.num_layers]
     start = time.perf_counter()
-    found, shares = train_classifier(engine, task, data, layers, args.shots, args.seed, digest)
+    classifier, shares = train_classifier(engine, task, data, layers, args.shots, args.seed, digest)
     seconds = time.perf_counter() - start
-    answers = found.classify(engine, [bare_prompt(engine, sample) for sample in test])
+    answers = classifier.classify(engine, [bare_prompt(engine, sample) for sample in test])
     accuracy = sum(task.reward(s, text) > 0 for s, text in zip(test, answers, strict=True)) / len(test)
-    found.save(args.out)
+    classifier.save(args.out)
     figures = {
-        "layer": found.layer,
+        "layer": classifier.layer,
         "validation": shares,
         "accuracy": accuracy,
         "stderr": standard_error([accuracy], len(test)),
@@ -73,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for layer, share in shares.items():
         print(f"layer {layer:<3} {share:.3f} of the validation samples")
     print(
-        f"{args.out}: layer {found.layer}, {accuracy:.3f} ± {figures['stderr']:.3f} of {len(test)} held-out samples"
+        f"{args.out}: layer {classifier.layer}, "
+        f"{accuracy:.3f} ± {figures['stderr']:.3f} of {len(test)} held-out samples"
     )
     return 0

@@ -1,13 +1,11 @@
-"""`zweave expert search`: mixes experts for a task of which there are a few samples."""
+"""`zweave expert search`: finds the mixture of experts that answers a task's few samples best."""
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from ..engine.engine import Engine
 from ..experts.expert import Expert
@@ -17,15 +15,10 @@ from ..options.engine_options import EXPERT_HELP, add_engine_options, load_named
 from ..options.task_options import TASK_HELP, add_data_option, data_folder
 from ..search.cem import CemConfig
 from ..search.few_shot import Found, Generation, Weighting, search
-from ..tasks import balanced, resolve_task
+from ..tasks import balanced_shots, resolve_task
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "search",
-        help="find the mixture that answers a task's few samples best",
-        description=__doc__,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     parser.add_argument("--experts", nargs="+", required=True, metavar="NAME", help=EXPERT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the expert file to write")
@@ -45,7 +38,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     task = resolve_task(args.task)
     train = task.samples("train", data_folder(args), args.seed)
-    shots = list(islice(balanced(train, task.labels, args.seed), min(args.shots, len(train))))
+    shots = balanced_shots(train, task.labels, args.seed, args.shots)
     config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
     check_folder("--out", args.out)
     engine = open_engine(args)
@@ -61,12 +54,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(engine: Engine, names: Sequence[str]) -> dict[str, Expert]:
-    """The experts, kept in memory: each candidate of each generation reads them."""
+    """Loads the experts into memory: every candidate of every generation reads them."""
     load_named(engine, names)
     experts = {name: engine.bank.registered(name).read() for name in names}
     for name, expert in experts.items():
         engine.load_expert(name, expert)
-    # Told before the search begins that two cannot be mixed.
+    # Experts that cannot be mixed are an error before the search begins.
     engine.check_expert(dict.fromkeys(experts, 1.0))
     return experts
 

@@ -1,4 +1,4 @@
-"""`zweave expert transfer`: carries an expert over to another model of the same shapes."""
+"""`zweave expert transfer`: transfers an expert to another model of the same shapes."""
 
 import argparse
 import json
@@ -15,10 +15,7 @@ from ..experts.transfer import Overlap, by_kind, overlaps, shuffled, transfer
 from ..options.arguments import whole
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "transfer", help="carry an expert over to a model of equal shapes", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="the expert")
     parser.add_argument("output", type=Path, help="the expert file to write")
     for name, what in (("--from", "it was trained for"), ("--to", "it is to serve")):
@@ -31,10 +28,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
     parser.add_argument("--all", action="store_true", help="report every matrix, not one line a kind")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     source, target = resolve_model(args.from_model), resolve_model(args.to_model)
     moved = transfer(Expert.load(args.file), source, target)
     if args.shuffle is not None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import IO, Any, get_args
+from typing import IO, get_args
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -26,8 +26,7 @@ from ..request import KVReuse, Request, Result, Sampling
 from .request_lines import json_request, numbered, open_text, plain_request, shown_prompt
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("generate", help="answer prompts as one batch", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
     parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
     parser.add_argument(
@@ -40,15 +39,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
     parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
-    )
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
-    )
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    _add_sampling(parser)
     parser.add_argument(
         "--kv-reuse",
         choices=get_args(KVReuse),
@@ -64,6 +55,18 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
+    )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
+    )
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+
+
 def run(args: argparse.Namespace) -> int:
     requests = list(_read_requests(args))
     if not requests:
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             where = f"prompt {number} of {len(requests)}: " if len(requests) > 1 else ""
             raise ZweaveError(f"{where}{error}") from None
     with ExitStack() as stack:
-        # Opened last: an error before it leaves an earlier run's results alone.
+        # Opened last: an error before it does not touch the results of an earlier run.
         output = stack.enter_context(open_text(args.output, "w")) if args.output else sys.stdout
         if len(requests) == 1 and not args.jsonl:
             results = _stream_one(engine, requests[0], output)

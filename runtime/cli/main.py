@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import ZweaveError
+from .parser import make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _open_streams()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        # Imported here: torch takes seconds to load, and swallows some of the interrupts that come meanwhile.
+        # The command's module may load torch, which takes seconds and swallows some of the interrupts meanwhile.
         with _quit_on_interrupt():
-            from .parser import make_parser
-
-        args = make_parser().parse_args(argv)
+            args = make_parser(argv).parse_args(argv)
         return args.run(args)
     except ZweaveError as error:
         print(f"zweave: error: {error}", file=sys.stderr)
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("zweave: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left; keep the interpreter from complaining when it flushes.
+        # The reader of our output has left; keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _quit_on_interrupt() -> Iterator[None]:
-    """Has Ctrl-C end the process at once; nothing is open or half done yet."""
+    """Within it Ctrl-C ends the process at once; nothing is open or half done yet."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, _quit)
@@ -54,7 +54,7 @@ def _quit(*_: object) -> None:
 
 
 def _open_streams() -> None:
-    """Replaces closed standard streams, and has text that a terminal cannot show written as escapes."""
+    """Replaces closed standard streams, and writes text that a terminal cannot show as escapes."""
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115 (open as long as the process)
     for name in ("stdout", "stderr"):

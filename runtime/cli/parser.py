@@ -1,20 +1,50 @@
-"""The argument parser: every command adds its own part."""
+"""The argument parser: the command that is named adds its arguments, the others only their line of help."""
 
 import argparse
+from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
-from . import bench, chat, decompose, demo, eval, expert, generate, plan, pull, trace, train, vllm_export
+# Each is a module of this package, whose `add_arguments(parser)` also sets the function that runs it.
+COMMANDS = {
+    "demo": "see a mixed batch at work",
+    "pull": "get a model into the cache",
+    "decompose": "factor a model's matrices into the cache",
+    "expert": "work with expert files",
+    "generate": "answer prompts as one batch",
+    "chat": "talk to the model",
+    "train": "teach an expert a task",
+    "eval": "how well tasks are answered",
+    "plan": "show which weights stay resident and what each mode costs",
+    "trace": "the timeline of a request stream",
+    "vllm-export": "write an expert as an adapter for vLLM",
+    "bench": "measure, beside what others do",
+}
 
-COMMANDS = (demo, pull, decompose, expert, generate, chat, train, eval, plan, trace, vllm_export, bench)
 
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for a command line; a parsed command is run by `args.run(args)`.
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; a parsed command is run by `args.run(args)`."""
+    Only the module of the command in `argv` is imported: most load torch, which takes seconds.
+    """
     parser = argparse.ArgumentParser(
         prog="zweave", description="Serve one resident language model to many differently adapted prompts."
     )
     parser.add_argument("--version", action="version", version=f"zweave {version('zweave')}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    command = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        if name == command:
+            module = import_module(f".{name.replace('-', '_')}", __package__)
+            add_command(subparsers, name, summary, module)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def add_command(subparsers: Any, name: str, summary: str, module: Any) -> argparse.ArgumentParser:
+    """Adds a command with the description and the arguments of its module."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=module.__doc__)
+    module.add_arguments(parser)
     return parser

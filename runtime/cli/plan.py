@@ -24,10 +24,7 @@ from ..planner.planner import plan_for
 from ..planner.report import mode_costs
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser(
-        "plan", help="show which weights stay resident and what each mode costs", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
     )

@@ -6,8 +6,7 @@ from ..checkpoint.pull import MODELS, pull
 from ..io.progress import progress_bar
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("pull", help="get a model into the cache", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=f"one of: {', '.join(MODELS)}")
     parser.set_defaults(run=run)
 

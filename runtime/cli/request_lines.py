@@ -1,4 +1,4 @@
-"""Requests from text: a prompt a line, or a JSON object a line."""
+"""Requests from text: one prompt or one JSON object on each line."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ REQUEST_KEYS = {field.name for field in dataclasses.fields(Request) if field.ini
 
 
 def numbered(lines: Iterable[str], source: str) -> Iterator[tuple[str, str]]:
-    """Where each line stands, and the line; empty ones are left out."""
+    """Yields the position of each line, for messages, and its text; empty lines are left out."""
     try:
         for number, line in enumerate(lines, 1):
             text = line.rstrip("\n").removeprefix("\ufeff" if number == 1 else "")
@@ -30,7 +30,7 @@ def plain_request(prompt: str, chat: bool, defaults: dict[str, Any]) -> Request:
 
 
 def json_request(line: str, where: str, defaults: dict[str, Any]) -> Request:
-    """The fields of a Request, those that are missing from `defaults`; ZweaveError says where a line is wrong."""
+    """A request from a JSON object, with `defaults` for missing fields; ZweaveError says where a line is wrong."""
     try:
         fields = json.loads(line)
         if not isinstance(fields, dict):

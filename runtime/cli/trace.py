@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
@@ -31,8 +30,7 @@ from .request_lines import json_request, numbered, open_text, shown_prompt
 _SHOWN = 40
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("trace", help="the timeline of a request stream", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", help="JSON lines with the fields of a Request")
     parser.add_argument("--output", type=Path, default=Path("trace.json"), help="Chrome trace (%(default)s)")
     parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of it, too; needs matplotlib")
@@ -76,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def record(engine: Engine, requests: Sequence[tuple[str, Request]], interval: float) -> Timeline:
-    """Serves requests, each with a text to show for it, that arrive `interval` seconds apart; what happened."""
+    """Serves requests, each with a text to show for it, and returns their timeline.
+
+    interval: seconds between two arrivals.
+    """
     timeline = Timeline()
     engine.observer = timeline
     try:
@@ -98,7 +99,7 @@ def record(engine: Engine, requests: Sequence[tuple[str, Request]], interval: fl
 
 
 def _requests(args: argparse.Namespace) -> list[tuple[str, Request]]:
-    """Those of the file, or the demo's; with a dispatcher it chooses the demo's experts."""
+    """The requests of the file, or the demo's, whose experts a dispatcher chooses if there is one."""
     if args.input is None:
         auto = "auto" if args.dispatcher else None
         return [(_cut(example.shown), example.request(auto or example.expert)) for example in EXAMPLES * 2]

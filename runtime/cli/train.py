@@ -27,8 +27,7 @@ from ..train.recipe import AdapterKind, Objective, Recipe, default_recipe
 CHOSEN = tuple(Recipe.__dataclass_fields__)
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("train", help="teach an expert a task", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
@@ -117,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def default_dtype(device: str) -> str:
-    """What the device multiplies fast: without AVX-512's bfloat16, torch takes each number of a product by itself."""
+    """The dtype that the device multiplies fast: without AVX-512's bfloat16, torch's products in it are far slower."""
     return "bfloat16" if device != "cpu" or cpu_isa() == "avx512" else "float32"
 
 
@@ -132,7 +131,7 @@ def _summary(path: Path, record: dict[str, Any]) -> str:
 
 
 class _Bar:
-    """Progress on standard error: a bar, or a line for each look at validation where that is no terminal."""
+    """Progress on standard error: a bar, or a line for each validation if that is no terminal."""
 
     def __init__(self, name: str, steps: int) -> None:
         self._steps = steps

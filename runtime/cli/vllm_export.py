@@ -14,10 +14,7 @@ from ..integrations.vllm import save_adapter
 from ..options.engine_options import EXPERT_HELP, expert_path, parse_expert
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "vllm-export", help="write an expert as an adapter for vLLM", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "expert", metavar="EXPERT", help=f"{EXPERT_HELP}, or a mixture NAME=WEIGHT,NAME=WEIGHT"
     )
@@ -50,5 +47,5 @@ def _load(name: str) -> Expert:
 
 
 def _directory_name(text: str) -> str:
-    """Of an expert's name, file or mixture: "sst2=0.7,trec=0.3" gives sst2-0.7-trec-0.3."""
+    """The directory for an expert's name, file or mixture: "sst2=0.7,trec=0.3" gives sst2-0.7-trec-0.3."""
     return "-".join(Path(part).name.removesuffix(".safetensors") for part in re.split("[=,]", text))

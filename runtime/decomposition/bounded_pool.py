@@ -1,4 +1,6 @@
-"""Runs jobs on several threads as long as their memory stays within a bound."""
+"""Jobs on several threads within a bound of memory: a decomposition takes gigabytes, and as many as there are
+cores at once would be killed by the system; the pools of the standard library bound the number of jobs alone.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +25,12 @@ class Job(Generic[T]):
 
 
 class BoundedPool(Generic[T]):
-    """Runs jobs in their order, each on one core, `workers` at once while their sizes fit into `memory`.
+    """Runs jobs in their order, each on one core.
 
-    A job that is larger than `memory` would never start: the caller has checked that there is none.
     PyTorch runs on one thread an operation meanwhile, in the whole process.
+
+    workers: jobs at once, as long as their sizes together fit into `memory`.
+    memory: bytes; no job may be larger, for it would never start.
     """
 
     def __init__(self, jobs: Sequence[Job[T]], workers: int, memory: int) -> None:
@@ -40,8 +44,8 @@ class BoundedPool(Generic[T]):
     def run(self) -> Iterator[T]:
         """Yields results as they come; the first error of a job is raised and no further job starts.
 
-        Leaving the loop early, by an interrupt too, waits for the jobs that run, but no longer than GRACE:
-        the threads of longer ones end with their job or with the process, whatever comes first.
+        A loop that is left early, by an interrupt too, waits for the running jobs, but no longer than GRACE:
+        the threads of longer jobs end with their job or with the process.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

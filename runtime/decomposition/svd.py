@@ -20,8 +20,11 @@ TOLERANCE = 2e-5
 class Svd:
     """W = u diag(sigma) vt, float32, sigma descending, the largest entry of each row of vt positive.
 
-    u: [M, R]. sigma: [R]. vt: [R, N].
-    error: ||W - u diag(sigma) vt|| / ||W||, Frobenius norms. driver: name of the one that found it.
+    u: [M, R].
+    sigma: [R].
+    vt: [R, N].
+    error: ||W - u diag(sigma) vt|| / ||W||, Frobenius norms.
+    driver: name of the algorithm that found them.
     """
 
     u: Tensor
@@ -65,7 +68,7 @@ def svd(weight: Tensor, drivers: Sequence[tuple[str, Driver]] = DRIVERS, toleran
     NaN or infinity, or if none does.
     """
     weight = weight.float()
-    # Cheaper than looking at every element for it, and as sure: NaN and infinity survive the sum.
+    # Cheaper than a test of every element and as sure: NaN and infinity survive the sum.
     if not torch.linalg.vector_norm(weight).isfinite():
         raise ZweaveError("the weights hold NaN, infinity or numbers whose squares overflow")
     # LAPACK is a third faster on tall matrices.

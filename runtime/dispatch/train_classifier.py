@@ -4,7 +4,6 @@ Validation chooses the layer, the earliest of equals.
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..evaluation.baselines import logistic_regression
-from ..tasks import Sample, Task, balanced, prompt_ids, prompts
+from ..tasks import Sample, Task, balanced_shots, prompt_ids, prompts
 from .early_classifier import EarlyClassifier
 
 
@@ -33,7 +32,7 @@ def train_classifier(
     if not task.labels:
         raise ZweaveError(f"the answers of {task.name} are generated: a classifier needs labels")
     train = task.samples("train", data, seed)
-    train = list(islice(balanced(train, task.labels, seed), min(shots, len(train))))
+    train = balanced_shots(train, task.labels, seed, shots)
     validation = task.samples("validation", data, seed)
     layers = sorted(set(layers))
     states = engine.pooled_states([bare_prompt(engine, s) for s in (*train, *validation)], layers).cpu()

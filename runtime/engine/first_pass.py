@@ -73,7 +73,7 @@ class FirstPassManager:
         )
         first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
         self._passes[sequence.request_id] = first_pass
-        self._call(first_pass, partial(_look, dispatcher, prompt))
+        self._call(first_pass, partial(_probe, dispatcher, prompt))
 
     def remove(self, sequence: Sequence) -> None:
         """Forgets a request, and the sequence that was computed for its scores."""
@@ -201,11 +201,11 @@ class FirstPassManager:
         experts = []
         for choice in probe.candidates:
             try:
-                bound = self._bank.resolve(Mixture.parse(choice))
+                mixture = self._bank.resolve(Mixture.parse(choice))
             except ZweaveError:  # reported if it is chosen
                 continue
-            if bound.parts:
-                experts.append(bound)
+            if mixture.parts:
+                experts.append(mixture)
         return experts
 
     def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
@@ -241,20 +241,20 @@ def _is_blocking(dispatcher: Dispatcher) -> bool:
     return bool(getattr(dispatcher, "blocking", True))
 
 
-def _look(dispatcher: Dispatcher, prompt: Prompt) -> object:
+def _probe(dispatcher: Dispatcher, prompt: Prompt) -> object:
     method = probe_method(dispatcher)
     if method is None:
         raise ZweaveError(f"the dispatcher has no method probe: {type(dispatcher).__name__}")
     probe = method(prompt)
     if probe is not None and not isinstance(probe, ReadScores | ReadState):
         raise ZweaveError(
-            f"the dispatcher probes {type(probe).__name__}: it must be ReadScores, ReadState or None"
+            f"the dispatcher looks at {type(probe).__name__}: it must be ReadScores, ReadState or None"
         )
     return probe
 
 
-def _choose(dispatcher: Dispatcher, prompt: Prompt, seen: Seq[float] | Tensor | None) -> object:
-    choice = dispatcher.choose(prompt, seen)
+def _choose(dispatcher: Dispatcher, prompt: Prompt, evidence: Seq[float] | Tensor | None) -> object:
+    choice = dispatcher.choose(prompt, evidence)
     if not isinstance(choice, Dispatch):
         raise ZweaveError(f"the dispatcher chooses {type(choice).__name__}: it must be zweave.Dispatch")
     return choice

@@ -1,4 +1,4 @@
-"""How well a model answers tasks: methods, the baselines that every table has, rows with standard errors."""
+"""Evaluation on tasks: methods, the baselines of every table, rows with standard errors."""
 
 from .baselines import baselines
 from .evaluate import Row, evaluate

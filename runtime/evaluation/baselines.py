@@ -1,4 +1,4 @@
-"""The baselines that stand beside every result: what a task is worth without any adaptation of weights.
+"""The baselines beside every result: how well a task is answered without any adaptation of weights.
 
 majority: the commonest answer of the training samples
 base, labels only: the likeliest label
@@ -9,7 +9,6 @@ logistic regression: on the label scores of labelled training samples (scikit-le
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ZweaveError
-from ..tasks import Sample, Task, balanced
+from ..tasks import Sample, Task, balanced_shots
 from .label_scores import LabelScores
 from .method import Method
 
@@ -26,10 +25,12 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """What baselines may look at.
+    """The data that baselines may use.
 
-    train: training samples, in the seed's order
-    shots: how many of them a baseline takes
+    scores: the base model's label scores.
+    train: training samples, in the seed's order.
+    seed: of the order and of what is drawn.
+    shots: how many samples a baseline takes.
     """
 
     scores: LabelScores
@@ -78,8 +79,7 @@ class Regression:
     parameters: int | None = None
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
-        shots = min(self.of.shots, len(self.of.train))
-        drawn = list(islice(balanced(self.of.train, task.labels, self.of.seed), shots))
+        drawn = balanced_shots(self.of.train, task.labels, self.of.seed, self.of.shots)
         model = logistic_regression()
         if len({sample.answer for sample in drawn}) == 1:
             return [drawn[0].answer] * len(samples)
@@ -90,10 +90,11 @@ class Regression:
 def baselines(
     scores: LabelScores, task: Task, data: Path | None, seeds: Sequence[int], shots: int = 256
 ) -> list[Method]:
-    """Those that a task allows: all for labels, majority alone for answers that are generated.
+    """The baselines of a task: all of them if it has labels, else majority alone.
 
-    data: as `Task.samples` takes it. What a baseline draws it draws anew for each seed; the others run once.
-    Raises ZweaveError as the task does, unless it has no training samples: what needs them is then left out.
+    data: as `Task.samples` takes it.
+    seeds: baselines that draw samples run once for each seed, the others once.
+    Raises ZweaveError as the task does. Without training samples the baselines that need them are left out.
     """
     if not task.has("train", data):
         return [Restricted(Baselines(scores, (), 0, shots))] if task.labels else []

@@ -1,4 +1,4 @@
-"""Several tasks' samples in one stream that names no expert: base, oracle, dispatcher, and where that sent them."""
+"""Evaluates a dispatcher on a stream of several tasks' samples, beside the base model and an oracle."""
 
 import math
 import random
@@ -21,7 +21,7 @@ BASE, ORACLE, DISPATCHED, ALL = "base", "oracle", "dispatched", "all"
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A task's samples, and which expert is the right one for them."""
+    """A task's samples and the right expert for them."""
 
     task: Task
     samples: Sequence[Sample]
@@ -30,11 +30,13 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class DispatchReport:
-    """rows: base, oracle and dispatched, for each task and for all together.
+    """The accuracy and the routing of a dispatcher.
 
-    routing: of each task, how many samples went to which expert.
-    difference: dispatched less oracle over all samples; stderr: its standard error, of the pairs.
-    first_pass_tokens: computed for the first pass alone, mean over the samples.
+    rows: base, oracle and dispatched, for each task and for all together.
+    routing: how many samples of each task went to which expert.
+    difference: accuracy of dispatched less that of oracle, over all samples.
+    stderr: standard error of the difference, from the pairs.
+    first_pass_tokens: tokens computed for the first pass alone, mean over the samples.
     """
 
     rows: list[Row]
@@ -53,7 +55,12 @@ class _Arrival:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """results, rewards: of each arrival; right is a reward above 0. seconds: of the stream."""
+    """The stream answered once.
+
+    results: of each arrival.
+    right: whether its reward is above 0.
+    seconds: of the whole stream.
+    """
 
     results: Sequence[Result]
     right: Sequence[bool]
@@ -63,8 +70,9 @@ class _Run:
 def evaluate_dispatch(
     engine: Engine, tasks: Sequence[Labelled], report: Callable[[str], None] = lambda _: None
 ) -> DispatchReport:
-    """Has the engine's dispatcher find the expert of every sample. report: is told what begins.
+    """Answers all samples under the base model, the right experts, and those that the engine's dispatcher chooses.
 
+    report: called with a line when a run begins.
     Raises ZweaveError for a request that ends in an error, and as the tasks do.
     """
     arrivals = [
@@ -85,14 +93,14 @@ def evaluate_dispatch(
     rows = [_row(of.task.name, name, arrivals, run, of) for of in tasks for name, run in runs.items()] + [
         _row(ALL, name, arrivals, run) for name, run in runs.items()
     ]
-    found = runs[DISPATCHED]
-    pairs = [int(one) - int(other) for one, other in zip(found.right, runs[ORACLE].right, strict=True)]
+    dispatched = runs[DISPATCHED]
+    pairs = [int(one) - int(other) for one, other in zip(dispatched.right, runs[ORACLE].right, strict=True)]
     return DispatchReport(
         rows=rows,
-        routing=_routing(tasks, arrivals, found.results),
+        routing=_routing(tasks, arrivals, dispatched.results),
         difference=statistics.fmean(pairs),
         stderr=math.sqrt(statistics.pvariance(pairs) / len(pairs)),
-        first_pass_tokens=statistics.fmean(r.dispatch.tokens for r in found.results if r.dispatch),
+        first_pass_tokens=statistics.fmean(r.dispatch.tokens for r in dispatched.results if r.dispatch),
     )
 
 
@@ -121,7 +129,10 @@ def _run(engine: Engine, arrivals: Sequence[_Arrival], choice: Callable[[_Arriva
 def _row(
     task: str, method: str, arrivals: Sequence[_Arrival], run: _Run, only: Labelled | None = None
 ) -> Row:
-    """seconds: the stream's, shared out by tokens."""
+    """The row of a method; its seconds are the stream's, shared by tokens.
+
+    only: the task's arrivals, None for all.
+    """
     mine = [index for index, arrival in enumerate(arrivals) if only is None or arrival.of is only]
     tokens = [result.prompt_tokens + len(result.token_ids) for result in run.results]
     share = statistics.fmean(run.right[index] for index in mine)
@@ -147,7 +158,7 @@ def _routing(
 
 
 def _answered_by(result: Result) -> str:
-    """The expert's name; of a mixture, which may be another for every prompt, the label."""
+    """The name of the expert; for a mixture, which may differ from prompt to prompt, its label."""
     if result.expert is None:
         return BASE
     if isinstance(result.expert, str):

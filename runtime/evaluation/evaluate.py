@@ -1,4 +1,4 @@
-"""Rows of a result table: how often each method is right, and how sure that is."""
+"""Rows of a result table: the accuracy of each method, with its standard error."""
 
 import math
 import statistics
@@ -14,10 +14,12 @@ from .method import ExpertMethod, Method, answer_together
 class Row:
     """One method on one task.
 
-    accuracy: mean over the runs; stderr: of that mean, both for the samples drawn and between runs
-    n: samples; runs: methods of that name, with different seeds
+    accuracy: mean over the runs.
+    stderr: of that mean, for the draw of samples and between runs.
+    n: samples.
+    runs: methods of that name, with different seeds.
     seconds: of all runs. Experts of one engine answer as one mixed batch: each has its share by tokens.
-    parameters: trained for a run; None where that says nothing
+    parameters: trained for a run; None where that has no meaning.
     """
 
     task: str
@@ -43,8 +45,9 @@ def evaluate(
     methods: Sequence[Method],
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
-    """A row a name, in the order of first mention. report: is told what begins.
+    """One row for each name of a method, in the order of first mention.
 
+    report: called with a line when a method begins.
     An answer is right if its reward is above 0. Raises ZweaveError as the task and the methods do.
     """
     together = [method for method in methods if isinstance(method, ExpertMethod)]
@@ -97,15 +100,15 @@ def _row(
 
 
 def share_right(task: Task, samples: Sequence[Sample], answers: Sequence[str]) -> float:
-    """Of the samples, those whose answer has a reward above 0."""
+    """The share of the samples whose answer has a reward above 0."""
     rewards = [task.reward(sample, text) for sample, text in zip(samples, answers, strict=True)]
     return sum(reward > 0 for reward in rewards) / len(samples)
 
 
 def standard_error(shares: Sequence[float], n: int) -> float:
-    """Of the mean of the shares that some runs answer rightly of the same n samples.
+    """Standard error of the mean accuracy of several runs on the same n samples.
 
-    The variance of the draw of samples, p (1 - p) / n, which more runs do not lessen, and that between runs.
+    From the variance of the draw of samples, p (1 - p) / n, which more runs do not lessen, and that between runs.
     """
     mean = statistics.fmean(shares)
     between = statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""What the base model thinks of a task's labels, each prompt computed once."""
+"""The base model's scores of a task's labels, each prompt computed once."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from ..tasks import Sample, Task, label_ids, prompt_ids
 
 
 class LabelScores:
-    """Log-probabilities of labels at the prompt's end, of the base model and over its whole vocabulary.
+    """Log-probabilities of labels at the prompt's end, under the base model and over its whole vocabulary.
 
-    They are the label logits less one number a prompt, which no choice between labels sees.
+    They are the label logits less a constant of the prompt, which cancels in any choice between labels.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -22,7 +22,7 @@ class LabelScores:
         self._known: dict[tuple[str, tuple[str, ...]], list[float]] = {}
 
     def of(self, task: Task, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[samples, labels]; what is not known yet is computed as one batch."""
+        """Scores [samples, labels]; unknown ones are computed as one batch."""
         ids = label_ids(self._engine.tokenizer, task)
         keys = [(sample.prompt, task.labels) for sample in samples]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]

@@ -1,4 +1,4 @@
-"""LoRA adapters as methods: PEFT directories, answered by the forward pass that trained them."""
+"""LoRA adapters as methods: PEFT directories, run by the forward pass of training."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,18 @@ from ..text.tokenizer import Tokenizer
 from ..train.adapter import Adapter
 from ..train.lora import RECORD
 from ..train.policy import Policy
-from ..train.rollout import grow
+from ..train.rollout import sample_answers
 from ..train.run import load_model
 
-# Prompts of a forward pass, as validation has them in training.
+# Prompts of a forward pass, as in the validations of training.
 BATCH = 32
 
 
 class LoraModel:
-    """A model of transformers with any number of adapters, one of them active.
+    """A transformers model with any number of adapters, one of them active.
 
-    model: as of zweave.Engine. Raises ZweaveError for one that cannot be opened, and without transformers.
+    model: as zweave.Engine takes it.
+    Raises ZweaveError for one that cannot be opened, and without transformers.
     """
 
     def __init__(self, model: str, dtype: torch.dtype, device: str = "cpu") -> None:
@@ -39,9 +40,9 @@ class LoraModel:
         self._count = 0
 
     def method(self, name: str, directory: Path) -> "LoraMethod":
-        """The adapter of a directory that `zweave train --adapter lora` or PEFT wrote.
+        """The adapter in a directory that `zweave train --adapter lora` or PEFT wrote.
 
-        Raises ZweaveError if it is none, or for another model.
+        Raises ZweaveError if there is none, or one for another model.
         """
         try:
             from peft import PeftModel
@@ -76,7 +77,10 @@ class LoraModel:
 
 @dataclass(frozen=True, slots=True)
 class LoraMethod:
-    """One adapter: greedy over the whole vocabulary. parameters: of its matrices A and B."""
+    """One adapter, greedy over the whole vocabulary.
+
+    parameters: numbers in its matrices A and B.
+    """
 
     name: str
     model: LoraModel
@@ -86,17 +90,17 @@ class LoraMethod:
 
     def answers(self, task: Task, samples: Sequence[Sample]) -> list[str]:
         self.model.activate(self.adapter)
-        # Answering asks nothing of an adapter but its base.
+        # Answering uses nothing of an adapter but `base`.
         adapter = cast(Adapter, self.model)
         policy = Policy(self.model.module, adapter, self.model.tokenizer, self.scope, self.model.max_length)
         texts: list[str] = []
         for start in range(0, len(samples), BATCH):
-            texts += grow(policy, task, list(samples[start : start + BATCH])).texts
+            texts += sample_answers(policy, task, list(samples[start : start + BATCH])).texts
         return texts
 
 
 def _scope(directory: Path) -> Scope:
-    """Which tokens it acts on: by the trainer's record, on all of them without one."""
+    """The adapter's scope by the record of `zweave train`; all tokens without one."""
     if not (directory / "adapter_config.json").is_file():
         raise ZweaveError(f"{directory} holds no adapter_config.json: give a directory that PEFT wrote")
     if not (directory / RECORD).is_file():

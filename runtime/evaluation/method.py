@@ -1,4 +1,4 @@
-"""Ways of answering a task's prompts."""
+"""Methods of answering a task's prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..tasks import Sample, Task, prompt_ids
 class Method(Protocol):
     """Anything that answers prompts. Methods of one name are runs of one method, under different seeds.
 
-    parameters: how many numbers were trained for it; None where that says nothing.
+    parameters: how many numbers were trained for it; None where that has no meaning.
     """
 
     @property
@@ -31,7 +31,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ExpertMethod:
-    """The engine under an expert, a mixture, or None for the base: greedy over the whole vocabulary."""
+    """The engine under an expert or a mixture, None for the base model; greedy over the whole vocabulary."""
 
     name: str
     engine: Engine
@@ -39,7 +39,7 @@ class ExpertMethod:
 
     @property
     def parameters(self) -> int | None:
-        """Components that the expert may change, none of the base; a mixture's weights are not counted."""
+        """Components that the expert may change, 0 for the base model; a mixture has no count."""
         if self.choice is None:
             return 0
         if not isinstance(self.choice, str):
@@ -62,7 +62,7 @@ def answer_together(
 ) -> list[list[Result]]:
     """Answers all samples under all choices as one mixed batch; results [choices][samples].
 
-    The requests of one sample stand together, so that the choices advance side by side.
+    The requests of a sample are neighbours, so that the choices advance side by side.
     Raises ZweaveError if a request ends in an error.
     """
     prompts = [prompt_ids(engine.tokenizer, sample.prompt) for sample in samples]

@@ -1,7 +1,7 @@
-"""What approximate reuse of keys and values costs: accuracy, and the divergence of the answer's first token.
+"""What approximate reuse of the KV cache costs: accuracy, and the divergence of the answer's first token.
 
-KL(exact || approximate) is taken over the likeliest tokens under the exact computation, each by itself, and all others
-as one: never above the divergence over the whole vocabulary, and near it where the likeliest hold most of the mass.
+KL(exact || approximate) is taken over the likeliest tokens under the exact computation, and one class of all others:
+never above the divergence over the whole vocabulary, and near it where the likeliest hold most of the mass.
 """
 
 import math
@@ -20,10 +20,12 @@ from .table import table
 
 @dataclass(frozen=True, slots=True)
 class ReuseRow:
-    """One expert on one task, its prompts computed under it and left to the base.
+    """One expert on one task, with prompts computed under it (exact) and by the base model (approximate).
 
-    accuracy, stderr: exact and approximate. kl: mean over the samples, in nats.
-    prompt_tokens: of all samples. reused_tokens: how many of them the approximate answers took from the base's.
+    kl: mean over the samples, in nats.
+    n: samples.
+    prompt_tokens: of all samples.
+    reused_tokens: how many of them the approximate answers took from the cache.
     """
 
     task: str
@@ -41,7 +43,7 @@ class ReuseRow:
 def reuse_cost(
     engine: Engine, task: Task, samples: Sequence[Sample], name: str, choice: ExpertChoice
 ) -> ReuseRow:
-    """Answers a task's samples twice. The base reads the prompts first, so that there is something to reuse.
+    """Answers a task's samples exactly, then approximately; in between the base model fills the cache.
 
     Raises ZweaveError if a request ends in an error.
     """
@@ -82,16 +84,16 @@ def reuse_cost(
 
 
 def divergence(exact: Sequence[float], approximate: Sequence[float]) -> float:
-    """KL of two distributions, from the natural log-probabilities of some tokens, the others taken as one."""
+    """KL of two distributions from the natural log-probabilities of some tokens, all others taken as one class."""
     p, q = ([math.exp(value) for value in values] for values in (exact, approximate))
     known = sum(a * (x - y) for a, x, y in zip(p, exact, approximate, strict=True))
     rest_p, rest_q = 1 - math.fsum(p), 1 - math.fsum(q)
-    # What is left of both is rounding where the tokens hold all of the mass.
+    # Where the tokens hold all of the mass, the rest of both is rounding.
     return max(0.0, known + (rest_p * math.log(rest_p / rest_q) if rest_p > 1e-9 and rest_q > 1e-9 else 0.0))
 
 
 def reuse_markdown(rows: Sequence[ReuseRow]) -> str:
-    """One line a row."""
+    """A Markdown table, one line for each row."""
     headings = ("task", "expert", "exact", "approximate", "KL", "prompt tokens reused", "n")
     lines: list[tuple[str, ...]] = [headings, ("---",) * len(headings)]
     for row in rows:

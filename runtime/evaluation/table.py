@@ -8,7 +8,7 @@ _HEADINGS = ("task", "method", "parameters", "accuracy", "± stderr", "n", "runs
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One line a row; the task is named once."""
+    """A Markdown table, one line for each row; a task is named in its first."""
     lines = [_HEADINGS, ("---", "---", *["---:"] * 6)]
     shown = ""
     for row in rows:
@@ -26,6 +26,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def table(lines: Iterable[Iterable[str]]) -> str:
-    """Lines of cells; the second has the alignments."""
+    """A Markdown table of lines of cells; the second line has the alignments."""
     escaped = ([cell.replace("|", r"\|") for cell in cells] for cells in lines)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)

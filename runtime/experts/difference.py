@@ -12,9 +12,11 @@ from .expert import Expert
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of one matrix, or of all ("total").
+    """How two experts differ in one matrix, or in all.
 
-    distance: ||z_a - z_b||. largest: max |z_a - z_b|.
+    module: the matrix, or "total".
+    distance: ||z_a - z_b||.
+    largest: max |z_a - z_b|.
     cosine: of z_a - 1 and z_b - 1; None if one of them is zero.
     """
 
@@ -25,9 +27,9 @@ class Difference:
 
 
 def differences(a: Expert, b: Expert) -> list[Difference]:
-    """One entry a matrix that either adapts, in layer order, and the total last; what one lacks is ones.
+    """One entry for each matrix that either expert adapts, in layer order, and the total last.
 
-    Raises ZweaveError if a matrix has another rank in the one than in the other.
+    z is 1 where an expert does not adapt a matrix. Raises ZweaveError if the ranks of a matrix differ.
     """
     modules = sorted({**a.z, **b.z}, key=lambda module: (layer_of(module), module))
     pairs = [_deviations(a, b, module) for module in modules]

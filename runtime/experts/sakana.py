@@ -1,4 +1,4 @@
-"""Import of the experts that Sakana's self-adaptive-llms saves.
+"""Imports experts of Sakana's self-adaptive-llms.
 
 Source: github.com/SakanaAI/self-adaptive-llms, `policy/base.py` and `utils.py`. Their files hold p, not z,
 and for the MLP matrices only: z = bfloat16(sigmoid(p)) * max_mult, and
@@ -24,10 +24,10 @@ def load_sakana(
     max_mult: float = 1.0,
     base_digest: str | None = None,
 ) -> Expert:
-    """Reads `policy_params.pt` or `learnable_params.pt`; unpickles tensors only, so no code of the file runs.
+    """Reads `policy_params.pt` or `learnable_params.pt`; unpickles tensors only, so that no code of the file runs.
 
     shapes: the model's adaptable matrices, (out_features, in_features) each, in layer order.
-    max_mult: of the policy that was trained; the files do not hold it.
+    max_mult: of the trained policy; the files do not hold it.
     Raises ZweaveError if the file is neither, holds more than tensors, or does not fit the model.
     """
     path = Path(path)

@@ -1,5 +1,7 @@
-"""Experts carried over to another model of the same shapes: z vectors keep their places in the order of the
-singular values (Transformer², section 4.4), and a report says how alike the models' components are.
+"""Transfers experts to another model of the same shapes.
+
+z vectors keep their places in the order of the singular values (Transformer², section 4.4), and a report says how
+alike the components of the two models are.
 """
 
 from collections import defaultdict
@@ -16,19 +18,19 @@ from ..decomposition.decomposition import Decomposition
 from ..errors import ZweaveError
 from .expert import Expert
 
-# Components whose left and right vectors both agree to within some 25 degrees count as the same.
+# Components whose left and right vectors both agree within about 25 degrees count as the same.
 ALIGNED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How alike the components of one matrix are in two models, and what pure chance would give.
+    """How alike the components of one matrix are in two models.
 
-    subspace: mean squared cosine of the principal angles between the spans of the leading R/8 components,
-        the average of left and right ones: 1 for equal spans, K/M or K/N by chance.
-    chance: that average for random spans.
-    aligned: share of those components that are the same: |u_a . u_b| and |v_a . v_b| at equal places are
-        both at least 0.9.
+    module: the matrix.
+    subspace: mean squared cosine of the principal angles between the spans of the leading K = R/8 components, averaged
+        over left and right ones: 1 for equal spans.
+    chance: the same for random spans, the average of K/M and K/N.
+    aligned: share of the leading components that are the same, with |u_a . u_b| and |v_a . v_b| both at least 0.9.
     spectrum: cosine of the vectors of singular values.
     """
 
@@ -61,7 +63,7 @@ def overlap(module: str, a: tuple[Tensor, Tensor, Tensor], b: tuple[Tensor, Tens
 
 
 def by_kind(found: Sequence[Overlap]) -> list[Overlap]:
-    """The means over the layers of each kind of matrix, "q_proj" to "down_proj"."""
+    """Means over the layers for each linear, "q_proj" to "down_proj"."""
     kinds: dict[str, list[Overlap]] = defaultdict(list)
     for entry in found:
         kinds[linear_of(entry.module)].append(entry)
@@ -78,9 +80,9 @@ def by_kind(found: Sequence[Overlap]) -> list[Overlap]:
 
 
 def transfer(expert: Expert, source: Checkpoint, target: Checkpoint) -> Expert:
-    """The expert for the target model, its z vectors in the same places of the order of singular values.
+    """The expert for the target model, with z in the same order of singular values.
 
-    Raises ZweaveError if the expert is for other weights than the source's, or the models' shapes differ.
+    Raises ZweaveError if the expert was trained for other weights than the source's, or the shapes differ.
     """
     shapes = source.config.adapted_shapes()
     expert.check(shapes, source.digest())
@@ -102,9 +104,9 @@ def transfer(expert: Expert, source: Checkpoint, target: Checkpoint) -> Expert:
 
 
 def shuffled(expert: Expert, seed: int) -> Expert:
-    """The paper's control: the same values of z, in random places of their matrix.
+    """The paper's control: the values of each z in random order.
 
-    An expert with a support is shuffled within it, so that it stays what it is to a server.
+    An expert with a support is shuffled within it, so that it is served in the same mode.
     """
     generator = torch.Generator().manual_seed(seed)
     z = {}

@@ -1,1 +1,1 @@
-"""Files, figures and progress, for whoever needs them."""
+"""Files, figures and progress."""

@@ -7,7 +7,7 @@ from ..errors import ZweaveError
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure of matplotlib of so many inches; ZweaveError if that is not installed."""
+    """A matplotlib figure of a size in inches; ZweaveError if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def write_png(figure: Any, path: Path) -> None:
-    """Raises ZweaveError if the file cannot be written."""
+    """Writes a figure; ZweaveError if the file cannot be written."""
     try:
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How long jobs say how far they are."""
+"""Progress of long jobs: the function that reports it, and a bar that draws it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,16 +8,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 Report: TypeAlias = Callable[[str, int, int], None]
-"""Called with the stage's name, how much of it is done, and how much there is (0 if that is unknown)."""
+"""Called with the name of a stage, how much of it is done, and how much there is (0 if unknown)."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """A report that goes nowhere."""
+    """A report that shows nothing."""
 
 
 @contextmanager
 def progress_bar() -> Iterator[Report]:
-    """Yields a report that draws a bar a stage on standard error, a line a stage if that is no terminal."""
+    """Yields a report that draws a bar a stage on standard error, or prints a line a stage if that is no terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -7,7 +7,7 @@ from ..errors import ZweaveError, one_line
 
 
 def python_object(path: Path, name: str) -> object:
-    """What the file calls `name`, None if it has no such thing; ZweaveError with the file's own error if it fails."""
+    """The object that the file calls `name`, None if there is none; ZweaveError with the file's error if it fails."""
     spec = importlib.util.spec_from_file_location(f"zweave_user_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

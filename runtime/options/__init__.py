@@ -1,1 +1,1 @@
-"""Arguments that several commands share."""
+"""Command line options that several commands and benches share."""

@@ -38,7 +38,7 @@ def number_from_zero(text: str) -> float:
 
 
 def _finite(text: str) -> float:
-    """The number, or NaN, which no comparison lets pass, for what is none or infinite."""
+    """The number; NaN, which fails every comparison, if it is none or infinite."""
     try:
         number = float(text)
     except ValueError:
@@ -47,7 +47,7 @@ def _finite(text: str) -> float:
 
 
 def check_folder(option: str, path: Path) -> None:
-    """Raises ZweaveError, before any work, if a file that is to be written has no directory."""
+    """Raises ZweaveError if the directory of a file that will be written does not exist."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ZweaveError(f"{option}: there is no directory {folder}")

@@ -1,4 +1,4 @@
-"""Options that every command with an engine shares, and how an expert is named on the command line."""
+"""The options of commands with an engine, and experts as the command line names them."""
 
 import argparse
 from collections.abc import Iterable
@@ -81,12 +81,12 @@ def parse_expert(text: str | None) -> ExpertChoice:
 
 
 def expert_path(name: str) -> Path | None:
-    """The file of a bundled expert, or the one that the name is; None if it is neither."""
+    """The file of a bundled expert, or the file that is named; None for another name."""
     return bundled_experts().get(name, Path(name) if name.endswith(".safetensors") else None)
 
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
-    """Loads the bundled experts, and those given as file paths, that the choices name and nobody loaded."""
+    """Loads the bundled experts and the expert files that the choices name, unless they are loaded already."""
     for choice in choices:
         for name in [choice] if isinstance(choice, str) else choice or ():
             if name in engine.experts() or name in RESERVED_NAMES:

@@ -20,7 +20,9 @@ class BatchPlanner:
     of both it is cheaper to read U and V alone. Only with `batch_invariant=False`, where results may depend on the
     batch within rounding.
 
-    modes: [matrices, slots] uint8, the bank's table, in the order of the plan.
+    plan: the matrices.
+    modes: [matrices, slots] uint8, `SlotTables.modes`, in the order of the plan.
+    costs: of the machine.
     """
 
     def __init__(self, plan: Plan, modes: Tensor, costs: CostModel) -> None:
@@ -30,7 +32,7 @@ class BatchPlanner:
         both, rank = shapes.sum(1), shapes.min(1)
         leading = np.array([matrix.delta_rank for matrix in plan.values()], dtype=np.float64)
         self._dense = shapes.prod(1)
-        # As many weights of W as take the time of the delta's.
+        # Weights of W and of the delta, the latter counted by the time that they take beside W.
         self._delta = self._dense + leading * both * [
             BYTES[matrix.format] / costs.value_bytes if matrix.format else 1.0 for matrix in plan.values()
         ]

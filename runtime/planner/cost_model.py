@@ -22,12 +22,13 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """A product takes as long as its weights take to arrive or its arithmetic takes, whichever is longer.
+    """A roofline of this machine: a product takes the longer of streaming its weights and its arithmetic.
 
-    bytes_per_second: at which weights stream. flops_per_second: of products of many rows.
-    integer_ops_per_second: the same of products with integer weights, int8 or int4.
-    call_seconds: of a product of next to no work; a fused step has none of it.
-    value_bytes: of a weight.
+    bytes_per_second: rate at which weights stream from memory.
+    flops_per_second: rate of products of many rows.
+    integer_ops_per_second: rate of products of many rows with int8 or int4 weights.
+    call_seconds: overhead of a call; a fused step has none.
+    value_bytes: bytes of a weight that is not an integer.
     """
 
     bytes_per_second: float
@@ -38,13 +39,13 @@ class CostModel:
 
     @classmethod
     def nominal(cls, value_bytes: int) -> "CostModel":
-        """Two cores of a server: choices between modes depend on the ratios of the rates alone."""
+        """The model of two server cores: choices between modes depend only on the ratios of the rates."""
         return cls(3e10, 4e11, 8e11, 0.0, value_bytes)
 
     def product(
         self, weights: Numbers | float, tokens: Numbers | float, format: IntegerFormat | None = None
     ) -> Numbers:
-        """Seconds of a product of so many weights and rows; none without rows. format: of integer weights."""
+        """Seconds of a product by number of weights and of tokens; 0 without tokens. format: of integer weights."""
         value_bytes = BYTES[format] if format else self.value_bytes
         rate = self.integer_ops_per_second if format else self.flops_per_second
         stream = np.asarray(weights) * value_bytes / self.bytes_per_second
@@ -59,7 +60,12 @@ class CostModel:
         components: int = 0,
         format: IntegerFormat | None = None,
     ) -> float:
-        """Seconds of a matrix [M, N] for so many tokens; components and format: of the delta."""
+        """Seconds of computing tokens in a mode.
+
+        shape: (out_features, in_features) of the matrix.
+        components: of the delta.
+        format: of the delta's factors.
+        """
         M, N = shape
         if mode == LinearMode.DELTA and format:
             integers = self.product(components * (M + N), tokens, format)
@@ -74,7 +80,7 @@ class CostModel:
 
 
 def cost_model(dtype: torch.dtype) -> CostModel:
-    """The model of this machine and number of threads, from the cache or measured now, in about a second.
+    """The model of this machine and its number of threads: cached, or measured in about a second.
 
     Raises ZweaveError if the cache cannot be written.
     """
@@ -92,13 +98,13 @@ def cost_model(dtype: torch.dtype) -> CostModel:
 
 @torch.inference_mode()
 def measure(dtype: torch.dtype, size: int = 2048, bytes_to_rotate: int = 96 << 20) -> CostModel:
-    """Times products of one row, whose weights stream, of many rows, and of next to nothing."""
+    """Times products of one row, which stream weights, products of many rows, and empty calls."""
     value_bytes = dtype.itemsize
     copies = max(2, bytes_to_rotate // (size * size * value_bytes))
     weights = [pack(torch.full((size, size), 0.01, dtype=dtype)) for _ in range(copies)]
     one, many = torch.ones(1, size, dtype=dtype), torch.ones(192, size, dtype=dtype)
     small, row = pack(torch.ones(16, 16, dtype=dtype)), torch.ones(1, 16, dtype=dtype)
-    # A delta of integers beside next to no W: 16 outputs for `size` components.
+    # An integer delta beside a tiny W: 16 outputs for `size` components.
     small_w = pack(torch.full((16, size), 0.01, dtype=dtype))
     factor, factor_u = (pack(quantize(torch.full(s, 0.01), "int8")) for s in ((size, size), (16, size)))
     delta, slot = torch.ones(2, size), torch.ones(len(many), dtype=torch.int32)
@@ -116,7 +122,7 @@ def measure(dtype: torch.dtype, size: int = 2048, bytes_to_rotate: int = 96 << 2
 
 
 def _best(run: Callable[[], object], rounds: int = 9) -> float:
-    """Seconds of the fastest run: what others do on the machine meanwhile must not be cached."""
+    """Seconds of the fastest run, so that no other load of the machine is cached."""
     seconds = []
     run()
     for _ in range(rounds):
@@ -142,7 +148,7 @@ def _processor() -> str:
 
 
 def _read(path: Path) -> CostModel | None:
-    """None unless the file holds a model of this format: it is measured again then."""
+    """The cached model; None, so that it is measured again, unless the file holds one of this format."""
     try:
         values = json.loads(path.read_text())
         if values.pop("format") != FORMAT:

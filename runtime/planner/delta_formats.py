@@ -1,4 +1,4 @@
-"""Factors of a delta in int8 or int4: their bytes, and what they cost an expert.
+"""int8 and int4 factors of a delta: their bytes, and a bound on what an expert loses by them.
 
 A product with them rounds the activations to 1/254 of the peak of 64 inputs, and the factors to half a scale.
 The spectral norm of what a delta loses is at most a share of the delta's own, max |sigma (z - 1)|, that depends on
@@ -13,11 +13,11 @@ IntegerFormat: TypeAlias = Literal["int8", "int4"]
 BYTES: dict[IntegerFormat, float] = {"int8": 1.0, "int4": 0.5 + 4 / 64}
 # Share of a delta's spectral norm that is lost at most; docs/kernels/quantize.md says how it was found.
 STATED_ERROR: dict[IntegerFormat, float] = {"int8": 0.12, "int4": 0.65}
-# The largest sigma |z - 1| over the largest sigma that a plan made for an error expects of experts: trained
-# ones reach .07. What an expert really loses is checked when it is bound.
+# The largest sigma |z - 1| over the largest sigma that a plan expects of experts; trained ones reach .07. What an
+# expert really loses is checked when its rows are written.
 EXPECTED_CHANGE = 0.1
 
 
 def meets_error(format: IntegerFormat, max_error: float) -> bool:
-    """Whether the format keeps experts of the expected change within a share of a matrix's spectral norm."""
+    """Whether experts of the expected change lose at most `max_error` of a matrix's spectral norm by a format."""
     return STATED_ERROR[format] * EXPECTED_CHANGE <= max_error

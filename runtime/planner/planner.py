@@ -1,4 +1,4 @@
-"""Makes the plan of a load: which forms of each matrix stay resident under a limit of memory and of error."""
+"""Plans a load: which forms of each matrix stay resident under a limit of memory and of error."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from .cost_model import CostModel, cost_model
 from .delta_formats import IntegerFormat, meets_error
 from .plan import MatrixPlan, Plan, memory
 
-# Panels of the CPU kernels are so wide: a component more or less costs nothing within one.
+# Width of a panel of the CPU kernels: filling one up costs nothing.
 COMPONENT_STEP = 16
-# Tokens of the step that a plan is made for: the base's and as many of an unrestricted expert.
+# Tokens of the step that a plan is made for: so many of the base and of an unrestricted expert.
 PLANNED_TOKENS = 16
-# Inside another runtime a delta may use one in so many components: experts of support "leading:R/8" fit.
+# A hosted delta may use R / 8 leading components, as experts of support "leading:R/8" do.
 HOSTED_DELTA_SHARE = 8
 FORMATS: tuple[IntegerFormat, ...] = ("int8", "int4")
 
@@ -73,8 +73,8 @@ def make_plan(
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
-    On a CPU every matrix keeps W, for the base, and U and V, whose leading components serve experts of few and all
-    of which serve the others; with less memory as `_plan_within` says. Elsewhere everything is factored.
+    On a CPU every matrix keeps W for base tokens, and U and V: a few leading components for the deltas of restricted
+    experts, all of them for unrestricted ones. With less memory see `_plan_within`. Elsewhere everything is factored.
 
     shapes: matrix -> (out_features, in_features).
     max_memory: bytes for the weights of adapted matrices, of `value_bytes` a weight; None for no limit.
@@ -124,8 +124,8 @@ def _plan_within(
 
     1. Matrices change to what costs least time for the bytes it saves: the factors alone or, if `max_error` allows it,
        W and all components as integers.
-    2. The same with integers whatever `max_error` says, and as few of them as will do: still no expert is refused, and
-       what one loses is checked when it is bound.
+    2. The same with integers whatever `max_error` says, as few of them as will do: no expert is refused for its number
+       of components, and what it loses is checked when its rows are written.
     3. All matrices keep W and as many leading components as fit.
     """
     allowed = [format for format in FORMATS if meets_error(format, max_error)]
@@ -208,7 +208,7 @@ def _most_leading(shapes: Shapes, format: IntegerFormat | None, budget: Budget) 
 
 
 def _leading(shape: tuple[int, int], sixteenths: int, format: IntegerFormat | None) -> MatrixPlan:
-    """W and so many sixteenths of the components, in whole panels."""
+    """W and a number of sixteenths of the components, in whole panels."""
     panels = max(1, int(min(shape) * sixteenths / 16) // COMPONENT_STEP)
     kept = min(min(shape), panels * COMPONENT_STEP)
     return MatrixPlan(shape, dense=True, delta_rank=kept, factored=False, format=format)

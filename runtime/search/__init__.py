@@ -1,1 +1,1 @@
-"""Finds the mixture that answers a few examples best."""
+"""Few-shot search: the mixture that answers a few samples best."""

@@ -9,16 +9,20 @@ from numpy.typing import NDArray
 from ..errors import ZweaveError
 
 Vector = NDArray[np.float64]
-# What is compared: the first number, then the second where the first is equal.
+# Compared by the first number, then by the second.
 Fitness = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class CemConfig:
-    """How it searches.
+    """The parameters of a search.
 
-    population: candidates a generation. elites: share of them that the next distribution is fitted to.
-    low, high: bounds of every coordinate. smoothing: weight of the old distribution in the next, 0 for none.
+    population: candidates of a generation.
+    elites: share of them that the next distribution is fitted to.
+    generations: how many.
+    low, high: bounds of every coordinate.
+    smoothing: weight of the old distribution in the next, 0 for none.
+    seed: of all draws.
     """
 
     population: int = 32
@@ -43,11 +47,12 @@ class CemConfig:
 
 
 class Cem:
-    """`ask` for candidates, `tell` how fit they are, in turn.
+    """`ask` for candidates and `tell` how fit they are, in turn.
+
+    The best candidate so far is the first of every later generation, so that only a better one replaces it.
 
     start: mean of the first distribution, whose deviation is half the range.
-    guesses: candidates that the first generation holds beside the mean.
-    The best candidate so far stands first in every later generation, so it is only ever replaced by a better one.
+    guesses: candidates of the first generation beside the mean.
     """
 
     def __init__(self, config: CemConfig, start: Vector, guesses: Sequence[Vector] = ()) -> None:
@@ -73,7 +78,7 @@ class Cem:
         return self._asked
 
     def tell(self, fitness: Sequence[Fitness]) -> None:
-        """The fitness of what was asked last, in order; larger is better. Of equals the first is kept."""
+        """Takes the fitness of the candidates asked last, in their order; of equals the first is the best."""
         order = sorted(range(len(self._asked)), key=lambda index: fitness[index], reverse=True)
         if fitness[order[0]] > self.best_fitness:
             self.best, self.best_fitness = self._asked[order[0]].copy(), fitness[order[0]]

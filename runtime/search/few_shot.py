@@ -1,12 +1,12 @@
 """Few-shot adaptation (Transformer², section 3.2): weights of known experts that answer a few samples best.
 
 The cross-entropy method searches the weights. A whole population answers as one mixed batch: each candidate is a row
-of the bank, and no weight matrix is rebuilt. Fitness is the share of right answers. Among a few samples most candidates
-tie; between equals the mean log-likelihood of being right and wrong as they were decides: log p of a right answer,
-log (1 - p) of a wrong one. The reference implementation looks at the right answers alone.
+of the bank, and no weight matrix is rebuilt. Fitness is the share of right answers. On a few samples most candidates
+tie; ties are broken by the mean log-likelihood of the outcomes: log p of a right answer, log (1 - p) of a wrong one.
+The reference implementation counts the right answers alone.
 
-Of a hundred mixtures the one that answers some samples best owes it mostly to chance. So it has to gain more than a
-standard error on the best expert alone, or that expert is what is found.
+Of a hundred mixtures the best on a few samples owes it mostly to chance. So it must gain more than a standard error
+over the best single expert, or that expert is returned.
 """
 
 import math
@@ -25,16 +25,17 @@ from ..request import Result
 from ..tasks import Sample, Task
 from .cem import Cem, CemConfig, Fitness, Vector
 
-# What an answer's log-probability counts as at most where the answer is wrong: log (1 - p) stays finite.
+# Upper bound of a wrong answer's log-probability: log (1 - p) stays finite.
 CERTAIN = -1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """What a vector of the search means: weights of experts, global or one a layer.
+    """How a vector of the search is read: as weights of experts, global or one for each layer.
 
-    layers: of the model for a weight a layer, 1 for global weights.
-    normalised: the experts' weights add up to 1 in each layer, as they do at the search's start.
+    names: of the experts.
+    layers: of the model for a weight for each layer, 1 for global weights.
+    normalised: scale the experts' weights to a sum of 1 in each layer.
     """
 
     names: tuple[str, ...]
@@ -46,7 +47,7 @@ class Weighting:
             raise ZweaveError("a search takes two experts or more, all different")
 
     def weights(self, vector: Vector) -> Vector:
-        """[experts, layers]; experts whose weights are all 0 in a layer count alike where they must add up to 1."""
+        """Weights [experts, layers]; all equal in a layer where they are all 0 and must add up to 1."""
         weights = vector.reshape(len(self.names), self.layers)
         if not self.normalised:
             return weights
@@ -55,7 +56,7 @@ class Weighting:
         return shares
 
     def mixture(self, vector: Vector) -> dict[str, float | tuple[float, ...]]:
-        """As a request's `expert` takes it."""
+        """The weights as a request's `expert`."""
         rows = self.weights(vector).tolist()
         return {
             name: tuple(row) if self.layers > 1 else row[0]
@@ -66,14 +67,17 @@ class Weighting:
         return np.full(len(self.names) * self.layers, 1 / len(self.names))
 
     def singles(self) -> list[Vector]:
-        """Each expert alone."""
+        """The vectors of each expert alone."""
         return [np.repeat(row, self.layers) for row in np.eye(len(self.names))]
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """share: of the shots that the best candidate so far answers rightly; log_likelihood: see the module;
-    mean_share: over the population.
+    """The state after a generation.
+
+    share: share of the shots that the best candidate so far answers rightly.
+    log_likelihood: of that candidate, see the module.
+    mean_share: mean over the population.
     """
 
     number: int
@@ -84,10 +88,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What to answer with, its share of right answers among the shots, and each expert's own.
+    """The result of a search.
 
-    searched: share of the best mixture that was searched, at least `share`. Where it does not gain more than a standard
-        error on the best expert alone, `mixture` is that expert.
+    mixture: the best mixture, or the best expert alone if that gains no more than a standard error.
+    weights: of the mixture, [experts, layers].
+    share: share of the shots that it answers rightly.
+    searched: share of the best mixture that was searched, at least `share`.
+    singles: share of each expert alone.
     """
 
     mixture: dict[str, float | tuple[float, ...]]
@@ -105,9 +112,12 @@ def search(
     config: CemConfig,
     report: Callable[[Generation], None] = lambda _: None,
 ) -> Found:
-    """Searches the weights of loaded experts. The first generation holds their mean and each expert alone, so what is
-    found answers the shots at least as well as any of them.
+    """Searches the weights of loaded experts.
 
+    The first generation holds their mean and each expert alone, so that the result answers the shots at least as well
+    as any of them.
+
+    report: called after each generation.
     Raises ZweaveError as the engine, the bank and the task do.
     """
     alone = weighting.singles()
@@ -115,7 +125,7 @@ def search(
     singles: list[Fitness] = []
     for number in range(config.generations):
         choices = [weighting.mixture(vector) for vector in cem.ask()]
-        # The best so far stands first among them, and answers as it did.
+        # After the first generation the first candidate is the best so far, whose fitness is known.
         known = [cem.best_fitness] if number else []
         fitness = known + population_fitness(engine, task, shots, choices[len(known) :])
         if number == 0:
@@ -135,7 +145,7 @@ def search(
 def population_fitness(
     engine: Engine, task: Task, shots: Sequence[Sample], choices: Sequence[ExpertChoice]
 ) -> list[Fitness]:
-    """(share of right answers, mean log-likelihood) of each choice; all answer as one batch."""
+    """The fitness of each choice, (share of right answers, mean log-likelihood); all answer as one batch."""
     together = answer_together(engine, task, shots, choices, logprobs=0)
     return [_fitness(task, shots, results) for results in together]
 
@@ -147,6 +157,6 @@ def _fitness(task: Task, shots: Sequence[Sample], results: Sequence[Result]) -> 
 
 
 def _likelihood(is_right: bool, result: Result) -> float:
-    """Log of the probability p of the answer if it is right, of 1 - p if not."""
+    """log p of a right answer, log (1 - p) of a wrong one."""
     answer = sum(token.logprob for token in result.logprobs or ())
     return answer if is_right else math.log1p(-math.exp(min(answer, CERTAIN)))

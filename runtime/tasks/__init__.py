@@ -2,7 +2,7 @@
 
 from .registry import BUILT_IN, resolve_task
 from .render import answer_ids, label_ids, prompt_ids
-from .task import Sample, Split, Splits, Task, balanced
+from .task import Sample, Split, Splits, Task, balanced, balanced_shots
 from .which_task import which_task
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Task",
     "answer_ids",
     "balanced",
+    "balanced_shots",
     "label_ids",
     "prompt_ids",
     "resolve_task",

@@ -1,4 +1,4 @@
-"""Arithmetic without a data file. Whoever swaps two summands gets the same problem: they share a split."""
+"""Arithmetic without a data file. Sums of the same terms, in whatever order, share a split."""
 
 import random
 from collections.abc import Sequence

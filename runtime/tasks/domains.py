@@ -1,4 +1,4 @@
-"""What a prompt is about, of five domains: what a dispatcher has to find out. The texts carry no instruction."""
+"""Which of five domains a prompt is about, as a dispatcher has to decide. The texts carry no instruction."""
 
 import random
 from collections.abc import Iterable

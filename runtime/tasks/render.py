@@ -15,9 +15,9 @@ _CHAT = re.compile(
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Token ids of a sample's prompt.
 
-    A prompt of `prompts.chat` is kept as it is for models of ChatML. For another chat template it is rendered by
-    that, with the opening as an assistant's message that is continued; without one it is the bare words. Any
-    other text is taken as it stands, as the engine takes it.
+    Models of ChatML take a prompt of `prompts.chat` as it stands. Another chat template renders it, with the opening
+    as an assistant's message to be continued; a model without a chat template gets the bare words. Any other text
+    is taken as it stands, as the engine takes it.
     """
     found = _CHAT.fullmatch(prompt)
     if found is None:

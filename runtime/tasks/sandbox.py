@@ -44,7 +44,14 @@ _ISOLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """cpu_seconds; memory and file_size in bytes; processes, threads included; seconds by the clock."""
+    """What a program may use.
+
+    cpu_seconds: processor time.
+    memory: bytes of address space.
+    processes: at once, threads included.
+    file_size: bytes of the largest file.
+    seconds: by the clock.
+    """
 
     cpu_seconds: int = 5
     memory: int = 1 << 30
@@ -59,7 +66,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """passed: the program ran to its end. reason: "" then, else its last line of error or what stopped it."""
+    """How a program ended.
+
+    passed: whether it ran to its end.
+    reason: empty if it passed, else its last line of error or what stopped it.
+    """
 
     passed: bool
     reason: str

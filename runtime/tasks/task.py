@@ -1,10 +1,10 @@
-"""What a task is: samples with a verifiable reward, in three splits that share no prompt."""
+"""A task: samples with a verifiable reward, in three splits that share no prompt."""
 
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -48,13 +48,13 @@ def exact(sample: Sample, text: str) -> float:
 class Task:
     """Where samples come from and what an answer is worth.
 
-    labels: the possible answers, each one token; empty when the answer is generated
-    max_tokens: of an answer, its end token included
-    stop: strings before which an answer ends
     read: (directory of the task files, None without one) -> samples. The splits follow from the files alone and
         never from a seed: what one seed trains on, no other seed tests on.
-    judge: (sample, answered text) -> reward, above 0 where the answer is right
-    validation: how many samples validation takes of `train`, at most a fifth of them
+    labels: the possible answers, each one token; empty when the answer is generated.
+    max_tokens: of an answer, its end token included.
+    stop: strings before which an answer ends.
+    judge: (sample, answered text) -> reward, above 0 where the answer is right.
+    validation: how many samples validation takes of `train`, at most a fifth of them.
     """
 
     name: str
@@ -142,6 +142,11 @@ class Task:
             if len(held) + len(group) <= wanted:
                 held += group
         return held
+
+
+def balanced_shots(samples: Sequence[Sample], labels: Sequence[str], seed: int, count: int) -> list[Sample]:
+    """The first samples of `balanced`: `count`, or as many as there are if they are fewer."""
+    return list(islice(balanced(samples, labels, seed), min(count, len(samples))))
 
 
 def balanced(samples: Sequence[Sample], labels: Sequence[str], seed: int) -> Iterator[Sample]:

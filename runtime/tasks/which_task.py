@@ -1,4 +1,4 @@
-"""Several tasks' prompts as one task, whose prompt is it? What a dispatcher in front of their experts finds out."""
+"""Several tasks as one: which of them a prompt belongs to, as a dispatcher in front of their experts has to decide."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ VALIDATION = 500
 
 
 def which_task(tasks: Sequence[Task]) -> Task:
-    """Its samples are those of the tasks, each in the split that it has there; its labels are the tasks' names.
+    """A task whose samples are the prompts of other tasks and whose labels are their names.
 
-    Of the tasks' validation samples it takes equally many, VALIDATION together.
+    Each sample keeps its split. The validation split has VALIDATION samples, equally many of each task.
     """
     names = tuple(task.name for task in tasks)
     if len(set(names)) < max(2, len(names)):

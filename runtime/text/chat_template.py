@@ -1,4 +1,4 @@
-"""A model's chat template: a conversation to the text that the model was trained on."""
+"""A model's chat template: from a conversation to text as the model was trained on it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ class ChatTemplate:
     def from_directory(
         cls, directory: Path, tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, str]
     ) -> "ChatTemplate | None":
-        """The template of a model, from where transformers looks for it; None if there is none."""
+        """The template of a model, looked for where transformers does; None if there is none."""
         source = _source(directory, tokenizer_config)
         return None if source is None else cls(source, special_tokens)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The conversation with the assistant's turn opened, by its final message if that is the assistant's.
+        """Text of a conversation up to where the answer begins; a final assistant message is left open.
 
         Raises ZweaveError with the template's own words if it refuses the messages.
         """
@@ -71,7 +71,7 @@ class ChatTemplate:
 
 
 class _Generation(Extension):
-    """Takes `{% generation %}` blocks, which mark the assistant's words for training, as they stand."""
+    """Renders `{% generation %}` blocks, which mark the assistant's words for training, as plain text."""
 
     tags = {"generation"}  # noqa: RUF012  # declared so by jinja2
 

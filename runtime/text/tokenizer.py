@@ -21,9 +21,9 @@ class Tokenizer:
 
     assistant_header: the token ids that the chat template puts between the end of the user's words and the
         beginning of the assistant's; empty without a chat template.
-    user_opening: the token ids that it puts before the user's first words.
+    user_opening: the token ids that the chat template puts before the user's first words.
     eos_ids: the tokens that end an answer.
-    token_bytes: what each token stands for.
+    token_bytes: the bytes that each token stands for.
     Raises ZweaveError for missing or malformed files.
     """
 
@@ -43,7 +43,7 @@ class Tokenizer:
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text. Special tokens written out in it are recognised.
 
-        special: also add what the tokenizer puts around every text, for instance a begin-of-text token.
+        special: whether to add what the tokenizer puts around every text, for instance a begin-of-text token.
         """
         try:
             text.encode()

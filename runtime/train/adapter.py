@@ -1,4 +1,4 @@
-"""What learns: the z vectors of an expert."""
+"""Trainable adapters of a frozen model: the protocol, and the z vectors of an expert."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,20 +16,20 @@ from .svf import Factors, adapt
 
 
 class Adapter(Protocol):
-    """The learnable part of a frozen model, whatever it is."""
+    """The trainable part of a frozen model."""
 
     suffix: str
 
     def parameters(self) -> list[nn.Parameter]: ...
 
     def base(self) -> Any:
-        """A context in which the model answers as without the adapter; one may stand within another."""
+        """A context without the adapter; it may be nested."""
 
     def before_step(self) -> None:
-        """Called when the gradients are there."""
+        """Called between the backward pass and the optimizer's step."""
 
     def after_step(self, step: int) -> None:
-        """Called when the parameters have moved."""
+        """Called after the optimizer's step."""
 
     def state(self) -> dict[str, Any]: ...
 
@@ -41,8 +41,8 @@ class Adapter(Protocol):
 class SvfAdapter:
     """z vectors of all adapted matrices of a model, limited to the recipe's support and layers.
 
-    A support of sparse components is learned: three times in the first half of the training the components are cut
-    down, to those that change the matrix most, the last time to as many as the support allows.
+    A sparse support is learned: three times in the first half of the training the components are pruned to those that
+    change the matrix most, the last time to as many as the support allows.
     """
 
     suffix = ".safetensors"
@@ -86,11 +86,14 @@ class SvfAdapter:
             if step + 1 == max(1, round(at * self._recipe.steps)):
                 self._prune(share)
         for name, linear in self.linears.items():
-            # AdamW's momentum moves a component whose gradient is gone.
+            # AdamW's momentum also moves components without a gradient.
             linear.z.data.copy_(torch.where(self._kept[name] > 0, linear.z.data, 1.0))
 
     def _prune(self, share: float) -> None:
-        """Keeps the components that matter most; the shares lead from all to the support's in equal ratios."""
+        """Keeps the components that change the matrix most.
+
+        share: 0 keeps all, 1 as many as the support allows; between, the number falls by equal ratios.
+        """
         for name, linear in self.linears.items():
             rank, target = len(linear.z), self._support.components(len(linear.z))
             count = max(target, round(rank * (target / rank) ** share))
@@ -111,7 +114,7 @@ class SvfAdapter:
             self._kept[name] = kept.to(z)
 
     def vectors(self) -> dict[str, Tensor]:
-        """z [R] of each matrix as a half-precision file holds it."""
+        """z [R] of each matrix, rounded as a half-precision file stores it."""
         return {name: (linear.full_z() - 1).half().float() + 1 for name, linear in self.linears.items()}
 
     def save(self, path: Path, description: str, training: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Gradient estimators: for answers from a fixed list, and what makes rewards of drawn answers into advantages."""
+"""Policy gradient estimators: advantages of sampled answers, and the loss for answers from a fixed list of labels."""
 
 import math
 
@@ -32,12 +32,12 @@ def label_loss(
 ) -> Tensor:
     """Loss whose gradient estimates that of -(E[reward] + entropy * H + mass * log sum p(label) + balance * S).
 
-    Policy, reward and entropy H are over the labels alone: a small model hardly ever says one unprompted, and
-    would learn nothing. The last term makes it say them: without it another word stays above the right label.
-    Half of the actions are drawn from the policy and half uniformly, weighted by their importance: a policy
-    that has collapsed onto one label still hears of the others. A label that no prompt gets any more it hears of in
-    vain, since all of its gradient shrinks with its probability: S, the mean over the labels of the log of their share
-    in the batch, has one that does not. It wants a batch that holds every label equally, and is greatest there.
+    Policy, reward and entropy H are over the labels alone: a small model hardly ever says a label unprompted, and
+    would learn nothing. The mass term makes it say them: without it another word stays above the right label.
+    Half of the actions are drawn from the policy and half uniformly, weighted by their importance, so that a policy
+    which has collapsed onto one label still explores the others. Where no prompt gets a label any more that is not
+    enough: all of the label's gradient shrinks with its probability. The gradient of S does not: S is the mean over the
+    labels of the log of their share in the batch, for batches that hold every label equally.
 
     logits: [B, vocabulary], float32
     labels: [K], int64, token ids

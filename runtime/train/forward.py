@@ -1,4 +1,4 @@
-"""The forward pass of training: a token tree through a transformers model, as few rows as the loss needs.
+"""The forward pass of training: a token tree through a transformers model, with no more rows than the loss needs.
 
 transformers supplies the modules; the pass itself is written here so that linears see all prompts as one batch of
 rows, attention stays within a prompt, and the last layer's MLP runs for the wanted nodes alone.
@@ -20,7 +20,7 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 
 @dataclass(slots=True)
 class TreeCache:
-    """Keys and values [nodes, G, D] of a tree's first `length` nodes, a pair a layer."""
+    """Keys and values [nodes, G, D] of a tree's first `length` nodes, one pair for each layer."""
 
     layers: list[Pair] = field(default_factory=list)
 
@@ -35,10 +35,12 @@ class TreeCache:
 def hidden_states(
     model: nn.Module, tree: TokenTree, nodes: Sequence[int], cache: TreeCache, extend: bool = False
 ) -> Tensor:
-    """Final hidden states [nodes, hidden], normed, of nodes that are not cached.
+    """Final hidden states [nodes, hidden], after the last norm, of nodes that are not cached.
 
     model: a Llama, Mistral, Qwen2 or Qwen3 of transformers, its linears replaced or not.
-    cache: holds the nodes before the first one that is computed; all others are. extend: it holds them all after.
+    nodes: whose states are returned; all that are not cached are computed.
+    cache: keys and values of the tree's first nodes.
+    extend: add those of the computed nodes to the cache.
     """
     inner, start = model.get_submodule("model"), cache.length
     device = next(model.parameters()).device
@@ -63,7 +65,7 @@ def hidden_states(
 def _attention(
     layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, past: Pair | None
 ) -> tuple[Tensor, Pair]:
-    """What attention gives before its output projection, and the keys and values of all nodes."""
+    """Attention before its output projection, and the keys and values of all nodes."""
     attention = layer.get_submodule("self_attn")
     x = layer.get_submodule("input_layernorm")(x)
     shape = (len(x), -1, cos.shape[-1])

@@ -1,8 +1,8 @@
-"""The training loop: draws batches, follows the schedule, looks at validation, keeps what an abort must not lose."""
+"""The training loop: draws batches, follows the schedule, validates, and saves what an interruption must not lose."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,19 @@ from .policy import Policy
 from .recipe import Recipe
 
 SAVE_EVERY = 5
-# Steps whose answers all got the same reward, after which training gives up.
-EVEN_STEPS = 10
+# Steps in a row without a difference between rewards after which training gives up.
+NO_SIGNAL_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did. reward: mean over the policy; validation: accuracy, where it was looked at."""
+    """The record of one step.
+
+    reward: mean over the policy.
+    accuracy: share of the batch's answers that are right.
+    validation: accuracy on the validation samples, after steps that validate.
+    improved: whether the expert after this step is the best so far.
+    """
 
     step: int
     reward: float
@@ -39,11 +45,17 @@ class Step:
 
 @dataclass(slots=True)
 class Progress:
-    """Everything that a training goes on from, beside the parameters and the optimizer."""
+    """Everything that a training continues from, beside the parameters and the optimizer.
+
+    step: steps done.
+    no_signal_steps: steps in a row whose answers all got the same reward.
+    validations_without_gain: validations since the best one.
+    best: accuracy of the best validation.
+    """
 
     step: int = 0
-    even: int = 0
-    looks_without_gain: int = 0
+    no_signal_steps: int = 0
+    validations_without_gain: int = 0
     best: float = -1.0
 
 
@@ -57,9 +69,9 @@ def train(
 ) -> Iterator[Step]:
     """Trains the policy's adapter in place, a step each time the iterator is asked; ends with the best one loaded.
 
-    samples, validation: of the task's splits
-    state: file of the unfinished training, saved every few steps. One that exists is gone on from, and ends in
-        the same bits as a training that was never interrupted.
+    samples, validation: of the task's splits.
+    state: file of the unfinished training, saved every few steps. A training continues from an existing one and ends
+        in the same bits as one that was never interrupted.
     Raises ZweaveError, with the last good state kept: when a gradient is not finite, when all answers of ten steps
         in a row got the same reward, and for what the task's reward raises.
     """
@@ -67,90 +79,107 @@ def train(
         raise ZweaveError(
             f"the task {task.name} has no samples to {'train' if not samples else 'validate'} on"
         )
-    parameters = policy.adapter.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    progress, best = Progress(), policy.adapter.state()
-    if state is not None and state.exists():
-        progress, best = _load(state, policy, optimizer)
+    training = _Training(policy, task, validation, recipe, state)
     stream = balanced(samples, task.labels, recipe.seed)
     batches = (list(islice(stream, recipe.batch)) for _ in range(recipe.steps))
-    for index, batch in islice(enumerate(batches), progress.step, None):
-        if progress.looks_without_gain >= recipe.patience:
+    for index, batch in islice(enumerate(batches), training.progress.step, None):
+        if training.progress.validations_without_gain >= recipe.patience:
             break
+        yield training.step(index, batch)
+    policy.adapter.load_state(training.best)
+
+
+class _Training:
+    """The optimizer, the progress and the best adapter of a training; loads and saves them."""
+
+    def __init__(
+        self, policy: Policy, task: Task, validation: Sequence[Sample], recipe: Recipe, state: Path | None
+    ) -> None:
+        self._policy, self._task, self._recipe = policy, task, recipe
+        self._validation, self._path = list(validation), state
+        self._parameters = policy.adapter.parameters()
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        self.progress, self.best = Progress(), policy.adapter.state()
+        if state is not None and state.exists():
+            self._load(state)
+
+    def step(self, index: int, batch: list[Sample]) -> Step:
+        """One update on a batch, a validation if one is due, and the state saved."""
         start = time.perf_counter()
-        loss = batch_loss(policy, task, recipe, index, batch)
+        loss = batch_loss(self._policy, self._task, self._recipe, index, batch)
         loss.value.backward()
-        norm = _move(policy, optimizer, parameters, recipe, index)
-        progress.step, progress.even = index + 1, progress.even + 1 if loss.even else 0
-        _check_even(progress, loss.reward)
+        norm = self._update(index)
+        self.progress.step = index + 1
+        self.progress.no_signal_steps = self.progress.no_signal_steps + 1 if loss.no_signal else 0
+        self._check_signal(loss.reward)
         seconds = time.perf_counter() - start
-        found, improved = None, False
-        if _is_look(recipe, index):
-            found = accuracy(policy, task, validation)
-            # Of equals the later: it has seen more.
-            improved = found >= progress.best
-            progress.looks_without_gain = 0 if found > progress.best else progress.looks_without_gain + 1
-            if improved:
-                progress.best, best = found, policy.adapter.state()
-        if state is not None and ((index + 1) % SAVE_EVERY == 0 or found is not None):
-            _save(state, policy, optimizer, progress, best)
-        rate = recipe.lr_at(index)
-        yield Step(index, loss.reward, loss.accuracy, rate, norm, seconds, found, improved)
-    policy.adapter.load_state(best)
+        validation, improved = self._validate() if _validates(self._recipe, index) else (None, False)
+        if self._path is not None and ((index + 1) % SAVE_EVERY == 0 or validation is not None):
+            self._save(self._path)
+        rate = self._recipe.lr_at(index)
+        return Step(index, loss.reward, loss.accuracy, rate, norm, seconds, validation, improved)
+
+    def _update(self, step: int) -> float:
+        """Steps the optimizer; returns the norm of the gradient."""
+        self._policy.adapter.before_step()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip).item()
+        if not math.isfinite(norm):
+            raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.lr_at(step)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._policy.adapter.after_step(step)
+        return norm
+
+    def _check_signal(self, reward: float) -> None:
+        if self.progress.no_signal_steps >= NO_SIGNAL_STEPS:
+            raise ZweaveError(
+                f"all answers of the last {NO_SIGNAL_STEPS} steps got the same reward ({reward:g}), there is nothing "
+                "to learn from: begin with --objective sft, or take an easier task"
+            )
+
+    def _validate(self) -> tuple[float, bool]:
+        """The accuracy, and whether it is the best so far."""
+        progress = self.progress
+        found = accuracy(self._policy, self._task, self._validation)
+        progress.validations_without_gain = (
+            0 if found > progress.best else progress.validations_without_gain + 1
+        )
+        # Of equals the later, which has trained longer.
+        improved = found >= progress.best
+        if improved:
+            progress.best, self.best = found, self._policy.adapter.state()
+        return found, improved
+
+    def _save(self, path: Path) -> None:
+        """Writes the state, whole or not at all."""
+        state: dict[str, Any] = {
+            "adapter": self._policy.adapter.state(),
+            "optimizer": self._optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "best": self.best,
+        }
+        # Into a file of Python's: on a full disk torch's own writer does not say that it is full.
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+
+    def _load(self, path: Path) -> None:
+        try:
+            saved = torch.load(path, weights_only=True)
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self._policy.adapter.load_state(saved["adapter"])
+            self.progress, self.best = Progress(**saved["progress"]), saved["best"]
+        # A file that is no state fails in any way that torch can.
+        except Exception as error:
+            raise ZweaveError(f"{path} cannot be gone on from ({type(error).__name__}): delete it") from None
 
 
-def _is_look(recipe: Recipe, step: int) -> bool:
-    """Whether validation follows a step. An expert of sparse components is one only after the last pruning."""
+def _validates(recipe: Recipe, step: int) -> bool:
+    """Whether validation follows a step. A sparse support is complete only after its last pruning."""
     if step + 1 == recipe.steps:
         return True
     pruned = not recipe.support.startswith("sparse") or 2 * (step + 1) >= recipe.steps
     return (step + 1) % recipe.validate_every == 0 and pruned
-
-
-def _move(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    recipe: Recipe,
-    step: int,
-) -> float:
-    """Steps the optimizer; returns the norm of the gradient."""
-    policy.adapter.before_step()
-    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip).item()
-    if not math.isfinite(norm):
-        raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.lr_at(step)
-    optimizer.step()
-    optimizer.zero_grad()
-    policy.adapter.after_step(step)
-    return norm
-
-
-def _check_even(progress: Progress, reward: float) -> None:
-    if progress.even >= EVEN_STEPS:
-        raise ZweaveError(
-            f"all answers of the last {EVEN_STEPS} steps got the same reward ({reward:g}), there is nothing to learn "
-            "from: begin with --objective sft, or take an easier task"
-        )
-
-
-def _save(
-    path: Path, policy: Policy, optimizer: torch.optim.Optimizer, progress: Progress, best: dict[str, Any]
-) -> None:
-    """Writes the state, whole or not at all."""
-    now = {"adapter": policy.adapter.state(), "optimizer": optimizer.state_dict()}
-    # Into a file of Python's: on a full disk torch's own writer does not say that it is full.
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        torch.save(now | {"progress": asdict(progress), "best": best}, file)
-
-
-def _load(path: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[Progress, dict[str, Any]]:
-    try:
-        saved = torch.load(path, weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
-        policy.adapter.load_state(saved["adapter"])
-        return Progress(**saved["progress"]), saved["best"]
-    # A file that is no state fails in any way that torch can.
-    except Exception as error:
-        raise ZweaveError(f"{path} cannot be gone on from ({type(error).__name__}): delete it") from None

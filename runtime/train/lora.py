@@ -1,4 +1,4 @@
-"""The baseline: low-rank adapters of PEFT on the same matrices, trained by the same objectives."""
+"""The baseline: PEFT's low-rank adapters on the same matrices, trained by the same objectives."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ..checkpoint.module_name import LINEARS
 from ..errors import ZweaveError
 from .recipe import Recipe
 
-# Beside PEFT's own files: what these do not say, the scope and how it was trained.
+# A file beside PEFT's own with what these do not say: the scope and the training.
 RECORD = "zweave.json"
 
 
@@ -34,7 +34,7 @@ class LoraAdapter:
             target_modules=list(LINEARS),
             task_type="CAUSAL_LM",
         )
-        # PEFT draws the first factors from the global generator; nothing else here does.
+        # PEFT initialises its factors from the global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self._peft = get_peft_model(model, config)
@@ -45,7 +45,7 @@ class LoraAdapter:
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        # PEFT switches the adapter on again at the end of the inner one of two contexts.
+        # Of two nested contexts PEFT's inner one would switch the adapter on again at its end.
         if self._is_off:
             yield
             return

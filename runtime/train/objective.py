@@ -11,33 +11,36 @@ from ..tasks.task import Sample, Task
 from . import estimators
 from .policy import Policy
 from .recipe import Recipe
-from .rollout import Rollout, given, grow
+from .rollout import Rollout, sample_answers, teacher_forced
 
-# Nodes whose logits are there at once: 100 MB of a vocabulary of 49,152.
+# Nodes whose logits are in memory at once: 100 MB at a vocabulary of 49,152.
 CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """value: differentiable; reward: its mean; accuracy: share of answers of a reward above 0.
+    """The loss of a batch and its figures.
 
-    even: whether all answers got the same reward, so that there is nothing to learn from them.
+    value: the loss, differentiable.
+    reward: mean reward of the answers.
+    accuracy: share of answers whose reward is above 0.
+    no_signal: whether all answers got the same reward, so that there is nothing to learn from them.
     """
 
     value: Tensor
     reward: float
     accuracy: float
-    even: bool = False
+    no_signal: bool = False
 
 
 def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample]) -> Loss:
-    """The loss of one step. What is drawn follows from the recipe's seed and the step alone."""
+    """The loss of one step. All random draws follow from the recipe's seed and the step alone."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     if recipe.objective == "sft":
         return _likelihood(policy, task, batch)
     if recipe.objective == "reinforce" and task.labels:
         return _labels(policy, task, recipe, step, batch, generator)
-    rollout = grow(policy, task, batch, recipe.draws, generator)
+    rollout = sample_answers(policy, task, batch, recipe.draws, generator)
     asked = [sample for sample in batch for _ in range(recipe.draws)]
     reward = torch.tensor([task.reward(s, text) for s, text in zip(asked, rollout.texts, strict=True)])
     grouped = reward.view(-1, recipe.draws)
@@ -50,9 +53,9 @@ def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: lis
     value = answer_loss(
         policy, rollout, advantage.flatten(), recipe.kl if recipe.objective == "plain" else 0.0
     )
-    # The bare reward teaches even where all answers got the same.
-    even = recipe.objective != "plain" and bool((grouped == grouped[:, :1]).all())
-    return Loss(value, reward.mean().item(), (reward > 0).float().mean().item(), even)
+    # The bare reward has a gradient even where all answers got the same.
+    no_signal = recipe.objective != "plain" and bool((grouped == grouped[:, :1]).all())
+    return Loss(value, reward.mean().item(), (reward > 0).float().mean().item(), no_signal)
 
 
 def _labels(
@@ -60,8 +63,8 @@ def _labels(
 ) -> Loss:
     labels = torch.tensor(label_ids(policy.tokenizer, task))
     reward = torch.tensor([[task.reward(sample, label) for label in task.labels] for sample in batch])
-    planted = policy.plant([sample.prompt for sample in batch])
-    logits = policy.logits(policy.hidden(planted, planted.leaves)).cpu()
+    prompts = policy.prefill([sample.prompt for sample in batch])
+    logits = policy.logits(policy.hidden(prompts, prompts.leaves)).cpu()
     value = estimators.label_loss(
         logits,
         labels,
@@ -80,7 +83,7 @@ def _labels(
 
 
 def _likelihood(policy: Policy, task: Task, batch: list[Sample]) -> Loss:
-    rollout = given(policy, task, batch)
+    rollout = teacher_forced(policy, task, batch)
     tokens = sum(map(len, rollout.steps))
     value = answer_loss(policy, rollout, torch.ones(len(batch)) * len(batch) / tokens)
     # The geometric mean of the tokens' probabilities stands for a reward.
@@ -100,11 +103,11 @@ def answer_loss(policy: Policy, rollout: Rollout, advantage: Tensor, kl: float =
             weights[step] = weights.get(step, 0.0) + weight
             visits[step[0]] = visits.get(step[0], 0) + 1
     nodes = sorted(visits)
-    hidden = policy.hidden(rollout.planted, nodes)
+    hidden = policy.hidden(rollout.prompts, nodes)
     base = None
     if kl:
         with torch.no_grad(), policy.adapter.base():
-            base = policy.hidden(rollout.planted, nodes)
+            base = policy.hidden(rollout.prompts, nodes)
     total = torch.zeros((), device=hidden.device)
     for start in range(0, len(nodes), CHUNK):
         part = slice(start, start + CHUNK)
@@ -113,7 +116,7 @@ def answer_loss(policy: Policy, rollout: Rollout, advantage: Tensor, kl: float =
         at, drawn, weight = (torch.tensor(column, device=hidden.device) for column in zip(*mine, strict=True))
         counts = kl * torch.tensor([float(visits[node]) for node in nodes[part]], device=hidden.device)
         arguments = (policy, hidden[part], None if base is None else base[part], at, drawn, weight, counts)
-        # One chunk's logits need no second computation.
+        # Recomputing in the backward pass saves memory only if there are several chunks.
         if len(nodes) <= CHUNK:
             total = total + _chunk_loss(*arguments)
         else:
@@ -137,6 +140,6 @@ def accuracy(policy: Policy, task: Task, samples: list[Sample], batch: int = 32)
     hits = 0
     for start in range(0, len(samples), batch):
         part = samples[start : start + batch]
-        texts = grow(policy, task, part).texts
+        texts = sample_answers(policy, task, part).texts
         hits += sum(task.reward(sample, text) > 0 for sample, text in zip(part, texts, strict=True))
     return hits / len(samples)

@@ -1,4 +1,4 @@
-"""How an expert is trained: everything that the result follows from, but for the task and the weights."""
+"""The recipe of a training: all that its result follows from besides the task and the weights."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -14,19 +14,29 @@ AdapterKind: TypeAlias = Literal["svf", "lora"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """objective: "reinforce" (many actions a prompt against each other's mean; labels explored among themselves),
-        "plain" (the paper's: the bare reward, and KL to the base), "grpo" (rewards normalised within a prompt's
-        answers) or "sft" (likelihood of the samples' answers).
+    """The hyperparameters of a training.
+
+    objective: "reinforce" (many actions a prompt, each against the mean of the others; labels explored among
+        themselves), "plain" (the paper's: the bare reward, and KL to the base model), "grpo" (rewards normalised
+        within a prompt's answers) or "sft" (likelihood of the samples' answers).
     support, scope, first_layer: what the expert may change, see zweave.Expert.
-    batch: prompts a step; draws: actions a prompt, all from one forward pass.
-    lr: of AdamW; warmup: steps of rising rate; decay: share of the steps, at the end, of falling rate.
-    entropy: weight of the bonus on the entropy among the labels, falls to 5% of it over 80% of the steps.
-    mass: weight of the bonus on the log of the probability that the whole vocabulary gives the labels.
+    steps: at most.
+    batch: prompts of a step.
+    draws: actions of a prompt, all from one forward pass.
+    lr: AdamW's largest learning rate.
+    warmup: steps of rising learning rate.
+    decay: share of the steps, at the end, of falling learning rate.
+    clip: largest norm of the gradient.
+    entropy: weight of the bonus on the labels' entropy; falls to 5% of it over 80% of the steps.
+    mass: weight of the bonus on the log of the labels' share of the whole vocabulary's probability.
     balance: weight of the bonus on the log of each label's share in the batch, for tasks that lose a label.
-    kl: weight of the KL divergence to the base, for "plain".
-    validate_every: steps between looks at the validation samples; validation: how many of them.
-    patience: looks without a better one after which training ends.
-    adapter: "svf", or "lora" of a rank, the baseline.
+    kl: weight of the KL divergence to the base model, for "plain".
+    validate_every: steps between validations.
+    validation: samples of a validation.
+    patience: validations without a gain after which training ends.
+    adapter: "svf", or "lora", the baseline.
+    rank: of lora.
+    seed: of the order of samples and all draws.
     """
 
     objective: Objective = "reinforce"
@@ -81,13 +91,13 @@ class Recipe:
         return self.entropy * (1.0 - 0.95 * min(1.0, step / max(1.0, 0.8 * self.steps)))
 
 
-# Five domains begin 5 nats apart, and one of them was lost for good without it.
+# The five domains begin 5 nats apart; without it one of them was lost for good.
 BALANCE = {"domains": 0.5}
 STEPS = {"domains": 40, "trec": 90, "addition": 90, "subtraction": 90}
 
 
 def default_recipe(task: Task, **chosen: Any) -> Recipe:
-    """The recipe that does well on a task, but for what is chosen; None chooses nothing.
+    """The recipe that is known to work for a task, with the chosen values in place of its own; None chooses nothing.
 
     Fewer components need larger steps and more of them; an expert that acts after the prompt needs more.
     """

@@ -1,7 +1,6 @@
-"""Answers drawn from the policy as it is, a tree of them on every prompt."""
+"""Rollouts: answers sampled from the current policy, or given, as branches of a prompt tree."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -9,47 +8,42 @@ from ..tasks.render import answer_ids
 from ..tasks.task import Sample, Task
 from ..text.detokenizer import before_stop
 from .forward import hidden_states
-from .policy import Planted, Policy
+from .policy import Policy, PromptTree
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Answers grown on planted prompts; a step of an answer is (the node it was drawn at, the token drawn).
+    """Answers on a prompt tree.
 
-    steps: for each answer its steps, the end token included; the last token drawn is not in the tree
-    texts: the answers as the reward reads them, cut before the task's stop strings
+    prompts: the tree, which holds the answers but for their last tokens.
+    steps: the steps of each answer, (the node that the token was drawn at, the token), the end token included.
+    texts: the answers as the reward reads them, cut before the task's stop strings.
     """
 
-    planted: Planted
+    prompts: PromptTree
     steps: list[list[tuple[int, int]]]
     texts: list[str]
 
 
-class Sampler(Protocol):
-    """Where rollouts come from."""
-
-    def __call__(
-        self, policy: Policy, task: Task, samples: list[Sample], draws: int | None, generator: torch.Generator
-    ) -> Rollout: ...
-
-
 @torch.no_grad()
-def grow(
+def sample_answers(
     policy: Policy,
     task: Task,
     samples: list[Sample],
     draws: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Rollout:
-    """`draws` answers a prompt at temperature 1, prompt after prompt; one greedy answer when None.
+    """Samples answers at temperature 1, prompt after prompt.
 
     A forward pass reads the new nodes of all answers at once: equal beginnings are computed once.
+
+    draws: answers of each prompt; None for one greedy answer.
     """
-    planted = policy.plant([sample.prompt for sample in samples])
-    tree, cache = planted.tree, planted.cache.copy()
-    # An answer may run along another prompt, whose nodes would not be computed with it.
+    prompts = policy.prefill([sample.prompt for sample in samples])
+    tree, cache = prompts.tree, prompts.cache.copy()
+    # Otherwise an answer could share nodes of another prompt, which are not computed with it.
     tree.seal()
-    leaves = [leaf for leaf in planted.leaves for _ in range(draws or 1)]
+    leaves = [leaf for leaf in prompts.leaves for _ in range(draws or 1)]
     steps: list[list[tuple[int, int]]] = [[] for _ in leaves]
     texts = [""] * len(leaves)
     live = list(range(len(leaves)))
@@ -69,13 +63,13 @@ def grow(
             break
         for i in live:
             leaves[i] = tree.add([steps[i][-1][1]], leaves[i])
-    return Rollout(planted, steps, texts)
+    return Rollout(prompts, steps, texts)
 
 
 def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | None) -> list[int]:
-    """A token from each of the rows [answers] of logits [nodes, vocabulary], the likeliest without a generator.
+    """Draws a token from each of the rows [answers] of logits [nodes, vocabulary]; greedily without a generator.
 
-    By the sums of the probabilities of a node, which its answers share: torch.multinomial draws a number for each
+    It searches a node's cumulative probabilities, which its answers share: torch.multinomial draws a number for each
     token of the vocabulary, and took a third of a rollout's time.
     """
     if generator is None:
@@ -83,7 +77,7 @@ def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | No
         return [likeliest[row] for row in rows]
     sums = logits.softmax(-1).double().cumsum(-1)
     at = torch.rand(len(rows), dtype=torch.float64, generator=generator)
-    # The first token whose sum is above the number: one of probability 0 is never it.
+    # The first token whose cumulative probability is above the number: never one of probability 0.
     return [
         int(torch.searchsorted(sums[row], number * sums[row, -1], right=True).clamp(max=sums.shape[1] - 1))
         for row, number in zip(rows, at, strict=True)
@@ -91,22 +85,22 @@ def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | No
 
 
 def _ends(policy: Policy, task: Task, steps: list[tuple[int, int]], texts: list[str], i: int) -> bool:
-    """Whether an answer is at its end; keeps its text."""
+    """Whether an answer has ended; updates its text."""
     text = policy.tokenizer.decode([token for _, token in steps])
     texts[i], stopped = before_stop(text, task.stop)
     return stopped or steps[-1][1] in policy.tokenizer.eos_ids
 
 
-def given(policy: Policy, task: Task, samples: list[Sample]) -> Rollout:
+def teacher_forced(policy: Policy, task: Task, samples: list[Sample]) -> Rollout:
     """The samples' own answers as a rollout, closed by the end token where the task's answers are generated."""
-    planted = policy.plant([sample.prompt for sample in samples])
+    prompts = policy.prefill([sample.prompt for sample in samples])
     steps = []
-    for sample, leaf in zip(samples, planted.leaves, strict=True):
+    for sample, leaf in zip(samples, prompts.leaves, strict=True):
         tokens = answer_ids(policy.tokenizer, sample.answer)
         if not task.labels:
             tokens += list(policy.tokenizer.eos_ids)[:1]
         nodes = [leaf]
         for token in tokens[:-1]:
-            nodes.append(planted.tree.add([token], nodes[-1]))
+            nodes.append(prompts.tree.add([token], nodes[-1]))
         steps.append(list(zip(nodes, tokens, strict=True)))
-    return Rollout(planted, steps, [sample.answer for sample in samples])
+    return Rollout(prompts, steps, [sample.answer for sample in samples])

@@ -1,4 +1,4 @@
-"""One training from its name to its files: the expert, its log, its curves, and the state while it is unfinished."""
+"""A training and its files: the expert, its log, its curves, and the state of an unfinished training."""
 
 import hashlib
 import json
@@ -42,7 +42,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "cpu") -> Policy:
     """A model under a fresh adapter, ready to be trained by the recipe.
 
-    model: as of zweave.Engine. Raises ZweaveError for a model, a device or a recipe that cannot be.
+    model: as zweave.Engine takes it.
+    Raises ZweaveError for a model that cannot be opened and a recipe that does not fit it.
     """
     checkpoint = resolve_model(model)
     config = checkpoint.config
@@ -57,7 +58,7 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
         adapter = LoraAdapter(module, recipe)
     else:
         adapter = SvfAdapter(module, decompose(checkpoint).factors, recipe, checkpoint.digest())
-    # The attention of training sees a whole sequence, a window none of it can leave.
+    # Training attends to the whole sequence, which therefore must fit into every sliding window.
     longest = min([config.max_position, *(window for window in config.sliding_window if window)])
     return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
 
@@ -66,7 +67,11 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
 class Run:
     """A task to train on and where its files go.
 
-    model, dtype: for the record; data: directory of the task files; held_out: test samples of the final figure
+    model, dtype: recorded in the expert file.
+    data: directory of the task files.
+    out: directory of the files that are written.
+    name: of these files.
+    held_out: test samples of the final accuracy.
     """
 
     policy: Policy
@@ -81,12 +86,12 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Of the expert; it is the best so far until the training ends."""
+        """The expert file; the best expert so far until the training ends."""
         return self.out / f"{self.name}{self.policy.adapter.suffix}"
 
     @property
     def _state(self) -> Path:
-        """Named after all that the training follows from: no other can take it up."""
+        """The state file, named by a digest of all that the training follows from: no other continues from it."""
         key = json.dumps([self.task.name, self.model, self.dtype, asdict(self.recipe)])
         return self.out / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.state"
 
@@ -95,10 +100,10 @@ class Run:
         return self._state.exists()
 
     def train(self, report: Report) -> dict[str, Any]:
-        """Trains to the end, going on from an unfinished training; returns the record that the expert carries.
+        """Trains to the end, from the state of an unfinished training if there is one.
 
-        Writes NAME.safetensors (a directory for LoRA), NAME.jsonl and NAME.png. Raises ZweaveError; the best expert
-        so far and the last saved state are kept then.
+        Writes NAME.safetensors (a directory for LoRA), NAME.jsonl and NAME.png; returns the record in the expert file.
+        Raises ZweaveError as `zweave.train.train` does; the best expert and the last state are kept then.
         """
         train_samples = self.task.samples("train", self.data, self.recipe.seed)
         validation = self.task.samples("validation", self.data)[: self.recipe.validation]
@@ -112,11 +117,12 @@ class Run:
                 record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
                 self._save(record | {"unfinished": True})
             report(step)
-        seconds, looks = log.seconds(), [line for line in log.lines if line["improved"]]
-        # A kill between the saving of a state and the writing of its line takes the line.
-        if looks:
-            record |= {"validation_accuracy": looks[-1]["validation"], "best_step": looks[-1]["step"] + 1}
-        record |= {"seconds": round(seconds), "steps_done": len(log.lines)}
+        improvements = [line for line in log.lines if line["improved"]]
+        # Empty if a kill came after the state was saved and before its line was written.
+        if improvements:
+            best = improvements[-1]
+            record |= {"validation_accuracy": best["validation"], "best_step": best["step"] + 1}
+        record |= {"seconds": round(log.seconds()), "steps_done": len(log.lines)}
         if test:
             with policy.adapter.base():
                 before = accuracy(policy, self.task, test)
@@ -133,9 +139,9 @@ class Run:
 
 
 class Log:
-    """A file of one JSON line a step. One that is gone on with drops the steps that are done once more.
+    """A file of one JSON line for each step. A training that continues drops the lines of steps that it repeats.
 
-    The first step writes the file anew, whole or not at all: until it is done an older log stays. The others append.
+    The first step rewrites the file, whole or not at all, so that an older log stays until then. The others append.
     """
 
     def __init__(self, path: Path, keep: bool) -> None:
@@ -151,7 +157,7 @@ class Log:
                     break
 
     def add(self, step: Step) -> None:
-        """step: of a higher number than the last one added"""
+        """Writes a step's line; steps come in ascending order."""
         line = asdict(step) | {"time": round(time.time(), 1)}
         if self._is_begun:
             self.lines.append(line)
@@ -164,7 +170,7 @@ class Log:
         self._is_begun = True
 
     def seconds(self) -> float:
-        """Of all steps together, those before an interruption included."""
+        """Time of all steps, those before an interruption included."""
         return sum(line["seconds"] for line in self.lines)
 
 

@@ -17,11 +17,13 @@ Factors = Callable[[str], tuple[Tensor, Tensor, Tensor]]
 class SvfLinear(nn.Module):
     """Semantics: y = U ((σ ⊙ z) ⊙ Vᵀ x) + b, with gradients for z and x alone (Transformer², section 3.1).
 
-    weight: [M, N], u: [M, R], vt: [R, N], in the dtype of the activations; sigma: [R]; bias: [M] or None
-    learned: how many leading components learn. If not all do, what they change is added to W x: the products are
-        over few components, and the others stay as they are in W.
-    z: [learned], float32: in bfloat16 a z near 1 would lose a tenth of z - 1
-    base: whether the linear answers as the base model's
+    weight: [M, N], u: [M, R], vt: [R, N], in the dtype of the activations.
+    sigma: [R].
+    bias: [M] or None.
+    learned: number of leading components that learn. If not all do, their change is added to W x, in products over
+        these components alone.
+    z: [learned], float32: in bfloat16 a z near 1 would lose a tenth of z - 1.
+    base: whether the linear computes W x + b, as in the base model.
     """
 
     z: nn.Parameter
@@ -68,9 +70,9 @@ def adapt(
 ) -> dict[str, SvfLinear]:
     """Replaces the adapted linears of a transformers model in place and freezes all but the z vectors.
 
-    factors: gives u [M, R], sigma [R] and vt [R, N] for a name such as "model.layers.0.mlp.up_proj"
-    first_layer: linears of the layers below it stay as they are; no gradient goes down to them
-    support: one of leading components limits z to them
+    factors: gives u [M, R], sigma [R] and vt [R, N] for a name such as "model.layers.0.mlp.up_proj".
+    first_layer: linears of the layers below it stay as they are and get no gradient.
+    support: a leading support limits z to its components.
     Returns the new modules by that name, in the order of the model.
     """
     model.requires_grad_(False)

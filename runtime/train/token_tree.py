@@ -1,4 +1,4 @@
-"""Many token sequences in one row: shared prefixes are computed once."""
+"""A trie of token sequences: shared prefixes are computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ ROOT = -1
 
 @dataclass(slots=True)
 class TokenTree:
-    """A trie of token ids; node `i` sees itself and its ancestors, and stands at its depth as position.
+    """A trie of token ids; a node attends to itself and its ancestors, and its position is its depth.
 
     Nodes are numbered in the order in which they are added, so a parent comes before its children.
     """
@@ -25,7 +25,7 @@ class TokenTree:
         return len(self.tokens)
 
     def add(self, tokens: Sequence[int], node: int = ROOT) -> int:
-        """Adds a path below `node` (which existing nodes are part of) and returns its last node."""
+        """Adds a path below `node`, sharing existing nodes, and returns its last node."""
         for token in tokens:
             child = self.children.get((node, token))
             if child is None:
@@ -37,53 +37,56 @@ class TokenTree:
         return node
 
     def seal(self) -> None:
-        """No path added from now on shares the nodes that are there: what follows is computed another way."""
+        """Paths added from now on share no node of before: those were computed in another way."""
         self.children.clear()
 
     def path(self, node: int) -> list[int]:
         """The node and its ancestors, the root's child first."""
-        found = []
+        path = []
         while node != ROOT:
-            found.append(node)
+            path.append(node)
             node = self.parents[node]
-        return found[::-1]
+        return path[::-1]
 
     def trunk(self) -> list[int]:
-        """The nodes that all others descend from, in order."""
+        """The nodes that all others descend from, from the root down."""
         count: dict[int, int] = {}
         only: dict[int, int] = {}
         for node, parent in enumerate(self.parents):
             count[parent] = count.get(parent, 0) + 1
             only[parent] = node
-        found, node = [], ROOT
+        trunk, node = [], ROOT
         while count.get(node) == 1:
             node = only[node]
-            found.append(node)
-        return found
+            trunk.append(node)
+        return trunk
 
     def branches(self) -> list[list[int]]:
         """The nodes below the trunk, a list for each of the trunk's children, in order."""
         trunk = self.trunk()
         end, inside = (trunk[-1] if trunk else ROOT), set(trunk)
         branch_of: dict[int, int] = {}
-        found: list[list[int]] = []
+        branches: list[list[int]] = []
         for node, parent in enumerate(self.parents):
             if node in inside:
                 continue
             if parent == end:
-                branch_of[node] = len(found)
-                found.append([])
+                branch_of[node] = len(branches)
+                branches.append([])
             else:
                 branch_of[node] = branch_of[parent]
-            found[branch_of[node]].append(node)
-        return found
+            branches[branch_of[node]].append(node)
+        return branches
 
     def visible(self, nodes: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """bool [nodes, nodes]: true at (i, j) where node i sees node j. nodes: closed below their first ancestor."""
+        """bool [nodes, nodes]: true at (i, j) where node i attends to node j.
+
+        nodes: with each node all of its ancestors up to the first one.
+        """
         row = {node: i for i, node in enumerate(nodes)}
-        seen = np.eye(len(nodes), dtype=np.bool_)
+        visible = np.eye(len(nodes), dtype=np.bool_)
         for i, node in enumerate(nodes):
             parent = row.get(self.parents[node])
             if parent is not None:
-                seen[i] |= seen[parent]
-        return seen
+                visible[i] |= visible[parent]
+        return visible

@@ -1,12 +1,12 @@
 """Attention over a token tree: every branch of the tree by itself, all branches as one padded batch.
 
-    out[i] = sum over the nodes j that node i sees of softmax_j(q[i] . k[j] / sqrt(D)) v[j]
+    out[i] = sum over node i and its ancestors j of softmax_j(q[i] . k[j] / sqrt(D)) v[j]
 
 q [T, H, D]   k, v [C + T, G, D]   ->   out [T, H, D]       C nodes are cached, T are new
 
-A mask over all nodes would make the work quadratic in the batch. The branches only share the trunk, the nodes that
-all others descend from (the opening words of a prompt): a branch attends to the trunk and to itself. The gradient
-is written out: on a CPU that of torch's fused attention took three times as long at 60 tokens a branch.
+A mask over all nodes would make the work quadratic in the batch. The branches share only the trunk, the nodes that
+all others descend from (the opening words of a prompt): a branch attends to the trunk and to itself. The backward pass
+is written here: on a CPU that of torch's fused attention took three times as long at 60 tokens a branch.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,13 @@ from .token_tree import TokenTree
 class Layout:
     """Where the nodes lie in the padded batch of B branches, the trunk one of them, Q queries and K keys each.
 
-    query: [B * Q], row of q at each place; key: [B * K], row of k; padding points to row 0.
-    visible: bool [B, Q, K]; a padded query sees row 0 alone, so that no softmax is empty.
-    query_at: [T], place of each new node among the queries; key_at: [T], its place among the keys.
-    trunk: rows of q of the new nodes of the trunk; trunk_key: the keys' columns at which each branch sees them.
+    query: [B * Q], the row of q at each place; padding points to row 0.
+    key: [B * K], the row of k at each place; padding points to row 0.
+    visible: bool [B, Q, K]; a padded query attends to row 0 alone, so that no softmax is empty.
+    query_at: [T], place of each new node among the queries.
+    key_at: [T], its place among the keys.
+    trunk: rows of q of the trunk's new nodes.
+    trunk_key: the columns of their keys in every branch.
     """
 
     query: Tensor
@@ -39,7 +42,7 @@ class Layout:
 
     @classmethod
     def of(cls, tree: TokenTree, start: int, device: torch.device | str = "cpu") -> "Layout":
-        """Of the nodes from `start` on."""
+        """The layout of the nodes from `start` on; those before are cached."""
         trunk = tree.trunk()
         branches = [nodes for nodes in tree.branches() if nodes[-1] >= start]
         parts = ([(trunk, 0)] if trunk and trunk[-1] >= start else []) + [

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from zweave.bench.kernels import linear_ways
+from zweave.bench.kernels import linear_forms
 from zweave.bench.learning.candidates import MixedBatch
 from zweave.bench.serving.engine import PROVIDERS
-from zweave.bench.serving.fixtures import Stage
-from zweave.bench.serving.served import Served
+from zweave.bench.serving.engine_server import EngineServer
+from zweave.bench.serving.fixtures import Fixtures
 from zweave.bench.serving.two_pass import stream as two_pass_stream
 from zweave.bench.serving.two_pass.strategies import AFTER, FIRST, HIDDEN, NAMED
 from zweave.bench.serving.workload import Workload
@@ -63,8 +63,8 @@ def test_linear(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
 
 
 def test_a_wrong_linear_is_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = linear_ways.svf_linear
-    monkeypatch.setattr(linear_ways, "svf_linear", lambda *args: right(*args) * 1.05)
+    right = linear_forms.svf_linear
+    monkeypatch.setattr(linear_forms, "svf_linear", lambda *args: right(*args) * 1.05)
     status, _, line = bench(
         capsys, "linear", "--shapes", "smollm2", "--tokens", 1, "--providers", "dense,factored", "--rounds", 1,
         "--json",
@@ -104,7 +104,7 @@ def test_engine(capsys: pytest.CaptureFixture, model: Path, tmp_path: Path) -> N
 def test_answers_under_the_wrong_expert_are_refused(
     capsys: pytest.CaptureFixture, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Served, "expert", lambda self, index: None)
+    monkeypatch.setattr(EngineServer, "expert", lambda self, index: None)
     status, _, line = bench(
         capsys, "engine", "--model", model, "--dtype", "float32", "--requests", 4, "--prompt", 8, "--new", 6,
         "--rounds", 1, "--providers", "base,many", "--no-single",
@@ -166,14 +166,14 @@ def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
     from zweave.bench.serving.workload import random_expert
     from zweave.errors import ZweaveError
 
-    stage = Stage(str(model), "float32")
+    fixtures = Fixtures(str(model), "float32")
     try:
-        expert = random_expert(stage.config, 0, leading=8)
+        expert = random_expert(fixtures.config, 0, leading=8)
     except ZweaveError as error:
         pytest.skip(str(error))
     for z in expert.z.values():
         assert (z[len(z) // 8 :] == 1).all() and (z[: len(z) // 8] != 1).all()
-    assert Workload(2, 3, 4).prompts(stage.config) == Workload(2, 3, 4).prompts(stage.config)
+    assert Workload(2, 3, 4).prompts(fixtures.config) == Workload(2, 3, 4).prompts(fixtures.config)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_prefix_tree(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPa
     assert len(line["rows"]) == 3
     # 2 blocks are the same, 8 a prompt are not.
     assert all(row["nodes"] == 2 + 20 * 8 and row["error"] == 0 for row in line["rows"])
-    monkeypatch.setattr("zweave.kv_cache.prefix_tree._common", lambda one, other: 0)
+    monkeypatch.setattr("zweave.kv_cache.prefix_tree.common_prefix_length", lambda one, other: 0)
     status, _, line = bench(capsys, *args, "--tokens", 42)
     assert status == 1
     with pytest.raises(SystemExit):

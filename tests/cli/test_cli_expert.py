@@ -1,6 +1,5 @@
 """`zweave expert` and `zweave decompose`, called with the arguments of a command line."""
 
-import argparse
 import json
 import sys
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from zweave.checkpoint import Checkpoint
-from zweave.cli import decompose, expert
+from zweave.cli.parser import make_parser
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
 
@@ -26,11 +25,8 @@ def zweave(capsys):
     """Runs a command line; returns what it printed."""
 
     def run(*argv):
-        parser = argparse.ArgumentParser()
-        subparsers = parser.add_subparsers(required=True)
-        for command in (decompose, expert):
-            command.add_parser(subparsers)
-        args = parser.parse_args([str(arg) for arg in argv])
+        argv = [str(arg) for arg in argv]
+        args = make_parser(argv).parse_args(argv)
         assert args.run(args) == 0
         return capsys.readouterr().out
 

@@ -48,7 +48,7 @@ def make_engine(tiny_engine: TinyEngine) -> Iterator[TinyEngine]:
     for engine in made:
         assert not engine.has_work
         assert engine.stats().blocks_in_use == 0
-        assert not engine.bank._holders
+        assert not engine.bank._ref_counts
 
 
 def classifier(layer: int = 1, scale: float = 3.0) -> EarlyClassifier:
@@ -346,7 +346,7 @@ FAILURES: dict[str, tuple[Callable[[], Dispatcher], str]] = {
     "unmixable": (lambda: FixedDispatcher({"a": 0.5, "tail-a": 0.5}), "cannot be mixed"),
     "overruns": (lambda: Chosen(lambda: time.sleep(1)), "took longer than 0.2 s"),
     "chooses nonsense": (lambda: Chosen(lambda: "a"), "chooses str"),
-    "probes nonsense": (lambda: Chosen(lambda: Dispatch(), probe="up"), "probes str"),
+    "probes nonsense": (lambda: Chosen(lambda: Dispatch(), probe="up"), "looks at str"),
     "no such layer": (lambda: Chosen(lambda: Dispatch(), probe=ReadState(9)), "from 1 to 2, not 9"),
     "no such token": (
         lambda: Chosen(lambda: Dispatch(), probe=ReadScores([1, 999], [1])),

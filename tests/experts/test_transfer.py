@@ -1,11 +1,10 @@
-import argparse
 import json
 
 import pytest
 import torch
 
 from zweave.checkpoint import Checkpoint
-from zweave.cli import expert as expert_command
+from zweave.cli.main import main
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
 from zweave.experts.transfer import overlap, shuffled, transfer
@@ -93,12 +92,9 @@ def test_command_line(options, models, random_expert, tmp_path, capsys, monkeypa
     source, target, _ = models
     made = random_expert(source.config.adapted_shapes(), 0, base_digest=source.digest())
     made.save(tmp_path / "a.safetensors")
-    parser = argparse.ArgumentParser()
-    expert_command.add_parser(parser.add_subparsers())
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     argv = ["expert", "transfer", *paths, "--from", source.directory, "--to", target.directory, *options]
-    args = parser.parse_args([str(arg) for arg in argv])
-    assert args.run(args) == 0
+    assert main([str(arg) for arg in argv]) == 0
     out = capsys.readouterr().out
     moved = Expert.load(tmp_path / "b.safetensors")
     moved.check(target.config.adapted_shapes(), target.digest())

@@ -138,7 +138,9 @@ def test_without_vllm_the_plugin_says_what_to_install() -> None:
 def test_the_core_imports_neither_vllm_nor_transformers() -> None:
     code = (
         "import sys\n"
-        "import zweave, zweave.engine.engine, zweave.cli.parser, zweave.integrations.vllm\n"
+        "import zweave, zweave.engine.engine, zweave.integrations.vllm\n"
+        "from zweave.cli.parser import COMMANDS, make_parser\n"
+        "for command in COMMANDS:\n    make_parser([command])\n"
         "print([name for name in ('vllm', 'transformers', 'peft') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

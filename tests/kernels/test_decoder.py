@@ -224,7 +224,7 @@ def test_a_slot_with_weights_of_its_own(dtype) -> None:
     for got, want in zip(merged, run(decoder, slots, False, dtype, hidden), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     decoder.set_merged(0, "q", 3, None)
-    with pytest.raises(RuntimeError, match="slot 3 goes way 3"):
+    with pytest.raises(RuntimeError, match="slot 3 has mode 3"):
         run(decoder, slots, True, dtype, hidden)
 
 
@@ -329,7 +329,7 @@ def test_a_way_without_weights_is_refused() -> None:
     decoder = Decoder(config(), [bare])
     decoder(torch.zeros(1, 40), torch.zeros(1, 40), batch([1]))
     for slot in (0, 2):
-        with pytest.raises(RuntimeError, match=f"slot {slot} goes way {int(MODES[slot])}"):
+        with pytest.raises(RuntimeError, match=f"slot {slot} has mode {int(MODES[slot])}"):
             decoder(torch.zeros(1, 40), torch.zeros(1, 40), batch([slot]))
 
 

@@ -20,13 +20,15 @@ from zweave.kernels import (
 )
 from zweave.kernels.layout.quantize import round_activations
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-WEIGHTS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
+DTYPES = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+ORDERS = {"packed": True, "plain": False}
+WEIGHTS = pytest.mark.parametrize("packed", ORDERS.values(), ids=ORDERS)
 # Format and group: a scale a block of 64 inputs, some blocks, and a row.
 FACTORS = {
+    "int8 by 64": ("int8", 64),
     "plain": None,
     "int8": ("int8", None),
-    "int8 by 64": ("int8", 64),
     "int8 by 192": ("int8", 192),
     "int4": ("int4", None),
     "int4 by 128": ("int4", 128),
@@ -35,6 +37,7 @@ FACTORS = {
 FORMATS = pytest.mark.parametrize("factors", FACTORS.values(), ids=FACTORS)
 # T, M, N, K
 SHAPES = {
+    "1001 inputs": (7, 40, 1001, 40),
     "empty": (0, 64, 96, 64),
     "no components": (3, 40, 24, 0),
     "no inputs": (3, 40, 0, 5),
@@ -43,7 +46,6 @@ SHAPES = {
     "199 tokens": (199, 63, 199, 63),
     "4096 tokens": (4096, 17, 21, 3),
     "1000 outputs": (7, 1000, 96, 12),
-    "1001 inputs": (7, 40, 1001, 40),
     "components of several slices": (30, 300, 37, 300),
     "fewer components than a panel": (17, 130, 71, 5),
     "all ones": (1, 1, 1, 1),
@@ -129,10 +131,7 @@ def problem(
     )
 
 
-@DTYPES
-@WEIGHTS
-@FORMATS
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.combinations(shape=SHAPES, factors=FACTORS, packed=ORDERS, dtype=FLOATS)
 def test_values(shape, dtype, packed, factors, tolerance, poisoned_outputs) -> None:
     for p in (problem(*shape, dtype, factors), replace(problem(*shape, dtype, factors), bias=None)):
         y = svf_delta_linear(*p.arguments(packed))

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from zweave.kernels import Packed, pack, svf_linear, svf_linear_ref
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-WEIGHTS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
+DTYPES = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+ORDERS = {"packed": True, "plain": False}
+WEIGHTS = pytest.mark.parametrize("packed", ORDERS.values(), ids=ORDERS)
 # T, M, N, R
 SHAPES = {
+    "1000 inputs": (7, 40, 1000, 40),
     "empty": (0, 64, 96, 64),
     "one token": (1, 576, 192, 192),
     "63 tokens": (63, 100, 33, 33),
     "199 tokens": (199, 63, 199, 63),
     "1000 outputs": (7, 1000, 96, 96),
-    "1000 inputs": (7, 40, 1000, 40),
     "rank below a tile": (17, 130, 71, 5),
     "all ones": (1, 1, 1, 1),
 }
@@ -60,10 +62,7 @@ def problem(
     )
 
 
-@DTYPES
-@WEIGHTS
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, packed=ORDERS, bias={"bias": True, "no bias": False})
 def test_values(shape, dtype, packed, bias, tolerance, poisoned_outputs) -> None:
     p = problem(*shape, dtype)
     p = p if bias else replace(p, bias=None)

@@ -14,33 +14,32 @@ from torch import Tensor
 
 from zweave.kernels import mix, svf_linear
 from zweave.kernels.layout.quantize import Quantized, quantize
+from zweave.kernels.linear import linear_triton
 from zweave.kernels.mix import mix_triton
 from zweave.kernels.svf_delta_linear import svf_delta_linear_ref, svf_delta_linear_triton
 from zweave.kernels.svf_linear import svf_linear_ref, svf_linear_triton
-from zweave.kernels.svf_linear_mixed import svf_linear_mixed_ref, svf_linear_mixed_triton
 from zweave.kernels.triton.checks import plain
-from zweave.kernels.triton.gemm import linear_triton
+from zweave.kernels.triton.gemm_config import Device, split_size, tile_config
+from zweave.kernels.triton.split_k import SplitK
 
 pytest.importorskip("triton")
 
 Launch = Callable[..., Tensor]
 # T, M, N, R
 SHAPES = {
+    "1000 inputs, splits in parallel": (3, 40, 1000, 40),
     "empty": (0, 24, 40, 24),
-    "one token": (1, 576, 192, 192),
+    "one token": (1, 192, 96, 96),
     "63 tokens": (63, 100, 33, 33),
     "199 tokens": (199, 63, 199, 63),
     "1000 outputs": (5, 1000, 96, 96),
-    "1000 inputs, in parts side by side": (3, 40, 1000, 40),
     "rank below a tile": (17, 130, 70, 5),
 }
-FEW = {
-    name: SHAPES[name] for name in ("empty", "one token", "63 tokens", "1000 inputs, in parts side by side")
-}
-FORMATS = pytest.mark.parametrize("format", [None, "int8", "int8 groups", "int4", "fp8"])
-DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"]
-)
+FEW = {name: SHAPES[name] for name in list(SHAPES)[:4]}
+FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
+QUANTISED = {name: name for name in ("int8", "int8 groups", "int4", "fp8")}
+FORMATS = pytest.mark.parametrize("format", [None, *QUANTISED])
+DTYPES = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +54,21 @@ def interpreted() -> Iterator[Launch]:
         yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
 
 
+@pytest.fixture
+def on_few_sms(interpreted) -> Launch:
+    """Launches as on a chip of two SMs: a few tiles occupy it, and their splits are summed serially."""
+    patch = "from zweave.kernels.triton import gemm, gemm_config; gemm.device_of = {}".format
+
+    def launch(launcher: Callable[..., Tensor], *arguments: object) -> Tensor:
+        interpreted(exec, patch("lambda index, few=gemm_config.Device((9, 0), 2): few"))
+        try:
+            return interpreted(launcher, *arguments)
+        finally:
+            interpreted(exec, patch("gemm_config.device_of"))
+
+    return launch
+
+
 def problem(
     tokens: int,
     out_features: int,
@@ -63,7 +77,7 @@ def problem(
     dtype: torch.dtype,
     format: str | None = None,
 ) -> SimpleNamespace:
-    """Random operands of the linears with results of size one; three slots or experts."""
+    """Random operands of the linears with results of size one; three slots."""
     random = torch.Generator().manual_seed(tokens + out_features)
     normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
     p = SimpleNamespace(
@@ -73,7 +87,6 @@ def problem(
         u=(normal(out_features, rank) / rank**0.5).to(dtype),
         scale=torch.rand(3, rank, generator=random) + 0.5,
         slot=torch.randint(0, 3, (tokens,), generator=random, dtype=torch.int32),
-        alpha=torch.rand(tokens, 3, generator=random) / 3,
         bias=normal(out_features).to(dtype),
     )
     if format is not None:
@@ -136,9 +149,7 @@ def guard(guarded) -> Callable[..., list[Tensor | Quantized]]:
     return lambda *operands: [fenced(t) if isinstance(t, Quantized) else guarded(t) for t in operands]
 
 
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@DTYPES
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, bias={"bias": True, "no bias": False})
 def test_interpreted_svf_linear(shape, dtype, bias, interpreted, guard, tolerance) -> None:
     p = problem(*shape, dtype)
     y = interpreted(svf_linear_triton, *guard(p.x, p.vt, p.u, p.scale, p.slot, *([p.bias] if bias else [])))
@@ -146,9 +157,7 @@ def test_interpreted_svf_linear(shape, dtype, bias, interpreted, guard, toleranc
     torch.testing.assert_close(y.double(), expected(p, bias, cut), **tolerance(dtype))
 
 
-@pytest.mark.parametrize("format", ["int8", "int8 groups", "int4", "fp8"])
-@DTYPES
-@pytest.mark.parametrize("shape", FEW.values(), ids=FEW)
+@pytest.mark.combinations(shape=FEW, dtype=FLOATS, format=QUANTISED)
 def test_interpreted_svf_linear_with_quantised_factors(
     shape, dtype, format, interpreted, guard, tolerance
 ) -> None:
@@ -157,26 +166,7 @@ def test_interpreted_svf_linear_with_quantised_factors(
     torch.testing.assert_close(y.double(), expected(p, True, cut), **tolerance(dtype))
 
 
-@FORMATS
-@DTYPES
-@pytest.mark.parametrize("shape", FEW.values(), ids=FEW)
-def test_interpreted_svf_linear_mixed(shape, dtype, format, interpreted, guard, tolerance) -> None:
-    p = problem(*shape, dtype, format)
-    y = interpreted(svf_linear_mixed_triton, *guard(p.x, p.vt, p.u, p.scale, p.alpha, p.bias))
-    wanted = through_factors(p, p.alpha.double() @ p.scale.double(), p.bias.double(), cut)
-    torch.testing.assert_close(y.double(), wanted, **tolerance(dtype))
-
-
-def test_interpreted_mixture_is_the_slot_of_the_same_mixture(interpreted) -> None:
-    p = problem(9, 40, 70, 40, torch.bfloat16)
-    mixed = interpreted(svf_linear_mixed_triton, p.x, p.vt, p.u, p.scale, p.alpha)
-    rows = interpreted(mix_triton, p.scale, p.alpha)
-    slot = torch.arange(9, dtype=torch.int32)
-    assert torch.equal(mixed, interpreted(svf_linear_triton, p.x, p.vt, p.u, rows, slot))
-
-
-@DTYPES
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS)
 def test_interpreted_delta(shape, dtype, interpreted, guard, tolerance) -> None:
     p = problem(*shape, dtype)
     p.scale[0] = float("nan")
@@ -185,9 +175,7 @@ def test_interpreted_delta(shape, dtype, interpreted, guard, tolerance) -> None:
     torch.testing.assert_close(y.double(), expected_delta(p, cut), **tolerance(dtype))
 
 
-@pytest.mark.parametrize("format", ["int8", "int8 groups", "int4", "fp8"])
-@DTYPES
-@pytest.mark.parametrize("shape", FEW.values(), ids=FEW)
+@pytest.mark.combinations(shape=FEW, dtype=FLOATS, format=QUANTISED)
 def test_interpreted_delta_with_quantised_factors(
     shape, dtype, format, interpreted, guard, tolerance
 ) -> None:
@@ -197,9 +185,11 @@ def test_interpreted_delta_with_quantised_factors(
     torch.testing.assert_close(y.double(), expected_delta(p, cut), **tolerance(dtype))
 
 
-@DTYPES
-@pytest.mark.parametrize("slots", [(0, 0, 0), (0, 2, 0)], ids=["base alone", "base beside another"])
-@pytest.mark.parametrize("shape", [(3, 40, 1000, 40), (3, 130, 64, 64)], ids=str)
+@pytest.mark.combinations(
+    shape={"splits": (3, 40, 1000, 40), "one split": (3, 130, 64, 64)},
+    slots={"base beside another": (0, 2, 0), "base alone": (0, 0, 0)},
+    dtype=FLOATS,
+)
 def test_interpreted_slot_0_is_the_dense_product_to_the_bit(shape, slots, dtype, interpreted) -> None:
     p = problem(*shape, dtype)
     p.scale[0] = float("nan")
@@ -229,9 +219,7 @@ def test_interpreted_delta_never_reads_a_slot_outside_the_table(interpreted, gua
     torch.testing.assert_close(y[[1, 4]].double(), right[[1, 4]], **tolerance(torch.float32))
 
 
-@pytest.mark.parametrize("out_dtype", [None, torch.float32], ids=["x's dtype", "f32"])
-@DTYPES
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, out_dtype={"x's dtype": None, "f32 out": torch.float32})
 def test_interpreted_linear(shape, dtype, out_dtype, interpreted, guard, tolerance) -> None:
     p = problem(*shape, dtype)
     y = interpreted(partial(linear_triton, out_dtype=out_dtype), *guard(p.x, p.w, p.bias))
@@ -240,6 +228,7 @@ def test_interpreted_linear(shape, dtype, out_dtype, interpreted, guard, toleran
     torch.testing.assert_close(y.double(), cut(wanted, y.dtype), **tolerance(y.dtype))
 
 
+@pytest.mark.exhaustive
 def test_interpreted_4096_tokens(interpreted, guard, tolerance) -> None:
     p = problem(4096, 17, 40, 8, torch.bfloat16)
     y = interpreted(svf_linear_triton, *guard(p.x, p.vt, p.u, p.scale, p.slot, p.bias))
@@ -248,15 +237,30 @@ def test_interpreted_4096_tokens(interpreted, guard, tolerance) -> None:
     torch.testing.assert_close(y.double(), expected_delta(p, cut), **tolerance(torch.bfloat16))
 
 
-def test_interpreted_parts_in_turn_give_the_bits_of_parts_side_by_side(interpreted, guard, tolerance) -> None:
-    """Many tiles sum their parts in one program, few tiles in a program each."""
-    p = problem(2200, 65, 520, 8, torch.float32)
-    many = interpreted(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias))
-    torch.testing.assert_close(many.double(), expected_delta(p, cut), **tolerance(torch.float32))
-    few = interpreted(svf_delta_linear_triton, p.x[:64], p.w, p.vt, p.u, p.scale, p.slot[:64], p.bias)
-    assert torch.equal(few, many[:64])
-    many = interpreted(linear_triton, p.x, p.w, p.bias)
-    assert torch.equal(interpreted(linear_triton, p.x[:64], p.w, p.bias), many[:64])
+@DTYPES
+def test_interpreted_serial_splits_give_the_bits_of_parallel_ones(
+    dtype, interpreted, on_few_sms, guard, tolerance
+) -> None:
+    p = problem(70, 40, 1000, 300, dtype)
+    serial = on_few_sms(svf_delta_linear_triton, *guard(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias))
+    torch.testing.assert_close(serial.double(), expected_delta(p, cut), **tolerance(dtype))
+    parallel = interpreted(svf_delta_linear_triton, p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
+    assert torch.equal(serial, parallel)
+    serial = on_few_sms(linear_triton, *guard(p.x, p.w, p.bias))
+    assert torch.equal(serial, interpreted(linear_triton, p.x, p.w, p.bias))
+
+
+def test_a_device_of_few_sms_takes_another_plan_and_the_same_splits() -> None:
+    """Or the test above would compare two runs of one plan, or sums of another order."""
+    many, few = Device((9, 0), 132), Device((9, 0), 2)
+    assert split_size(40, 1000, many) == split_size(40, 1000, few) == 384
+    for dtype in FLOATS.values():
+        config = tile_config(70, 40, dtype, "none", many, False)
+        plans = [
+            SplitK.plan_for(3, config.tiles(70, 40), config, device, torch.device("cpu")).plan
+            for device in (many, few)
+        ]
+        assert plans == ["parallel", "serial"]
 
 
 @FORMATS
@@ -266,9 +270,6 @@ def test_references(dtype, format, tolerance) -> None:
     as_is = lambda value, dtype: value  # noqa: E731
     y = svf_linear_ref(p.x, p.vt, p.u, p.scale, p.slot, p.bias)
     torch.testing.assert_close(y.double(), expected(p, True, as_is), **tolerance(dtype))
-    y = svf_linear_mixed_ref(p.x, p.vt, p.u, p.scale, p.alpha, p.bias)
-    wanted = through_factors(p, p.alpha.double() @ p.scale.double(), p.bias.double(), as_is)
-    torch.testing.assert_close(y.double(), wanted, **tolerance(dtype))
     y = svf_delta_linear_ref(p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
     torch.testing.assert_close(y.double(), expected_delta(p, as_is), **tolerance(dtype))
 
@@ -344,12 +345,6 @@ def test_delta_launcher_names_the_wrong_argument(name, change, message, interpre
         interpreted(svf_delta_linear_triton, p.x, p.w, p.vt, p.u, p.scale, p.slot, p.bias)
 
 
-def test_mixed_launcher_names_the_wrong_argument(interpreted) -> None:
-    p = problem(7, 5, 6, 4, torch.float32)
-    with pytest.raises(ValueError, match=r"svf_linear_mixed: alpha must be \[7, 3\]"):
-        interpreted(svf_linear_mixed_triton, p.x, p.vt, p.u, p.scale, p.alpha[:, :2])
-
-
 def test_without_triton_the_cpu_ops_work_and_a_launch_says_what_is_missing() -> None:
     script = """
 import sys
@@ -419,9 +414,6 @@ def test_factors_of_every_format_on_a_gpu(shape, dtype, format, tolerance, poiso
     p = problem(*shape, dtype, format)
     y = svf_linear_triton(*on_gpu(p.x, p.vt, p.u, p.scale, p.slot, p.bias))
     torch.testing.assert_close(y.cpu().double(), expected(p), **tolerance(dtype))
-    y = svf_linear_mixed_triton(*on_gpu(p.x, p.vt, p.u, p.scale, p.alpha, p.bias))
-    wanted = through_factors(p, p.alpha.double() @ p.scale.double(), p.bias.double())
-    torch.testing.assert_close(y.cpu().double(), wanted, **tolerance(dtype))
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from zweave.kernels.mix import _mix_kernel, mix_config
-from zweave.kernels.svf_delta_linear import _svf_delta_linear_kernel
-from zweave.kernels.triton.gemm import _product_kernel
+from zweave.kernels.triton.gemm import _gemm_kernel
 from zweave.kernels.triton.gemm_config import (
     Device,
     Scales,
     TileConfig,
     delta_tile_config,
-    parts_config,
+    split_size,
     tile_config,
 )
 
@@ -53,27 +52,30 @@ WEIGHTS = {
     "int4": Weights(kind="int4", data="*u8", group=64, scales="group", dtype=torch.bfloat16),
     "fp8": Weights(kind="fp8", data="*u8", group=0, scales="row", dtype=torch.bfloat16),
 }
-# The fast tests make do with Hopper and rows that begin at multiples of 16 values.
-ARCHITECTURES = pytest.mark.parametrize(
-    ("arch", "aligned"),
-    [
-        pytest.param(
-            arch,
-            aligned,
-            id=f"sm_{arch}-{'aligned' if aligned else 'odd'}",
-            marks=() if (arch, aligned) == (90, True) else pytest.mark.slow,
+
+
+def gemm_targets() -> Iterator[Any]:
+    """Architecture, alignment, weights, and which tiles: "ends", the smallest and the largest, or "all"."""
+    on_every_run = {(90, True, name) for name in WEIGHTS if name != "f16"}
+    on_every_run |= {(80, True, "bf16"), (80, True, "int4"), (100, True, "bf16"), (100, True, "int4")}
+    on_every_run |= {(90, False, "bf16")}
+    for arch, aligned, name in product(SHARED_MEMORY, (True, False), WEIGHTS):
+        target, rows = (arch, aligned, WEIGHTS[name]), "aligned" if aligned else "odd"
+        if (arch, aligned, name) in on_every_run:
+            yield pytest.param(*target, "ends", id=f"sm_{arch}-{rows}-{name}")
+        yield pytest.param(
+            *target, "all", id=f"sm_{arch}-{rows}-{name}-every tile", marks=pytest.mark.exhaustive
         )
-        for arch, aligned in product(SHARED_MEMORY, (True, False))
-    ],
-)
-ALL_WEIGHTS = pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+
+
+TARGETS = pytest.mark.parametrize(("arch", "aligned", "weights", "extent"), gemm_targets())
 
 
 @pytest.fixture(autouse=True)
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+def kept_kernels(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton keeps what it compiles by content, beside pytest's own cache: a second run compiles nothing."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(pytestconfig.cache.mkdir("triton")))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    return tmp_path
 
 
 def compiled(
@@ -85,7 +87,7 @@ def compiled(
 
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    odd = {"T", "S", "E", "parts", "part_steps", "w_parts", "u_parts"} | set(constants)
+    odd = {"T", "S", "E", "steps", "w_splits", "u_splits"} | set(constants)
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if aligned and name not in odd
     }
@@ -116,87 +118,81 @@ def check(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str) -
     assert not any(other in ptx for other in INSTRUCTION.values() if other != wanted)
 
 
-def of_tile(tile: TileConfig, weights: Weights, plan: str) -> dict[str, object]:
-    """The constants that both kernels share."""
-    constants: dict[str, object] = {"FORMAT": weights.kind, "GROUP": weights.group, "PLAN": plan}
-    constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "UPCAST": False}
-    return constants | ({} if plan == "side by side" else {"workspace": None, "counter": None})
+def gemm_kernel(
+    arch: int, aligned: bool, tile: TileConfig, w: Weights, u: Weights | None, plan: str, by_slot: bool
+) -> Any:
+    """The GEMM compiled. w: its weights; u: those of a delta; by_slot: scaled by slot, without a bias."""
+    value = VALUE[w.dtype]
+    types = dict.fromkeys(("x", "h", "y", "bias"), value) | {"w": w.data, "u": u.data if u else ""}
+    types |= dict.fromkeys(("w_scale", "u_scale", "table", "workspace"), "*fp32")
+    types |= dict.fromkeys(("slot", "semaphores"), "*i32")
+    absent = {"bias"} if by_slot else {"table"}
+    absent |= {"slot"} if u is None and not by_slot else set()
+    absent |= {"h", "u", "u_scale"} if u is None else set()
+    absent |= {
+        f"{name}_scale" for name, weights in (("w", w), ("u", u)) if weights and weights.kind == "plain"
+    }
+    absent |= set() if plan == "parallel" else {"workspace", "semaphores"}
+    constants: dict[str, object] = dict.fromkeys(absent)
+    constants |= {"W_FORMAT": w.kind, "W_GROUP": w.group}
+    constants |= {"U_FORMAT": u.kind if u else "plain", "U_GROUP": u.group if u else 0}
+    constants |= {"SKIP_BASE": by_slot, "SPLIT_K": plan}
+    constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    # Triton makes a constant of an argument that is 1.
+    constants |= {"w_splits": 1} if plan == "none" else {}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    return compiled(_gemm_kernel, arch, types, constants, aligned, **options)
 
 
-def launched(tile: TileConfig) -> dict[str, int]:
-    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+def by_size(tiles: Iterable[TileConfig]) -> list[TileConfig]:
+    return sorted(set(tiles), key=lambda tile: (tile.block_t * tile.block_m, tile.num_warps))
 
 
-def product_cases(weights: Weights, arch: int, aligned: bool) -> Iterator[tuple[TileConfig, str, str]]:
-    """Tile, plan and scale: each tile with two running sums and the longest epilogue, some in the other plans."""
+@TARGETS
+def test_tiles_of_the_gemm(arch, aligned, weights, extent, tmp_path) -> None:
     device = DEVICES[arch]
-    tiles = {
+    tiles = by_size(
         tile_config(t, m, weights.dtype, weights.scales, device, aligned)
         for t, m in product(TOKENS, OUT_FEATURES)
-    }
-    smallest, *_, largest = sorted(tiles, key=lambda tile: tile.block_t * tile.block_m)
-    for tile in tiles:
-        yield tile, "in turn", "mixture"
-    yield smallest, "side by side", "slot"
-    yield smallest, "whole", "one"
-    yield largest, "side by side", "slot"
+    )
+    # Of the plans serial sums need most registers, and of the epilogues the scales of slots.
+    cases = [(tile, "serial", True) for tile in (tiles if extent == "all" else tiles[-1:])]
+    cases += [(tiles[0], "none", False), (tiles[0], "parallel", True), (tiles[-1], "parallel", True)]
+    for tile, plan, by_slot in cases:
+        binary = gemm_kernel(arch, aligned, tile, weights, None, plan, by_slot)
+        check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {tile} {plan}")
 
 
-@ALL_WEIGHTS
-@ARCHITECTURES
-def test_every_tile_of_the_product(arch, aligned, weights, fresh_cache) -> None:
-    value = VALUE[weights.dtype]
-    types = dict.fromkeys(("x", "y", "bias"), value) | {"w": weights.data, "slot": "*i32", "counter": "*i32"}
-    types |= dict.fromkeys(("w_scale", "table", "alpha", "workspace"), "*fp32")
-    absent = {"one": ("table", "slot", "alpha"), "slot": ("alpha",), "mixture": ("slot",)}
-    for tile, plan, scale in product_cases(weights, arch, aligned):
-        constants = of_tile(tile, weights, plan) | {"SCALE": scale, "SKIP_BASE": scale == "slot"}
-        constants |= {"HAS_BIAS": scale == "one"} | dict.fromkeys(absent[scale])
-        constants |= {} if scale == "one" else {"bias": None}
-        constants |= {} if weights.kind != "plain" else {"w_scale": None}
-        constants |= {"parts": 1} if plan == "whole" else {}
-        binary = compiled(_product_kernel, arch, types, constants, aligned, **launched(tile))
-        check(binary, arch, weights.dtype, fresh_cache, f"{weights.kind} {tile} {plan} {scale}")
-
-
-@ALL_WEIGHTS
-@ARCHITECTURES
-def test_every_tile_of_the_delta(arch, aligned, weights, fresh_cache) -> None:
-    value = VALUE[weights.dtype]
-    types = dict.fromkeys(("x", "w", "h", "y", "bias"), value) | {"u": weights.data}
-    types |= {"u_scale": "*fp32", "workspace": "*fp32", "slot": "*i32", "counter": "*i32"}
-    tiles = {
+@TARGETS
+def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path) -> None:
+    tiles = by_size(
         delta_tile_config(t, m, weights.dtype, weights.scales, DEVICES[arch], aligned)
         for t, m in product(TOKENS, OUT_FEATURES)
-    }
-    smallest = min(tiles, key=lambda tile: tile.block_t)
-    for tile, plan in [*((tile, "in turn") for tile in tiles), (smallest, "side by side")]:
-        constants = of_tile(tile, weights, plan) | {"HAS_BIAS": True}
-        constants |= {} if weights.kind != "plain" else {"u_scale": None}
-        binary = compiled(_svf_delta_linear_kernel, arch, types, constants, aligned, **launched(tile))
-        check(binary, arch, weights.dtype, fresh_cache, f"delta {weights.kind} {tile} {plan}")
+    )
+    dense = next(w for w in WEIGHTS.values() if w.kind == "plain" and w.dtype == weights.dtype)
+    cases = [(tile, "serial") for tile in (tiles if extent == "all" else tiles[-1:])]
+    for tile, plan in [*cases, (tiles[0], "parallel")]:
+        binary = gemm_kernel(arch, aligned, tile, dense, weights, plan, False)
+        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}")
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY, ids="sm_{}".format)
-def test_mix(arch, fresh_cache) -> None:
+def test_mix(arch, tmp_path) -> None:
     for config in {mix_config(576), mix_config(97920)}:
         types = dict.fromkeys(("table", "alpha", "z"), "*fp32")
         constants = {"BLOCK_R": config.block_r}
         binary = compiled(_mix_kernel, arch, types, constants, True, num_warps=config.num_warps)
-        used = resources(binary, fresh_cache)
+        used = resources(binary, tmp_path)
         print(f"sm_{arch} {config}: {used}")
         assert used["STACK"] == used["LOCAL"] == 0
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
-def test_quantised_weights_stay_small_until_they_are_in_registers(format, fresh_cache) -> None:
+def test_quantised_weights_stay_small_until_they_are_in_registers(format) -> None:
     """On Hopper the left operand comes from registers, and the pipeline's copies are of quantised bytes."""
     weights = WEIGHTS[format]
     tile = tile_config(16, 576, weights.dtype, weights.scales, DEVICES[90], True)
-    types = {"x": "*bf16", "y": "*bf16", "w": weights.data, "w_scale": "*fp32"}
-    constants = of_tile(tile, weights, "whole") | {"SCALE": "one", "SKIP_BASE": False, "HAS_BIAS": False}
-    constants |= {"parts": 1} | dict.fromkeys(("bias", "table", "slot", "alpha"))
-    binary = compiled(_product_kernel, 90, types, constants, True, **launched(tile))
+    binary = gemm_kernel(90, True, tile, weights, None, "none", False)
     assert re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", binary.asm["ptx"])
     assert "fma.rn.bf16x2" in binary.asm["ptx"]
     byte = tile.block_m * tile.block_n // (2 if format == "int4" else 1)
@@ -206,7 +202,7 @@ def test_quantised_weights_stay_small_until_they_are_in_registers(format, fresh_
 def test_the_order_of_a_sum_does_not_depend_on_the_tokens() -> None:
     for weights, device in product(WEIGHTS.values(), DEVICES.values()):
         for out_features, in_features in product(OUT_FEATURES, (576, 4096, 14336)):
-            part = parts_config(out_features, in_features, device)
+            size = split_size(out_features, in_features, device)
             configs = {
                 tile_config(t, out_features, weights.dtype, weights.scales, device, True) for t in TOKENS
             }
@@ -217,14 +213,14 @@ def test_the_order_of_a_sum_does_not_depend_on_the_tokens() -> None:
             assert len(configs) > 1
             assert len({config.block_n for config in configs}) == 1
             assert len({config.block_n for config in deltas}) == 1
-            assert all(part % config.block_n == 0 for config in configs | deltas)
+            assert all(size % config.block_n == 0 for config in configs | deltas)
 
 
-def test_parts_fill_a_large_chip_and_are_not_too_short() -> None:
+def test_splits_fill_a_large_chip_and_are_not_too_short() -> None:
     device = DEVICES[90]
-    assert parts_config(4096, 4096, device) == 1024
-    assert parts_config(14336, 4096, device) == 4096
-    assert parts_config(1024, 4096, device) == 256
-    assert parts_config(576, 1536, device) == 256
-    assert parts_config(64, 1, device) == 128
-    assert parts_config(64, 0, device) == 128
+    assert split_size(4096, 4096, device) == 1024
+    assert split_size(14336, 4096, device) == 4096
+    assert split_size(1024, 4096, device) == 256
+    assert split_size(576, 1536, device) == 256
+    assert split_size(64, 1, device) == 128
+    assert split_size(64, 0, device) == 128

@@ -4,7 +4,7 @@
     python tests/sameness compare before.json
 
 A record holds token ids, digests of logits and counters for every kind of request on the default model and on tiny
-random ones, and of training, of attached experts and of the ops. It is compared on the machine that made it:
+random ones, and of training, attached experts, commands and ops. It is compared on the machine that made it:
 instruction sets and versions of PyTorch differ in the last bits.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import attached
+import commands
 import dispatched
 import ops
 import served
@@ -25,7 +26,7 @@ import smollm2
 import torch
 import trained
 from digests import first_difference, plain
-from workplace import workplace
+from surroundings import surroundings
 
 from zweave.kernels import cpu_isa
 
@@ -36,6 +37,7 @@ GROUPS = {
     "dispatch": (dispatched.cases, 1),
     "attach": (attached.cases, 1),
     "train": (trained.cases, 1),
+    "commands": (commands.cases, 1),
     "smollm2": (smollm2.cases, 1),
     "threads": (smollm2.on_two_threads, 2),
 }
@@ -92,7 +94,7 @@ def main() -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", default="", metavar="REGEX", help="the cases whose names match alone")
     arguments = parser.parse_args()
-    with workplace(arguments.only):
+    with surroundings(arguments.only):
         return {"record": record, "compare": compare}[arguments.command](arguments.file, arguments.only)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from surroundings import fixed_clock
 from torch import Tensor
-from workplace import fixed_clock
 
 import zweave
 from zweave import Engine, Expert

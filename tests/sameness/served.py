@@ -8,7 +8,7 @@ from typing import Any
 
 from digests import of_result, of_tensors, serve
 from models import TINY, VOCABULARY, randn, tiny_engine, tiny_experts
-from workplace import threads_at_once
+from surroundings import threads_at_once
 
 from zweave import AsyncEngine, Engine, Request, Sampling, ZweaveError
 

@@ -70,8 +70,8 @@ def test_the_base_answers_as_the_base_after_the_prompt_too(make_policy: Any, ada
     prompts = [sample.prompt for sample in LETTERS.samples("test")[:4]]
 
     def answered() -> Tensor:
-        planted = policy.plant(prompts)
-        return policy.logits(policy.hidden(planted, planted.leaves)).detach()
+        tree = policy.prefill(prompts)
+        return policy.logits(policy.hidden(tree, tree.leaves)).detach()
 
     base = answered() if adapter == "lora" else None
     with torch.no_grad():
@@ -203,13 +203,14 @@ def test_a_killed_training_ends_in_the_same_bits(
             kind,
         ]
         env = os.environ | {"ZWEAVE_CACHE": str(tmp_path / "cache")}
-        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+        # Not in the checkout: transformers would take its folder `kernels` for the package of that name.
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
 
     whole = process("whole", -1)
     assert whole.returncode == 0 and whole.stdout.split() == list("012345"), whole.stderr
     killed = process("cut", 3)
     assert killed.returncode == -signal.SIGKILL and killed.stdout.split() == list("012")
-    # Three steps were done: the last state saved is that of the look at validation, or of the step before.
+    # Three steps were done: the last state saved is that of the validation, or of the step before.
     resumed = process("cut", -1)
     assert resumed.returncode == 0 and resumed.stdout.split() == list("345"), resumed.stderr
     for one, other in zip(*(torch.load(tmp_path / f"{name}.end") for name in ("whole", "cut")), strict=True):

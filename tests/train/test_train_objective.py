@@ -13,7 +13,7 @@ from zweave.errors import ZweaveError
 from zweave.tasks.task import Sample, Splits, Task
 from zweave.train import Policy, Recipe, objective, open_policy
 from zweave.train.objective import accuracy, answer_loss, batch_loss
-from zweave.train.rollout import Rollout, given, grow
+from zweave.train.rollout import Rollout, sample_answers, teacher_forced
 
 pytest.importorskip("transformers")
 TASK = Task("texts", "", lambda data: Splits([], []), max_tokens=3)
@@ -47,7 +47,7 @@ def test_answer_loss_has_the_gradient_of_the_answers_one_by_one(
     generator = torch.Generator().manual_seed(3)
     for z in policy.adapter.parameters():
         z.data.uniform_(0.9, 1.1, generator=generator)
-    rollout = grow(policy, TASK, SAMPLES, 6, generator)
+    rollout = sample_answers(policy, TASK, SAMPLES, 6, generator)
     answers = tokens_of(rollout)
     assert len(answers) == 12 and len(set(map(tuple, answers))) < 12
     advantage = torch.randn(12, generator=generator)
@@ -68,7 +68,7 @@ def test_answer_loss_has_the_gradient_of_the_answers_one_by_one(
 
 def test_greedy_answers_are_those_of_transformers(policy: Policy) -> None:
     samples = [Sample(prompt, "") for prompt in ("abc", "ab", "zzzz", "abc")]
-    rollout = grow(policy, replace(TASK, max_tokens=6), samples)
+    rollout = sample_answers(policy, replace(TASK, max_tokens=6), samples)
     for sample, answer in zip(samples, tokens_of(rollout), strict=True):
         prompt = policy.tokenizer.encode(sample.prompt)
         model: Any = policy.model
@@ -78,23 +78,23 @@ def test_greedy_answers_are_those_of_transformers(policy: Policy) -> None:
 
 def test_an_answer_may_run_along_another_prompt(policy: Policy) -> None:
     task = replace(TASK, max_tokens=4)
-    first = grow(policy, task, [Sample("ab", "")])
+    first = sample_answers(policy, task, [Sample("ab", "")])
     longer = "ab" + policy.tokenizer.decode(tokens_of(first)[0][:3], skip_special=False) + "!"
-    both = grow(policy, task, [Sample("ab", ""), Sample(longer, "")])
+    both = sample_answers(policy, task, [Sample("ab", ""), Sample(longer, "")])
     assert tokens_of(both)[0] == tokens_of(first)[0]
 
 
 def test_an_answer_ends_before_a_stop_string(policy: Policy) -> None:
     task = replace(TASK, max_tokens=5)
-    whole = grow(policy, task, SAMPLES[:1])
+    whole = sample_answers(policy, task, SAMPLES[:1])
     stop = policy.tokenizer.decode(tokens_of(whole)[0][2:3])
-    stopped = grow(policy, replace(task, stop=(stop,)), SAMPLES[:1])
+    stopped = sample_answers(policy, replace(task, stop=(stop,)), SAMPLES[:1])
     assert stopped.texts[0] == whole.texts[0].partition(stop)[0]
     assert len(stopped.steps[0]) <= 3
 
 
 def test_given_answers_are_their_tokens_and_an_end(policy: Policy) -> None:
-    rollout = given(policy, TASK, SAMPLES)
+    rollout = teacher_forced(policy, TASK, SAMPLES)
     ends = list(policy.tokenizer.eos_ids)[:1]
     expected = [policy.tokenizer.encode(s.answer, special=False) + ends for s in SAMPLES]
     assert tokens_of(rollout) == expected
@@ -112,7 +112,9 @@ def test_answers_are_drawn_by_their_probability(policy: Policy) -> None:
     count = 20_000
     drawn = [
         tokens[0]
-        for tokens in tokens_of(grow(policy, task, SAMPLES[:1], count, torch.Generator().manual_seed(0)))
+        for tokens in tokens_of(
+            sample_answers(policy, task, SAMPLES[:1], count, torch.Generator().manual_seed(0))
+        )
     ]
     expected = logits_alone(policy, policy.tokenizer.encode("ab"))[-1].detach().softmax(-1)
     found = torch.bincount(torch.tensor(drawn), minlength=len(expected)) / count
@@ -130,11 +132,11 @@ def test_the_reward_of_generated_answers_is_the_tasks(policy: Policy, kind: Any)
 
     loss = batch_loss(policy, replace(TASK, judge=judge), Recipe(objective=kind, draws=3), 5, SAMPLES)
     assert [prompt for prompt, _ in asked] == ["ab"] * 3 + ["acd"] * 3
-    assert loss.reward == 3.5 and loss.accuracy == 1.0 and not loss.even
+    assert loss.reward == 3.5 and loss.accuracy == 1.0 and not loss.no_signal
     again = batch_loss(
         policy, replace(TASK, judge=lambda s, t: 1.0), Recipe(objective=kind, draws=3), 5, SAMPLES
     )
-    assert again.even == (kind != "plain")
+    assert again.no_signal == (kind != "plain")
 
 
 def test_labels_must_be_single_tokens(policy: Policy) -> None:
@@ -144,11 +146,11 @@ def test_labels_must_be_single_tokens(policy: Policy) -> None:
 
 
 def test_accuracy_is_the_share_of_right_greedy_answers(policy: Policy) -> None:
-    answer = grow(policy, TASK, [Sample("ab", "")]).texts[0]
+    answer = sample_answers(policy, TASK, [Sample("ab", "")]).texts[0]
     assert accuracy(policy, TASK, [Sample("ab", answer), Sample("ab", answer + "?")], batch=1) == 0.5
 
 
 @pytest.mark.parametrize("prompt", ["", "a" * 600], ids=["empty", "too long"])
 def test_a_prompt_that_cannot_be_read_is_refused(policy: Policy, prompt: str) -> None:
     with pytest.raises(ZweaveError, match="tokens: it must have 1 to 511"):
-        policy.plant([prompt])
+        policy.prefill([prompt])

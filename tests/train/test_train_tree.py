@@ -142,8 +142,8 @@ def test_the_engine_serves_what_was_trained(
     engine = Engine(directory, dtype="float32")
     engine.load_expert("it", expert)
     prompts = [CHAT.format(text) for text in ("ab", "abc", "zz top")]
-    planted = policy.plant(prompts)
-    found = policy.logits(policy.hidden(planted, planted.leaves)).log_softmax(-1)
+    tree = policy.prefill(prompts)
+    found = policy.logits(policy.hidden(tree, tree.leaves)).log_softmax(-1)
     requests = [Request(prompt, expert="it", max_tokens=1, logprobs=4) for prompt in prompts]
     for row, result in zip(found, engine.generate(requests), strict=True):
         for token, served in result.logprobs[0].top.items():
@@ -154,9 +154,9 @@ def test_below_its_first_layer_and_before_its_prompt_nothing_is_kept_for_a_gradi
     tiny_model: Callable[..., Path], cache: None
 ) -> None:
     policy = open_policy(str(tiny_model("llama")), Recipe(first_layer=1, scope="after_prompt"), torch.float32)
-    planted = policy.plant([CHAT.format("abcdefgh")])
-    assert planted.cache.length > 0 and not planted.cache.layers[0][0].requires_grad
-    hidden = policy.hidden(planted, planted.leaves)
+    tree = policy.prefill([CHAT.format("abcdefgh")])
+    assert tree.cache.length > 0 and not tree.cache.layers[0][0].requires_grad
+    hidden = policy.hidden(tree, tree.leaves)
     names = [name for name, p in policy.model.named_parameters() if p.requires_grad]
     assert names and all(".layers.1." in name for name in names)
     hidden.sum().backward()
@@ -165,10 +165,10 @@ def test_below_its_first_layer_and_before_its_prompt_nothing_is_kept_for_a_gradi
 
 def test_the_base_answers_within_its_context(tiny_model: Callable[..., Path], cache: None) -> None:
     policy = open_policy(str(tiny_model("llama")), Recipe(), torch.float32)
-    planted = policy.plant(["abc"])
-    before = policy.hidden(planted, planted.leaves).detach()
+    tree = policy.prefill(["abc"])
+    before = policy.hidden(tree, tree.leaves).detach()
     for z in policy.adapter.parameters():
         z.data.fill_(1.3)
-    assert not torch.allclose(policy.hidden(planted, planted.leaves), before)
+    assert not torch.allclose(policy.hidden(tree, tree.leaves), before)
     with policy.adapter.base():
-        torch.testing.assert_close(policy.hidden(planted, planted.leaves), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(policy.hidden(tree, tree.leaves), before, rtol=1e-4, atol=1e-4)

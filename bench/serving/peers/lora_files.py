@@ -42,7 +42,7 @@ def write_lora(directory: Path, shapes: Mapping[str, tuple[int, int]], seed: int
 
 
 def lora_changes(directory: Path, base: Mapping[str, Tensor]) -> Changes:
-    """W + B A of an adapter, for the judge, whose base weights are given."""
+    """W + B A of an adapter, for the reference model, whose base weights are given."""
     changes = {}
     with open_tensors(directory / "adapter_model.safetensors") as handle:
         for module, weight in base.items():

@@ -13,14 +13,17 @@ Answers = list[list[int]]
 
 
 class PeerProcess:
-    """Runs `zweave.bench.peer_worker` under an interpreter, from the first call on.
+    """Runs `zweave.bench.serving.peers.peer_worker` under an interpreter, from the first call on.
 
-    job: what the worker is to load and answer. Calls raise RuntimeError if it ends, with the last line that it wrote.
+    job: what the worker loads and answers.
+    Calls raise RuntimeError with the last line that the process wrote, if it has ended.
     """
 
     def __init__(self, python: Path, job: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         self._command = [str(python), "-m", "zweave.bench.serving.peers.peer_worker", json.dumps(job)]
-        self._environment = dict(environment)
+        # Without the working directory on the path: in a checkout transformers would take our folder `kernels` for
+        # the package of that name.
+        self._environment = {**environment, "PYTHONSAFEPATH": "1"}
         self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process)
         self._process: subprocess.Popen[str] | None = None
 
@@ -37,7 +40,7 @@ class PeerProcess:
             )
             self._read(self._process)
         assert self._process.stdin is not None
-        # A process that has ended is told by what it no longer writes.
+        # `_read` finds out that the process has ended.
         with suppress(BrokenPipeError):
             self._process.stdin.write("\n")
             self._process.stdin.flush()

@@ -1,4 +1,4 @@
-"""The same workload served by others: transformers, PEFT, our experts in transformers, and the paper's procedure."""
+"""The workload served by others: transformers, PEFT, our experts in transformers, and the paper's procedure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], new: int, **options: 
 
 
 class Recompose:
-    """The reference procedure: rebuild W' for an expert, answer its requests, then the next expert.
+    """The paper's procedure: rebuild W' for an expert, answer its requests, then the next expert.
 
     As Sakana's code does it, without its diagonal matrix, which would double the cost: all factors in memory
     in the model's dtype, W' written into the model that transformers runs.
@@ -114,7 +114,7 @@ class PeftLora:
         return generate(self._model, prompts, new, adapter_names=names)
 
     def changes(self, adapter: int, base: Mapping[str, Tensor]) -> Changes:
-        """W + B A for the judge, whose base weights are given."""
+        """W + B A for the reference model, whose base weights are given."""
         name = self._names[adapter]
         changes = {}
         for module in self._modules:
@@ -125,7 +125,7 @@ class PeftLora:
 
 
 class TransformersSteps:
-    """A batch past its prompts, decoded step by step by transformers with its own cache."""
+    """A batch after prefill, decoded step by step by transformers with its own cache."""
 
     @torch.inference_mode()
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]]) -> None:

@@ -20,7 +20,7 @@ Serve = Callable[[], list[list[int]]]
 def main() -> None:
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    # What libraries print goes to the log, and the answers to whoever asks.
+    # Answers go to standard output; what libraries print goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve = PEERS[job["peer"]](job)
@@ -42,7 +42,7 @@ def _experts(job: dict[str, Any]) -> list[Expert]:
 def _zweave(job: dict[str, Any]) -> Serve:
     from zweave.engine import Engine
 
-    from ..served import Served
+    from ..engine_server import EngineServer
 
     workload, _ = _workload(job)
     # Rounds repeat their prompts: with a prefix cache only the first would compute them.
@@ -50,7 +50,7 @@ def _zweave(job: dict[str, Any]) -> Serve:
     names = [f"expert{index}" for index in range(job["experts"])]
     for name, expert in zip(names, _experts(job), strict=True):
         engine.load_expert(name, expert)
-    return Served(engine, workload, names)
+    return EngineServer(engine, workload, names)
 
 
 def _transformers(job: dict[str, Any]) -> Serve:

@@ -2,7 +2,7 @@
 
 16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine, vLLM without and with LoRA, our
 plugin in vLLM, transformers, our experts attached to it, and PEFT. Each runs in a process of its own, in the
-environment that suits it, and they take turns. A judge in float32 looks at every answer first.
+environment that suits it, and they take turns. A reference model in float32 checks every answer first.
 """
 
 import argparse
@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.errors import ZweaveError
 from zweave.integrations.vllm import save_adapter
 from zweave.options.arguments import positive_whole
 
-from ...harness.harness import Outcome, Provider, find, measure, ratio
-from ...harness.options import add_pace, chosen, pace
+from ...harness.harness import Outcome, Provider, find, measure, per_second, ratio
+from ...harness.options import add_model, add_pace, chosen, pace
 from ...harness.report import Column, Report, Row
-from ..fixtures import Answers, Stage
+from ..fixtures import Answers, Fixtures
 from ..reference_model import Changes
 from ..workload import Workload
 from .lora_files import lora_changes, write_lora
@@ -46,9 +45,12 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """kind: of peer_worker. adapters: how many, each request under one of them.
+    """A server beside ours.
 
-    changed: by our experts, "always" or "leading" (an eighth of the components), or by "lora". options: of vLLM.
+    kind: which function of peer_worker serves it.
+    adapters: how many, each request under one of them.
+    changed: what the adapters are: our experts, "always" or "leading" (an eighth of the components), or "lora".
+    options: of vLLM.
     """
 
     kind: str
@@ -80,8 +82,7 @@ def _peers(many: int) -> dict[str, Peer]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
     parser.add_argument("--providers", help=f"of {', '.join(_peers(8))} (all of them)")
@@ -91,18 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     peers = _peers(args.experts)
     names = chosen(args.providers, peers, "--providers") if args.providers else list(peers)
-    stage = Stage(args.model, args.dtype)
-    if args.prompt + args.new > stage.config.max_position:
-        raise ZweaveError(f"the model takes {stage.config.max_position} tokens: lower --prompt or --new")
+    fixtures = Fixtures(args.model, args.dtype)
+    if args.prompt + args.new > fixtures.config.max_position:
+        raise ZweaveError(f"the model takes {fixtures.config.max_position} tokens: lower --prompt or --new")
     workload = Workload(args.requests, args.prompt, args.new)
     missing: list[str] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        adapters = _Adapters(folder, stage)
+        adapters = _Adapters(folder, fixtures)
         providers = []
         for name in names:
             try:
-                providers.append(_provider(name, peers[name], stage, workload, adapters, stack))
+                providers.append(_provider(name, peers[name], fixtures, workload, adapters, stack))
             except ZweaveError as error:
                 missing.append(f"Left out {name}: {error}")
         outcomes = measure(providers, pace(args, warmup=0))
@@ -115,8 +116,8 @@ def run(args: argparse.Namespace) -> Report:
 class _Adapters:
     """Directories of random adapters, written when wanted."""
 
-    def __init__(self, folder: Path, stage: Stage) -> None:
-        self._folder, self._stage = folder, stage
+    def __init__(self, folder: Path, fixtures: Fixtures) -> None:
+        self._folder, self._fixtures = folder, fixtures
 
     def paths(self, kind: str, count: int) -> list[Path]:
         return [self._path(kind, index) for index in range(count)]
@@ -125,28 +126,26 @@ class _Adapters:
         path = self._folder / f"{kind}{index}"
         if not path.is_dir():
             if kind == "lora":
-                write_lora(path, self._stage.config.adapted_shapes(), index)
+                write_lora(path, self._fixtures.config.adapted_shapes(), index)
             else:
-                save_adapter(self._stage.expert(kind, index), path)
+                save_adapter(self._fixtures.expert(kind, index), path)
         return path
 
 
 def _provider(
-    name: str, peer: Peer, stage: Stage, workload: Workload, adapters: _Adapters, stack: ExitStack
+    name: str, peer: Peer, fixtures: Fixtures, workload: Workload, adapters: _Adapters, stack: ExitStack
 ) -> Provider:
     paths = adapters.paths(peer.changed, peer.adapters) if peer.in_vllm or peer.changed == "lora" else []
     job = {
         "peer": peer.kind,
-        "model": str(stage.checkpoint.directory),
-        "dtype": stage.dtype,
+        "model": str(fixtures.checkpoint.directory),
+        "dtype": fixtures.dtype,
         "threads": torch.get_num_threads(),
         "experts": peer.adapters,
         "leading": peer.changed == "leading",
         "adapters": list(map(str, paths)),
         "options": dict(peer.options),
-        "requests": workload.requests,
-        "prompt": workload.prompt,
-        "new": workload.new,
+        **workload.labels(),
     }
     if peer.in_vllm:
         python = vllm_python()
@@ -155,33 +154,32 @@ def _provider(
         python, environment = Path(sys.executable), dict(os.environ)
     process = PeerProcess(python, job, environment)
     stack.callback(process.close)
-    return stage.text_provider(
-        name, process, _regret(peer, stage, workload.prompts(stage.config), paths), experts=peer.adapters
+    return fixtures.text_provider(
+        name,
+        process,
+        _regret(peer, fixtures, workload.prompts(fixtures.config), paths),
+        experts=peer.adapters,
     )
 
 
 def _regret(
-    peer: Peer, stage: Stage, prompts: Sequence[Sequence[int]], paths: Sequence[Path]
+    peer: Peer, fixtures: Fixtures, prompts: Sequence[Sequence[int]], paths: Sequence[Path]
 ) -> Callable[[Answers], float]:
     def changes(index: int) -> Changes | None:
         if not peer.adapters:
             return None
         if peer.changed == "lora":
-            return lora_changes(paths[index], stage.judge.base)
+            return lora_changes(paths[index], fixtures.reference_model.base)
         # Made anew for each peer: kept, the weights of all experts would take more memory than the peers do.
-        return stage.judge.svf(stage.expert(peer.changed, index))
+        return fixtures.reference_model.svf(fixtures.expert(peer.changed, index))
 
-    return lambda answers: stage.mean_regret(prompts, answers, changes, max(1, peer.adapters))
+    return lambda answers: fixtures.mean_regret(prompts, answers, changes, max(1, peer.adapters))
 
 
 def _rows(outcomes: Sequence[Outcome], workload: Workload) -> list[Row]:
     bases = {"vs_vllm": "vllm", "vs_vllm_lora": "vllm-lora0", "vs_transformers": "transformers"}
     rows: list[Row] = []
     for outcome in outcomes:
-        row = outcome.row() | {"requests": workload.requests, "prompt": workload.prompt, "new": workload.new}
-        row["tok_s"] = workload.new_tokens / outcome.seconds if outcome.seconds else None
-        for key, name in bases.items():
-            base = find(outcomes, name)
-            row[key] = ratio(base, outcome) if base else None
-        rows.append(row)
+        row = outcome.row() | workload.labels() | {"tok_s": per_second(workload.new_tokens, outcome)}
+        rows.append(row | {key: ratio(find(outcomes, name), outcome) for key, name in bases.items()})
     return rows

@@ -1,4 +1,4 @@
-"""One request at a time in two passes: random words in the chat template, under random experts, in every way."""
+"""Single requests in two passes: random words in the chat template under random experts, by every strategy."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,10 +13,10 @@ from zweave.request import Request, Result
 
 from ...harness.harness import Outcome, Pace, Provider, find, measure
 from ...harness.report import Row
-from ..fixtures import Stage
+from ..fixtures import Fixtures
 from ..reference_model import REGRET_LIMITS
 from ..workload import FIRST_PLAIN_TOKEN
-from .reference import Reference
+from .paper_procedure import PaperProcedure
 from .strategies import FIRST, NAMED, TASKS, as_prompt, computed_twice, dispatchers
 
 REUSES = ("after_prompt", "first_layer", "always")
@@ -26,22 +26,22 @@ PARTS = ("first pass", "rebuild", "second pass")
 
 
 class Alone:
-    """No prompt comes twice, so that nothing of it is found in the cache but what all have in common.
+    """Serves single requests. No prompt comes twice, so that only what all have in common is found in the cache.
 
-    layer: where the hidden strategy looks. Its classifier is random: any choice costs the same.
+    layer: the layer that the hidden strategy reads. Its classifier is random: any choice costs the same.
     """
 
-    def __init__(self, stage: Stage, engine: Engine, layer: int, new: int) -> None:
-        self.stage, self.engine, self.new = stage, engine, new
+    def __init__(self, fixtures: Fixtures, engine: Engine, layer: int, new: int) -> None:
+        self.fixtures, self.engine, self.new = fixtures, engine, new
         self._numbers = count()
         generator = torch.Generator().manual_seed(0)
-        weight = torch.randn(len(TASKS), stage.config.hidden_size, generator=generator)
+        weight = torch.randn(len(TASKS), fixtures.config.hidden_size, generator=generator)
         classifier = EarlyClassifier(TASKS, layer, weight, torch.zeros(len(TASKS)))
         names = {reuse: [f"{reuse}-{index}" for index in range(len(TASKS))] for reuse in REUSES}
         # All of them before any prompt: states are kept for experts that are loaded.
         for reuse in REUSES:
             for index, name in enumerate(names[reuse]):
-                engine.load_expert(name, stage.expert(reuse, index))
+                engine.load_expert(name, fixtures.expert(reuse, index))
         self._dispatchers = {reuse: dispatchers(engine, classifier, names[reuse]) for reuse in REUSES}
 
     def check(self, length: int) -> None:
@@ -56,16 +56,16 @@ class Alone:
             )
 
     def prompt(self, length: int) -> list[int]:
-        """Token ids, others on every call."""
-        tokenizer, vocabulary = self.engine.tokenizer, self.stage.config.vocab_size
+        """Token ids, different on every call."""
+        tokenizer, vocabulary = self.engine.tokenizer, self.fixtures.config.vocab_size
         generator = torch.Generator().manual_seed(next(self._numbers))
         size = length - len(tokenizer.user_opening) - len(tokenizer.assistant_header)
         low = min(FIRST_PLAIN_TOKEN, vocabulary - 1)
         words = torch.randint(low, vocabulary, (size,), generator=generator).tolist()
         return [*tokenizer.user_opening, *words, *tokenizer.assistant_header]
 
-    def rows(self, length: int, reference: Reference, pace: Pace) -> list[Row]:
-        """The ways of a length, timed in turn."""
+    def rows(self, length: int, reference: PaperProcedure, pace: Pace) -> list[Row]:
+        """The rows of a prompt length: all strategies and the reference, timed in turn."""
         case = Case(self, length)
         providers = [
             case.provider(reuse, strategy)
@@ -102,7 +102,7 @@ class Alone:
         return 0 if dispatcher is None else computed_twice(dispatcher, as_prompt(self.engine, prompt), result)
 
     def _question(self, prompt: Sequence[int]) -> Sequence[int]:
-        """What the strategy that asks first, as the paper does, has the model read."""
+        """What the model reads under the strategy that puts the question first, as the paper does."""
         probe = self._dispatchers["always"][FIRST].probe(as_prompt(self.engine, prompt))
         return getattr(probe, "tokens", ())
 
@@ -123,12 +123,12 @@ class Case:
 
         is_named = strategy == NAMED
         error = partial(self._regret if is_named else self._differing, reuse, strategy)
-        limit = REGRET_LIMITS[self._alone.stage.torch_dtype] if is_named else 0.0
+        limit = REGRET_LIMITS[self._alone.fixtures.torch_dtype] if is_named else 0.0
         labels: dict[str, object] = {"strategy": strategy, "reuse": reuse, "prompt_tokens": self._length}
         return Provider(strategy, [call], error, limit, labels=labels)
 
-    def reference(self, reference: Reference) -> list[Provider]:
-        """The parts of its work. None of them depends on how a part before it has ended."""
+    def reference(self, reference: PaperProcedure) -> list[Provider]:
+        """The parts of the paper's procedure; none depends on the outcome of another."""
         alone, length = self._alone, self._length
         calls: tuple[Callable[[], object], ...] = (
             lambda: reference.classify(alone.question(length)),
@@ -139,13 +139,13 @@ class Case:
         def regret(second: bool) -> float:
             if not second:
                 question = alone.question(length)
-                return alone.stage.regret([question], [reference.classify(question)])
+                return alone.fixtures.regret([question], [reference.classify(question)])
             reference.rebuild(0)
             prompt = alone.prompt(length)
-            return alone.stage.regret([prompt], [reference.answer(prompt, alone.new)], "always", 1)
+            return alone.fixtures.regret([prompt], [reference.answer(prompt, alone.new)], "always", 1)
 
-        limit = REGRET_LIMITS[alone.stage.torch_dtype]
-        # What was rebuilt shows in the second pass.
+        limit = REGRET_LIMITS[alone.fixtures.torch_dtype]
+        # The second pass shows whether the weights were rebuilt rightly.
         errors: tuple[Callable[[], float], ...] = (
             partial(regret, False),
             lambda: 0.0,
@@ -169,7 +169,7 @@ class Case:
         }
 
     def reference_row(self, parts: Sequence[Outcome], named: Outcome | None) -> Row:
-        """The parts together. It computes the whole text in both passes."""
+        """The row of the whole procedure, which computes the text in both passes."""
         bad = next((part for part in parts if part.status != "ok"), parts[-1])
         row = bad.row() | {"provider": REFERENCE, "strategy": REFERENCE, "reuse": "always"}
         row |= {"prompt_tokens": self._length, "prompt_tokens_recomputed": self._text_tokens()}
@@ -190,16 +190,18 @@ class Case:
         return prompt.text_end - prompt.tokenizer.user_text_start(prompt.tokens, prompt.text_end)
 
     def _regret(self, reuse: str, strategy: str) -> float:
-        """Of an answer under the expert that was named, by the judge."""
-        stage, prompt = self._alone.stage, self._alone.prompt(self._length)
+        """The regret of an answer under the named expert."""
+        fixtures, prompt = self._alone.fixtures, self._alone.prompt(self._length)
         answer = self._alone.answer(prompt, reuse, strategy).token_ids
         end = self._alone.engine.tokenizer.after_prompt_start(prompt)
-        changes = stage.judge.svf(stage.expert("first_layer" if reuse == "first_layer" else "always", 0))
+        changes = fixtures.reference_model.svf(
+            fixtures.expert("first_layer" if reuse == "first_layer" else "always", 0)
+        )
         adapted_from = end if reuse == "after_prompt" else 0
-        return stage.mean_regret([prompt], [answer], lambda _: changes, 1, adapted_from)
+        return fixtures.mean_regret([prompt], [answer], lambda _: changes, 1, adapted_from)
 
     def _differing(self, reuse: str, strategy: str) -> float:
-        """Share of an answer's tokens that are others than under the same expert, named and computed anew."""
+        """Share of an answer's tokens that differ from those under the same expert when named, computed anew."""
         prompt = self._alone.prompt(self._length)
         found = self._alone.answer(prompt, reuse, strategy)
         self._twice[reuse, strategy] = self._alone.twice(prompt, reuse, strategy, found)

@@ -1,4 +1,4 @@
-"""The ways of finding out an expert that `two-pass` compares, and what of a prompt they have computed twice."""
+"""The strategies that `two-pass` compares, and how many tokens of a prompt they compute twice."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,7 +24,10 @@ HIDDEN, AFTER, FIRST = "hidden", "prompt, question after the text", "prompt, que
 def dispatchers(
     engine: Engine, classifier: EarlyClassifier, experts: Sequence[str]
 ) -> Mapping[str, Dispatcher]:
-    """By strategy. experts: what answers the classifier's labels, and the words of the question, in their order."""
+    """The dispatcher of each strategy.
+
+    experts: the experts of the classifier's labels and of the question's words, in their order.
+    """
     by_state = Routes(dict(zip(classifier.labels, experts, strict=True)))
     by_word = Routes(dict(zip(_words(engine), experts, strict=True)))
     asking = partial(PromptDispatcher, by_word, QUESTION, OPENING)
@@ -36,22 +39,21 @@ def dispatchers(
 
 
 def _words(engine: Engine) -> tuple[str, ...]:
-    """The question's words, or letters where the words are more than one token."""
+    """The question's words; letters if a word is more than one token."""
     whole = all(len(answer_ids(engine.tokenizer, word)) == 1 for word in WORDS)
     return WORDS if whole else LETTERS
 
 
 def as_prompt(engine: Engine, tokens: Sequence[int]) -> Prompt:
-    """What a dispatcher is shown of a request of these tokens."""
+    """The prompt that a dispatcher gets of a request with these tokens."""
     end = engine.tokenizer.after_prompt_start(tokens)
     return Prompt(tuple(tokens), end, engine.tokenizer)
 
 
 def computed_twice(dispatcher: Dispatcher, prompt: Prompt, result: Result) -> int:
-    """How many tokens of a prompt both passes computed, from what the engine reports.
+    """How many tokens of a prompt both passes computed, by the engine's counts.
 
-    Each pass computes the last of its tokens and finds the first ones in the cache, so that what both computed is
-    the end of the text.
+    Each pass finds its first tokens in the cache and computes the rest, so that both computed the end of the text.
     """
     if result.dispatch is None:
         raise ZweaveError("the request was not dispatched")

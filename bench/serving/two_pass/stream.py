@@ -1,4 +1,4 @@
-"""A stream of tasks' held-out prompts whose tasks nobody names, against the same with the right expert named."""
+"""A stream of several tasks' held-out prompts without named experts, against the same with the right ones named."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,24 @@ from zweave.options.engine_options import load_named
 from zweave.request import Request, Result
 from zweave.tasks import Sample, Task, prompt_ids, resolve_task, which_task
 
-from ...harness.harness import Outcome, Pace, Provider, find, measure, ratio
+from ...harness.harness import Outcome, Pace, Provider, find, measure, per_second, ratio
 from ...harness.report import Row
 from .strategies import NAMED, TASKS, as_prompt, computed_twice, dispatchers
 
-# Of the experts that come with zweave.
+# Scopes of the bundled experts.
 REUSES = ("after_prompt", "always")
 # Training prompts of the classifier, all tasks together.
 SHOTS = 150
-# So many answers of a strategy are computed anew, one by one.
+# Answers of a strategy that are checked one by one.
 CHECKED = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A prompt of the stream. task: index among TASKS."""
+    """A prompt of the stream.
+
+    task: index among TASKS.
+    """
 
     task: int
     sample: Sample
@@ -38,7 +41,7 @@ class Arrival:
 
 
 def serve(engine: Engine, requests: Sequence[Request], in_flight: int) -> list[Result]:
-    """Answers requests, so many of them at once: whenever some end, as many arrive."""
+    """Answers requests, at most `in_flight` at once: one arrives whenever one ends."""
     waiting = iter(enumerate(requests))
     under_way: dict[int, int] = {}
     results: dict[int, Result] = {}
@@ -59,8 +62,11 @@ def experts_of(engine: Engine, reuse: str) -> list[str]:
 
 
 class Stream:
-    """samples: of each task. new: tokens of an answer, whatever they say; None for as many as the task wants.
+    """Serves the stream.
 
+    samples: of each task.
+    in_flight: requests at once.
+    new: tokens of an answer, whatever they say; None for as many as the task wants.
     Raises ZweaveError as the tasks do.
     """
 
@@ -79,9 +85,9 @@ class Stream:
         providers = []
         for reuse in REUSES:
             experts = experts_of(engine, reuse)
-            ways: Mapping[str, Dispatcher] = dispatchers(engine, classifier, experts)
-            for strategy in (NAMED, *ways):
-                providers.append(self._provider(reuse, strategy, experts, ways.get(strategy)))
+            by_strategy: Mapping[str, Dispatcher] = dispatchers(engine, classifier, experts)
+            for strategy in (NAMED, *by_strategy):
+                providers.append(self._provider(reuse, strategy, experts, by_strategy.get(strategy)))
         outcomes = measure(providers, pace)
         return [self._row(outcome, outcomes) for outcome in outcomes]
 
@@ -100,7 +106,7 @@ class Stream:
         requests = partial(self._requests, experts, dispatcher)
 
         def call() -> object:
-            # Runs share nothing with each other, the requests of one run what they have in common.
+            # Runs share no cache with each other; the requests of one run do.
             return serve(self._engine, requests(f"run {next(self._runs)}"), self._in_flight)
 
         labels: dict[str, object] = {
@@ -133,7 +139,7 @@ class Stream:
         ]
 
     def _note(self, key: tuple[str, str], results: Sequence[Result], dispatcher: Dispatcher | None) -> None:
-        """How often the answers are right, and how many tokens of a prompt were computed twice."""
+        """Records how often the answers are right, and how many tokens of a prompt were computed twice."""
         failed = [result.error for result in results if result.error]
         if failed:
             raise ZweaveError(f"a request of the stream ends in an error: {failed[0]}")
@@ -149,7 +155,7 @@ class Stream:
         self._twice[key] = fmean(twice) if twice else 0.0
 
     def _answer(self, task: Task, token_ids: Sequence[int]) -> list[int]:
-        """What the task would have had of an answer that may be longer."""
+        """The part of an answer that the task's own limits would have given."""
         found = list(token_ids[: task.max_tokens])
         end = next(
             (i for i, token in enumerate(found) if token in self._engine.tokenizer.eos_ids), len(found)
@@ -157,7 +163,7 @@ class Stream:
         return found[:end]
 
     def _differing(self, results: Sequence[Result]) -> float:
-        """Share of the first answers that are others than one by one under the same experts, computed anew."""
+        """Share of the first answers that differ from those computed one by one under the same, named experts."""
         salt = f"run {next(self._runs)}"
         pairs = list(islice(zip(self._arrivals, results, strict=True), CHECKED))
         requests = [
@@ -182,7 +188,7 @@ class Stream:
             "second_pass_seconds": None if named is None else named.seconds,
             "first_pass_share": None if slower is None else slower - 1,
             "oracle_ratio": None if slower is None else 1 / slower,
-            "requests_s": None if outcome.seconds is None else len(self._arrivals) / outcome.seconds,
+            "requests_s": per_second(len(self._arrivals), outcome),
             "prompt_tokens_recomputed": self._twice.get((reuse, strategy)),
             "accuracy": self._accuracy.get((reuse, strategy)),
             "oracle_accuracy": self._accuracy.get((reuse, NAMED)),

@@ -1,23 +1,22 @@
 """What does it cost not to know a prompt's task?
 
-First requests alone: the first pass, which finds the expert out, beside the second, for each way of finding out and
-each kind of expert, and the reference's: classify by writing, rebuild the weights, read the prompt again, answer. Then
+First requests alone: the first pass, which finds the expert, beside the second, for each strategy and each kind of
+expert, and the reference's: classify by writing, rebuild the weights, read the prompt again, answer. Then
 a stream of prompts of three tasks, arriving as others end, against the same stream with the right experts named.
 """
 
 import argparse
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.errors import ZweaveError
 from zweave.io.progress import progress_bar
 from zweave.options.arguments import positive_whole
 from zweave.options.task_options import add_data_option, data_folder
 
-from ...harness.options import add_pace, chosen, numbers, pace
+from ...harness.options import add_model, add_pace, chosen, numbers, pace
 from ...harness.report import Column, Report, Row
-from ..fixtures import Stage
+from ..fixtures import Fixtures
 from .alone import Alone
-from .reference import Reference
+from .paper_procedure import PaperProcedure
 from .stream import Stream
 
 WORKLOADS = ("alone", "stream")
@@ -38,8 +37,7 @@ COLUMNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_model(parser)
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="(%(default)s)")
     parser.add_argument(
         "--reference-dtype",
@@ -52,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, value, what in (
         ("new", 64, "tokens of their answers"),
         ("guess", 4, "tokens by which the reference classifies"),
-        ("layer", 2, "where the hidden strategy looks"),
+        ("layer", 2, "that the hidden strategy reads"),
         ("samples", 30, "of each task in the stream"),
         ("in-flight", 16, "requests of the stream at once"),
     ):
@@ -78,17 +76,17 @@ def run(args: argparse.Namespace) -> Report:
         notes.append("Left out the stream: give the directory of its tasks' files, --data or $ZWEAVE_DATA")
     elif "stream" in workloads:
         stream = Stream(data, args.samples, args.in_flight, args.stream_new)
-    stage = Stage(args.model, args.dtype)
-    if args.layer > stage.config.num_layers:
-        raise ZweaveError(f"--layer: the model has {stage.config.num_layers} layers")
-    engine = stage.new_engine(prefix_cache=True)
+    fixtures = Fixtures(args.model, args.dtype)
+    if args.layer > fixtures.config.num_layers:
+        raise ZweaveError(f"--layer: the model has {fixtures.config.num_layers} layers")
+    engine = fixtures.new_engine(prefix_cache=True)
     rows: list[Row] = []
     with progress_bar() as progress:
         if "alone" in workloads:
-            alone = Alone(stage, engine, args.layer, args.new)
+            alone = Alone(fixtures, engine, args.layer, args.new)
             for length in lengths:
                 alone.check(length)
-            reference = Reference(stage, args.reference_dtype or args.dtype, args.guess)
+            reference = PaperProcedure(fixtures, args.reference_dtype or args.dtype, args.guess)
             for length in lengths:
                 progress(f"prompts of {length} tokens", 0, 0)
                 found = alone.rows(length, reference, pace(args, warmup=0))

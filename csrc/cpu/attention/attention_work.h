@@ -1,9 +1,8 @@
 // What a step's attention consists of, and who does what.
 #pragma once
 
-#include <c10/util/Exception.h>
-
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 #include "cpu/simd/kernels.h"
@@ -27,8 +26,8 @@ class AttentionWork {
       longest_ = std::max(longest_, end - begin);
       int64_t keys = int64_t(a.position[end - 1]) + 1;
       if (a.window > 0) keys = std::min(keys, a.window + end - begin);
-      // In rows times keys. Up to twelve rows it is that of reading the keys, and an item has its own.
-      const int64_t cost = (keys + 16) * std::max<int64_t>(12, (end - begin) * group);
+      // Time in keys times rows, and some for the item itself.
+      const int64_t cost = (keys + 16) * std::max(kMemoryBoundRows, (end - begin) * group);
       for (int64_t head = 0; head < a.kv_heads; ++head) {
         items_.push_back({begin, end, head});
         before_.push_back(total_);
@@ -57,23 +56,5 @@ class AttentionWork {
   std::vector<int64_t> before_;  // cost of an item's predecessors
   int64_t total_ = 0, longest_ = 0;
 };
-
-// Throws unless every block that a token will read exists.
-template <class T>
-void check_blocks(const char* op, const Attention<T>& a, int64_t tokens, int64_t blocks, int64_t columns) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t end = int64_t(a.position[t]) + 1;
-    TORCH_CHECK(end > 0 && end <= columns * a.block_size, op, ": position[", t, "] is ", end - 1,
-                ", outside the ", columns * a.block_size, " positions of the block table");
-    int64_t first = a.window > 0 && end > a.window ? end - a.window : 0;
-    // Its predecessor's blocks have been looked at.
-    if (succeeds(a, t)) first = end - 1;
-    for (int64_t i = first / a.block_size; i <= (end - 1) / a.block_size; ++i) {
-      const int64_t block = a.block_table[a.sequence[t] * a.block_table_stride + i];
-      TORCH_CHECK(block >= 0 && block < blocks, op, ": block_table[", a.sequence[t], ", ", i, "] is ", block,
-                  ", outside the ", blocks, " blocks of the cache");
-    }
-  }
-}
 
 }  // namespace zweave

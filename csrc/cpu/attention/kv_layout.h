@@ -1,4 +1,4 @@
-// Where a token's keys and values lie in a cache of blocks; kernels/kv_layout.py shows the layout.
+// Where a token's keys and values lie in a cache of blocks; kernels/layout/kv_layout.py shows the layout.
 #pragma once
 
 #include <cstdint>

@@ -1,12 +1,10 @@
 #include "cpu/decoder/decoder.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include <set>
 
-#include "cpu/attention/kv_caches.h"
 #include "cpu/decoder/decoder_step.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/kv_caches.h"
 #include "cpu/threads/run_team.h"
 
 namespace zweave {
@@ -14,41 +12,48 @@ namespace {
 
 constexpr const char* kOp = "decoder";
 
-// The linears of a layer, in the order of the forward pass.
-template <class Layer, class Body>
-void each_linear(Layer& layer, Body body) {
-  for (auto* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-    body(*linear);
-  }
-}
-
 void check_layer(const DecoderLayer& layer, const DecoderConfig& config) {
   const at::ScalarType dtype = layer.input_norm.scalar_type();
   const int64_t hidden = layer.input_norm.size(0), size = config.head_size;
-  const int64_t q_width = config.heads * size, kv_width = config.kv_heads * size, inner = layer.gate.outputs;
+  const int64_t q_width = config.heads * size, kv_width = config.kv_heads * size,
+                inner = layer.linears[kGate].outputs;
   Argument{kOp, "input_norm", layer.input_norm}.dtype(dtype).shape({hidden}).contiguous();
   Argument{kOp, "mlp_norm", layer.mlp_norm}.dtype(dtype).shape({hidden}).contiguous();
   for (const auto* norm : {&layer.q_norm, &layer.k_norm}) {
     if (*norm) Argument{kOp, "q_norm or k_norm", **norm}.dtype(dtype).shape({size}).contiguous();
   }
-  const auto fits = [&](const char* name, const AdaptedLinear& linear, int64_t outputs, int64_t inputs) {
-    TORCH_CHECK(linear.outputs == outputs && linear.inputs == inputs, kOp, ": ", name, " is [",
-                linear.outputs, ", ", linear.inputs, "], not [", outputs, ", ", inputs, "]");
-    check_linear(linear, dtype);
-  };
-  fits("q", layer.q, q_width, hidden);
-  fits("k", layer.k, kv_width, hidden);
-  fits("v", layer.v, kv_width, hidden);
-  fits("o", layer.o, hidden, q_width);
-  fits("gate", layer.gate, inner, hidden);
-  fits("up", layer.up, inner, hidden);
-  fits("down", layer.down, hidden, inner);
+  const struct {
+    int64_t outputs, inputs;
+  } sizes[kNumLinears] = {{q_width, hidden}, {kv_width, hidden}, {kv_width, hidden}, {hidden, q_width},
+                          {inner, hidden},   {inner, hidden},    {hidden, inner}};
+  for (int i = 0; i < kNumLinears; ++i) {
+    const AdaptedLinear& linear = layer.linears[i];
+    TORCH_CHECK(linear.outputs == sizes[i].outputs && linear.inputs == sizes[i].inputs, kOp, ": ",
+                kLinearNames[i], " is [", linear.outputs, ", ", linear.inputs, "], not [", sizes[i].outputs,
+                ", ", sizes[i].inputs, "]");
+    linear.check(dtype);
+  }
   dispatch(kOp, "input_norm", layer.input_norm, [&]<class T>(const TypedKernels<T>&) {
     const KvLayout<T> layout = kv_layout<T>(kOp, layer.k_cache, layer.v_cache, size);
     TORCH_CHECK(layout.kv_heads == config.kv_heads, kOp, ": the caches have ", layout.kv_heads,
                 " heads, not ", config.kv_heads);
   });
   TORCH_CHECK(layer.window >= 0, kOp, ": window must be 0 (none) or positive, not ", layer.window);
+}
+
+template <class T>
+LayerView<T> view(const DecoderLayer& layer, bool all_factored) {
+  const auto pointer = [](const std::optional<at::Tensor>& norm) { return norm ? data<T>(*norm) : nullptr; };
+  LayerView<T> result{};
+  result.input_norm = data<T>(layer.input_norm);
+  result.mlp_norm = data<T>(layer.mlp_norm);
+  result.q_norm = pointer(layer.q_norm);
+  result.k_norm = pointer(layer.k_norm);
+  for (int i = 0; i < kNumLinears; ++i) result.linears[i] = layer.linears[i].template view<T>(all_factored);
+  result.k_cache = mutable_data<T>(layer.k_cache);
+  result.v_cache = mutable_data<T>(layer.v_cache);
+  result.window = layer.window;
+  return result;
 }
 
 // The buffers of a step, one after the other in one tensor; every one begins on a cache line.
@@ -67,7 +72,7 @@ class Workspace {
     return buffer;
   }
   void allocate(const at::TensorOptions& options) {
-    memory_ = at::empty({used_ + 64}, options);
+    memory_ = empty_tensor({used_ + 64}, options);
     const auto address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
     base_ = reinterpret_cast<T*>((address + 63) / 64 * 64);
     used_ = 0;
@@ -90,20 +95,18 @@ Activations<T> take_buffers(Workspace<T>& space, const std::vector<LayerView<T>>
                             int64_t hidden, const at::Tensor& y) {
   int64_t rank = 0;
   for (const LayerView<T>& layer : layers) {
-    for (const auto* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-      rank = std::max(rank, linear->rank);
-    }
+    for (const LinearView<T>& linear : layer.linears) rank = std::max(rank, linear.rank);
   }
-  const LayerView<T>& one = layers[0];
+  const LinearView<T>* one = layers[0].linears;
   Activations<T> b{};
   b.normed = space.take_both(tokens, hidden);
-  b.q = space.take(tokens, one.q.outputs);
-  b.k = space.take(tokens, one.k.outputs);
-  b.v = space.take(tokens, one.v.outputs);
-  b.attended = space.take_both(tokens, one.q.outputs);
-  b.gate = space.take(tokens, one.gate.outputs);
-  b.up = space.take(tokens, one.gate.outputs);
-  b.gated = space.take_both(tokens, one.gate.outputs);
+  b.q = space.take(tokens, one[kQ].outputs);
+  b.k = space.take(tokens, one[kK].outputs);
+  b.v = space.take(tokens, one[kV].outputs);
+  b.attended = space.take_both(tokens, one[kQ].outputs);
+  b.gate = space.take(tokens, one[kGate].outputs);
+  b.up = space.take(tokens, one[kGate].outputs);
+  b.gated = space.take_both(tokens, one[kGate].outputs);
   for (Buffer<T>& between : b.hidden) between = space.take_both(tokens, rank);
   b.y = {mutable_data<T>(y), y.stride(0), nullptr};
   return b;
@@ -122,7 +125,7 @@ Decoder::Decoder(const DecoderConfig& config, std::vector<DecoderLayer> layers, 
   for (const DecoderLayer& layer : layers_) {
     check_layer(layer, config_);
     TORCH_CHECK(layer.input_norm.sizes() == layers_[0].input_norm.sizes() &&
-                    layer.gate.outputs == layers_[0].gate.outputs &&
+                    layer.linears[kGate].outputs == layers_[0].linears[kGate].outputs &&
                     layer.v_cache.sizes() == layers_[0].v_cache.sizes(),
                 kOp, ": its layers differ in shape");
   }
@@ -135,69 +138,60 @@ int64_t Decoder::block_size() const {
   return values.size(3) * values.size(5);
 }
 
-void Decoder::check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const {
+void Decoder::check_metadata(const at::Tensor& x, const at::Tensor& residual,
+                             const DecoderMetadata& meta) const {
   const DecoderLayer& one = layers_[0];
   const int64_t tokens = x.size(0), hidden = one.input_norm.size(0);
   Argument{kOp, "x", x}.dtype(one.input_norm.scalar_type()).shape({-1, hidden});
   Argument{kOp, "residual", residual}.dtype(at::kFloat).shape({tokens, hidden}).rows_disjoint();
-  Argument{kOp, "slot", batch.slot}.indices(tokens, one.q.ways.size(0), "slots");
-  Argument{kOp, "position", batch.position}.indices(tokens, cos_.size(0), "positions of cos and sin");
-  Argument{kOp, "block_table", batch.block_table}.dtype(at::kInt).shape({-1, -1});
-  Argument{kOp, "sequence", batch.sequence}.indices(tokens, batch.block_table.size(0), "rows of block_table");
-  Argument{kOp, "kv_index", batch.kv_index}.dtype(at::kLong).shape({tokens}).contiguous();
+  Argument{kOp, "slot", meta.slot}.indices(tokens, one.linears[kQ].modes.size(0), "slots");
+  Argument{kOp, "position", meta.position}.indices(tokens, cos_.size(0), "positions of cos and sin");
+  Argument{kOp, "block_table", meta.block_table}.dtype(at::kInt).shape({-1, -1});
+  Argument{kOp, "sequence", meta.seq_index}.indices(tokens, meta.block_table.size(0), "rows of block_table");
   const int64_t places = one.v_cache.size(0) * block_size();
-  const int64_t* place = data<int64_t>(batch.kv_index);
-  for (int64_t t = 0; t < tokens; ++t) {
-    TORCH_CHECK(place[t] >= 0 && place[t] < places, kOp, ": kv_index[", t, "] is ", place[t],
-                ", outside the ", places, " places of the cache");
-  }
+  Argument{kOp, "kv_index", meta.kv_index}.indices<int64_t>(tokens, places, "places of the cache");
 }
 
-// The table of ways may change between steps.
-void Decoder::check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const {
-  const int32_t* slot = data<int32_t>(batch.slot);
-  const std::set<int32_t> slots(slot, slot + batch.slot.size(0));
+// The tables of modes may change between steps.
+void Decoder::check_modes(const DecoderMetadata& meta, int64_t first, int64_t last) const {
+  const int32_t* slot = data<int32_t>(meta.slot);
+  const std::set<int32_t> slots(slot, slot + meta.slot.size(0));
   for (int64_t i = first; i < last; ++i) {
-    each_linear(layers_[i], [&](const AdaptedLinear& linear) {
-      const uint8_t* ways = data<uint8_t>(linear.ways);
+    for (const AdaptedLinear& linear : layers_[i].linears) {
+      const uint8_t* modes = data<uint8_t>(linear.modes);
       for (const int32_t s : slots) {
-        const auto way = batch.all_factored && linear.scale ? Way::factored : Way(ways[s]);
-        TORCH_CHECK(linear.has(way, s), kOp, ": slot ", s, " goes way ", int(way),
+        const auto mode = meta.all_factored && linear.scale ? LinearMode::factored : LinearMode(modes[s]);
+        TORCH_CHECK(linear.has(mode, s), kOp, ": slot ", s, " has mode ", int(mode),
                     ", for which a linear of layer ", i, " has no weights");
       }
-    });
+    }
   }
 }
 
 void Decoder::set_merged(int64_t layer, int64_t linear, int32_t slot,
                          const std::optional<at::Tensor>& panels) {
   TORCH_CHECK(0 <= layer && layer < int64_t(layers_.size()), kOp, ": there is no layer ", layer);
-  TORCH_CHECK(0 <= linear && linear < 7, kOp, ": there is no linear ", linear);
-  int64_t index = 0;
-  each_linear(layers_[layer], [&](AdaptedLinear& target) {
-    if (index++ != linear) return;
-    if (!panels) {
-      target.merged->erase(slot);
-      return;
-    }
-    check_packed(kOp, "merged", {*panels}, layers_[layer].input_norm.scalar_type(), target.outputs,
-                 target.inputs);
-    (*target.merged)[slot] = *panels;
-  });
+  TORCH_CHECK(0 <= linear && linear < kNumLinears, kOp, ": there is no linear ", linear);
+  AdaptedLinear& target = layers_[layer].linears[linear];
+  if (panels) {
+    const at::ScalarType dtype = layers_[layer].input_norm.scalar_type();
+    check_packed(kOp, "merged", {*panels}, dtype, target.outputs, target.inputs);
+  }
+  target.set_merged(slot, panels);
 }
 
-at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch,
+at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const DecoderMetadata& meta,
                         int64_t first, int64_t last) const {
   TORCH_CHECK(0 <= first && first < last && last <= int64_t(layers_.size()), kOp, ": layers ", first, " to ",
               last, " are not a range of its ", layers_.size());
-  check_batch(x, residual, batch);
-  check_ways(batch, first, last);
+  check_metadata(x, residual, meta);
+  check_modes(meta, first, last);
   return dispatch(kOp, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t tokens = x.size(0), hidden = x.size(1);
-    at::Tensor y = at::empty({tokens, hidden}, x.options());
+    at::Tensor y = empty_tensor({tokens, hidden}, x.options());
     if (tokens == 0) return y;
     std::vector<LayerView<T>> layers;
-    for (int64_t i = first; i < last; ++i) layers.emplace_back(layers_[i], batch.all_factored);
+    for (int64_t i = first; i < last; ++i) layers.push_back(view<T>(layers_[i], meta.all_factored));
     Workspace<T> space;
     take_buffers(space, layers, tokens, hidden, y);
     space.allocate(x.options());
@@ -206,17 +200,17 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     step.buffers = take_buffers(space, layers, tokens, hidden, y);
     step.cos = data<float>(cos_);
     step.sin = data<float>(sin_);
-    step.slot = data<int32_t>(batch.slot);
-    step.position = data<int32_t>(batch.position);
-    step.kv_index = data<int64_t>(batch.kv_index);
+    step.slot = data<int32_t>(meta.slot);
+    step.position = data<int32_t>(meta.position);
+    step.kv_index = data<int64_t>(meta.kv_index);
     step.x = data<T>(x);
     step.x_stride = x.stride(0);
     step.residual = mutable_data<float>(residual);
     step.residual_stride = residual.stride(0);
     Attention<T>& attention = step.attention;
-    attention.block_table = data<int32_t>(batch.block_table);
-    attention.block_table_stride = batch.block_table.stride(0);
-    attention.sequence = data<int32_t>(batch.sequence);
+    attention.block_table = data<int32_t>(meta.block_table);
+    attention.block_table_stride = meta.block_table.stride(0);
+    attention.sequence = data<int32_t>(meta.seq_index);
     attention.position = step.position;
     attention.heads = config_.heads;
     attention.kv_heads = config_.kv_heads;
@@ -226,7 +220,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     for (int64_t i = first; i < last; ++i) {
       attention.window = layers_[i].window;
       if (i == first || attention.window != layers_[i - 1].window) {
-        check_blocks(kOp, attention, tokens, layers_[0].k_cache.size(0), batch.block_table.size(1));
+        check_blocks(kOp, attention, tokens, layers_[0].k_cache.size(0), meta.block_table.size(1));
       }
     }
     const AttentionWork work(attention, tokens);
@@ -234,7 +228,7 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     step.work = &work;
     step.scratch_bytes = kernel.attention_scratch(work.longest(), group, config_.head_size);
     const at::Tensor scratch =
-        at::empty({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
+        empty_tensor({at::get_num_threads(), step.scratch_bytes}, x.options().dtype(at::kByte));
     step.scratch = mutable_data<char>(scratch);
     run_team([&](const Team& team) { step.run(team, layers); });
     return y;

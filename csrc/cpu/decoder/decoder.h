@@ -8,27 +8,22 @@
 #include <vector>
 
 #include "cpu/decoder/adapted_linear.h"
+#include "cpu/decoder/decoder_config.h"
 
 namespace zweave {
-
-struct DecoderConfig {
-  int64_t heads, kv_heads, head_size;
-  double scale;  // of attention scores
-  double eps;    // of the norms
-};
 
 struct DecoderLayer {
   at::Tensor input_norm, mlp_norm;           // [hidden]
   std::optional<at::Tensor> q_norm, k_norm;  // [head_size]
-  AdaptedLinear q, k, v, o, gate, up, down;
+  AdaptedLinear linears[kNumLinears];
   at::Tensor k_cache, v_cache;  // of blocks as KvLayout has them
   int64_t window;               // of attention, 0: none
 };
 
 // The tokens of a step; shapes and dtypes as the ops rope, write_kv and paged_attention take them.
-struct DecoderBatch {
-  at::Tensor slot, sequence, position, kv_index, block_table;
-  // Every token goes the factored way where there is one, whatever its slot says.
+struct DecoderMetadata {
+  at::Tensor slot, seq_index, position, kv_index, block_table;
+  // Every token is computed in factored mode where a linear has factors, whatever its slot says.
   bool all_factored;
 };
 
@@ -39,17 +34,17 @@ class Decoder {
 
   // Layers [first, last). x [T, hidden] is added to `residual` [T, hidden] float32, in place, before anything
   // else, as each layer adds what it computes; the last addition is the caller's: returns x [T, hidden].
-  at::Tensor run(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch, int64_t first,
+  at::Tensor run(const at::Tensor& x, const at::Tensor& residual, const DecoderMetadata& meta, int64_t first,
                  int64_t last) const;
 
-  // Gives a slot a weight of its own in a linear (0 to 6 in the order of the forward pass), or takes it away:
-  // panels of W', or null. Not while `run` runs.
+  // Gives a slot a weight of its own in a linear (a LayerLinear), panels of W', or takes it away. Not while
+  // `run` runs.
   void set_merged(int64_t layer, int64_t linear, int32_t slot, const std::optional<at::Tensor>& panels);
 
  private:
   int64_t block_size() const;
-  void check_batch(const at::Tensor& x, const at::Tensor& residual, const DecoderBatch& batch) const;
-  void check_ways(const DecoderBatch& batch, int64_t first, int64_t last) const;
+  void check_metadata(const at::Tensor& x, const at::Tensor& residual, const DecoderMetadata& meta) const;
+  void check_modes(const DecoderMetadata& meta, int64_t first, int64_t last) const;
 
   DecoderConfig config_;
   std::vector<DecoderLayer> layers_;

@@ -1,11 +1,12 @@
-// One step of a decoder for one dtype: the phases of its layers, on raw pointers.
+// One step of a decoder in one dtype, on raw pointers: the phases of its layers.
 #pragma once
 
 #include <vector>
 
 #include "cpu/attention/attention_work.h"
 #include "cpu/attention/kv_layout.h"
-#include "cpu/decoder/decoder.h"
+#include "cpu/decoder/decoder_config.h"
+#include "cpu/decoder/linear_view.h"
 
 namespace zweave {
 
@@ -16,20 +17,14 @@ struct Activations {
   Buffer<T> hidden[3];
 };
 
+// A layer as pointers.
 template <class T>
 struct LayerView {
-  const DecoderLayer& layer;
-  LinearView<T> q, k, v, o, gate, up, down;
-
-  LayerView(const DecoderLayer& layer, bool all_factored)
-      : layer(layer),
-        q(layer.q, all_factored),
-        k(layer.k, all_factored),
-        v(layer.v, all_factored),
-        o(layer.o, all_factored),
-        gate(layer.gate, all_factored),
-        up(layer.up, all_factored),
-        down(layer.down, all_factored) {}
+  const T *input_norm, *mlp_norm;  // [hidden]
+  const T *q_norm, *k_norm;        // [head_size], or null
+  LinearView<T> linears[kNumLinears];
+  T *k_cache, *v_cache;  // of blocks as KvLayout has them
+  int64_t window;        // of attention, 0: none
 };
 
 // A layer's products: each pair is what reads the input and what waits for that.
@@ -68,15 +63,15 @@ class DecoderStep {
       LayerPhases<T>& after = phases[(i + 1) % 2];
       const bool is_last = i + 1 == layers.size();
       if (!is_last) prepare(layers[i + 1], after);
-      fetch_places(team, layers[i].layer);
-      add_norm(team, input, stride, layers[i].layer.input_norm);
+      prefetch_kv(team, layers[i]);
+      add_norm(team, input, stride, layers[i].input_norm);
       multiply(team, now.qkv, now.o);
-      rotate_and_store(team, layers[i].layer);
-      attend(team, layers[i].layer);
+      rotate_and_store(team, layers[i]);
+      attend(team, layers[i]);
       multiply(team, now.o, now.gate_up);
-      add_norm(team, buffers.y.data, buffers.y.stride, layers[i].layer.mlp_norm);
+      add_norm(team, buffers.y.data, buffers.y.stride, layers[i].mlp_norm);
       multiply(team, now.gate_up, now.down);
-      gate(team, layers[i].gate.outputs);
+      gate(team, layers[i].linears[kGate].outputs);
       multiply(team, now.down, is_last ? now.qkv : after.qkv);
       input = buffers.y.data;
       stride = buffers.y.stride;
@@ -90,17 +85,17 @@ class DecoderStep {
       pair[1].clear(tokens_);
     }
     const Activations<T>& b = buffers;
-    const auto add = [&](const LinearView<T>& linear, Buffer<T> input, Buffer<T> between, Buffer<T> output,
+    const auto add = [&](LayerLinear linear, Buffer<T> input, Buffer<T> between, Buffer<T> output,
                          Phase<T>* pair) {
-      linear.add_jobs(input, slot, tokens_, between, output, pair[0], pair[1]);
+      layer.linears[linear].add_jobs(input, slot, tokens_, between, output, pair[0], pair[1]);
     };
-    add(layer.q, b.normed, b.hidden[0], b.q, phases.qkv);
-    add(layer.k, b.normed, b.hidden[1], b.k, phases.qkv);
-    add(layer.v, b.normed, b.hidden[2], b.v, phases.qkv);
-    add(layer.o, b.attended, b.hidden[0], b.y, phases.o);
-    add(layer.gate, b.normed, b.hidden[0], b.gate, phases.gate_up);
-    add(layer.up, b.normed, b.hidden[1], b.up, phases.gate_up);
-    add(layer.down, b.gated, b.hidden[0], b.y, phases.down);
+    add(kQ, b.normed, b.hidden[0], b.q, phases.qkv);
+    add(kK, b.normed, b.hidden[1], b.k, phases.qkv);
+    add(kV, b.normed, b.hidden[2], b.v, phases.qkv);
+    add(kO, b.attended, b.hidden[0], b.y, phases.o);
+    add(kGate, b.normed, b.hidden[0], b.gate, phases.gate_up);
+    add(kUp, b.normed, b.hidden[1], b.up, phases.gate_up);
+    add(kDown, b.gated, b.hidden[0], b.y, phases.down);
   }
 
   // Both phases of a group of linears; `following` is the next group, whose weights are fetched towards the
@@ -117,13 +112,13 @@ class DecoderStep {
     }
   }
 
-  void add_norm(const Team& team, const T* input, int64_t stride, const at::Tensor& weight) const {
+  void add_norm(const Team& team, const T* input, int64_t stride, const T* weight) const {
     Norm<T> call{};
     call.x = input;
     call.x_stride = stride;
     call.residual = residual;
     call.residual_stride = residual_stride;
-    call.weight = static_cast<const T*>(weight.const_data_ptr());
+    call.weight = weight;
     call.y = buffers.normed.data;
     call.y_stride = buffers.normed.stride;
     call.width = hidden_;
@@ -133,35 +128,31 @@ class DecoderStep {
   }
 
   // Norms the heads of tokens [begin, end), in place.
-  void head_norm(Buffer<T> x, int64_t heads, const std::optional<at::Tensor>& weight, int64_t begin,
-                 int64_t end) const {
+  void head_norm(Buffer<T> x, int64_t heads, const T* weight, int64_t begin, int64_t end) const {
     if (!weight) return;
     for (int64_t t = begin; t < end; ++t) {
       Norm<T> call{};
       call.x = call.y = x.data + t * x.stride;
       call.x_stride = call.y_stride = config_.head_size;
-      call.weight = static_cast<const T*>(weight->const_data_ptr());
+      call.weight = weight;
       call.width = config_.head_size;
       call.eps = float(config_.eps);
       kernel_.norm(call, 0, heads);
     }
   }
 
-  // The norm leaves the memory idle, and the first store to a line would wait for it.
-  void fetch_places(const Team& team, const DecoderLayer& layer) const {
-    const KvLayout<T> layout{config_.kv_heads, attention.block_size, config_.head_size};
-    const T* k_cache = static_cast<const T*>(layer.k_cache.const_data_ptr());
-    const T* v_cache = static_cast<const T*>(layer.v_cache.const_data_ptr());
+  // Starts to load what storing the tokens will write: memory is idle during a norm, and the first store to a
+  // line would wait for it.
+  void prefetch_kv(const Team& team, const LayerView<T>& layer) const {
+    const KvLayout<T> layout = kv_layout();
     team.share(tokens_, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) layout.fetch(k_cache, v_cache, kv_index[t]);
+      for (int64_t t = begin; t < end; ++t) layout.fetch(layer.k_cache, layer.v_cache, kv_index[t]);
     });
   }
 
-  void rotate_and_store(const Team& team, const DecoderLayer& layer) const {
+  void rotate_and_store(const Team& team, const LayerView<T>& layer) const {
     const int64_t heads = config_.heads, kv_heads = config_.kv_heads, size = config_.head_size;
-    T* k_cache = static_cast<T*>(layer.k_cache.mutable_data_ptr());
-    T* v_cache = static_cast<T*>(layer.v_cache.mutable_data_ptr());
-    const KvLayout<T> layout{kv_heads, attention.block_size, size};
+    const KvLayout<T> layout = kv_layout();
     team.share(tokens_, [&](int64_t begin, int64_t end) {
       const Buffer<T>&q = buffers.q, &k = buffers.k, &v = buffers.v;
       head_norm(q, heads, layer.q_norm, begin, end);
@@ -169,19 +160,19 @@ class DecoderStep {
       kernel_.rope({q.data, q.stride, heads, size, cos, sin, position}, begin, end);
       kernel_.rope({k.data, k.stride, kv_heads, size, cos, sin, position}, begin, end);
       for (int64_t t = begin; t < end; ++t) {
-        layout.store_keys(k.data + t * k.stride, k_cache, kv_index[t]);
-        layout.store_values(v.data + t * v.stride, v_cache, kv_index[t]);
+        layout.store_keys(k.data + t * k.stride, layer.k_cache, kv_index[t]);
+        layout.store_values(v.data + t * v.stride, layer.v_cache, kv_index[t]);
       }
     });
     team.wait();
   }
 
-  void attend(const Team& team, const DecoderLayer& layer) const {
+  void attend(const Team& team, const LayerView<T>& layer) const {
     Attention<T> call = attention;
     call.q = buffers.q.data;
     call.q_stride = buffers.q.stride;
-    call.k_cache = static_cast<const T*>(layer.k_cache.const_data_ptr());
-    call.v_cache = static_cast<const T*>(layer.v_cache.const_data_ptr());
+    call.k_cache = layer.k_cache;
+    call.v_cache = layer.v_cache;
     call.window = layer.window;
     call.y = buffers.attended.data;
     call.y_stride = buffers.attended.stride;
@@ -202,6 +193,8 @@ class DecoderStep {
     team.share(tokens_, [&](int64_t begin, int64_t end) { kernel_.silu_mul(call, begin, end); });
     team.wait();
   }
+
+  KvLayout<T> kv_layout() const { return {config_.kv_heads, attention.block_size, config_.head_size}; }
 
   const DecoderConfig& config_;
   const TypedKernels<T>& kernel_;

@@ -18,24 +18,16 @@ struct Job {
   int64_t integers;  // which of the phase's, or -1
 
   int64_t panels() const { return divide_up(product.outputs, kPanel); }
-  // Time of a panel, in inputs times rows. Up to twelve rows it is that of reading the weights. Integers are
-  // half as long to read, and multiplied twice as fast.
+  // Time of a panel, in inputs times rows. Integers are read in half the time and multiplied in half the
+  // time.
   int64_t cost() const {
     int64_t inputs = 1;
     for (int64_t i = 0; i < product.num_terms; ++i) {
       const Term<T>& term = product.terms[i];
       inputs += term.weights.storage == Storage::plain ? term.inputs : divide_up(term.inputs, 2);
     }
-    return inputs * std::max<int64_t>(12, row_end - row_begin);
+    return inputs * std::max(kMemoryBoundRows, row_end - row_begin);
   }
-};
-
-// Rows [T, width] that a step's phases hand to one another.
-template <class T>
-struct Buffer {
-  T* data;
-  int64_t stride;
-  char* integers;  // room for the rows as integers, for each thread of a team, or null
 };
 
 // A thread gets a stretch of the panels of all jobs, laid end to end, of its share of the cost.

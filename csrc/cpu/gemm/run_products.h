@@ -1,33 +1,29 @@
-// Products that wait for one another, on one team of threads.
+// The products of a linear on one team of threads.
 #pragma once
 
-#include <initializer_list>
-#include <vector>
-
+#include "cpu/gemm/linear.h"
 #include "cpu/gemm/phase.h"
 
 namespace zweave {
 
-// Cost of products below which other threads are not worth waking: some 100,000 weights and up to twelve
-// rows.
+// Cost of products (Phase::cost) below which other threads are not worth waking: that of some 130,000
+// weights, for as few rows as their loads last.
 constexpr int64_t kWorthWaking = 100000;
 
-// Computes `rows` rows of products, one product after the other. wake(run) calls run(team) on every thread of
-// a team.
+// Computes `rows` rows. wake(run) calls run(team) on every thread of a team.
 template <class T, class Wake>
-void run_products(const TypedKernels<T>& kernel, std::initializer_list<Matmul<T>> products, int64_t rows,
-                  Wake wake) {
-  std::vector<Phase<T>> phases(products.size());
+void run_products(const TypedKernels<T>& kernel, const LinearProducts<T>& products, int64_t rows, Wake wake) {
+  Phase<T> phases[2];
   int64_t cost = 0;
-  for (size_t i = 0; i < phases.size(); ++i) {
+  for (int64_t i = 0; i < products.count; ++i) {
     phases[i].clear(rows);
-    phases[i].add(products.begin()[i], 0, rows);
+    phases[i].add(products.product[i], 0, rows);
     cost += phases[i].cost();
   }
   const auto run = [&](const Team& team) {
-    for (size_t i = 0; i < phases.size(); ++i) {
+    for (int64_t i = 0; i < products.count; ++i) {
       if (i > 0) team.wait();
-      phases[i].run(kernel, team, i + 1 < phases.size() ? phases[i + 1].first_weight(team) : nullptr);
+      phases[i].run(kernel, team, i + 1 < products.count ? phases[i + 1].first_weight(team) : nullptr);
     }
   };
   if (cost >= kWorthWaking) return wake(run);

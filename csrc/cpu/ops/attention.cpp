@@ -1,30 +1,25 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #include "cpu/attention/attention_work.h"
-#include "cpu/attention/kv_caches.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/kv_caches.h"
+#include "cpu/ops/ops.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 void write_kv(const at::Tensor& k, const at::Tensor& v, const at::Tensor& k_cache, const at::Tensor& v_cache,
               const at::Tensor& index) {
   const char* op = "write_kv";
-  Argument{op, "k", k}.shape({-1, -1, -1}).tokens_apart();
-  Argument{op, "v", v}.dtype(k.scalar_type()).shape(k.sizes()).tokens_apart();
+  Argument{op, "k", k}.shape({-1, -1, -1}).contiguous_tokens();
+  Argument{op, "v", v}.dtype(k.scalar_type()).shape(k.sizes()).contiguous_tokens();
   const int64_t tokens = k.size(0), kv_heads = k.size(1), size = k.size(2);
-  Argument{op, "index", index}.dtype(at::kLong).shape({tokens}).contiguous();
   dispatch(op, "k", k, [&]<class T>(const TypedKernels<T>&) {
     const KvLayout<T> layout = kv_layout<T>(op, k_cache, v_cache, size);
     TORCH_CHECK(layout.kv_heads == kv_heads, "write_kv: the cache has ", layout.kv_heads, " heads, k has ",
                 kv_heads);
-    const int64_t places = k_cache.size(0) * layout.block_size;
+    Argument{op, "index", index}.indices<int64_t>(tokens, k_cache.size(0) * layout.block_size,
+                                                  "places of the cache");
     const int64_t* at = data<int64_t>(index);
-    for (int64_t t = 0; t < tokens; ++t) {
-      TORCH_CHECK(at[t] >= 0 && at[t] < places, "write_kv: index[", t, "] is ", at[t], ", outside the ",
-                  places, " places of the cache");
-    }
     at::parallel_for(0, tokens, row_grain(2 * kv_heads * size), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         layout.store_keys(data<T>(k) + t * k.stride(0), mutable_data<T>(k_cache), at[t]);
@@ -38,7 +33,7 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& k_cache, const
                            const at::Tensor& block_table, const at::Tensor& sequence,
                            const at::Tensor& position, double scale, int64_t window) {
   const char* op = "paged_attention";
-  Argument{op, "q", q}.shape({-1, -1, -1}).tokens_apart();
+  Argument{op, "q", q}.shape({-1, -1, -1}).contiguous_tokens();
   const int64_t tokens = q.size(0), heads = q.size(1), size = q.size(2);
   TORCH_CHECK(window >= 0, "paged_attention: window must be 0 (none) or positive, not ", window);
   Argument{op, "block_table", block_table}.dtype(at::kInt).shape({-1, -1});
@@ -50,7 +45,7 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& k_cache, const
     TORCH_CHECK(kv_heads > 0 && heads % kv_heads == 0, "paged_attention: ", heads,
                 " query heads cannot share ", kv_heads, " key-value heads evenly");
     TORCH_CHECK(block_size > 0, "paged_attention: the block size must be positive");
-    at::Tensor y = at::empty({tokens, heads, size}, q.options());
+    at::Tensor y = empty_tensor({tokens, heads, size}, q.options());
     if (y.numel() == 0) return y;
     const Attention<T> call{data<T>(q),
                             q.stride(0),
@@ -72,7 +67,7 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& k_cache, const
     const AttentionWork work(call, tokens);
     const int64_t threads = std::min<int64_t>(at::get_num_threads(), work.size());
     const int64_t bytes = kernel.attention_scratch(work.longest(), heads / kv_heads, size);
-    const at::Tensor scratch = at::empty({threads, bytes}, q.options().dtype(at::kByte));
+    const at::Tensor scratch = empty_tensor({threads, bytes}, q.options().dtype(at::kByte));
     at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t rank = begin; rank < end; ++rank) {
         work.share(rank, threads, [&](const AttentionItem* items, int64_t count) {
@@ -84,11 +79,4 @@ at::Tensor paged_attention(const at::Tensor& q, const at::Tensor& k_cache, const
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) {
-  m.impl("write_kv", write_kv);
-  m.impl("paged_attention", paged_attention);
-}
-
-}  // namespace zweave
+}  // namespace zweave::ops

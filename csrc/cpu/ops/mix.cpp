@@ -1,16 +1,15 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/ops.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 at::Tensor mix(const at::Tensor& table, const at::Tensor& alpha) {
   Argument{"mix", "table", table}.dtype(at::kFloat).shape({-1, -1});
   Argument{"mix", "alpha", alpha}.dtype(at::kFloat).shape({-1, table.size(0)});
   const int64_t rows = alpha.size(0), width = table.size(1);
-  at::Tensor y = at::empty({rows, width}, table.options());
+  at::Tensor y = empty_tensor({rows, width}, table.options());
   if (y.numel() == 0) return y;
   const Mix call{data<float>(table),
                  table.stride(0),
@@ -24,8 +23,4 @@ at::Tensor mix(const at::Tensor& table, const at::Tensor& alpha) {
   return y;
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("mix", mix); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

@@ -1,15 +1,22 @@
+#include "cpu/ops/pack.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
-#include "cpu/gemm/product.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/ops.h"
 #include "cpu/threads/huge_pages.h"
 
 namespace zweave {
+namespace {
 
+template <class T>
+std::array<int64_t, 4> panel_shape(int64_t outputs, int64_t inputs) {
+  return {divide_up(outputs, kPanel), divide_up(inputs, kGroup<T>), kPanel, kGroup<T>};
+}
+
+// weight [outputs, inputs] to panels, of panel_shape.
 template <class T>
 void pack_panels(const TypedKernels<T>& kernel, const at::Tensor& weight, const at::Tensor& packed) {
   if (packed.numel() == 0) return;
@@ -19,11 +26,6 @@ void pack_panels(const TypedKernels<T>& kernel, const at::Tensor& weight, const 
     kernel.pack(data<T>(rows), rows.stride(0), outputs, inputs, mutable_data<T>(packed), begin, end);
   });
 }
-
-template void pack_panels(const TypedKernels<float>&, const at::Tensor&, const at::Tensor&);
-template void pack_panels(const TypedKernels<bf16>&, const at::Tensor&, const at::Tensor&);
-
-namespace {
 
 // int4 bytes [rows, columns] of neighbouring inputs to bytes whose nibbles are four inputs apart: columns is
 // a multiple of four, which are eight inputs.
@@ -41,8 +43,7 @@ at::Tensor nibbles_together(const at::Tensor& bytes) {
   return eight.select(2, 0).bitwise_or(eight.select(2, 1).bitwise_left_shift(4));
 }
 
-}  // namespace
-
+// Panels of integers [outputs, columns]: int8, a column an input, or int4, a byte two inputs.
 at::Tensor pack_integers(const at::Tensor& weight) {
   const Storage storage = storage_of(weight);
   const int64_t outputs = weight.size(0), columns = weight.size(1);
@@ -53,8 +54,6 @@ at::Tensor pack_integers(const at::Tensor& weight) {
   at::Tensor packed = empty_in_huge_pages(shape, weight.scalar_type());
   return packed.copy_(rows.view({shape[0], kPanel, shape[1], 4}).transpose(1, 2));
 }
-
-namespace {
 
 bool is_integer(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kChar || tensor.scalar_type() == at::kByte;
@@ -83,6 +82,60 @@ at::Tensor unpacked_integers(const at::Tensor& packed, int64_t outputs, int64_t 
       .clone(at::MemoryFormat::Contiguous);
 }
 
+void check_matrix(const Argument& weight, int64_t outputs, int64_t columns) {
+  const at::Tensor& w = weight.tensor;
+  TORCH_CHECK(w.dim() == 2 && w.size(0) == outputs && w.size(1) == columns, weight.op, ": ", weight.name,
+              " must be packed or have shape [", outputs, ", ", columns, "], not ", w.sizes());
+}
+
+}  // namespace
+
+template <class T>
+PackedMatrix packed(const TypedKernels<T>& kernel, const Argument& weight, int64_t outputs, int64_t inputs) {
+  weight.dtype(kScalarType<T>);
+  if (weight.tensor.dim() == 4) {
+    check_packed(weight.op, weight.name, {weight.tensor}, kScalarType<T>, outputs, inputs);
+    return {weight.tensor};
+  }
+  check_matrix(weight, outputs, inputs);
+  const at::Tensor panels = empty_tensor(panel_shape<T>(outputs, inputs), weight.tensor.options());
+  pack_panels(kernel, weight.tensor, panels);
+  return {panels};
+}
+
+template <class T>
+PackedMatrix packed_factor(const TypedKernels<T>& kernel, const Argument& weight,
+                           const std::optional<at::Tensor>& scale, int64_t group, int64_t outputs,
+                           int64_t inputs) {
+  const Storage storage = storage_of(weight.tensor);
+  if (storage == Storage::plain) {
+    TORCH_CHECK(!scale, weight.op, ": ", weight.name, " has scales, but is neither int8 nor int4");
+    return packed(kernel, weight, outputs, inputs);
+  }
+  TORCH_CHECK(scale, weight.op, ": ", weight.name, " is int8 or int4 and needs scales");
+  PackedMatrix result{weight.tensor, scale, group};
+  if (weight.tensor.dim() != 4) {
+    check_matrix(weight, outputs, storage == Storage::int8 ? inputs : divide_up(inputs, 2));
+    const Argument scales{weight.op, weight.name, *scale};
+    scales.dtype(at::kFloat).shape({outputs, -1});
+    result.panels = pack_integers(weight.tensor);
+    result.scale = empty_tensor(panel_shape<float>(outputs, scale->size(1)), scale->options());
+    pack_panels(kernels().f32, *scale, *result.scale);
+  }
+  check_packed(weight.op, weight.name, result, kScalarType<T>, outputs, inputs);
+  return result;
+}
+
+#define ZWEAVE_INSTANTIATE(T)                                                              \
+  template PackedMatrix packed(const TypedKernels<T>&, const Argument&, int64_t, int64_t); \
+  template PackedMatrix packed_factor(const TypedKernels<T>&, const Argument&,             \
+                                      const std::optional<at::Tensor>&, int64_t, int64_t, int64_t);
+ZWEAVE_INSTANTIATE(float)
+ZWEAVE_INSTANTIATE(bf16)
+#undef ZWEAVE_INSTANTIATE
+
+namespace ops {
+
 at::Tensor pack(const at::Tensor& weight) {
   TORCH_CHECK(weight.dim() == 2, "pack: weight must be a matrix, not of shape ", weight.sizes());
   if (is_integer(weight)) return pack_integers(weight);
@@ -101,11 +154,6 @@ at::Tensor unpack(const at::Tensor& packed, int64_t outputs, int64_t inputs) {
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) {
-  m.impl("pack", pack);
-  m.impl("unpack", unpack);
-}
+}  // namespace ops
 
 }  // namespace zweave

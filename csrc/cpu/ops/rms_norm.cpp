@@ -1,9 +1,9 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/ops.h"
 
-namespace zweave {
+namespace zweave::ops {
 namespace {
 
 at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor* residual, const at::Tensor& weight,
@@ -14,7 +14,7 @@ at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor* residual,
     if (residual) Argument{op, "residual", *residual}.dtype(at::kFloat).shape(x.sizes()).rows_disjoint();
     const bool plain = weight.scalar_type() == at::kFloat;
     Argument{op, "weight", weight}.dtype(plain ? at::kFloat : x.scalar_type()).shape({width}).contiguous();
-    at::Tensor y = at::empty({rows, width}, x.options());
+    at::Tensor y = empty_tensor({rows, width}, x.options());
     if (y.numel() == 0) return y;
     Norm<T> call{};
     call.x = data<T>(x);
@@ -38,6 +38,8 @@ at::Tensor norm(const char* op, const at::Tensor& x, const at::Tensor* residual,
   });
 }
 
+}  // namespace
+
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return norm("rms_norm", x, nullptr, weight, eps);
 }
@@ -47,11 +49,4 @@ at::Tensor add_rms_norm(const at::Tensor& x, const at::Tensor& residual, const a
   return norm("add_rms_norm", x, &residual, weight, eps);
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) {
-  m.impl("rms_norm", rms_norm);
-  m.impl("add_rms_norm", add_rms_norm);
-}
-
-}  // namespace zweave
+}  // namespace zweave::ops

@@ -1,18 +1,17 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/ops.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 void rope(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos, const at::Tensor& sin,
           const at::Tensor& position) {
   const char* op = "rope";
-  Argument{op, "q", q}.shape({-1, -1, -1}).tokens_apart().rows_disjoint();
+  Argument{op, "q", q}.shape({-1, -1, -1}).contiguous_tokens().rows_disjoint();
   const int64_t tokens = q.size(0), size = q.size(2);
   TORCH_CHECK(size % 2 == 0, "rope: the head size must be even, not ", size);
-  Argument{op, "k", k}.dtype(q.scalar_type()).shape({tokens, -1, size}).tokens_apart().rows_disjoint();
+  Argument{op, "k", k}.dtype(q.scalar_type()).shape({tokens, -1, size}).contiguous_tokens().rows_disjoint();
   Argument{op, "cos", cos}.dtype(at::kFloat).shape({-1, size / 2}).contiguous();
   Argument{op, "sin", sin}.dtype(at::kFloat).shape(cos.sizes()).contiguous();
   Argument{op, "position", position}.indices(tokens, cos.size(0), "positions of cos and sin");
@@ -27,8 +26,4 @@ void rope(const at::Tensor& q, const at::Tensor& k, const at::Tensor& cos, const
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("rope", rope); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

@@ -1,17 +1,16 @@
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
+#include "cpu/ops/ops.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
   Argument{"silu_mul", "gate", gate}.shape({-1, -1});
   Argument{"silu_mul", "up", up}.dtype(gate.scalar_type()).shape(gate.sizes());
   return dispatch("silu_mul", "gate", gate, [&]<class T>(const TypedKernels<T>& kernel) {
     const int64_t rows = gate.size(0), width = gate.size(1);
-    at::Tensor y = at::empty({rows, width}, gate.options());
+    at::Tensor y = empty_tensor({rows, width}, gate.options());
     if (y.numel() == 0) return y;
     const SiluMul<T> call{data<T>(gate),      gate.stride(0), data<T>(up), up.stride(0),
                           mutable_data<T>(y), width,          width};
@@ -21,8 +20,4 @@ at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& up) {
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("silu_mul", silu_mul); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

@@ -1,11 +1,12 @@
-#include <torch/library.h>
+#include <algorithm>
 
-#include "cpu/gemm/product.h"
+#include "cpu/ops/linear_call.h"
+#include "cpu/ops/ops.h"
+#include "cpu/ops/pack.h"
 
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
-at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& vt,
+at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& vt,
                             const at::Tensor& u, const at::Tensor& delta, const at::Tensor& slot,
                             const std::optional<at::Tensor>& bias, int64_t outputs,
                             const std::optional<at::Tensor>& vt_scale,
@@ -14,38 +15,16 @@ at::Tensor svf_delta_linear(const at::Tensor& x, const at::Tensor& weight, const
   Argument{op, "x", x}.shape({-1, -1});
   Argument{op, "delta", delta}.dtype(at::kFloat).shape({-1, -1});
   return dispatch(op, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
-    const int64_t rows = x.size(0), inputs = x.size(1), kept = delta.size(1);
+    const int64_t rows = x.size(0), inputs = x.size(1), rank = delta.size(1);
     Argument{op, "slot", slot}.indices(rows, delta.size(0), "slots");
-    if (bias) Argument{op, "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
-    const PackedMatrix packed_w = packed(kernel, {op, "w", weight}, outputs, inputs);
-    const PackedMatrix packed_vt = packed_factor(kernel, {op, "vt", vt}, vt_scale, vt_group, kept, inputs);
-    const PackedMatrix packed_u = packed_factor(kernel, {op, "u", u}, u_scale, u_group, outputs, kept);
-    at::Tensor y = at::empty({rows, outputs}, x.options());
-    if (y.numel() == 0) return y;
-    const at::Tensor readable = readable_rows<T>(x);
-    Matmul<T> product_of_w = product<T>(readable, packed_w, y);
-    product_of_w.bias = bias ? data<T>(*bias) : nullptr;
+    LinearCall<T> call(op, kernel, x, bias, outputs);
+    call.dense(packed(kernel, {op, "w", w}, outputs, inputs));
+    call.factors(packed_factor(kernel, {op, "vt", vt}, vt_scale, vt_group, rank, inputs),
+                 packed_factor(kernel, {op, "u", u}, u_scale, u_group, outputs, rank), delta, slot);
     const int32_t* slots = data<int32_t>(slot);
     const bool adapted = std::any_of(slots, slots + rows, [](int32_t s) { return s != 0; });
-    if (!adapted || kept == 0) {
-      compute(kernel, {product_of_w}, rows);
-      return y;
-    }
-    const at::Tensor hidden = empty_rows<T>(rows, kept, x.options());
-    const at::Tensor x_integers = room_for_integers(packed_vt, rows, inputs);
-    const at::Tensor hidden_integers = room_for_integers(packed_u, rows, kept);
-    Matmul<T> inner = product<T>(readable, packed_vt, hidden, x_integers);
-    scale_rows(inner, delta, slot);
-    // The base's rows take W x alone, whatever row 0 of the table holds.
-    inner.zero_base = true;
-    add_term(product_of_w, hidden, packed_u, hidden_integers);
-    compute(kernel, {inner, product_of_w}, rows);
-    return y;
+    return call.run(adapted && rank > 0 ? LinearMode::delta : LinearMode::dense);
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("svf_delta_linear", svf_delta_linear); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

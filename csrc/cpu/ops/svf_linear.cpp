@@ -1,9 +1,8 @@
-#include <torch/library.h>
+#include "cpu/ops/linear_call.h"
+#include "cpu/ops/ops.h"
+#include "cpu/ops/pack.h"
 
-#include "cpu/gemm/product.h"
-
-namespace zweave {
-namespace {
+namespace zweave::ops {
 
 at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tensor& u, const at::Tensor& scale,
                       const at::Tensor& slot, const std::optional<at::Tensor>& bias, int64_t outputs) {
@@ -11,27 +10,13 @@ at::Tensor svf_linear(const at::Tensor& x, const at::Tensor& vt, const at::Tenso
   Argument{op, "x", x}.shape({-1, -1});
   Argument{op, "scale", scale}.dtype(at::kFloat).shape({-1, -1});
   return dispatch(op, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
-    const int64_t rows = x.size(0), inputs = x.size(1), rank = scale.size(1);
-    Argument{op, "slot", slot}.indices(rows, scale.size(0), "slots");
-    if (bias) Argument{op, "bias", *bias}.dtype(x.scalar_type()).shape({outputs}).contiguous();
-    const PackedMatrix packed_vt = packed(kernel, {op, "vt", vt}, rank, inputs);
-    const PackedMatrix packed_u = packed(kernel, {op, "u", u}, outputs, rank);
-    at::Tensor y = at::empty({rows, outputs}, x.options());
-    if (y.numel() == 0) return y;
-    const at::Tensor hidden = empty_rows<T>(rows, rank, x.options());
-
-    const at::Tensor readable = readable_rows<T>(x);
-    Matmul<T> first = product<T>(readable, packed_vt, hidden);
-    scale_rows(first, scale, slot);
-    Matmul<T> second = product<T>(hidden, packed_u, y);
-    second.bias = bias ? data<T>(*bias) : nullptr;
-    compute(kernel, {first, second}, rows);
-    return y;
+    const int64_t rank = scale.size(1);
+    Argument{op, "slot", slot}.indices(x.size(0), scale.size(0), "slots");
+    LinearCall<T> call(op, kernel, x, bias, outputs);
+    call.factors(packed(kernel, {op, "vt", vt}, rank, x.size(1)), packed(kernel, {op, "u", u}, outputs, rank),
+                 scale, slot);
+    return call.run(LinearMode::factored);
   });
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(zweave, CPU, m) { m.impl("svf_linear", svf_linear); }
-
-}  // namespace zweave
+}  // namespace zweave::ops

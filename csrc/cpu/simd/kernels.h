@@ -18,7 +18,8 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Outputs of one packed panel; kernels/packed.py shows the layout. One group of inputs fills a cache line.
+// Outputs of one packed panel; kernels/layout/packed.py shows the layout. One group of inputs fills a cache
+// line.
 constexpr int64_t kPanel = 16;
 
 // Inputs that lie beside one another in a panel.
@@ -27,6 +28,9 @@ constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;
 
 // Rows that a product works on together: few enough for their inputs to stay in the second-level cache.
 constexpr int64_t kRows = 96;
+
+// Rows up to which a product takes as long as reading its weights, or its keys.
+constexpr int64_t kMemoryBoundRows = 12;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -40,7 +44,7 @@ constexpr int64_t row_stride(int64_t width) {
 // How a packed matrix holds its weights: in the dtype of the activations, or as integers with scales.
 enum class Storage : uint8_t { plain, int8, int4 };
 
-// A packed matrix; kernels/packed.py shows the layouts.
+// A packed matrix; kernels/layout/packed.py shows the layouts.
 struct Weights {
   const char* panels;
   int64_t panel_bytes;  // from panel to panel

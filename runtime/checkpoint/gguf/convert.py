@@ -43,7 +43,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def convert_cached(path: Path) -> Path:
-    """The directory that a GGUF file was converted to; converts it into the cache on first use.
+    """The directory with the converted GGUF file; converts it into the cache on first use.
 
     The entry's name is the SHA-256 of the file. Raises ZweaveError as `convert` does.
     """
@@ -96,7 +96,7 @@ def convert(path: Path, directory: Path, report: Report = silent) -> None:
 
 
 def _config(gguf: GgufFile) -> dict[str, Any]:
-    """The content of `config.json`, but for the special tokens."""
+    """The content of `config.json`, except for the special tokens."""
     metadata, names = gguf.metadata, gguf.tensors
     architecture = _supported_architecture(metadata)
 

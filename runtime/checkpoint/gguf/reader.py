@@ -21,14 +21,22 @@ from ...validation import is_integer
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MAX_NAME = 64  # ggml's own limit
+# ggml's own limits.
+_MAX_NAME = 64
 _MAX_DIMENSIONS = 4
-_CHUNK = 1 << 24  # values that are dequantised at a time
+# Values that are dequantised at a time.
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where a tensor lies. shape: as in PyTorch, the last dimension contiguous. offset, size: bytes."""
+    """Where a tensor lies in the file.
+
+    shape: as in PyTorch, the last dimension contiguous.
+    kind: format of the values.
+    offset: bytes from the begin of the file.
+    size: bytes of the tensor.
+    """
 
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -72,7 +80,8 @@ class GgufFile:
         step = max(1, _CHUNK // width)
         for start in range(0, rows, step):
             try:
-                with np.errstate(all="ignore"):  # values that are not finite are told apart below
+                # Values that are not finite are refused below.
+                with np.errstate(all="ignore"):
                     values = dequantize(stored[start : start + step], tensor.kind)
             except NotImplementedError:
                 raise ZweaveError(

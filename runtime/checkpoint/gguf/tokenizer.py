@@ -19,7 +19,8 @@ _LLAMA3 = (
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_MAX_TOKEN = 1024  # characters; merges are sought in time quadratic in it
+# In characters: merges are sought in time quadratic in the longest token.
+_MAX_TOKEN = 1024
 _PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
 _PREFIX = "tokenizer.ggml."
 
@@ -47,6 +48,7 @@ class GgufTokenizer:
         return len(self._tokens)
 
     def build(self) -> tokenizers.Tokenizer:
+        """The tokenizer, with its special tokens and what it puts around a text."""
         if self.model == "gpt2":
             tokenizer = self._byte_level()
         elif self.model == "llama":
@@ -64,7 +66,7 @@ class GgufTokenizer:
         return tokenizer
 
     def token_ids(self) -> dict[str, int | list[int]]:
-        """bos_token_id, eos_token_id (all that end an answer) and so on, as far as the file has them."""
+        """The ids of special tokens by their keys in `config.json`; eos_token_id are all tokens that end an answer."""
         ids: dict[str, int | list[int]] = {}
         for name, key in (("bos", "bos"), ("unk", "unknown"), ("pad", "padding")):
             token = self._token_id(key)
@@ -100,9 +102,8 @@ class GgufTokenizer:
             )
         if any(len(merge) != 2 for merge in merges):
             raise ZweaveError("the GGUF file's merges are not pairs of tokens: the file is damaged")
-        tokenizer = tokenizers.Tokenizer(
-            _bpe(self._vocabulary(), merges, ignore_merges=pre == "llama-bpe")  # as Llama 3's tokenizer.json
-        )
+        # Llama 3's own tokenizer.json ignores merges for words that are tokens.
+        tokenizer = tokenizers.Tokenizer(_bpe(self._vocabulary(), merges, ignore_merges=pre == "llama-bpe"))
         bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         if pre == "gpt-2":

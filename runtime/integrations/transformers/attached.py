@@ -1,4 +1,4 @@
-"""The experts of a model they are attached to: loaded, used, taught and saved."""
+"""The experts attached to a model: loading, use, training and saving."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,10 +23,17 @@ ExpertFile: TypeAlias = Expert | str | PathLike[str]
 
 
 class Attached:
-    """Experts attached to a model. Get one by `attach`.
+    """Experts attached to a model; made by `attach`.
 
     Outside of `use` the model is the base model, or the expert that `learn` named last. Like the model it serves one
-    thread at a time; another thread may run the model inside a `use`, but not enter one of its own meanwhile.
+    thread at a time: inside a `use` another thread may run the model, but not enter a `use`.
+
+    model: the model, whose linears are replaced.
+    bank: holds the experts.
+    router: tells the linears which rows to use.
+    digest: of the weights that the experts are for.
+    targets: the linears that are replaced, by name.
+    linears: what replaces them, by name.
     """
 
     def __init__(
@@ -40,7 +47,7 @@ class Attached:
     ) -> None:
         self._model, self._bank, self._router, self._digest = model, bank, router, digest
         self._linears = dict(linears)
-        # Name to first layer of the experts that learn.
+        # First layer of each expert that learns, by name.
         self._learnt: dict[str, int] = {}
         self._is_attached = True
         self._frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -53,7 +60,7 @@ class Attached:
 
     @property
     def names(self) -> list[str]:
-        """Names of the experts, those that learn at the end."""
+        """Names of the experts; those that learn come last."""
         return self._bank.experts() + list(self._learnt)
 
     @property
@@ -62,10 +69,10 @@ class Attached:
         return self._digest
 
     def load(self, name: str, expert: ExpertFile) -> None:
-        """Registers an expert under a name, in the place of one that had it.
+        """Registers an expert under a name; an expert of that name is replaced.
 
-        Raises ZweaveError if it cannot be read, does not fit the model, or acts after the prompt only: where a prompt
-        ends, a model cannot tell.
+        Raises ZweaveError if it cannot be read, does not fit the model, or acts after the prompt only: a model cannot
+        tell where a prompt ends.
         """
         self._check_attached()
         if name in self._learnt:
@@ -73,7 +80,7 @@ class Attached:
         load_expert(self._bank, name, expert)
 
     def unload(self, name: str) -> None:
-        """Forgets an expert; whoever uses it now goes on with it."""
+        """Forgets an expert; a `use` that holds it keeps it."""
         self._check_attached()
         if name in self._learnt:
             self._drop(name)
@@ -82,13 +89,13 @@ class Attached:
 
     @contextmanager
     def use(self, choice: Choice | Sequence[Choice]) -> Iterator[None]:
-        """Inside, the model's forward passes run under these experts.
+        """A context in which the model's forward passes use these experts.
 
-        choice: one for all rows of a batch, or a list of one a row. Each is a name, a mixture {name: weight} or
-            {name: [a weight a layer]}, or None for the base model. A batch of k times as many rows as the list gives
-            each entry k rows in succession, which is how beams and returned sequences lie.
+        With gradient checkpointing the backward pass belongs inside as well, as it repeats the forward pass.
 
-        Where gradient checkpointing computes the forward pass again, the backward pass belongs inside as well.
+        choice: one for all rows of a batch, or a list with one for each row. Each is a name, a mixture {name: weight}
+            or {name: [weight of each layer]}, or None for the base model. A batch of k times as many rows gives each
+            entry k rows in succession, the order of beams and returned sequences.
         Raises ZweaveError for an unknown name, and if more experts are in use than the bank has slots.
         """
         self._check_attached()
@@ -104,13 +111,15 @@ class Attached:
                 self._router.leave(before)
 
     def learn(self, name: str, first_layer: int = 0) -> list[nn.Parameter]:
-        """Makes an expert learn: gradients flow to its z, the model's own parameters being frozen.
+        """Makes an expert trainable: gradients flow to its z, while the model's own parameters are frozen.
 
-        name: a loaded expert, which learns on from where it is, or a new name, whose z begin at 1.
+        Outside of `use` the model runs under it, so that trainers need not know of it. `save` writes it, `freeze` ends
+        its training.
+
+        name: a loaded expert, whose training goes on, or a new name, whose z start at 1.
         first_layer: it adapts nothing below this layer.
-        Returns its z, [R] float32 each, in the model's order. Outside of `use` the model runs under it, so that
-        trainers need not know of it; `save` writes it, `freeze` ends its learning.
-        Raises ZweaveError if it learns already, asks for renormalisation, or nothing lies above `first_layer`.
+        Returns its z, [R] float32 each, in the model's order.
+        Raises ZweaveError if it learns already, asks for renormalisation, or no linear is left from `first_layer` on.
         """
         self._check_attached()
         check_name(name)
@@ -137,14 +146,14 @@ class Attached:
         return [linear.z[name] for linear in mine.values()]
 
     def freeze(self, name: str) -> None:
-        """Ends an expert's learning: it stays loaded as it is, served as fast as any."""
+        """Ends an expert's training: it stays loaded as it is, and is served like any other."""
         expert = self.expert(name)
         if name in self._learnt:
             self._drop(name)
             self._bank.load(name, expert)
 
     def expert(self, name: str, description: str = "") -> Expert:
-        """The expert as it is now; ZweaveError if there is none of that name, or its z are not finite."""
+        """The expert in its current state; ZweaveError if there is none of that name, or its z are not finite."""
         self._check_attached()
         if name not in self._learnt:
             return self._bank.registered(name).read()
@@ -158,13 +167,14 @@ class Attached:
     def save(self, name: str, path: str | PathLike[str], half: bool = True, description: str = "") -> None:
         """Writes an expert file (docs/experts.md), which the engine and other models of these weights load.
 
-        half: z - 1 in float16, an error of 2e-4 of z - 1. description: of an expert that learns.
+        half: stores z - 1 in float16, an error of 2e-4 of z - 1.
+        description: of an expert that learns.
         Raises ZweaveError as `expert` does, and if the file cannot be written.
         """
         self.expert(name, description).save(Path(path), half=half)
 
     def detach(self) -> None:
-        """Puts the replaced modules back: the model is what it was, to the bit. What learns and is not saved is lost.
+        """Restores the replaced modules, so that the model is what it was, to the bit. Unsaved training is lost.
 
         Raises ZweaveError inside a `use`.
         """
@@ -180,7 +190,7 @@ class Attached:
         self._is_attached = False
 
     def _rows(self, choices: Sequence[Choice], held: ExitStack) -> Rows | None:
-        """The rows of these choices, whose slots are held by `held`; None if all are the base's."""
+        """The rows of these choices, None if all are the base model; `held` releases their slots."""
         slots, learning = [], []
         for choice in choices:
             learns = isinstance(choice, str) and choice in self._learnt

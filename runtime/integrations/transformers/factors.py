@@ -1,4 +1,4 @@
-"""The decomposition of a loaded model: that of its checkpoint where it is the same, or one of its own."""
+"""The decomposition of a loaded model, shared with its checkpoint if that has the same weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from .targets import shapes_of
 
 
 class ModelWeights:
-    """The matrices of a loaded model as a source for `decompose`."""
+    """The matrices of a loaded model, as `decompose` reads them."""
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self._targets = targets
@@ -36,9 +36,10 @@ def decomposition_of(
 ) -> Decomposition:
     """Opens or makes the decomposition, cached under a digest of the weights.
 
-    A model that was loaded from the directory of a checkpoint that zweave knows, and has its weights (rounded to
-    the model's dtype), shares the checkpoint's: its experts are those that the engine serves and trains.
-    progress: as `decompose` takes it.
+    A model that was loaded from the directory of a checkpoint that zweave can read, and has its weights rounded to the
+    model's dtype, shares the checkpoint's decomposition, and so its experts.
+
+    progress: as for `decompose`.
     Raises ZweaveError as `decompose` does.
     """
     return decompose(_checkpoint_of(model, targets) or ModelWeights(targets), progress=progress)
@@ -51,7 +52,7 @@ def _checkpoint_of(model: nn.Module, targets: Mapping[str, Target]) -> Checkpoin
     try:
         checkpoint = Checkpoint(path)
     except ZweaveError:
-        # Of an architecture that only transformers knows.
+        # An architecture that only transformers knows.
         return None
     known = checkpoint.adapted_shapes()
     for name, target in targets.items():

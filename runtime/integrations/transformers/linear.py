@@ -49,7 +49,7 @@ class AttachedLinear(nn.Module):
     Serving, each row of a batch is computed in the mode of its slot. Where an expert learns or the input wants a
     gradient, a batch with any expert is computed by the factors: y = U (scale[row] * (Vt x)) + b.
 
-    target: the linear that is replaced; weight and bias are its own parameters, under the names that they had.
+    target: the linear that is replaced; its weight and bias stay parameters under their names.
     factors: u [M, R], sigma [R] and vt [R, N] of its matrix.
     tables: the bank's tables, which hold its rows.
     index: of the matrix among the model's.
@@ -118,7 +118,7 @@ class AttachedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _learn(self, x: Tensor, rows: Rows | None) -> Tensor:
-        """y with gradients, by the factors unless all rows are the base's."""
+        """y with gradients, by the factors unless all rows are base rows."""
         if rows is None or all(self._is_base(rows, row) for row in range(len(rows.slots))):
             weight = self.weight.T if self.transposed else self.weight
             return F.linear(x, weight, self.bias)

@@ -93,7 +93,7 @@ def _is_linear(name: str, module: nn.Module, named: bool) -> bool:
 
 
 def _is_quantised(weight: object) -> bool:
-    """Whether a weight is missing, of a tensor class of its own, or of a byte a value and less."""
+    """Whether a weight is missing, of a special tensor class, or of at most a byte a value."""
     if not isinstance(weight, Tensor) or type(weight.data) is not Tensor:
         return True
     return not weight.is_floating_point() or weight.element_size() < 2

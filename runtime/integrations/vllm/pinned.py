@@ -1,9 +1,8 @@
-"""Adapters under the digest of what they hold, so that a name that is loaded anew never meets the old one's keys.
+"""Content-addressed copies of adapters, so that a reloaded name never hits the prefix cache of its old content.
 
-vLLM finds the keys and values of a prefix by the adapter's name and path, and its weights by a number that a reload
-keeps. Here both follow from the content: a directory is copied once into the cache under its digest, and that copy is
-what vLLM is given. What a request began with stays what it means until it ends, and a directory may be overwritten at
-any time.
+vLLM keys the prefix cache by the adapter's name and path, and its weights by a number that a reload keeps. Here both
+follow from the content: a directory is copied once into zweave's cache under its digest, and vLLM gets that copy. A
+request keeps the expert that it began with, and a directory may be overwritten at any time.
 """
 
 import threading

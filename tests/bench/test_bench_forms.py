@@ -1,4 +1,4 @@
-"""Every way that the linear benches compare computes what it says, and a wrong one is caught."""
+"""Every form that the linear benches compare computes what it says, and a wrong one is caught."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from zweave.bench.harness.harness import Pace, measure
-from zweave.bench.kernels import gpu_ways, linear_ways
-from zweave.bench.kernels.gpu_ways import svf_linear_naive
+from zweave.bench.kernels import gpu_forms, linear_forms
+from zweave.bench.kernels.gpu_forms import svf_linear_naive
 from zweave.bench.kernels.grouped_lora import Groups, grouped_lora, grouped_lora_ref
 from zweave.bench.kernels.linear import ALL, prepare
 from zweave.bench.kernels.linear_case import Operands
-from zweave.bench.kernels.linear_ways import ONCE, WAYS
+from zweave.bench.kernels.linear_forms import FORMS, ONCE
 from zweave.bench.kernels.mix import mix_providers
 from zweave.bench.kernels.shapes import Shape
 from zweave.kernels import svf_linear_ref
@@ -60,13 +60,13 @@ def test_ways_agree_with_float64(shape: Shape, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["factored", "dense", "LoRA bmm", "recompose"])
 def test_a_planted_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operands = Operands(SHAPES[0], tokens=4, experts=2, dtype=torch.bfloat16)
-    at = WAYS[name](operands)
+    at = FORMS[name](operands)
     operands.__dict__["scale"] = operands.scale * torch.tensor([[1.0], [1.02]])
     operands.__dict__["w"] = operands.w + 0.02
     right = at(4, 2).error()
-    call = linear_ways.F.linear
-    monkeypatch.setattr(linear_ways.F, "linear", lambda x, w: call(x, w) * 1.02)
-    monkeypatch.setattr(linear_ways, "svf_linear", lambda x, *rest: svf_linear_ref(x * 1.02, *rest))
+    call = linear_forms.F.linear
+    monkeypatch.setattr(linear_forms.F, "linear", lambda x, w: call(x, w) * 1.02)
+    monkeypatch.setattr(linear_forms, "svf_linear", lambda x, *rest: svf_linear_ref(x * 1.02, *rest))
     wrong = at(4, 2)
     if name in ("LoRA bmm", "recompose"):
         assert wrong.error() > wrong.limit
@@ -76,9 +76,9 @@ def test_a_planted_fault_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_large_recompositions_are_timed_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_ways, "RECOMPOSED_FLOPS", 1.0)
+    monkeypatch.setattr(linear_forms, "RECOMPOSED_FLOPS", 1.0)
     operands = Operands(Shape("m", "q", 256, 32), tokens=8, experts=4, dtype=torch.float32)
-    provider = linear_ways.recompose(operands)(8, 4)
+    provider = linear_forms.recompose(operands)(8, 4)
     assert provider.share == 64 / 256 / 4
     assert provider.calls[0]().shape == (2, 64)
     assert provider.error() <= provider.limit
@@ -125,18 +125,18 @@ def test_grouped_lora_refuses_what_it_cannot_do() -> None:
         grouped_lora(y, x.T, torch.zeros(1, 16, 2), torch.zeros(1, 8, 16), Groups.of(torch.zeros(8)))
 
 
-CHECK_GPU_WAYS = """
+CHECK_GPU_FORMS = """
 import json, torch
-from zweave.bench.kernels.gpu_ways import GPU_WAYS
+from zweave.bench.kernels.gpu_forms import GPU_FORMS
 from zweave.bench.kernels.linear_case import Operands
 from zweave.bench.kernels.shapes import Shape
 
 errors = {}
-for name, way in GPU_WAYS.items():
+for name, form in GPU_FORMS.items():
     if name.startswith(("factored fp8", "factored int8", "Triton")):
         # The interpreter cuts float32 off to bfloat16 where a GPU rounds.
         operands = Operands(Shape("m", "q", 96, 128), tokens=5, experts=2, dtype=torch.float32)
-        provider = way(operands)(5, 2)
+        provider = form(operands)(5, 2)
         errors[name] = provider.error(), provider.limit
 print(json.dumps(errors))
 """
@@ -145,7 +145,7 @@ print(json.dumps(errors))
 def test_ways_of_the_gpu_agree_with_float64() -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
-        [sys.executable, "-c", CHECK_GPU_WAYS],
+        [sys.executable, "-c", CHECK_GPU_FORMS],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
@@ -161,6 +161,6 @@ def test_the_naive_formula_that_is_compiled() -> None:
     o = Operands(SHAPES[0], tokens=5, experts=2, dtype=torch.float32)
     args = (o.x, o.vt, o.u, o.scale, o.slot(5, 2))
     torch.testing.assert_close(svf_linear_naive(*args), svf_linear_ref(*args))
-    way = gpu_ways._factored(o, "naive", [(o.vt, o.u)], svf_linear_naive)(5, 2)
-    assert way.error() <= way.limit
-    assert dataclasses.asdict(way)["labels"]["bound"] == pytest.approx(33 * (33 + 70) / (33 * 70))
+    provider = gpu_forms._factored(o, "naive", [(o.vt, o.u)], svf_linear_naive)(5, 2)
+    assert provider.error() <= provider.limit
+    assert dataclasses.asdict(provider)["labels"]["bound"] == pytest.approx(33 * (33 + 70) / (33 * 70))

@@ -1,4 +1,4 @@
-"""The ways of an adapted linear that are compared on a GPU; see `linear_ways` for what a way is."""
+"""The forms of an adapted linear that are compared on a GPU; see `linear_forms` for what a form is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,10 @@ from zweave.kernels.cuda_decode import is_built, linear_decode, svf_delta_linear
 from ..harness.harness import Provider
 from .grouped_lora import Groups, grouped_lora
 from .linear_case import Operands
-from .linear_ways import At, delta, delta_way, dense, dense_way, f_linear, factored, make_provider
+from .linear_forms import ProviderAt, delta, delta_form, dense, dense_form, f_linear, factored, make_provider
 
 
-def compiled(o: Operands) -> At:
+def compiled(o: Operands) -> ProviderAt:
     """torch.compile of the formula as one writes it down."""
     function = torch.compile(svf_linear_naive, dynamic=False)
     weights = o.rotated(lambda: (o.vt.clone(), o.u.clone()), o.vt.nbytes + o.u.nbytes)
@@ -27,10 +27,10 @@ def svf_linear_naive(x: Tensor, vt: Tensor, u: Tensor, scale: Tensor, slot: Tens
     return ((x @ vt.T) * scale[slot.long()]).to(x.dtype) @ u.T
 
 
-def quantised(format: str) -> Callable[[Operands], At]:
+def quantised(format: str) -> Callable[[Operands], ProviderAt]:
     """The factored linear on factors of one byte a weight."""
 
-    def way(o: Operands) -> At:
+    def form(o: Operands) -> ProviderAt:
         from zweave.kernels.layout.quantize import dequantize, quantize
         from zweave.kernels.svf_linear import svf_linear_triton
 
@@ -47,7 +47,7 @@ def quantised(format: str) -> Callable[[Operands], At]:
         weights = o.rotated(copy, (o.vt.nbytes + o.u.nbytes) // 2)
         return _factored(o, f"factored {format}", weights, svf_linear_triton, truth, weight_bytes=1)
 
-    return way
+    return form
 
 
 def _factored(
@@ -57,7 +57,7 @@ def _factored(
     function: Callable[..., Tensor],
     truth: Callable[[int, int], Tensor] | None = None,
     weight_bytes: int | None = None,
-) -> At:
+) -> ProviderAt:
     M, N, R = o.shape.M, o.shape.N, o.shape.rank
     narrower = 0 if weight_bytes is None else o.x.element_size() - weight_bytes
 
@@ -78,29 +78,29 @@ def _require_build() -> None:
         raise ImportError("built without CUDA")
 
 
-def dense_decode(o: Operands) -> At:
+def dense_decode(o: Operands) -> ProviderAt:
     """The plain linear of csrc/cuda."""
     _require_build()
-    return dense_way(o, "dense decode", o.rotated(o.w.clone, o.w.nbytes), linear_decode)
+    return dense_form(o, "dense decode", o.rotated(o.w.clone, o.w.nbytes), linear_decode)
 
 
-def factored_decode(o: Operands) -> At:
+def factored_decode(o: Operands) -> ProviderAt:
     """The factored linear of csrc/cuda."""
     _require_build()
     weights = o.rotated(lambda: (o.vt.clone(), o.u.clone()), o.vt.nbytes + o.u.nbytes)
     return _factored(o, "factored decode", weights, svf_linear_decode)
 
 
-def delta_decode(o: Operands) -> At:
+def delta_decode(o: Operands) -> ProviderAt:
     """The delta linear of csrc/cuda, over the leading R/8 components."""
     _require_build()
-    return delta_way(o, "delta decode", Tensor.clone, svf_delta_linear_decode)
+    return delta_form(o, "delta decode", Tensor.clone, svf_delta_linear_decode)
 
 
-def triton_lora(rank: int) -> Callable[[Operands], At]:
+def triton_lora(rank: int) -> Callable[[Operands], ProviderAt]:
     """cuBLAS for W x, and a grouped LoRA in Triton on top."""
 
-    def way(o: Operands) -> At:
+    def form(o: Operands) -> ProviderAt:
         M, N = o.shape.M, o.shape.N
         generator = torch.Generator(o.device).manual_seed(1)
 
@@ -129,15 +129,15 @@ def triton_lora(rank: int) -> Callable[[Operands], At]:
 
         return at
 
-    return way
+    return form
 
 
-GPU_ONCE: dict[str, Callable[[Operands], At]] = {
+GPU_ONCE: dict[str, Callable[[Operands], ProviderAt]] = {
     "F.linear": f_linear,
     "dense": dense,
     "dense decode": dense_decode,
 }
-GPU_PER_EXPERTS: dict[str, Callable[[Operands], At]] = {
+GPU_PER_EXPERTS: dict[str, Callable[[Operands], ProviderAt]] = {
     "factored": factored,
     "factored decode": factored_decode,
     "delta decode": delta_decode,
@@ -148,4 +148,4 @@ GPU_PER_EXPERTS: dict[str, Callable[[Operands], At]] = {
     "Triton LoRA rank 16": triton_lora(16),
     "Triton LoRA rank 64": triton_lora(64),
 }
-GPU_WAYS = GPU_ONCE | GPU_PER_EXPERTS
+GPU_FORMS = GPU_ONCE | GPU_PER_EXPERTS

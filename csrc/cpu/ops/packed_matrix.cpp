@@ -1,4 +1,4 @@
-#include "cpu/gemm/packed_matrix.h"
+#include "cpu/ops/packed_matrix.h"
 
 namespace zweave {
 namespace {

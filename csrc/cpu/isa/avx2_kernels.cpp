@@ -9,7 +9,9 @@
 
 #pragma GCC target("avx2,fma")
 #include "cpu/simd/avx2_simd.h"
-#include "cpu/simd/table.h"
+
+// Made of what stands above.
+#include "cpu/isa/table.h"
 
 namespace zweave {
 const Kernels& kernels_avx2() { return kTable; }

@@ -1,7 +1,7 @@
-"""The ways of an adapted linear that the linear bench compares.
+"""The forms of an adapted linear that the linear bench compares.
 
-A way is a function of the operands: it prepares copies of its weights once and returns a function that makes
-the provider for T tokens under E experts.
+A form is a function of the operands: it prepares copies of its weights once and returns a function that makes the
+provider for T tokens under E experts.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from zweave.kernels import linear, pack, svf_delta_linear, svf_linear
 from ..harness.harness import ERROR_LIMITS, Provider, row_error
 from .linear_case import LORA_RANK, Operands
 
-At: TypeAlias = Callable[[int, int], Provider]
+ProviderAt: TypeAlias = Callable[[int, int], Provider]
 # Work of one recomposition that is timed; larger matrices are timed in part.
 RECOMPOSED_FLOPS = 1e10
 
@@ -36,7 +36,11 @@ def make_provider(
     share: float = 1.0,
     **labels: object,
 ) -> Provider:
-    """elements: weights that each token is multiplied by, read once; activations: numbers a token in and out."""
+    """The provider of a form.
+
+    elements: weights that each token is multiplied by, read once.
+    activations: numbers read and written for each token.
+    """
     tokens = labels["T"]
     assert isinstance(tokens, int)
     return Provider(
@@ -51,19 +55,19 @@ def make_provider(
     )
 
 
-def dense(o: Operands) -> At:
+def dense(o: Operands) -> ProviderAt:
     """Our own dense linear on packed weights."""
-    return dense_way(o, "dense", o.rotated(lambda: pack(o.w), o.w.nbytes), linear)
+    return dense_form(o, "dense", o.rotated(lambda: pack(o.w), o.w.nbytes), linear)
 
 
-def f_linear(o: Operands) -> At:
+def f_linear(o: Operands) -> ProviderAt:
     """PyTorch's dense linear."""
-    return dense_way(o, "F.linear", o.rotated(o.w.clone, o.w.nbytes), F.linear)
+    return dense_form(o, "F.linear", o.rotated(o.w.clone, o.w.nbytes), F.linear)
 
 
-def dense_way(
+def dense_form(
     o: Operands, name: str, weights: Sequence[Any], function: Callable[[Tensor, Any], Tensor]
-) -> At:
+) -> ProviderAt:
     M, N = o.shape.M, o.shape.N
 
     def at(T: int, E: int) -> Provider:
@@ -76,8 +80,8 @@ def dense_way(
     return at
 
 
-def factored(o: Operands) -> At:
-    """U (scale * (V^T x)), for every expert alike."""
+def factored(o: Operands) -> ProviderAt:
+    """U (scale * (V^T x)), a row of scales for each expert."""
     weights = o.rotated(lambda: (pack(o.vt), pack(o.u)), o.vt.nbytes + o.u.nbytes)
     M, N, R = o.shape.M, o.shape.N, o.shape.rank
 
@@ -92,17 +96,19 @@ def factored(o: Operands) -> At:
     return at
 
 
-def delta(o: Operands) -> At:
+def delta(o: Operands) -> ProviderAt:
     """W x + U (delta * (V^T x)) over the leading R/8 components."""
-    return delta_way(o, "delta", pack, svf_delta_linear)
+    return delta_form(o, "delta", pack, svf_delta_linear)
 
 
-def delta_way(o: Operands, name: str, kept: Callable[[Tensor], Any], function: Callable[..., Tensor]) -> At:
-    """kept: a copy of a matrix as the function takes it."""
+def delta_form(
+    o: Operands, name: str, copied: Callable[[Tensor], Any], function: Callable[..., Tensor]
+) -> ProviderAt:
+    """copied: copies a matrix into the layout that the function takes."""
     M, N, K = o.shape.M, o.shape.N, o.kept
     vt, u = o.vt[:K].contiguous(), o.u[:, :K].contiguous()
     size = o.w.nbytes + vt.nbytes + u.nbytes
-    weights = o.rotated(lambda: (kept(o.w), kept(vt), kept(u)), size)
+    weights = o.rotated(lambda: (copied(o.w), copied(vt), copied(u)), size)
 
     def at(T: int, E: int) -> Provider:
         x, slot = o.x[:T], o.slot(T, E, first=1)
@@ -115,7 +121,7 @@ def delta_way(o: Operands, name: str, kept: Callable[[Tensor], Any], function: C
     return at
 
 
-def merged(o: Operands) -> At:
+def merged(o: Operands) -> ProviderAt:
     """W' of one expert as a dense weight."""
     w = (o.u * o.scale[0].to(o.dtype)) @ o.vt
     weights = o.rotated(lambda: pack(w), w.nbytes)
@@ -131,7 +137,7 @@ def merged(o: Operands) -> At:
     return at
 
 
-def recompose(o: Operands) -> At:
+def recompose(o: Operands) -> ProviderAt:
     """W' = (U * sigma z) V^T for an expert, its tokens through it, then the next expert.
 
     Large matrices are timed for the first rows of W' and the first expert alone: a share of the whole.
@@ -160,7 +166,7 @@ def recompose(o: Operands) -> At:
     return at
 
 
-def lora_bmm(o: Operands) -> At:
+def lora_bmm(o: Operands) -> ProviderAt:
     """Batched LoRA of rank 16: every token gathers the A and B of its adapter."""
     M, N, r = o.shape.M, o.shape.N, LORA_RANK
     size = o.w.nbytes + o.lora_a.nbytes + o.lora_b.nbytes
@@ -183,12 +189,12 @@ def lora_bmm(o: Operands) -> At:
     return at
 
 
-# Those whose cost cannot depend on the experts are measured once for all numbers of them.
-ONCE: dict[str, Callable[[Operands], At]] = {"F.linear": f_linear, "dense": dense, "merged": merged}
-PER_EXPERTS: dict[str, Callable[[Operands], At]] = {
+# Their cost cannot depend on the number of experts: they are measured once.
+ONCE: dict[str, Callable[[Operands], ProviderAt]] = {"F.linear": f_linear, "dense": dense, "merged": merged}
+PER_EXPERTS: dict[str, Callable[[Operands], ProviderAt]] = {
     "factored": factored,
     "delta": delta,
     "LoRA bmm": lora_bmm,
     "recompose": recompose,
 }
-WAYS = ONCE | PER_EXPERTS
+FORMS = ONCE | PER_EXPERTS

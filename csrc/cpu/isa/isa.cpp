@@ -1,4 +1,4 @@
-#include "cpu/simd/isa.h"
+#include "cpu/isa/isa.h"
 
 #include <cstdlib>
 #include <stdexcept>

@@ -14,7 +14,7 @@ from zweave.cli.main import main
 
 
 @contextmanager
-def workplace(only: str) -> Iterator[None]:
+def surroundings(only: str) -> Iterator[None]:
     """Sets ZWEAVE_CACHE to an empty cache that sees the user's models and decompositions.
 
     Tiny models are decomposed anew in it, and the machine's costs, which are measured, are not the user's.

@@ -1,7 +1,7 @@
-"""Deltas whose factors are integers, for the linear bench: leading components and all of them.
+"""Deltas with integer factors, for the linear bench: of the leading components and of all.
 
-Only on request (`--providers`): their bounds differ from those of the other ways. Expected is what the rounded
-factors stand for; the delta is a tenth of y, as large as experts ever make it.
+Only on request (`--providers`): their bounds differ from those of the other forms. The truth is the product of the
+rounded factors; the delta is a tenth of y, as large as experts ever make it.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from zweave.kernels.layout.quantize import Format
 
 from ..harness.harness import ERROR_LIMITS, Provider
 from .linear_case import Operands
-from .linear_ways import At, make_provider
+from .linear_forms import ProviderAt, make_provider
 
 SIZE = 0.1
-# Tokens up to which the weights' bytes bind; beyond, integers multiply twice as fast as bf16.
+# The largest number of tokens at which the weights' bytes bind; above, integers multiply twice as fast as bf16.
 STREAMED_TOKENS = 12
 
 
-def integer_delta(o: Operands, name: str, format: Format, kept: int) -> At:
+def integer_delta(o: Operands, name: str, format: Format, kept: int) -> ProviderAt:
     """W x + U (delta * (V^T x)) over the leading `kept` components of integer factors."""
     M, N = o.shape.M, o.shape.N
     vt, u = quantize(o.vt[:kept], format), quantize(o.u[:, :kept].contiguous(), format)
@@ -49,7 +49,7 @@ def integer_delta(o: Operands, name: str, format: Format, kept: int) -> At:
     return at
 
 
-INTEGER_WAYS: dict[str, Callable[[Operands], At]] = {
+INTEGER_FORMS: dict[str, Callable[[Operands], ProviderAt]] = {
     "delta int8": lambda o: integer_delta(o, "delta int8", "int8", o.kept),
     "delta int4": lambda o: integer_delta(o, "delta int4", "int4", o.kept),
     "full delta int8": lambda o: integer_delta(o, "full delta int8", "int8", o.shape.rank),

@@ -4,11 +4,11 @@
 #include <array>
 
 #include "cpu/gemm/integer_rows.h"
-#include "cpu/ops/checks.h"
+#include "cpu/ops/dispatch.h"
 
 namespace zweave {
 
-// Layouts: kernels/packed.py.
+// Layouts: kernels/layout/packed.py.
 struct PackedMatrix {
   at::Tensor panels;
   std::optional<at::Tensor> scale;  // of int8 and int4 panels

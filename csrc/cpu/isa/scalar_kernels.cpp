@@ -1,5 +1,7 @@
 #include "cpu/simd/scalar_simd.h"
-#include "cpu/simd/table.h"
+
+// Made of what stands above.
+#include "cpu/isa/table.h"
 
 namespace zweave {
 const Kernels& kernels_scalar() { return kTable; }

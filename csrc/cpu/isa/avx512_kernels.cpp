@@ -12,7 +12,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
 #include "cpu/simd/avx512_simd.h"
-#include "cpu/simd/table.h"
+
+// Made of what stands above.
+#include "cpu/isa/table.h"
 
 namespace zweave {
 const Kernels& kernels_avx512() { return kTable; }

@@ -10,8 +10,8 @@ from .workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """Answers a workload's prompts under the experts named, in turn; no names is the base model."""
+class EngineServer:
+    """Answers a workload's prompts; prompt i is under expert i mod E, without experts under the base model."""
 
     engine: Engine
     workload: Workload
@@ -32,12 +32,12 @@ class Served:
         return [result.token_ids for result in results]
 
 
-class DecodeSteps:
-    """A batch past its prompts, decoded step by step."""
+class EngineSteps:
+    """A batch after prefill, decoded step by step."""
 
-    def __init__(self, served: Served) -> None:
-        self._engine = served.engine
-        ids = [self._engine.add(request) for request in served.requests(new=self._engine.max_length)]
+    def __init__(self, server: EngineServer) -> None:
+        self._engine = server.engine
+        ids = [self._engine.add(request) for request in server.requests(new=self._engine.max_length)]
         self._answers: dict[int, list[int]] = {request_id: [] for request_id in ids}
         while not all(self._answers.values()):
             self.step()
@@ -49,6 +49,6 @@ class DecodeSteps:
             self._answers[delta.request_id] += delta.token_ids
 
     def answers(self) -> list[list[int]]:
-        """Token ids so far, cut to the shortest."""
+        """Token ids so far, cut to the length of the shortest answer."""
         answers = list(self._answers.values())
         return [answer[: min(map(len, answers))] for answer in answers]

@@ -1,0 +1,93 @@
+#include "cpu/ops/linear_call.h"
+
+#include "cpu/gemm/run_products.h"
+#include "cpu/threads/run_team.h"
+
+namespace zweave::ops {
+namespace {
+
+// An uninitialised [rows, width] whose rows do not compete for cache lines.
+template <class T>
+at::Tensor empty_rows(int64_t rows, int64_t width, const at::TensorOptions& options) {
+  return empty_tensor({rows, row_stride<T>(width)}, options).slice(1, 0, width);
+}
+
+// x, or a copy of it whose rows do not compete for cache lines.
+template <class T>
+at::Tensor readable_rows(const at::Tensor& x) {
+  // A few rows fit the associativity of the cache as they are.
+  if (x.size(0) <= 4 || row_stride<T>(x.stride(0)) == x.stride(0)) return x;
+  return empty_rows<T>(x.size(0), x.size(1), x.options()).copy_(x);
+}
+
+// Room for every thread's rows [rows, inputs] as integers, for a product with `weight`; undefined where that
+// is plain.
+at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
+  if (!weight.scale) return {};
+  const int64_t bytes = IntegerRows(nullptr, inputs).bytes(rows);
+  return empty_tensor({at::get_num_threads(), bytes}, weight.panels.options().dtype(at::kChar));
+}
+
+char* pointer(const at::Tensor& room) { return room.defined() ? mutable_data<char>(room) : nullptr; }
+
+}  // namespace
+
+template <class T>
+LinearCall<T>::LinearCall(const char* op, const TypedKernels<T>& kernel, const at::Tensor& x,
+                          const std::optional<at::Tensor>& bias, int64_t outputs)
+    : kernel_(kernel), x_(x) {
+  if (bias) Argument{op, "bias", *bias}.dtype(kScalarType<T>).shape({outputs}).contiguous();
+  a_.inputs = x.size(1);
+  a_.outputs = outputs;
+  a_.bias = bias ? data<T>(*bias) : nullptr;
+}
+
+template <class T>
+void LinearCall<T>::dense(PackedMatrix w) {
+  w_ = std::move(w);
+  a_.dense = weights_of(w_, a_.inputs);
+}
+
+template <class T>
+void LinearCall<T>::factors(PackedMatrix vt, PackedMatrix u, const at::Tensor& scale,
+                            const at::Tensor& slot) {
+  vt_ = std::move(vt);
+  u_ = std::move(u);
+  a_.rank = scale.size(1);
+  a_.vt = weights_of(vt_, a_.inputs);
+  a_.u = weights_of(u_, a_.rank);
+  a_.scale = {data<float>(scale), scale.stride(0)};
+  a_.slot = data<int32_t>(slot);
+}
+
+template <class T>
+at::Tensor LinearCall<T>::run(LinearMode mode, at::ScalarType y_dtype) {
+  const int64_t rows = x_.size(0);
+  at::Tensor y = empty_tensor({rows, a_.outputs}, x_.options().dtype(y_dtype));
+  if (y.numel() == 0) return y;
+  if (y_dtype == kScalarType<T>) {
+    a_.y = mutable_data<T>(y);
+  } else {
+    a_.y_f32 = mutable_data<float>(y);
+  }
+  a_.y_stride = y.stride(0);
+  const at::Tensor x = readable_rows<T>(x_);
+  a_.x = data<T>(x);
+  a_.x_stride = x.stride(0);
+  at::Tensor hidden, x_integers, hidden_integers;
+  if (mode != LinearMode::dense) {
+    hidden = empty_rows<T>(rows, a_.rank, x.options());
+    x_integers = room_for_integers(vt_, rows, a_.inputs);
+    hidden_integers = room_for_integers(u_, rows, a_.rank);
+    a_.x_integers = pointer(x_integers);
+    a_.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_integers)};
+    a_.zero_base = mode == LinearMode::delta;
+  }
+  run_products(kernel_, build_linear(mode, a_), rows, [](const auto& run) { run_team(run); });
+  return y;
+}
+
+template class LinearCall<float>;
+template class LinearCall<bf16>;
+
+}  // namespace zweave::ops
