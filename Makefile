@@ -18,6 +18,7 @@ test: .venv/.tested
 lint: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pytest -q tests/test_architecture.py
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 # torch comes first and the build is not isolated: the extension is compiled against the torch it runs with.
