@@ -17,7 +17,7 @@ from ..experts.bank import Bank
 from ..kv_cache.block_pool import KVCache
 from ..model.batch import Batch
 from ..model.layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture
-from ..model.merger import Merger
+from ..model.merger import MergePolicy, Merger
 from ..model.model import Model, ModelOutput
 from ..model.weights import Weights
 from ..planner.batch_planner import BatchPlanner
@@ -87,15 +87,8 @@ class ModelRunner:
         costs = cost_model(config.torch_dtype)
         self._batch_planner = BatchPlanner(plan, self._bank.tables.modes, costs)
         if config.merge_memory:
-            self._merger = Merger(
-                decomposition,
-                plan,
-                self._bank,
-                self.model.decoder,
-                config.torch_dtype,
-                costs,
-                config.merge_memory,
-            )
+            policy = MergePolicy.of(plan, config.torch_dtype, costs, config.merge_memory)
+            self._merger = Merger(decomposition, self._bank, self.model.decoder, policy)
 
     def run(self, chunks: Iterable[Chunk]) -> list[ChunkOutput]:
         """Computes chunks as one batch. The outputs come in the order of the batch, which is not that of the chunks."""

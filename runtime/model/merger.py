@@ -19,6 +19,34 @@ from ..planner.plan import Plan
 CAUTION = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class MergePolicy:
+    """What is merged, when that pays, and how much of it fits.
+
+    modules: the matrices that can be merged, those that keep all factors
+    dtype: of merged weights
+    bytes_each: bytes of the merged weights of a slot
+    max_slots: number of slots whose merged weights fit the budget
+    tokens_worthwhile: number of tokens of a slot from which on a merge begins
+    """
+
+    modules: tuple[str, ...]
+    dtype: torch.dtype
+    bytes_each: int
+    max_slots: int
+    tokens_worthwhile: float
+
+    @classmethod
+    def of(cls, plan: Plan, dtype: torch.dtype, costs: CostModel, budget: int) -> "MergePolicy":
+        """The policy for a plan and a budget in bytes, by what products cost on this machine."""
+        shapes = {module: matrix.shape for module, matrix in plan.items() if matrix.factored}
+        bytes_each = sum(M * N for M, N in shapes.values()) * dtype.itemsize
+        saving = sum(min(M, N) * (M + N) - M * N for M, N in shapes.values()) * 2 / costs.flops_per_second
+        cost = sum(2 * M * N * min(M, N) for M, N in shapes.values()) / costs.flops_per_second
+        tokens_worthwhile = CAUTION * cost / saving if saving > 0 else float("inf")
+        return cls(tuple(shapes), dtype, bytes_each, budget // max(1, bytes_each), tokens_worthwhile)
+
+
 @dataclass(slots=True)
 class _Merged:
     """The merged weights of a slot.
@@ -39,31 +67,15 @@ class Merger:
     A merge begins once the tokens seen of a slot would have repaid it `CAUTION` times. A background thread computes
     it, and it takes effect between two steps (`settle`). When the budget is reached the least recently used merge is
     dropped. A merge is dropped at once if its slot goes to another mixture.
-
-    budget: bytes of merged weights
     """
 
     def __init__(
-        self,
-        decomposition: Decomposition,
-        plan: Plan,
-        bank: Bank,
-        decoder: Decoder,
-        dtype: torch.dtype,
-        costs: CostModel,
-        budget: int,
+        self, decomposition: Decomposition, bank: Bank, decoder: Decoder, policy: MergePolicy
     ) -> None:
         self._decomposition = decomposition
         self._bank = bank
         self._decoder = decoder
-        self._dtype = dtype
-        self._modules = [module for module, matrix in plan.items() if matrix.factored]
-        shapes = [plan[module].shape for module in self._modules]
-        self.bytes_each = sum(M * N for M, N in shapes) * dtype.itemsize
-        self._room = budget // max(1, self.bytes_each)
-        saving = sum(min(M, N) * (M + N) - M * N for M, N in shapes) * 2 / costs.flops_per_second
-        cost = sum(2 * M * N * min(M, N) for M, N in shapes) / costs.flops_per_second
-        self.tokens_worthwhile = CAUTION * cost / saving if saving > 0 else float("inf")
+        self.policy = policy
         self._tokens: dict[tuple[int, str], int] = {}
         self._merged: dict[int, _Merged] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="zweave-merge")
@@ -88,17 +100,17 @@ class Merger:
                 continue
             key = (current, self._bank.digest_of(current))
             self._tokens[key] = self._tokens.get(key, 0) + tokens
-            if self._room and self._tokens[key] >= self.tokens_worthwhile:
+            if self.policy.max_slots and self._tokens[key] >= self.policy.tokens_worthwhile:
                 self._begin(current)
 
     def _begin(self, slot: int) -> None:
-        if len(self._merged) >= self._room:
+        if len(self._merged) >= self.policy.max_slots:
             oldest = min(self._merged, key=lambda known: self._merged[known].used)
             if self._merged[oldest].used >= self._step - 1 or self._merged[oldest].making is not None:
                 return
             self._drop(oldest)
         digest = self._bank.digest_of(slot)
-        scales = {module: self._bank.tables.columns(module)[slot].clone() for module in self._modules}
+        scales = {module: self._bank.tables.columns(module)[slot].clone() for module in self.policy.modules}
         self._merged[slot] = _Merged(digest, self._step, self._pool.submit(self._make, scales))
         self._tokens = {key: count for key, count in self._tokens.items() if key[0] != slot}
 
@@ -107,7 +119,7 @@ class Merger:
         weights = {}
         for module, scale in scales.items():
             u, _, vt = self._decomposition.factors(module)
-            weights[module] = pack(((u * scale) @ vt).to(self._dtype))
+            weights[module] = pack(((u * scale) @ vt).to(self.policy.dtype))
         return weights
 
     def _install(self, slot: int, merged: _Merged) -> None:
@@ -124,7 +136,7 @@ class Merger:
             return
         if self._bank.digest_of(slot) == merged.digest:
             self._bank.tables.restore_modes(slot)
-        for module in self._modules:
+        for module in self.policy.modules:
             self._decoder.set_merged(*place_of(module), slot, None)
 
 

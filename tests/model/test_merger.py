@@ -1,6 +1,7 @@
 """Engines that look at the batch: within rounding of the others, merges in use, dropped and replaced."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,11 +38,17 @@ def test_the_same_within_rounding(engines: Callable[..., Engine], tiny_engine: C
         assert got == pytest.approx(expected, abs=1e-3)
 
 
+def merge_after(engine: Engine, tokens: float) -> None:
+    """Lets the merge of a slot begin after this number of tokens."""
+    merger = engine._runner._merger
+    merger.policy = replace(merger.policy, tokens_worthwhile=tokens)
+
+
 def merged_engine(engines: Callable[..., Engine], experts: int) -> Engine:
     """An engine with room for so many merged experts, which merges at the first token."""
-    size = engines(merge_memory=1)._runner._merger.bytes_each
+    size = engines(merge_memory=1)._runner._merger.policy.bytes_each
     engine = engines(merge_memory=size * experts)
-    engine._runner._merger.tokens_worthwhile = 1
+    merge_after(engine, 1)
     return engine
 
 
@@ -87,14 +94,14 @@ def test_the_budget_holds_and_the_longest_unused_goes(engines: Callable[..., Eng
 
 
 def test_a_slot_given_to_another_mixture_loses_its_weights(engines: Callable[..., Engine]) -> None:
-    size = engines(merge_memory=1)._runner._merger.bytes_each
+    size = engines(merge_memory=1)._runner._merger.policy.bytes_each
     engine = engines(merge_memory=size, slots=1)
-    engine._runner._merger.tokens_worthwhile = 1
+    merge_after(engine, 1)
     first, second = names(engine)[:2]
     serve(engine, [first])
     settle(engine)
     assert engine._runner._merger.slots == [1]
-    engine._runner._merger.tokens_worthwhile = float("inf")
+    merge_after(engine, float("inf"))
     plain = engines(slots=1)
     (got,), (expected,) = serve(engine, [second]), serve(plain, [second])
     assert got == pytest.approx(expected, abs=1e-3)
