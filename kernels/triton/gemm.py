@@ -88,23 +88,36 @@ def _gemm_kernel(
             u_scale = scale_rows(u_scale, m, K, U_GROUP)
         delta_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
 
+    split = tl.program_id(2)
+    if SPLIT_K == "serial":
+        acc = serial_sum(
+            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, w_splits, steps, W_FORMAT, W_GROUP, BLOCK_N
+        )
+    elif u is None:  # noqa: SIM114  a kernel's `or` does not stop at a constant
+        acc = partial_sum(
+            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, split, steps, W_FORMAT, W_GROUP, BLOCK_N
+        )
+    elif split < w_splits:
+        acc = partial_sum(
+            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, split, steps, W_FORMAT, W_GROUP, BLOCK_N
+        )
+    elif any_adapted:
+        u_split = split - w_splits
+        acc = partial_sum(
+            h_rows, u_rows, u_scale, in_t, in_m, K, u_width, u_split, steps, U_FORMAT, U_GROUP, BLOCK_N
+        )
+    else:
+        acc = delta_acc
+    if SPLIT_K == "none":
+        # As in the other plans a split is added to zero, which turns -0 into 0.
+        acc += 0.0
+    if SPLIT_K == "serial" and u is not None:
+        delta_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
+        if any_adapted:
+            delta_acc = serial_sum(
+                h_rows, u_rows, u_scale, in_t, in_m, K, u_width, u_splits, steps, U_FORMAT, U_GROUP, BLOCK_N
+            )
     if SPLIT_K == "parallel":
-        split = tl.program_id(2)
-        if u is None:  # noqa: SIM114  a kernel's `or` does not stop at a constant
-            acc = partial_sum(
-                x_rows, w_rows, w_scale, in_t, in_m, N, w_width, split, steps, W_FORMAT, W_GROUP, BLOCK_N
-            )
-        elif split < w_splits:
-            acc = partial_sum(
-                x_rows, w_rows, w_scale, in_t, in_m, N, w_width, split, steps, W_FORMAT, W_GROUP, BLOCK_N
-            )
-        elif any_adapted:
-            u_split = split - w_splits
-            acc = partial_sum(
-                h_rows, u_rows, u_scale, in_t, in_m, K, u_width, u_split, steps, U_FORMAT, U_GROUP, BLOCK_N
-            )
-        else:
-            acc = delta_acc
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         tiles = tl.num_programs(0) * tl.num_programs(1)
         store_partial(acc, workspace, split * tiles + tile, BLOCK_M, BLOCK_T)
@@ -113,16 +126,6 @@ def _gemm_kernel(
         acc = reduce_partials(workspace, tile, tiles, w_splits, BLOCK_M, BLOCK_T)
         if u is not None:
             delta_acc = reduce_partials(workspace, w_splits * tiles + tile, tiles, u_splits, BLOCK_M, BLOCK_T)
-    else:
-        acc = serial_sum(
-            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, w_splits, steps, W_FORMAT, W_GROUP, BLOCK_N
-        )
-    if SPLIT_K != "parallel" and u is not None:
-        delta_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-        if any_adapted:
-            delta_acc = serial_sum(
-                h_rows, u_rows, u_scale, in_t, in_m, K, u_width, u_splits, steps, U_FORMAT, U_GROUP, BLOCK_N
-            )
 
     if W_FORMAT != "plain" and W_GROUP == 0:
         acc = acc * tl.load(w_scale, mask=in_m, other=0.0)[:, None]

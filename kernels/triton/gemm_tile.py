@@ -76,10 +76,7 @@ def serial_sum(
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """The sums of all splits, added to zero in their order; arguments as in `partial_sum`.
-
-    A lone split is added to zero too, as the other plans do: it turns -0 into 0.
-    """
+    """The sums of all splits, added to zero in their order; arguments as in `partial_sum`."""
     acc = tl.zeros((w_rows.shape[0], x_rows.shape[0]), dtype=tl.float32)
     for split in range(splits):
         acc += partial_sum(

@@ -68,7 +68,7 @@ def gemm_targets() -> Iterator[Any]:
         )
 
 
-TARGETS = pytest.mark.parametrize(("arch", "aligned", "weights", "extent"), gemm_targets())
+TARGETS = pytest.mark.parametrize(("arch", "aligned", "weights", "extent"), list(gemm_targets()))
 
 
 @pytest.fixture(autouse=True)
@@ -105,11 +105,12 @@ def resources(binary: Any, folder: Path) -> dict[str, int]:
     return found | {"SHARED": binary.metadata.shared}
 
 
-def check(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str) -> None:
-    """Prints what a kernel takes; it spills nothing, fits the device, and multiplies by one kind of instruction."""
+def check(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str, stack: int = 0) -> None:
+    """Prints what a kernel takes; it spills nothing beyond so many bytes of stack, fits the device, and multiplies by
+    one kind of instruction."""
     used = resources(binary, folder)
     print(f"sm_{arch} {name}: {used}")
-    assert used["STACK"] == used["LOCAL"] == 0, f"{name} spills"
+    assert used["STACK"] <= stack and used["LOCAL"] == 0, f"{name} spills"
     assert used["SHARED"] <= SHARED_MEMORY[arch]
     # Another kind of instruction might sum in another order.
     ptx = binary.asm["ptx"]
@@ -160,7 +161,10 @@ def test_tiles_of_the_gemm(arch, aligned, weights, extent, tmp_path) -> None:
     cases += [(tiles[0], "none", False), (tiles[0], "parallel", True), (tiles[-1], "parallel", True)]
     for tile, plan, by_slot in cases:
         binary = gemm_kernel(arch, aligned, tile, weights, None, plan, by_slot)
-        check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {tile} {plan}")
+        # Where the scales of slots lie is worked out before the sum, and waits on the stack for its end: at most 72
+        # bytes a thread, stored and loaded once a tile.
+        stack = 72 if by_slot and plan == "serial" else 0
+        check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {tile} {plan}", stack)
 
 
 @TARGETS
