@@ -75,27 +75,37 @@ struct KeyRange {
   int64_t begin, end;
 };
 
+// sum[r][.] += probability[r][key] * value[key] for the keys that lie beside one another at `values`.
+// multiply(sum, values, probabilities) says which of them: all, or one of a pair.
+template <class T, int rows, int panels, class Multiply>
+inline __attribute__((always_inline)) void add_keys(const T* values, int64_t panel_size, const T* probability,
+                                                    Multiply multiply, Sums<rows, panels>& sum) {
+  constexpr int vectors = panels * kPanelVectors;
+  decltype(Simd::weights(values)) loaded[vectors];
+#pragma GCC unroll 32
+  for (int v = 0; v < vectors; ++v) {
+    loaded[v] =
+        Simd::weights(values + v / kPanelVectors * panel_size + v % kPanelVectors * Simd::width * kGroup<T>);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    const auto p = Simd::broadcast(probability + r * kChunk);
+#pragma GCC unroll 32
+    for (int v = 0; v < vectors; ++v) sum[r][v] = multiply(sum[r][v], loaded[v], p);
+  }
+}
+
 // output[r] += sum over the keys of a range of probability[r][key] * value[key], in some columns.
 template <class T, int rows, int panels>
 void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int64_t panel_size,
                 int64_t column, Fetcher<T>& fetcher, float* output, int64_t output_stride) {
-  constexpr int vectors = panels * kPanelVectors;
   constexpr int64_t group = kGroup<T>;
+  const auto all = [](auto s, auto w, auto p) { return Simd::multiply_add(s, w, p); };
+  const auto even = [](auto s, auto w, auto p) { return Simd::fma(Simd::even(w), Simd::even(p), s); };
+  const auto odd = [](auto s, auto w, auto p) { return Simd::fma(Simd::odd(w), Simd::odd(p), s); };
+  float* const first = output + column * kPanel;
   Sums<rows, panels> sum;
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      sum[r][v] = Simd::load(output + r * output_stride + column * kPanel + v * Simd::width);
-    }
-  }
-  // Calls body(weights, vector) for a group of keys.
-  const auto each = [&](const T* at, auto body) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      body(Simd::weights(at + v / kPanelVectors * panel_size + v % kPanelVectors * Simd::width * group), v);
-    }
-  };
+  load_sums<rows, panels>(first, output_stride, sum);
   for (int64_t i = 0; i < chunk.count; ++i) {
     const Piece<T>& piece = chunk.piece[i];
     const int64_t last = piece.begin + piece.count, end = range.end < last ? range.end : last;
@@ -103,50 +113,26 @@ void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int
     if (key >= end) continue;
     const T* at =
         piece.values + column * panel_size + (piece.offset + key - piece.begin) / group * kPanel * group;
-    // A key beside one that the range leaves out goes alone: the other may be NaN.
+    const auto add = [&](int64_t from, auto multiply) __attribute__((always_inline)) {
+      add_keys<T, rows, panels>(at, panel_size, probability + from, multiply, sum);
+      at += kPanel * group;
+    };
+    // Of a pair that the range cuts, one key is left out altogether: its value may be NaN.
     if constexpr (group == 2) {
       if (key % 2) {
-        each(at, [&](auto w, int v) {
-#pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) {
-            const Simd::F p = Simd::odd(Simd::broadcast(probability + r * kChunk + key - 1));
-            sum[r][v] = Simd::fma(Simd::odd(w), p, sum[r][v]);
-          }
-        });
+        add(key - 1, odd);
         ++key;
-        at += kPanel * group;
       }
     }
-    for (; key + group <= end; key += group, at += kPanel * group) {
+    for (; key + group <= end; key += group) {
       fetcher.step();
-      decltype(Simd::weights(at)) loaded[vectors];
-      each(at, [&](auto w, int v) { loaded[v] = w; });
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const auto p = Simd::broadcast(probability + r * kChunk + key);
-#pragma GCC unroll 32
-        for (int v = 0; v < vectors; ++v) sum[r][v] = Simd::multiply_add(sum[r][v], loaded[v], p);
-      }
+      add(key, all);
     }
     if constexpr (group == 2) {
-      if (key < end) {
-        each(at, [&](auto w, int v) {
-#pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) {
-            const Simd::F p = Simd::even(Simd::broadcast(probability + r * kChunk + key));
-            sum[r][v] = Simd::fma(Simd::even(w), p, sum[r][v]);
-          }
-        });
-      }
+      if (key < end) add(key, even);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      Simd::store(output + r * output_stride + column * kPanel + v * Simd::width, sum[r][v]);
-    }
-  }
+  store_sums<rows, panels>(sum, first, output_stride);
 }
 
 // The same for any number of rows and `columns` panels of columns.

@@ -40,14 +40,11 @@ bool is_streamed(const Matmul<T>& m, int64_t rows) {
 template <class T, int rows, int panels>
 void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
                  float* sums) {
-  constexpr int vectors = panels * kPanelVectors;
   Sums<rows, panels> sum;
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      sum[r][v] = begin ? Simd::load(sums + r * kTileOutputs + v * Simd::width) : Simd::set1(0);
-    }
+  if (begin) {
+    load_sums<rows, panels>(sums, kTileOutputs, sum);
+  } else {
+    clear<rows, panels>(sum);
   }
   int64_t first = 0;
   for (int64_t i = 0; i < m.num_terms && first < end; ++i) {
@@ -65,11 +62,7 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
     }
     first += groups;
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) Simd::store(sums + r * kTileOutputs + v * Simd::width, sum[r][v]);
-  }
+  store_sums<rows, panels>(sum, sums, kTileOutputs);
 }
 
 // The plain terms of all rows under the panels of one tile, to `sums` [row_end - row_begin, kTileOutputs].

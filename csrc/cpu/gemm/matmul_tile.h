@@ -63,6 +63,29 @@ inline __attribute__((always_inline)) void clear(Sums<rows, panels>& sum) {
   }
 }
 
+// The sums of a tile from or to memory, `stride` values from row to row.
+template <int rows, int panels>
+inline __attribute__((always_inline)) void load_sums(const float* at, int64_t stride,
+                                                     Sums<rows, panels>& sum) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v)
+      sum[r][v] = Simd::load(at + r * stride + v * Simd::width);
+  }
+}
+
+template <int rows, int panels>
+inline __attribute__((always_inline)) void store_sums(const Sums<rows, panels>& sum, float* at,
+                                                      int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v)
+      Simd::store(at + r * stride + v * Simd::width, sum[r][v]);
+  }
+}
+
 // sum[r][.] += x[row + r] W^T over groups [begin, end) of one term; `stream` stands at `begin`.
 template <class T, int rows, int panels>
 inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64_t row, int64_t begin,
