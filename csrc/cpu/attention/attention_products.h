@@ -13,20 +13,20 @@ constexpr int64_t kScores = kPanel + kChunk + kPanel;
 
 // scores[r][key] = scale * q[r] . key, for all keys of some panels.
 template <class T, int rows, int panels>
-void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* piece, float scale,
+void score_tile(const T* q, int64_t q_stride, int64_t packs, const Piece<T>* piece, float scale,
                 Fetcher<T>& fetcher, float* scores) {
   constexpr int vectors = panels * kPanelVectors;
   Sums<rows, panels> sum;
   clear<rows, panels>(sum);
   const T* keys[panels];
   for (int i = 0; i < panels; ++i) keys[i] = piece[i].keys;
-  for (int64_t k = 0; k < groups; ++k, q += kGroup<T>) {
-    const int64_t at = k * kPanel * kGroup<T>;
+  for (int64_t k = 0; k < packs; ++k, q += kPack<T>) {
+    const int64_t at = k * kPanel * kPack<T>;
     fetcher.step();
     decltype(Simd::weights(keys[0])) loaded[vectors];
 #pragma GCC unroll 32
     for (int v = 0; v < vectors; ++v) {
-      loaded[v] = Simd::weights(keys[v / kPanelVectors] + at + v % kPanelVectors * Simd::width * kGroup<T>);
+      loaded[v] = Simd::weights(keys[v / kPanelVectors] + at + v % kPanelVectors * Simd::width * kPack<T>);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
@@ -45,9 +45,9 @@ void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* pi
   }
 }
 
-// The same for any number of rows and the whole chunk. q is padded to whole groups.
+// The same for any number of rows and the whole chunk. q is padded to whole packs.
 template <class T>
-void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chunk<T>& chunk, float scale,
+void score(const T* q, int64_t q_stride, int64_t packs, int64_t rows, const Chunk<T>& chunk, float scale,
            Fetcher<T>& fetcher, float* scores) {
   // Few rows take twice the panels, for as many sums.
   constexpr int most_rows = Simd::max_rows<T>, few = most_rows / 2;
@@ -57,7 +57,7 @@ void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chu
       for (int64_t i = 0; i < chunk.count; i += most) {
         const int64_t panels = chunk.count - i;
         with_rows<most>(panels < most ? panels : most, [&]<int p>() {
-          score_tile<T, r, p>(q + row * q_stride, q_stride, groups, chunk.piece + i, scale, fetcher,
+          score_tile<T, r, p>(q + row * q_stride, q_stride, packs, chunk.piece + i, scale, fetcher,
                               scores + row * kScores);
         });
       }
@@ -85,7 +85,7 @@ inline __attribute__((always_inline)) void add_keys(const T* values, int64_t pan
 #pragma GCC unroll 32
   for (int v = 0; v < vectors; ++v) {
     loaded[v] =
-        Simd::weights(values + v / kPanelVectors * panel_size + v % kPanelVectors * Simd::width * kGroup<T>);
+        Simd::weights(values + v / kPanelVectors * panel_size + v % kPanelVectors * Simd::width * kPack<T>);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
@@ -99,7 +99,7 @@ inline __attribute__((always_inline)) void add_keys(const T* values, int64_t pan
 template <class T, int rows, int panels>
 void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int64_t panel_size,
                 int64_t column, Fetcher<T>& fetcher, float* output, int64_t output_stride) {
-  constexpr int64_t group = kGroup<T>;
+  constexpr int64_t pack = kPack<T>;
   const auto all = [](auto s, auto w, auto p) { return Simd::multiply_add(s, w, p); };
   const auto even = [](auto s, auto w, auto p) { return Simd::fma(Simd::even(w), Simd::even(p), s); };
   const auto odd = [](auto s, auto w, auto p) { return Simd::fma(Simd::odd(w), Simd::odd(p), s); };
@@ -112,23 +112,23 @@ void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int
     int64_t key = range.begin > piece.begin ? range.begin : piece.begin;
     if (key >= end) continue;
     const T* at =
-        piece.values + column * panel_size + (piece.offset + key - piece.begin) / group * kPanel * group;
+        piece.values + column * panel_size + (piece.offset + key - piece.begin) / pack * kPanel * pack;
     const auto add = [&](int64_t from, auto multiply) __attribute__((always_inline)) {
       add_keys<T, rows, panels>(at, panel_size, probability + from, multiply, sum);
-      at += kPanel * group;
+      at += kPanel * pack;
     };
     // Of a pair that the range cuts, one key is left out altogether: its value may be NaN.
-    if constexpr (group == 2) {
+    if constexpr (pack == 2) {
       if (key % 2) {
         add(key - 1, odd);
         ++key;
       }
     }
-    for (; key + group <= end; key += group) {
+    for (; key + pack <= end; key += pack) {
       fetcher.step();
       add(key, all);
     }
-    if constexpr (group == 2) {
+    if constexpr (pack == 2) {
       if (key < end) add(key, even);
     }
   }
