@@ -27,7 +27,7 @@ auto dispatch(Dtype dtype, Run run) {
 
 template <class T>
 int64_t panel_bytes(int64_t columns) {
-  return divide_up(columns, kGroup<T>) * kPanel * kGroup<T> * int64_t(sizeof(T));
+  return divide_up(columns, kPack<T>) * kPanel * kPack<T> * int64_t(sizeof(T));
 }
 
 template <class T>

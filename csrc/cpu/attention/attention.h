@@ -21,12 +21,12 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 // Where an item keeps what it works on; every part begins on a cache line.
 template <class T>
 struct AttentionScratch {
-  int64_t rows, q_width, y_width;  // head_size up to whole groups, and up to whole panels
+  int64_t rows, q_width, y_width;  // head_size up to whole packs, and up to whole panels
   int64_t bytes = 0;
   int64_t q, scores, probability, output, largest, total;
 
   AttentionScratch(int64_t tokens, int64_t group, int64_t head_size)
-      : rows(tokens * group), q_width(round_up(head_size, kGroup<T>)), y_width(round_up(head_size, kPanel)) {
+      : rows(tokens * group), q_width(round_up(head_size, kPack<T>)), y_width(round_up(head_size, kPanel)) {
     q = take(rows * q_width * sizeof(T));
     scores = take(rows * kScores * 4);
     probability = take(rows * kChunk * sizeof(T));
@@ -115,14 +115,14 @@ class AttentionTask {
     }
   }
 
-  // Groups of inputs that the first rows pass over in a chunk, at least.
+  // Packs of inputs that the first rows pass over in a chunk, at least.
   int64_t steps(const Chunk<T>& chunk) const {
     const Piece<T>& last = chunk.piece[chunk.count - 1];
-    return divide_up(a_.head_size, kGroup<T>) + (last.begin + last.count - chunk.piece[0].begin) / kGroup<T>;
+    return divide_up(a_.head_size, kPack<T>) + (last.begin + last.count - chunk.piece[0].begin) / kPack<T>;
   }
 
   void add(const Chunk<T>& chunk, Fetcher<T>& fetcher) {
-    score(q_, part_.q_width, part_.q_width / kGroup<T>, part_.rows, chunk, a_.scale, fetcher, scores_);
+    score(q_, part_.q_width, part_.q_width / kPack<T>, part_.rows, chunk, a_.scale, fetcher, scores_);
     for (int64_t token = item_.begin; token < item_.end; ++token) {
       const KeyRange range = seen(token, chunk.first);
       if (range.begin >= range.end) continue;

@@ -100,13 +100,13 @@ class Fetcher {
   static constexpr int64_t kColumns = 16;
 
   void add(const KvLayout<T>& layout, const Piece<T>& piece) {
-    add(piece.keys, divide_up(layout.head_size, kGroup<T>));
+    add(piece.keys, divide_up(layout.head_size, kPack<T>));
     const int64_t columns = divide_up(layout.head_size, kPanel);
-    const int64_t first = piece.offset / kGroup<T>;
-    const int64_t groups = divide_up(piece.offset + piece.count, kGroup<T>) - first;
-    const T* values = piece.values + first * kPanel * kGroup<T>;
-    if (groups * kPanel * kGroup<T> == layout.value_panel()) return add(values, columns * groups);
-    for (int64_t i = 0; i < columns && i < kColumns; ++i) add(values + i * layout.value_panel(), groups);
+    const int64_t first = piece.offset / kPack<T>;
+    const int64_t packs = divide_up(piece.offset + piece.count, kPack<T>) - first;
+    const T* values = piece.values + first * kPanel * kPack<T>;
+    if (packs * kPanel * kPack<T> == layout.value_panel()) return add(values, columns * packs);
+    for (int64_t i = 0; i < columns && i < kColumns; ++i) add(values + i * layout.value_panel(), packs);
   }
   void add(const T* at, int64_t lines) {
     *end_++ = {reinterpret_cast<const char*>(at), lines * kLine};

@@ -13,20 +13,20 @@ constexpr int64_t kScores = kPanel + kChunk + kPanel;
 
 // scores[r][key] = scale * q[r] . key, for all keys of some panels.
 template <class T, int rows, int panels>
-void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* piece, float scale,
+void score_tile(const T* q, int64_t q_stride, int64_t packs, const Piece<T>* piece, float scale,
                 Fetcher<T>& fetcher, float* scores) {
   constexpr int vectors = panels * kPanelVectors;
   Sums<rows, panels> sum;
   clear<rows, panels>(sum);
   const T* keys[panels];
   for (int i = 0; i < panels; ++i) keys[i] = piece[i].keys;
-  for (int64_t k = 0; k < groups; ++k, q += kGroup<T>) {
-    const int64_t at = k * kPanel * kGroup<T>;
+  for (int64_t k = 0; k < packs; ++k, q += kPack<T>) {
+    const int64_t at = k * kPanel * kPack<T>;
     fetcher.step();
     decltype(Simd::weights(keys[0])) loaded[vectors];
 #pragma GCC unroll 32
     for (int v = 0; v < vectors; ++v) {
-      loaded[v] = Simd::weights(keys[v / kPanelVectors] + at + v % kPanelVectors * Simd::width * kGroup<T>);
+      loaded[v] = Simd::weights(keys[v / kPanelVectors] + at + v % kPanelVectors * Simd::width * kPack<T>);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
@@ -45,9 +45,9 @@ void score_tile(const T* q, int64_t q_stride, int64_t groups, const Piece<T>* pi
   }
 }
 
-// The same for any number of rows and the whole chunk. q is padded to whole groups.
+// The same for any number of rows and the whole chunk. q is padded to whole packs.
 template <class T>
-void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chunk<T>& chunk, float scale,
+void score(const T* q, int64_t q_stride, int64_t packs, int64_t rows, const Chunk<T>& chunk, float scale,
            Fetcher<T>& fetcher, float* scores) {
   // Few rows take twice the panels, for as many sums.
   constexpr int most_rows = Simd::max_rows<T>, few = most_rows / 2;
@@ -57,7 +57,7 @@ void score(const T* q, int64_t q_stride, int64_t groups, int64_t rows, const Chu
       for (int64_t i = 0; i < chunk.count; i += most) {
         const int64_t panels = chunk.count - i;
         with_rows<most>(panels < most ? panels : most, [&]<int p>() {
-          score_tile<T, r, p>(q + row * q_stride, q_stride, groups, chunk.piece + i, scale, fetcher,
+          score_tile<T, r, p>(q + row * q_stride, q_stride, packs, chunk.piece + i, scale, fetcher,
                               scores + row * kScores);
         });
       }
@@ -75,78 +75,64 @@ struct KeyRange {
   int64_t begin, end;
 };
 
+// sum[r][.] += probability[r][key] * value[key] for the keys that lie beside one another at `values`.
+// multiply(sum, values, probabilities) says which of them: all, or one of a pair.
+template <class T, int rows, int panels, class Multiply>
+inline __attribute__((always_inline)) void add_keys(const T* values, int64_t panel_size, const T* probability,
+                                                    Multiply multiply, Sums<rows, panels>& sum) {
+  constexpr int vectors = panels * kPanelVectors;
+  decltype(Simd::weights(values)) loaded[vectors];
+#pragma GCC unroll 32
+  for (int v = 0; v < vectors; ++v) {
+    loaded[v] =
+        Simd::weights(values + v / kPanelVectors * panel_size + v % kPanelVectors * Simd::width * kPack<T>);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+    const auto p = Simd::broadcast(probability + r * kChunk);
+#pragma GCC unroll 32
+    for (int v = 0; v < vectors; ++v) sum[r][v] = multiply(sum[r][v], loaded[v], p);
+  }
+}
+
 // output[r] += sum over the keys of a range of probability[r][key] * value[key], in some columns.
 template <class T, int rows, int panels>
 void value_tile(const Chunk<T>& chunk, KeyRange range, const T* probability, int64_t panel_size,
                 int64_t column, Fetcher<T>& fetcher, float* output, int64_t output_stride) {
-  constexpr int vectors = panels * kPanelVectors;
-  constexpr int64_t group = kGroup<T>;
+  constexpr int64_t pack = kPack<T>;
+  const auto all = [](auto s, auto w, auto p) { return Simd::multiply_add(s, w, p); };
+  const auto even = [](auto s, auto w, auto p) { return Simd::fma(Simd::even(w), Simd::even(p), s); };
+  const auto odd = [](auto s, auto w, auto p) { return Simd::fma(Simd::odd(w), Simd::odd(p), s); };
+  float* const first = output + column * kPanel;
   Sums<rows, panels> sum;
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      sum[r][v] = Simd::load(output + r * output_stride + column * kPanel + v * Simd::width);
-    }
-  }
-  // Calls body(weights, vector) for a group of keys.
-  const auto each = [&](const T* at, auto body) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      body(Simd::weights(at + v / kPanelVectors * panel_size + v % kPanelVectors * Simd::width * group), v);
-    }
-  };
+  load_sums<rows, panels>(first, output_stride, sum);
   for (int64_t i = 0; i < chunk.count; ++i) {
     const Piece<T>& piece = chunk.piece[i];
     const int64_t last = piece.begin + piece.count, end = range.end < last ? range.end : last;
     int64_t key = range.begin > piece.begin ? range.begin : piece.begin;
     if (key >= end) continue;
     const T* at =
-        piece.values + column * panel_size + (piece.offset + key - piece.begin) / group * kPanel * group;
-    // A key beside one that the range leaves out goes alone: the other may be NaN.
-    if constexpr (group == 2) {
+        piece.values + column * panel_size + (piece.offset + key - piece.begin) / pack * kPanel * pack;
+    const auto add = [&](int64_t from, auto multiply) __attribute__((always_inline)) {
+      add_keys<T, rows, panels>(at, panel_size, probability + from, multiply, sum);
+      at += kPanel * pack;
+    };
+    // Of a pair that the range cuts, one key is left out altogether: its value may be NaN.
+    if constexpr (pack == 2) {
       if (key % 2) {
-        each(at, [&](auto w, int v) {
-#pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) {
-            const Simd::F p = Simd::odd(Simd::broadcast(probability + r * kChunk + key - 1));
-            sum[r][v] = Simd::fma(Simd::odd(w), p, sum[r][v]);
-          }
-        });
+        add(key - 1, odd);
         ++key;
-        at += kPanel * group;
       }
     }
-    for (; key + group <= end; key += group, at += kPanel * group) {
+    for (; key + pack <= end; key += pack) {
       fetcher.step();
-      decltype(Simd::weights(at)) loaded[vectors];
-      each(at, [&](auto w, int v) { loaded[v] = w; });
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; ++r) {
-        const auto p = Simd::broadcast(probability + r * kChunk + key);
-#pragma GCC unroll 32
-        for (int v = 0; v < vectors; ++v) sum[r][v] = Simd::multiply_add(sum[r][v], loaded[v], p);
-      }
+      add(key, all);
     }
-    if constexpr (group == 2) {
-      if (key < end) {
-        each(at, [&](auto w, int v) {
-#pragma GCC unroll 16
-          for (int r = 0; r < rows; ++r) {
-            const Simd::F p = Simd::even(Simd::broadcast(probability + r * kChunk + key));
-            sum[r][v] = Simd::fma(Simd::even(w), p, sum[r][v]);
-          }
-        });
-      }
+    if constexpr (pack == 2) {
+      if (key < end) add(key, even);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      Simd::store(output + r * output_stride + column * kPanel + v * Simd::width, sum[r][v]);
-    }
-  }
+  store_sums<rows, panels>(sum, first, output_stride);
 }
 
 // The same for any number of rows and `columns` panels of columns.

@@ -17,7 +17,7 @@ int64_t LinearView<T>::delta_rank_of(const int32_t* slot, const Run& run) const 
   if (!supports || u.storage != Storage::plain) return delta_rank;
   int64_t most = 1;
   for (int64_t t = run.begin; t < run.end; ++t) most = std::max<int64_t>(most, supports[slot[t]]);
-  return std::min(delta_rank, divide_up(most, kGroup<T>) * kGroup<T>);
+  return std::min(delta_rank, divide_up(most, kPack<T>) * kPack<T>);
 }
 
 template <class T>

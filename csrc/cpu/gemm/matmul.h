@@ -11,18 +11,18 @@
 namespace zweave {
 namespace {
 
-// Groups of inputs that row blocks pass over together. A tile's weights for so many fill an eighth of the
+// Packs of inputs that row blocks pass over together. A tile's weights for so many fill an eighth of the
 // second-level cache, and so do those of the next tile, which are fetched meanwhile.
 constexpr int64_t kSlice = 1024;
 
-// Groups of the plain terms.
+// Packs of the plain terms.
 template <class T>
-int64_t plain_groups(const Matmul<T>& m) {
-  int64_t groups = 0;
+int64_t plain_packs(const Matmul<T>& m) {
+  int64_t packs = 0;
   for (int64_t i = 0; i < m.num_terms; ++i) {
-    if (m.terms[i].weights.storage == Storage::plain) groups += groups_of(m.terms[i]);
+    if (m.terms[i].weights.storage == Storage::plain) packs += packs_of(m.terms[i]);
   }
-  return groups;
+  return packs;
 }
 
 // Whether so few rows wait for memory alone. Integers are read so fast that their arithmetic counts from one
@@ -35,26 +35,23 @@ bool is_streamed(const Matmul<T>& m, int64_t rows) {
   return rows <= Simd::streamed_rows;
 }
 
-// One tile over groups [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
+// One tile over packs [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
 // at 0.
 template <class T, int rows, int panels>
 void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
                  float* sums) {
-  constexpr int vectors = panels * kPanelVectors;
   Sums<rows, panels> sum;
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) {
-      sum[r][v] = begin ? Simd::load(sums + r * kTileOutputs + v * Simd::width) : Simd::set1(0);
-    }
+  if (begin) {
+    load_sums<rows, panels>(sums, kTileOutputs, sum);
+  } else {
+    clear<rows, panels>(sum);
   }
   int64_t first = 0;
   for (int64_t i = 0; i < m.num_terms && first < end; ++i) {
     const Term<T>& term = m.terms[i];
-    const int64_t groups = groups_of(term);
+    const int64_t packs = packs_of(term);
     const int64_t from = begin > first ? begin - first : 0;
-    const int64_t to = end - first < groups ? end - first : groups;
+    const int64_t to = end - first < packs ? end - first : packs;
     if (from < to) {
       const int64_t bytes = term.weights.panel_bytes;
       Stream<T> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
@@ -63,13 +60,9 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
       accumulate<T, rows, panels>(term, row, from, to, stream, fetch.ahead(stream.at, then, to - from, bytes),
                                   sum);
     }
-    first += groups;
+    first += packs;
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 32
-    for (int v = 0; v < vectors; ++v) Simd::store(sums + r * kTileOutputs + v * Simd::width, sum[r][v]);
-  }
+  store_sums<rows, panels>(sum, sums, kTileOutputs);
 }
 
 // The plain terms of all rows under the panels of one tile, to `sums` [row_end - row_begin, kTileOutputs].
@@ -80,15 +73,15 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
                   float* sums) {
   const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows<T>);
   const bool told = !is_streamed(m, row_end - row_begin);
-  const int64_t groups = plain_groups(m);
+  const int64_t packs = plain_packs(m);
   const Weights& first = m.terms[0].weights;
-  const int64_t first_groups = first.storage == Storage::plain ? groups_of(m.terms[0]) : 0;
+  const int64_t first_packs = first.storage == Storage::plain ? packs_of(m.terms[0]) : 0;
   const char* weight = first.panels + panel * first.panel_bytes;
   int64_t begin = 0;
   do {
-    const int64_t end = begin + kSlice < groups ? begin + kSlice : groups;
+    const int64_t end = begin + kSlice < packs ? begin + kSlice : packs;
     // The first term's next slice, or the next tile's first: a later term's follow from where it is read.
-    const char* then = end < first_groups ? weight + end * kLine : next;
+    const char* then = end < first_packs ? weight + end * kLine : next;
     int64_t row = row_begin;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = divide_up(row_end - row, blocks - block);
@@ -99,7 +92,7 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
       row += count;
     }
     begin = end;
-  } while (begin < groups);
+  } while (begin < packs);
 }
 
 // Starts to load what the rows of `scale` hold for a tile: slots lie far apart, and nothing else reads them.
@@ -137,7 +130,7 @@ void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
                    int64_t panel_end) {
   constexpr int64_t most = 32;
   alignas(64) float sums[most][Simd::streamed_rows * kTileOutputs];
-  const int64_t groups[] = {0, groups_of(m.terms[0]), plain_groups(m)};
+  const int64_t packs[] = {0, packs_of(m.terms[0]), plain_packs(m)};
   for (int64_t first = panel_begin; first < panel_end; first += most) {
     const int64_t count = panel_end - first < most ? panel_end - first : most;
     if (m.scale) {
@@ -146,7 +139,7 @@ void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
     for (int64_t term = 0; term < m.num_terms; ++term) {
       for (int64_t i = 0; i < count; ++i) {
         with_rows<Simd::streamed_rows>(row_end - row_begin, [&]<int rows>() {
-          matmul_tile<T, rows, 1>(m, row_begin, first + i, groups[term], groups[term + 1], Fetch{}, sums[i]);
+          matmul_tile<T, rows, 1>(m, row_begin, first + i, packs[term], packs[term + 1], Fetch{}, sums[i]);
         });
       }
     }

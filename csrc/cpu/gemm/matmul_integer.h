@@ -103,9 +103,9 @@ inline __attribute__((always_inline)) void add_part(const Sums<rows, panels>& pa
   }
 }
 
-// Adds blocks [begin, end) of the term to `sums` of a tile. a_block: every block of the weights has scales of
-// its own, so that its products can be added to those of other blocks in registers.
-template <class T, int rows, int panels, Storage storage, bool a_block>
+// Adds blocks [begin, end) of the term to `sums` of a tile. block_scales: every block of the weights has
+// scales of its own, so that its products can be added to those of other blocks in registers.
+template <class T, int rows, int panels, Storage storage, bool block_scales>
 void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
                   float* sums) {
   constexpr int vectors = panels * kPanelVectors;
@@ -113,7 +113,7 @@ void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin
   const IntegerRows x(term.integers, term.inputs);
   const Weights& weights = term.weights;
   const int64_t bytes = weights.panel_bytes, scale_stride = weights.scale_groups * kPanel;
-  const int64_t share = a_block ? 1 : divide_up(weights.share, kBlock);
+  const int64_t group_blocks = block_scales ? 1 : divide_up(weights.group, kBlock);
   const int64_t stride = x.stride(), words = stride / int64_t(sizeof(float));
   IntegerStream<storage> stream{weights.panels + panel * bytes + begin * block_bytes, bytes};
   Ahead ahead = fetch.ahead(stream.at, fetch.next, (end - begin) * (block_bytes / kLine), bytes);
@@ -131,7 +131,7 @@ void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin
     const int64_t left = term.inputs - block * kBlock, inputs = left < kBlock ? left : kBlock;
     count_units<rows, panels, storage>(x.values(row) + block * kBlock, stride, divide_up(inputs, kUnit),
                                        stream, ahead, count);
-    const float* scales = weights.scales + panel * scale_stride + block / share * kPanel;
+    const float* scales = weights.scales + panel * scale_stride + block / group_blocks * kPanel;
     Simd::F scale[vectors];
     const auto load_scales = [&] {
 #pragma GCC unroll 32
@@ -140,23 +140,23 @@ void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin
             Simd::load(scales + (v / kPanelVectors) * scale_stride + (v % kPanelVectors) * Simd::width);
       }
     };
-    if constexpr (a_block) {
+    if constexpr (block_scales) {
       load_scales();
       add_scaled<rows, panels>(count, x.scales(row) + block, words, scale, part);
     } else {
       add_scaled<rows, panels>(count, x.scales(row) + block, words, nullptr, part);
-      if (block + 1 < end && (block + 1) % share != 0) continue;
+      if (block + 1 < end && (block + 1) % group_blocks != 0) continue;
       load_scales();
       add_part<rows, panels>(part, scale, sums);
       clear<rows, panels>(part);
     }
   }
-  if constexpr (a_block) add_part<rows, panels>(part, nullptr, sums);
+  if constexpr (block_scales) add_part<rows, panels>(part, nullptr, sums);
 }
 
 // The term under the panels of one tile, added to `sums` [row_end - row_begin, kTileOutputs]. `next` is where
 // the panels of the tile after this one begin.
-template <class T, int panels, Storage storage, bool a_block>
+template <class T, int panels, Storage storage, bool block_scales>
 void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                     float* sums) {
   constexpr int64_t slice_bytes = kIntegerSlice * (kBlock / kUnit) * IntegerStream<storage>::step;
@@ -171,8 +171,8 @@ void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int
       const int64_t rows = divide_up(row_end - row, count - i);
       const Fetch fetch{then, i, count};
       with_rows<Simd::integer_rows>(rows, [&]<int known>() {
-        integer_tile<T, known, panels, storage, a_block>(term, row, panel, begin, end, fetch,
-                                                         sums + (row - row_begin) * kTileOutputs);
+        integer_tile<T, known, panels, storage, block_scales>(term, row, panel, begin, end, fetch,
+                                                              sums + (row - row_begin) * kTileOutputs);
       });
       row += rows;
     }
@@ -182,7 +182,7 @@ void integer_panels(const Term<T>& term, int64_t row_begin, int64_t row_end, int
 template <class T, int panels, Storage storage>
 void add_integers(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                   float* sums) {
-  const auto add = term.weights.share == kBlock ? integer_panels<T, panels, storage, true>
+  const auto add = term.weights.group == kBlock ? integer_panels<T, panels, storage, true>
                                                 : integer_panels<T, panels, storage, false>;
   add(term, row_begin, row_end, panel, next, sums);
 }

@@ -1,4 +1,4 @@
-// The register tile of a product: some rows under one or two panels, over a range of groups of inputs.
+// The register tile of a product: some rows under one or two panels, over a range of packs of inputs.
 #pragma once
 
 #include "cpu/simd/kernels.h"
@@ -12,8 +12,8 @@ constexpr int64_t kTileOutputs = Simd::tile_panels * kPanel;
 constexpr int64_t kLine = 64;
 
 template <class T>
-int64_t groups_of(const Term<T>& term) {
-  return divide_up(term.inputs, kGroup<T>);
+int64_t packs_of(const Term<T>& term) {
+  return divide_up(term.inputs, kPack<T>);
 }
 
 // What a tile fetches of its successor while it multiplies: from `at` on, `step` bytes for each line that it
@@ -39,7 +39,7 @@ struct Fetch {
 
 inline void prefetch(const char* at) { __builtin_prefetch(at, 0, 2); }
 
-// Plain weights of a tile, group by group.
+// Plain weights of a tile, pack by pack.
 template <class T>
 struct Stream {
   const char* at;
@@ -63,16 +63,39 @@ inline __attribute__((always_inline)) void clear(Sums<rows, panels>& sum) {
   }
 }
 
-// sum[r][.] += x[row + r] W^T over groups [begin, end) of one term; `stream` stands at `begin`.
+// The sums of a tile from or to memory, `stride` values from row to row.
+template <int rows, int panels>
+inline __attribute__((always_inline)) void load_sums(const float* at, int64_t stride,
+                                                     Sums<rows, panels>& sum) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v)
+      sum[r][v] = Simd::load(at + r * stride + v * Simd::width);
+  }
+}
+
+template <int rows, int panels>
+inline __attribute__((always_inline)) void store_sums(const Sums<rows, panels>& sum, float* at,
+                                                      int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 32
+    for (int v = 0; v < panels * kPanelVectors; ++v)
+      Simd::store(at + r * stride + v * Simd::width, sum[r][v]);
+  }
+}
+
+// sum[r][.] += x[row + r] W^T over packs [begin, end) of one term; `stream` stands at `begin`.
 template <class T, int rows, int panels>
 inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64_t row, int64_t begin,
                                                       int64_t end, Stream<T>& stream, const Ahead& ahead,
                                                       Sums<rows, panels>& sum) {
   constexpr int vectors = panels * kPanelVectors;
-  const int64_t whole = term.inputs / kGroup<T>, last = end < whole ? end : whole;
-  const T* x = term.x + row * term.x_stride + begin * kGroup<T>;
+  const int64_t whole = term.inputs / kPack<T>, last = end < whole ? end : whole;
+  const T* x = term.x + row * term.x_stride + begin * kPack<T>;
   const char* next = ahead.at;
-  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kGroup<T>, next += ahead.step) {
+  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kPack<T>, next += ahead.step) {
     prefetch(next);
     if constexpr (panels > 1) prefetch(next + ahead.apart);
     decltype(stream.weights(0)) loaded[vectors];
@@ -85,7 +108,7 @@ inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64
       for (int v = 0; v < vectors; ++v) sum[r][v] = Simd::multiply_add(sum[r][v], loaded[v], value);
     }
   }
-  if constexpr (kGroup<T> == 2) {
+  if constexpr (kPack<T> == 2) {
     if (last < end) {
 #pragma GCC unroll 16
       for (int r = 0; r < rows; ++r) {

@@ -6,8 +6,8 @@
 
 namespace zweave {
 
-// Cost of products (Phase::cost) below which other threads are not worth waking: that of some 130,000
-// weights, for as few rows as their loads last.
+// Cost of products (Phase::cost) below which other threads are not worth waking: some 130,000 weights for up
+// to kMemoryBoundRows rows.
 constexpr int64_t kWorthWaking = 100000;
 
 // Computes `rows` rows. wake(run) calls run(team) on every thread of a team.

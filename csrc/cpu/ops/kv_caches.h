@@ -12,18 +12,18 @@ namespace zweave {
 template <class T>
 KvLayout<T> kv_layout(const char* op, const at::Tensor& k_cache, const at::Tensor& v_cache,
                       int64_t head_size) {
-  constexpr int64_t group = kGroup<T>;
-  const auto groups = divide_up(head_size, group), columns = divide_up(head_size, kPanel);
+  constexpr int64_t pack = kPack<T>;
+  const auto packs = divide_up(head_size, pack), columns = divide_up(head_size, kPanel);
   Argument{op, "k_cache", k_cache}
       .dtype(kScalarType<T>)
-      .shape({-1, -1, -1, groups, kPanel, group})
+      .shape({-1, -1, -1, packs, kPanel, pack})
       .contiguous();
   const int64_t blocks = k_cache.size(0), kv_heads = k_cache.size(1);
   Argument{op, "v_cache", v_cache}
       .dtype(kScalarType<T>)
-      .shape({blocks, kv_heads, columns, -1, kPanel, group})
+      .shape({blocks, kv_heads, columns, -1, kPanel, pack})
       .contiguous();
-  const int64_t block_size = v_cache.size(3) * group;
+  const int64_t block_size = v_cache.size(3) * pack;
   TORCH_CHECK(k_cache.size(2) == divide_up(block_size, kPanel), op, ": k_cache has ", k_cache.size(2),
               " panels of keys a block, v_cache ", block_size, " positions");
   return {kv_heads, block_size, head_size};

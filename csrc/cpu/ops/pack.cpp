@@ -13,7 +13,7 @@ namespace {
 
 template <class T>
 std::array<int64_t, 4> panel_shape(int64_t outputs, int64_t inputs) {
-  return {divide_up(outputs, kPanel), divide_up(inputs, kGroup<T>), kPanel, kGroup<T>};
+  return {divide_up(outputs, kPanel), divide_up(inputs, kPack<T>), kPanel, kPack<T>};
 }
 
 // weight [outputs, inputs] to panels, of panel_shape.
@@ -59,12 +59,12 @@ bool is_integer(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kChar || tensor.scalar_type() == at::kByte;
 }
 
-// The matrix [outputs, columns] in panels of `group` columns.
-at::Tensor unpacked(const at::Tensor& packed, int64_t outputs, int64_t columns, int64_t group) {
-  const int64_t panels = divide_up(outputs, kPanel), groups = divide_up(columns, group);
-  Argument{"unpack", "packed", packed}.shape({panels, groups, kPanel, group});
+// The matrix [outputs, columns] in panels of `pack` columns side by side.
+at::Tensor unpacked(const at::Tensor& packed, int64_t outputs, int64_t columns, int64_t pack) {
+  const int64_t panels = divide_up(outputs, kPanel), packs = divide_up(columns, pack);
+  Argument{"unpack", "packed", packed}.shape({panels, packs, kPanel, pack});
   return packed.transpose(1, 2)
-      .reshape({panels * kPanel, groups * group})
+      .reshape({panels * kPanel, packs * pack})
       .slice(0, 0, outputs)
       .slice(1, 0, columns)
       .clone(at::MemoryFormat::Contiguous);
@@ -150,7 +150,7 @@ at::Tensor pack(const at::Tensor& weight) {
 at::Tensor unpack(const at::Tensor& packed, int64_t outputs, int64_t inputs) {
   if (is_integer(packed)) return unpacked_integers(packed, outputs, inputs);
   return dispatch("unpack", "packed", packed, [&]<class T>(const TypedKernels<T>&) {
-    return unpacked(packed, outputs, inputs, kGroup<T>);
+    return unpacked(packed, outputs, inputs, kPack<T>);
   });
 }
 

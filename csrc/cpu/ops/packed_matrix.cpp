@@ -3,7 +3,7 @@
 namespace zweave {
 namespace {
 
-int64_t share_of(const PackedMatrix& matrix, int64_t inputs) {
+int64_t group_of(const PackedMatrix& matrix, int64_t inputs) {
   return matrix.group > 0 ? matrix.group : std::max<int64_t>(1, inputs);
 }
 
@@ -22,8 +22,8 @@ void check_packed(const char* op, const char* name, const PackedMatrix& matrix, 
   const Storage storage = storage_of(matrix.panels);
   if (storage == Storage::plain) {
     TORCH_CHECK(!matrix.scale, op, ": ", name, " has scales, but is neither int8 nor int4");
-    const int64_t group = dtype == at::kBFloat16 ? kGroup<bf16> : kGroup<float>;
-    packed.dtype(dtype).shape({panels, divide_up(inputs, group), kPanel, group}).contiguous();
+    const int64_t pack = dtype == at::kBFloat16 ? kPack<bf16> : kPack<float>;
+    packed.dtype(dtype).shape({panels, divide_up(inputs, pack), kPanel, pack}).contiguous();
     return;
   }
   packed.dtype(matrix.panels.scalar_type()).shape(integer_panel_shape(storage, outputs, inputs)).contiguous();
@@ -32,7 +32,7 @@ void check_packed(const char* op, const char* name, const PackedMatrix& matrix, 
               " has groups of ", matrix.group, " inputs, not of a multiple of ", kBlock);
   Argument{op, name, *matrix.scale}
       .dtype(at::kFloat)
-      .shape({panels, divide_up(inputs, share_of(matrix, inputs)), kPanel, 1})
+      .shape({panels, divide_up(inputs, group_of(matrix, inputs)), kPanel, 1})
       .contiguous();
 }
 
@@ -45,7 +45,7 @@ Weights weights_of(const PackedMatrix& matrix, int64_t inputs) {
   if (matrix.scale) {
     weights.scales = data<float>(*matrix.scale);
     weights.scale_groups = matrix.scale->size(1);
-    weights.share = share_of(matrix, inputs);
+    weights.group = group_of(matrix, inputs);
   }
   return weights;
 }

@@ -18,13 +18,13 @@ struct bf16 {
   uint16_t bits;
 };
 
-// Outputs of one packed panel; kernels/layout/packed.py shows the layout. One group of inputs fills a cache
+// Outputs of one packed panel; kernels/layout/packed.py shows the layout. One pack of inputs fills a cache
 // line.
 constexpr int64_t kPanel = 16;
 
-// Inputs that lie beside one another in a panel.
+// Inputs of an output that lie side by side in a panel: the pairs of bf16 that one instruction multiplies.
 template <class T>
-constexpr int64_t kGroup = sizeof(T) == 2 ? 2 : 1;
+constexpr int64_t kPack = sizeof(T) == 2 ? 2 : 1;
 
 // Rows that a product works on together: few enough for their inputs to stay in the second-level cache.
 constexpr int64_t kRows = 96;
@@ -51,7 +51,7 @@ struct Weights {
   Storage storage;
   const float* scales;   // [panels, scale_groups, kPanel] unless plain
   int64_t scale_groups;  // of a panel
-  int64_t share;         // inputs that share a scale: whole blocks of integer_rows.h, or all
+  int64_t group;         // inputs that share a scale: whole blocks of integer_rows.h, or all
 };
 
 // x W^T with W packed, or with the leading `inputs` columns of a plain packed matrix.
@@ -173,8 +173,8 @@ struct TypedKernels {
   void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
   void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
   void (*silu_mul)(const SiluMul<T>&, int64_t row_begin, int64_t row_end);
-  // `scratch` is aligned to 64 and holds attention_scratch(tokens, heads of the group, head_size) bytes, for
-  // the tokens of the longest item.
+  // `scratch` is aligned to 64 and holds attention_scratch(tokens, query heads of a key-value head,
+  // head_size) bytes, for the tokens of the longest item.
   void (*attention)(const Attention<T>&, const AttentionItem* items, int64_t count, void* scratch);
   int64_t (*attention_scratch)(int64_t tokens, int64_t group, int64_t head_size);
 };

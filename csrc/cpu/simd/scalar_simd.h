@@ -135,7 +135,7 @@ struct Simd {
     return best;
   }
 
-  // One group of inputs of `width` packed outputs, and one group of a row's inputs in every lane.
+  // One pack of inputs of `width` packed outputs, and one pack of a row's inputs in every lane.
   static F weights(const float* at) { return load(at); }
   static Pair weights(const bf16* at) {
     return {each([&](int i) { return widen(at[2 * i]); }), each([&](int i) { return widen(at[2 * i + 1]); })};
