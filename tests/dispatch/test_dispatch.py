@@ -48,7 +48,7 @@ def make_engine(tiny_engine: TinyEngine) -> Iterator[TinyEngine]:
     for engine in made:
         assert not engine.has_work
         assert engine.stats().blocks_in_use == 0
-        assert not engine.bank._holders
+        assert not engine.bank._ref_counts
 
 
 def classifier(layer: int = 1, scale: float = 3.0) -> EarlyClassifier:
