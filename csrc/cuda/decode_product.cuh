@@ -16,9 +16,9 @@
 
 namespace zweave::cuda {
 
-// Place of a thread in its block and of the block in the product.
+// Where a thread stands in its block, and the block in the product.
 template <class Traits>
-struct Place {
+struct ThreadTile {
   int warp = threadIdx.x / 32;
   int lane = threadIdx.x % 32;
   int group = lane / 4;
@@ -61,20 +61,20 @@ struct Rows {
   Row<Traits> tokens[Traits::kTokenTiles];
   int chunks;
 
-  __device__ Rows(const DecodeProduct& p, const Term& term, const Place<Traits>& place) {
-    const int first = place.split * Traits::kChunk + place.quad * 8;
+  __device__ Rows(const DecodeProduct& p, const Term& term, const ThreadTile<Traits>& tile) {
+    const int first = tile.split * Traits::kChunk + tile.quad * 8;
     const auto row_of = [&](const Bf16* matrix, int64_t stride, int row, int rows) -> Row<Traits> {
-      return {keep(matrix + (row < rows ? row * stride : 0) + first),
-              keep(row < rows ? term.inputs - first : 0)};
+      return {keep_in_register(matrix + (row < rows ? row * stride : 0) + first),
+              keep_in_register(row < rows ? term.inputs - first : 0)};
     };
-    const int row = place.first_row + place.row_warp * 16 + place.group;
-    const int token = place.first_token + place.group;
+    const int row = tile.first_row + tile.row_warp * 16 + tile.group;
+    const int token = tile.first_token + tile.group;
     for (int i = 0; i < 2; ++i) weights[i] = row_of(term.weight, term.weight_stride, row + i * 8, p.outputs);
     for (int i = 0; i < Traits::kTokenTiles; ++i) {
       tokens[i] = row_of(term.x, term.x_stride, token + i * 8, p.tokens);
     }
     const int all = (term.inputs + Traits::kChunk - 1) / Traits::kChunk;
-    chunks = (all - place.split + Traits::kSplits - 1) / Traits::kSplits;
+    chunks = (all - tile.split + Traits::kSplits - 1) / Traits::kSplits;
   }
 };
 
@@ -82,8 +82,8 @@ struct Rows {
 template <class Traits>
 class Chunks {
  public:
-  __device__ Chunks(const DecodeProduct& p, const Place<Traits>& place)
-      : first_(p, p.terms[0], place), last_(p, p.terms[Traits::kTerms - 1], place) {
+  __device__ Chunks(const DecodeProduct& p, const ThreadTile<Traits>& tile)
+      : first_(p, p.terms[0], tile), last_(p, p.terms[Traits::kTerms - 1], tile) {
     if (p.follows) dependent_ = total() - last_.chunks;
   }
 
@@ -91,14 +91,14 @@ class Chunks {
   __device__ int total() const { return Traits::kTerms == 1 ? first_.chunks : first_.chunks + last_.chunks; }
 
   __device__ void copy_weights(int chunk, Vector* slot) const {
-    for (int i = 0; i < 2; ++i) copy<&copy_once>(first_.weights[i], last_.weights[i], chunk, slot + i * 32);
+    for (int i = 0; i < 2; ++i) copy<&cp_async_cg>(first_.weights[i], last_.weights[i], chunk, slot + i * 32);
   }
 
   // Weights never change, but the tokens of the last term may still be being written.
   __device__ void copy_tokens(int chunk, Vector* slot) const {
-    if (chunk == dependent_) wait_for_previous_launch();
+    if (chunk == dependent_) wait_on_dependency();
     for (int i = 0; i < Traits::kTokenTiles; ++i) {
-      copy<&copy_shared>(first_.tokens[i], last_.tokens[i], chunk, slot + (2 + i) * 32);
+      copy<&cp_async_ca>(first_.tokens[i], last_.tokens[i], chunk, slot + (2 + i) * 32);
     }
   }
 
@@ -123,8 +123,8 @@ __device__ void multiply_chunk(const Vector* slot, float (&sum)[token_tiles][4])
   const Vector low = slot[0], high = slot[32];
   for (int i = 0; i < token_tiles; ++i) {
     const Vector token = slot[(2 + i) * 32];
-    multiply_add(sum[i], low.x, high.x, low.y, high.y, token.x, token.y);
-    multiply_add(sum[i], low.z, high.z, low.w, high.w, token.z, token.w);
+    mma_m16n8k16(sum[i], low.x, high.x, low.y, high.y, token.x, token.y);
+    mma_m16n8k16(sum[i], low.z, high.z, low.w, high.w, token.z, token.w);
   }
 }
 
@@ -138,7 +138,7 @@ __device__ void fill(const Chunks<Traits>& chunks, Vector* slots) {
   }
   for (int i = 0; i < Traits::kAhead; ++i) {
     if (i < total) chunks.copy_tokens(i, slots + i * Traits::kStage);
-    commit_copies();
+    cp_async_commit();
   }
 }
 
@@ -151,13 +151,13 @@ __device__ void accumulate(const Chunks<Traits>& chunks, Vector* slots, Sums<Tra
 #pragma unroll
   for (int term = 0; term < Traits::kTerms; ++term) {
     for (const int end = chunk + chunks.count(term); chunk < end; ++chunk) {
-      wait_copies<kAhead - 1>();
+      cp_async_wait<kAhead - 1>();
       if (chunk + kAhead < total) {
         Vector* emptied = slots + (stage == 0 ? kAhead : stage - 1) * Traits::kStage;
         chunks.copy_weights(chunk + kAhead, emptied);
         chunks.copy_tokens(chunk + kAhead, emptied);
       }
-      commit_copies();
+      cp_async_commit();
       multiply_chunk(slots + stage * Traits::kStage, sums[term]);
       stage = stage == kAhead ? 0 : stage + 1;
     }
@@ -166,10 +166,10 @@ __device__ void accumulate(const Chunks<Traits>& chunks, Vector* slots, Sums<Tra
 
 // Calls visit(token, row) for the outputs of the block's tile that a thread finishes.
 template <class Traits, class Visit>
-__device__ void for_each_output(const DecodeProduct& p, const Place<Traits>& place, Visit visit) {
+__device__ void for_each_output(const DecodeProduct& p, const ThreadTile<Traits>& tile, Visit visit) {
   for (int i = threadIdx.x; i < Traits::kRows * Traits::kTokens; i += Traits::kThreads) {
     const int row = i % Traits::kRows, token = i / Traits::kRows;
-    if (place.first_row + row < p.outputs && place.first_token + token < p.tokens) visit(token, row);
+    if (tile.first_row + row < p.outputs && tile.first_token + token < p.tokens) visit(token, row);
   }
 }
 
@@ -177,12 +177,12 @@ __device__ inline bool is_known(const DecodeProduct& p, int slot) { return slot 
 
 // Brings near what `finish` will read, while the first copies are under way.
 template <class Traits>
-__device__ void prefetch_tables(const DecodeProduct& p, const Place<Traits>& place) {
-  for_each_output(p, place, [&](int token, int row) {
-    const int m = place.first_row + row;
+__device__ void prefetch_tables(const DecodeProduct& p, const ThreadTile<Traits>& tile) {
+  for_each_output(p, tile, [&](int token, int row) {
+    const int m = tile.first_row + row;
     if (p.bias) prefetch(p.bias + m);
     if (!p.scale) return;
-    const int slot = p.slot[place.first_token + token];
+    const int slot = p.slot[tile.first_token + token];
     if (is_known(p, slot)) prefetch(p.scale + slot * p.scale_stride + m);
   });
 }
@@ -205,7 +205,7 @@ __device__ Bf16 finish(const DecodeProduct& p, int token, int output, const floa
 
 // Adds the warps' sums in their order and stores a block's part of y.
 template <class Traits>
-__device__ void reduce(const DecodeProduct& p, const Place<Traits>& place, const Sums<Traits>& sums) {
+__device__ void reduce(const DecodeProduct& p, const ThreadTile<Traits>& tile, const Sums<Traits>& sums) {
   constexpr int kWarpFloats = Traits::kSharedBytes / Traits::kWarps / int(sizeof(float));
   constexpr int kTermFloats = Traits::kTokens * 16;
   float* partial = reinterpret_cast<float*>(shared_memory());
@@ -213,18 +213,18 @@ __device__ void reduce(const DecodeProduct& p, const Place<Traits>& place, const
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < Traits::kTerms * Traits::kTokenTiles * 4; ++i) {
-    const int value = i % 4, tile = i / 4 % Traits::kTokenTiles, term = i / 4 / Traits::kTokenTiles;
-    const int token = tile * 8 + place.quad * 2 + value % 2, row = place.group + value / 2 * 8;
-    partial[place.warp * kWarpFloats + term * kTermFloats + token * 16 + row] = sums[term][tile][value];
+    const int value = i % 4, token_tile = i / 4 % Traits::kTokenTiles, term = i / 4 / Traits::kTokenTiles;
+    const int token = token_tile * 8 + tile.quad * 2 + value % 2, row = tile.group + value / 2 * 8;
+    partial[tile.warp * kWarpFloats + term * kTermFloats + token * 16 + row] = sums[term][token_tile][value];
   }
   __syncthreads();
-  for_each_output(p, place, [&](int token, int row) {
+  for_each_output(p, tile, [&](int token, int row) {
     float sum[Traits::kTerms] = {};
     const float* part = partial + row / 16 * kWarpFloats + token * 16 + row % 16;
     for (int split = 0; split < Traits::kSplits; ++split, part += Traits::kRowWarps * kWarpFloats) {
       for (int term = 0; term < Traits::kTerms; ++term) sum[term] += part[term * kTermFloats];
     }
-    const int t = place.first_token + token, m = place.first_row + row;
+    const int t = tile.first_token + token, m = tile.first_row + row;
     p.y[t * p.y_stride + m] = finish<Traits>(p, t, m, sum);
   });
 }
@@ -234,18 +234,18 @@ __global__ void __launch_bounds__(Traits::kThreads, 2)
     decode_product_kernel(const __grid_constant__ DecodeProduct p) {
   // A launch without a predecessor began after all earlier ones had ended: its successor, which begins now,
   // may read at once whatever is not written here.
-  if (!p.follows) allow_next_launch();
-  const Place<Traits> place;
-  const Chunks<Traits> chunks(p, place);
+  if (!p.follows) launch_dependents();
+  const ThreadTile<Traits> tile;
+  const Chunks<Traits> chunks(p, tile);
   Vector* slots = reinterpret_cast<Vector*>(shared_memory()) +
-                  keep(place.warp * Traits::kStages * Traits::kStage + place.lane);
+                  keep_in_register(tile.warp * Traits::kStages * Traits::kStage + tile.lane);
   Sums<Traits> sums = {};
   fill<Traits>(chunks, slots);
-  prefetch_tables<Traits>(p, place);
+  prefetch_tables<Traits>(p, tile);
   accumulate<Traits>(chunks, slots, sums);
   // Also for a warp without a chunk of the last term: this launch must not end before the one it follows.
-  if (p.follows) wait_for_previous_launch();
-  reduce<Traits>(p, place, sums);
+  if (p.follows) wait_on_dependency();
+  reduce<Traits>(p, tile, sums);
 }
 
 }  // namespace zweave::cuda

@@ -1,4 +1,4 @@
-// The instructions that C++ has no word for. The tests replace this header by a twin that runs on a CPU.
+// The instructions that C++ has no function for. The tests replace this header by a twin that runs on a CPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,9 +15,9 @@ __device__ __forceinline__ unsigned char* shared_memory() {
   return dynamic_shared_memory;
 }
 
-// Has the compiler keep a value in its register instead of computing it again in a loop.
+// Keeps a value in its register: the compiler would compute it again in every pass of a loop.
 template <class T>
-__device__ __forceinline__ T keep(T value) {
+__device__ __forceinline__ T keep_in_register(T value) {
   if constexpr (sizeof(T) == 8) {
     asm("" : "+l"(value));
   } else {
@@ -26,27 +26,27 @@ __device__ __forceinline__ T keep(T value) {
   return value;
 }
 
-// Starts to copy `bytes` (0 to 16) to shared memory; the rest of `to` becomes zero. Weights are read once and
-// stay out of the first-level cache.
-__device__ __forceinline__ void copy_once(Vector* to, const void* from, int bytes) {
+// Starts to copy `bytes` (0 to 16) to shared memory, past the first-level cache; the rest of `to` becomes
+// zero. For weights, which are read once.
+__device__ __forceinline__ void cp_async_cg(Vector* to, const void* from, int bytes) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
                : "memory");
 }
 
-// The same for what the other warps of the processor will read too.
-__device__ __forceinline__ void copy_shared(Vector* to, const void* from, int bytes) {
+// The same through the first-level cache, for what other warps of the SM will read too.
+__device__ __forceinline__ void cp_async_ca(Vector* to, const void* from, int bytes) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes)
                : "memory");
 }
 
-// Closes the group of copies begun since the last call, of this thread.
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Makes a group of the copies that this thread began since the last call.
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `pending` of this thread's groups are under way.
+// Waits until at most `pending` of this thread's groups are in flight.
 template <int pending>
-__device__ __forceinline__ void wait_copies() {
+__device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
@@ -58,7 +58,7 @@ __device__ __forceinline__ void prefetch(const void* address) {
 // lane holds, two bf16 a register, a0 = a[g, 2q], a1 = a[g + 8, 2q], a2 = a[g, 2q + 8], a3 = a[g + 8, 2q +
 // 8], b0 = b[2q, g], b1 = b[2q + 8, g], and sum[g, 2q], sum[g, 2q + 1], sum[g + 8, 2q], sum[g + 8, 2q + 1].
 // Source: PTX ISA, mma.m16n8k16.
-__device__ __forceinline__ void multiply_add(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+__device__ __forceinline__ void mma_m16n8k16(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
                                              uint32_t a3, uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -67,15 +67,15 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], uint32_t a0, uint3
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Lets the next launch of the stream start, if it was made as a programmatic dependent one.
-__device__ __forceinline__ void allow_next_launch() {
+// Lets the next launch of the stream start, if that is a programmatic dependent launch.
+__device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Waits until the launch before has ended and its writes can be seen; sm_80 starts no launch earlier.
-__device__ __forceinline__ void wait_for_previous_launch() {
+// Waits until the launch before has ended and its writes are visible; sm_80 starts no launch earlier.
+__device__ __forceinline__ void wait_on_dependency() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

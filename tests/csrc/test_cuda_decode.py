@@ -169,10 +169,10 @@ def test_base_tokens_of_a_delta_get_the_plain_linear_bit_for_bit(run) -> None:
 
 # A line of the kernel, what a mistake would make of it, and whether copies must arrive early for it to show.
 MISTAKES = {
-    "waits for one chunk too few": ("wait_copies<kAhead - 1>", "wait_copies<kAhead>", False),
+    "waits for one chunk too few": ("cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>", False),
     "refills a slot that is still to be read": ("(stage == 0 ? kAhead : stage - 1)", "stage", True),
     "reads tokens before they are written": (
-        "if (chunk == dependent_) wait_for_previous_launch();",
+        "if (chunk == dependent_) wait_on_dependency();",
         "",
         False,
     ),

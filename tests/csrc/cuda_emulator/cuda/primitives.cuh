@@ -26,19 +26,19 @@ struct alignas(16) Vector {
 inline unsigned char* shared_memory() { return emulator::self->block.shared.data(); }
 
 template <class T>
-T keep(T value) {
+T keep_in_register(T value) {
   return value;
 }
 
-inline void copy_once(Vector* to, const void* from, int bytes) {
+inline void cp_async_cg(Vector* to, const void* from, int bytes) {
   emulator::self->copies.begin(to, from, bytes);
 }
-inline void copy_shared(Vector* to, const void* from, int bytes) {
+inline void cp_async_ca(Vector* to, const void* from, int bytes) {
   emulator::self->copies.begin(to, from, bytes);
 }
-inline void commit_copies() { emulator::self->copies.commit(); }
+inline void cp_async_commit() { emulator::self->copies.commit(); }
 template <int pending>
-void wait_copies() {
+void cp_async_wait() {
   emulator::self->copies.wait(pending);
 }
 
@@ -60,7 +60,7 @@ inline float element(const uint32_t registers[], int k) {
 }
 
 // Sums in double: the order in which the hardware adds within an instruction is not specified.
-inline void multiply_add(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+inline void mma_m16n8k16(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                          uint32_t b1) {
   const int lane = emulator::self->index.x % 32;
   const auto* all = emulator::self->warp.exchange(lane, {{a0, a1, a2, a3}, {b0, b1}});
@@ -76,8 +76,8 @@ inline void multiply_add(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2,
   }
 }
 
-inline void allow_next_launch() {}
-inline void wait_for_previous_launch() {
+inline void launch_dependents() {}
+inline void wait_on_dependency() {
   emulator::self->waits_for_launch = true;
   while (!emulator::machine.previous_has_ended) emulator::Fiber::give_way();
 }
