@@ -15,7 +15,7 @@ from zweave.evaluation import answer_together
 from zweave.experts import Expert, Mixture
 from zweave.experts.mixture import mix_experts
 from zweave.kernels import LinearMode, pack
-from zweave.model.merger import place_of
+from zweave.model.merger import layer_and_linear
 from zweave.request import Result
 from zweave.search.few_shot import Weighting
 from zweave.tasks import Sample, Task, prompt_ids
@@ -97,13 +97,13 @@ class RebuiltInEngine(MixedBatch):
         bank, decoder = self.engine.bank, self.engine.model.decoder
         for name, (u, vt) in self._factors.items():
             weight = (u * bank.tables.columns(name)[slot].to(u.dtype)) @ vt
-            decoder.set_merged(*place_of(name), slot, pack(weight))
+            decoder.set_merged(*layer_and_linear(name), slot, pack(weight))
             bank.tables.modes_of(name)[slot] = int(LinearMode.MERGED)
 
     def _forget(self, slot: int) -> None:
         self.engine.bank.tables.restore_modes(slot)
         for name in self._factors:
-            self.engine.model.decoder.set_merged(*place_of(name), slot, None)
+            self.engine.model.decoder.set_merged(*layer_and_linear(name), slot, None)
 
 
 class RebuiltModel:

@@ -53,7 +53,7 @@ class PendingCall(Generic[Owner]):
 
 
 class CallPool(Generic[Owner]):
-    """Calls of one thread, which submits them and fetches those that are finished.
+    """Runs calls for one thread, which submits and polls them.
 
     timeout: seconds that a blocking call may take from its start.
     """
@@ -69,7 +69,7 @@ class CallPool(Generic[Owner]):
     def submit(self, owner: Owner, function: Callable[[], object], blocking: bool) -> None:
         self._waiting.append(PendingCall(owner, function, blocking))
 
-    def finished(self) -> list[PendingCall[Owner]]:
+    def poll(self) -> list[PendingCall[Owner]]:
         """Starts blocking calls, runs the others, and returns the calls that have ended, each of them once."""
         self._wake.clear()
         now = time.monotonic()

@@ -84,7 +84,7 @@ class FirstPassManager:
     def advance(self) -> list[tuple[Sequence, str]]:
         """Handles the calls that are done; returns the sequences that have failed, with the reason."""
         failed = []
-        while calls := self._calls.finished():
+        while calls := self._calls.poll():
             for call in calls:
                 reason = self._on_call_done(call)
                 if reason is not None:

@@ -10,7 +10,7 @@ from .prefix_tree import Node
 
 @dataclass(slots=True, eq=False)
 class KVState:
-    """Cache state of one sequence, kept by the block manager.
+    """Cache state of one sequence: held by `Sequence.kv`, its blocks assigned by the block manager.
 
     block_table: block numbers in the order of positions.
     nodes: the first blocks as nodes of the prefix tree; the blocks after them are private to the sequence.

@@ -7,7 +7,7 @@ block's positions, and the path to it all positions before. Keys are compared wh
 collide. A node's children lie sorted: the one that shares the longest beginning with a key stands next to
 where the key belongs, and a lookup takes a bisection a block however many prompts there are.
 
-The tree knows block numbers, not tensors: one tree serves the blocks of one range of layers.
+The tree knows block numbers, not tensors; a block number stands for the block in all layers.
 """
 
 import heapq

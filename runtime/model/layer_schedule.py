@@ -55,26 +55,26 @@ class LayerExit:
 class Segment:
     """A run of layers through which the same rows go.
 
-    first_layer, last_layer: layers [first_layer, last_layer)
-    first_row, last_row: rows [first_row, last_row)
+    first_layer, stop_layer: layers [first_layer, stop_layer)
+    first_row, stop_row: rows [first_row, stop_row)
     entries: rows that join here
     captures: states to read as they enter `first_layer`
     """
 
     first_layer: int
-    last_layer: int
+    stop_layer: int
     first_row: int
-    last_row: int
+    stop_row: int
     entries: tuple[LayerEntry, ...] = ()
     captures: tuple[StateCapture, ...] = ()
 
     @property
     def rows(self) -> slice:
-        return slice(self.first_row, self.last_row)
+        return slice(self.first_row, self.stop_row)
 
     @property
     def num_rows(self) -> int:
-        return self.last_row - self.first_row
+        return self.stop_row - self.first_row
 
     def begin(self, x: Tensor, residual: Tensor) -> Mapping[StateCapture, Tensor]:
         """Writes the states of `entries` and returns those of `captures`, [rows, hidden] float32.

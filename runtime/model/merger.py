@@ -125,7 +125,7 @@ class Merger:
     def _install(self, slot: int, merged: _Merged) -> None:
         assert merged.making is not None
         for module, weight in merged.making.result().items():
-            self._decoder.set_merged(*place_of(module), slot, weight)
+            self._decoder.set_merged(*layer_and_linear(module), slot, weight)
             self._bank.tables.modes_of(module)[slot] = int(LinearMode.MERGED)
         merged.making = None
 
@@ -137,9 +137,9 @@ class Merger:
         if self._bank.digest_of(slot) == merged.digest:
             self._bank.tables.restore_modes(slot)
         for module in self.policy.modules:
-            self._decoder.set_merged(*place_of(module), slot, None)
+            self._decoder.set_merged(*layer_and_linear(module), slot, None)
 
 
-def place_of(module: str) -> tuple[int, str]:
+def layer_and_linear(module: str) -> tuple[int, str]:
     """The layer and the linear of a `Decoder` that a matrix belongs to, such as (0, "up")."""
     return layer_of(module), linear_of(module).removesuffix("_proj")

@@ -22,7 +22,8 @@ from .batch import Batch
 from .layer_schedule import StateCapture
 from .weights import Weights
 
-# The last layer skips unsampled tokens if there are at least this many; for fewer, its weights are read anyway.
+# The last layer skips unsampled tokens if there are at least this many: for fewer, reading its weights takes the time
+# either way.
 MANY_UNSAMPLED = 64
 
 
@@ -71,10 +72,10 @@ class Model:
         for segment in lower:
             states |= segment.begin(x, residual)
             if segment.num_rows:
-                rows, meta = segment.rows, batch.meta.rows(segment.first_row, segment.last_row)
-                x[rows] = self.decoder(x[rows], residual[rows], meta, segment.first_layer, segment.last_layer)
+                rows, meta = segment.rows, batch.meta.rows(segment.first_row, segment.stop_row)
+                x[rows] = self.decoder(x[rows], residual[rows], meta, segment.first_layer, segment.stop_layer)
         states |= top.begin(x, residual)
-        meta = batch.meta.rows(top.first_row, top.last_row)
+        meta = batch.meta.rows(top.first_row, top.stop_row)
         x, residual = self._sampled_only(
             x[top.rows], residual[top.rows], meta, batch.sampled, top.first_layer
         )

@@ -14,7 +14,7 @@ from .sequence import Sequence
 
 
 class BlockManager:
-    """Allocates the blocks of sequences, shares them through the prefix tree, and keeps each sequence's KVState.
+    """Allocates the blocks of sequences, shares them through the prefix tree, and updates each sequence's KVState.
 
     A sequence's first blocks are nodes of the prefix tree, the others are private. A block enters the tree when it is
     full, when it holds the end of a prompt, and when its sequence ends. Only the sequence that computed a block writes
@@ -77,7 +77,7 @@ class BlockManager:
             return PrefixHit(PrefixMatch())
         hit = self._lookup.match(sequence, resume_layers)
         # A layer hit needs blocks for copies: without them its tokens are computed.
-        has_room = hit.layers is None or self.can_allocate(sequence, hit)
+        has_room = hit.layer_hit is None or self.can_allocate(sequence, hit)
         return hit if has_room else PrefixHit(hit.prefix)
 
     def can_allocate(self, sequence: Sequence, hit: PrefixHit) -> bool:
@@ -95,8 +95,8 @@ class BlockManager:
         if prefix.source is not None:
             self._copy_source(kv, prefix.source, prefix.num_tokens)
         kv.num_computed_tokens = kv.num_indexed_tokens = prefix.num_tokens
-        if hit.layers is not None:
-            self._copy_layers(kv, hit.layers)
+        if hit.layer_hit is not None:
+            self._copy_layers(kv, hit.layer_hit)
         if sequence.pooling is not None:
             num_source_tokens = prefix.num_tokens - len(hit.prefix.nodes) * self.block_size
             total = prefix_sum(hit.nodes, prefix.source, num_source_tokens, sequence.pooling.layer)

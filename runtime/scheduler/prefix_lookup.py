@@ -17,16 +17,16 @@ class PrefixHit:
     """What the cache has of a sequence.
 
     prefix: its first tokens, in all layers.
-    layers: tokens after them, in the layers below one; None for no such tokens.
+    layer_hit: tokens after them, in the layers below one; None for no such tokens.
     """
 
     prefix: PrefixMatch
-    layers: LayerHit | None = None
+    layer_hit: LayerHit | None = None
 
     @property
     def nodes(self) -> list[Node]:
         """Nodes that must not be evicted before their blocks are shared or copied."""
-        return self.prefix.nodes + (self.layers.nodes if self.layers else [])
+        return self.prefix.nodes + (self.layer_hit.nodes if self.layer_hit else [])
 
 
 class PrefixLookup:

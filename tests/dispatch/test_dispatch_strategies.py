@@ -217,7 +217,7 @@ def test_a_hanging_dispatcher_does_not_collect_threads(monkeypatch: pytest.Monke
         calls.submit(number, gate.wait, blocking=True)
     while len(errors) < 40:
         calls.wait(0.05)
-        errors |= {call.owner: call.error for call in calls.finished()}
+        errors |= {call.owner: call.error for call in calls.poll()}
     gate.set()
     assert sum("took longer than 0.02 s" in error for error in errors.values()) == 16
     assert sum("earlier calls of dispatchers hang" in error for error in errors.values()) == 24
@@ -235,8 +235,8 @@ def test_an_interrupt_loses_no_call() -> None:
     calls.submit("first", lambda: "early", blocking=False)
     calls.submit("second", interrupted, blocking=False)
     with pytest.raises(KeyboardInterrupt):
-        calls.finished()
-    assert [(call.owner, call.result) for call in calls.finished()] == [
+        calls.poll()
+    assert [(call.owner, call.result) for call in calls.poll()] == [
         ("first", "early"),
         ("second", "late"),
     ]

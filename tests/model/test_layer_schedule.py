@@ -14,7 +14,7 @@ def run(schedule: LayerSchedule, rows: int) -> tuple[Tensor, dict[StateCapture, 
     states = {}
     for segment in schedule.segments:
         states |= segment.begin(x, residual)
-        for layer in range(segment.first_layer, segment.last_layer):
+        for layer in range(segment.first_layer, segment.stop_layer):
             residual[segment.rows] += x[segment.rows]
             x[segment.rows] = 10.0**layer
     return residual + x, states
@@ -22,7 +22,7 @@ def run(schedule: LayerSchedule, rows: int) -> tuple[Tensor, dict[StateCapture, 
 
 def test_all_rows_through_all_layers_is_one_segment() -> None:
     (segment,) = LayerSchedule.of(LAYERS, 4).segments
-    assert (segment.first_layer, segment.last_layer, segment.rows) == (0, LAYERS, slice(0, 4))
+    assert (segment.first_layer, segment.stop_layer, segment.rows) == (0, LAYERS, slice(0, 4))
 
 
 def test_rows_enter_and_exit_at_their_layers() -> None:
@@ -51,5 +51,5 @@ def test_nothing_runs_where_all_rows_have_left() -> None:
     *lower, top = LayerSchedule.of(
         LAYERS, 3, captures=[StateCapture(2, 0, 3)], exits=[LayerExit(2, 0)]
     ).segments
-    assert [(segment.first_layer, segment.last_layer, segment.num_rows) for segment in lower] == [(0, 2, 3)]
+    assert [(segment.first_layer, segment.stop_layer, segment.num_rows) for segment in lower] == [(0, 2, 3)]
     assert top.num_rows == 0 and len(top.captures) == 1
