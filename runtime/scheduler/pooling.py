@@ -38,7 +38,7 @@ class Pooling:
         self.tokens, self._sum = tokens, total
 
     def add(self, start: int, states: Tensor) -> None:
-        """Adds the states [tokens, hidden] of the tokens from `start` on, if they continue the sum; others are ignored."""
+        """Adds the states [tokens, hidden] of the tokens from `start` on; ignores them unless they continue the sum."""
         if start != self.tokens:
             return
         self._sum, self.tokens = running_sums(self._sum, states)[-1].copy(), start + len(states)
