@@ -46,7 +46,7 @@ def _gemm_kernel(
     N: tl.tensor,
     K: tl.tensor,
     S: tl.tensor,
-    # Stored numbers in a row of w and u, and splits of each; a split is so many steps of BLOCK_N inputs.
+    # Stored numbers in a row of w and of u; splits of each; steps of BLOCK_N inputs in a split.
     w_width: tl.tensor,
     u_width: tl.tensor,
     w_splits: tl.tensor,

@@ -116,6 +116,7 @@ def test_answers_under_the_wrong_expert_are_refused(
     }
 
 
+@pytest.mark.slow
 def test_peers(
     capsys: pytest.CaptureFixture, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

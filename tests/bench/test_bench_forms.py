@@ -142,6 +142,7 @@ print(json.dumps(errors))
 """
 
 
+@pytest.mark.slow
 def test_ways_of_the_gpu_agree_with_float64() -> None:
     pytest.importorskip("triton")
     done = subprocess.run(

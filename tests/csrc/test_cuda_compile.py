@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 # Shared memory that one block may use, in bytes (CUDA programming guide, technical specifications).

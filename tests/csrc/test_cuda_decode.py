@@ -38,7 +38,7 @@ SHAPES = {
 }
 WAYS = ("linear", "svf_linear", "svf_delta_linear")
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")]
 
 
 class Emulator:

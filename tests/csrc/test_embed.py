@@ -13,6 +13,8 @@ from torch import Tensor
 
 from zweave.kernels import cpu_isa, linear, pack, svf_delta_linear, svf_linear
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 RANDOM = torch.Generator().manual_seed(0)

@@ -188,6 +188,7 @@ torch.save([z.detach() for z in policy.adapter.parameters()], state.with_suffix(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["labels", "generated"])
 def test_a_killed_training_ends_in_the_same_bits(
     tiny_model: Callable[..., Path], tmp_path: Path, kind: str
