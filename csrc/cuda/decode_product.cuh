@@ -1,4 +1,4 @@
-// The kernel of decode_product.h: a few tokens, so the weights' way from memory is all that counts.
+// The kernel of decode_product.h. With a few tokens it is bound by reading the weights from memory.
 //
 // A warp multiplies 16 outputs by 8 tokens with mma.sync: weights are the left operand, tokens the right one.
 // The 16 inputs of an instruction may be any 16, as long as both operands agree on them. So a lane takes

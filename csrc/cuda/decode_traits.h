@@ -1,4 +1,4 @@
-// The instances of the decode kernel, and the way from a config to one of them.
+// The instances of the decode kernel, and the choice of one by its config.
 #pragma once
 
 #include "cuda/decode_product.h"
@@ -20,7 +20,7 @@ struct DecodeTraits {
   // A lane's vectors of a chunk: two rows of weights, one token of each tile.
   static constexpr int kVectors = 2 + token_tiles;
   static constexpr int kStage = kVectors * 32;
-  // 96 KiB a block: two blocks share a processor of sm_90, and consumer chips hold one.
+  // 96 KiB a block: two blocks share an SM of sm_90, and consumer chips hold one.
   static constexpr int kStages = 24 / kVectors;
   static constexpr int kAhead = kStages - 1;
   static constexpr int kSharedBytes = kWarps * kStages * kStage * 16;

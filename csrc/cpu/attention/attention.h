@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// Where an item keeps what it works on; every part begins on a cache line.
+// Offsets in the scratch memory of an item, in bytes; every part begins on a cache line.
 template <class T>
 struct AttentionScratch {
   int64_t rows, q_width, y_width;  // head_size up to whole packs, and up to whole panels
@@ -46,14 +46,14 @@ int64_t attention_scratch(int64_t tokens, int64_t group, int64_t head_size) {
   return AttentionScratch<T>(tokens, group, head_size).bytes;
 }
 
-// What a row of queries carries from chunk to chunk: the largest score so far, the sum of exp(score -
-// largest), and that of the values.
+// State of the online softmax of a query row: the largest score so far, the sum of exp(score - largest), and
+// the sum of the values weighted by it.
 struct Running {
   float *largest, *total, *output;  // output: [width]
   int64_t width;
 };
 
-// Turns the scores of keys [begin, end) into probabilities, and brings what is running to the new maximum.
+// Turns the scores of a range of keys into probabilities, and rescales the state to the new maximum.
 template <class T>
 void softmax_row(float* score, KeyRange range, T* probability, Running running) {
   const Simd::F nothing = Simd::set1(-__builtin_inff());
@@ -83,7 +83,7 @@ void softmax_row(float* score, KeyRange range, T* probability, Running running) 
   *running.total += Simd::reduce_add(sum);
 }
 
-// One item on its way over its chunks.
+// One item and its state while it passes over its chunks.
 template <class T>
 class AttentionTask {
  public:
@@ -115,7 +115,7 @@ class AttentionTask {
     }
   }
 
-  // Packs of inputs that the first rows pass over in a chunk, at least.
+  // How often `add` calls fetcher.step() for a chunk, at least.
   int64_t steps(const Chunk<T>& chunk) const {
     const Piece<T>& last = chunk.piece[chunk.count - 1];
     return divide_up(a_.head_size, kPack<T>) + (last.begin + last.count - chunk.piece[0].begin) / kPack<T>;

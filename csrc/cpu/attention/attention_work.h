@@ -1,4 +1,4 @@
-// What a step's attention consists of, and who does what.
+// The items of a step's attention, and which thread computes which.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,13 @@
 
 namespace zweave {
 
+// Whether token t follows token t - 1 in the same sequence.
 template <class T>
 bool succeeds(const Attention<T>& a, int64_t t) {
   return t > 0 && a.sequence[t] == a.sequence[t - 1] && a.position[t] - 1 == a.position[t - 1];
 }
 
-// All items of a step. Contexts differ in length: a thread gets a stretch of them of its share of the cost.
+// All items of a step, dealt to threads in stretches of equal cost: contexts differ in length.
 class AttentionWork {
  public:
   template <class T>
@@ -41,7 +42,7 @@ class AttentionWork {
 
   int64_t size() const { return int64_t(items_.size()); }
 
-  // Calls body(items, count) with a thread's own. An item belongs to whom its first unit of cost falls to.
+  // Calls body(items, count) with the items of a thread: those whose first unit of cost lies in its share.
   template <class Body>
   void share(int64_t rank, int64_t threads, Body body) const {
     const auto at = [&](int64_t part) {

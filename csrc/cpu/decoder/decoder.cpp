@@ -60,7 +60,7 @@ LayerView<T> view(const DecoderLayer& layer, bool all_factored) {
 template <class T>
 class Workspace {
  public:
-  // A first pass without memory measures, a second hands out.
+  // Before `allocate` this measures, afterwards it hands out memory.
   Buffer<T> take(int64_t rows, int64_t width) {
     return {reserve(rows * row_stride<T>(width)), row_stride<T>(width), nullptr};
   }

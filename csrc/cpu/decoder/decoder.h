@@ -1,5 +1,5 @@
-// The layers of a decoder of the Llama family in one call: a team of threads goes through all of them, and
-// what stands between the products costs a barrier, not a call.
+// The layers of a decoder of the Llama family in one call: a team of threads goes through all of them, with a
+// barrier between two products instead of a call.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -10,7 +10,7 @@
 
 namespace zweave {
 
-// What a step's layers hand to one another.
+// The activations of a step, reused by every layer.
 template <class T>
 struct Activations {
   Buffer<T> normed, q, k, v, attended, gate, up, gated, y;
@@ -27,7 +27,7 @@ struct LayerView {
   int64_t window;        // of attention, 0: none
 };
 
-// A layer's products: each pair is what reads the input and what waits for that.
+// The products of a layer; the second phase of a pair reads what the first one writes.
 template <class T>
 struct LayerPhases {
   Phase<T> qkv[2], o[2], gate_up[2], down[2];

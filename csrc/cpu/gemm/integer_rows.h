@@ -19,7 +19,7 @@ struct IntegerRows {
 
   IntegerRows(char* data, int64_t inputs) : data(data), blocks(divide_up(inputs, kBlock)) {}
 
-  // From row to row: whole cache lines, and never a multiple of 2 KiB.
+  // In bytes: whole cache lines, and never a multiple of 2 KiB.
   int64_t stride() const {
     return row_stride<char>(divide_up(blocks * int64_t(kBlock + sizeof(float) + sizeof(int32_t)), 64) * 64);
   }
@@ -27,7 +27,7 @@ struct IntegerRows {
   int64_t bytes(int64_t rows) const { return rows * stride(); }
   // -127 to 127, zero past the inputs.
   int8_t* values(int64_t row) const { return reinterpret_cast<int8_t*>(data + row * stride()); }
-  // What a one of each block stands for.
+  // The value that 1 stands for in each block.
   float* scales(int64_t row) const {
     return reinterpret_cast<float*>(data + row * stride() + blocks * kBlock);
   }

@@ -25,8 +25,8 @@ int64_t plain_packs(const Matmul<T>& m) {
   return packs;
 }
 
-// Whether so few rows wait for memory alone. Integers are read so fast that their arithmetic counts from one
-// row on.
+// Whether a product of so few rows is bound by memory alone. With integer weights it never is: they are read
+// so fast that arithmetic counts from one row on.
 template <class T>
 bool is_streamed(const Matmul<T>& m, int64_t rows) {
   for (int64_t i = 0; i < m.num_terms; ++i) {
@@ -55,7 +55,7 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
     if (from < to) {
       const int64_t bytes = term.weights.panel_bytes;
       Stream<T> stream{term.weights.panels + panel * bytes + from * kLine, bytes};
-      // Of a later term the next tile's weights follow this one's.
+      // A later term prefetches its own weights of the next tile.
       const char* then = i == 0 ? fetch.next : stream.at + Simd::tile_panels * bytes;
       accumulate<T, rows, panels>(term, row, from, to, stream, fetch.ahead(stream.at, then, to - from, bytes),
                                   sum);
@@ -66,13 +66,13 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
 }
 
 // The plain terms of all rows under the panels of one tile, to `sums` [row_end - row_begin, kTileOutputs].
-// The row blocks pass over a slice of the weights one after the other; while they do, each fetches its share
-// of the weights that come next.
+// The row blocks pass over a slice of the weights one after the other, and each prefetches its share of the
+// weights that come next.
 template <class T, int panels>
 void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                   float* sums) {
   const int64_t blocks = divide_up(row_end - row_begin, Simd::max_rows<T>);
-  const bool told = !is_streamed(m, row_end - row_begin);
+  const bool prefetches = !is_streamed(m, row_end - row_begin);
   const int64_t packs = plain_packs(m);
   const Weights& first = m.terms[0].weights;
   const int64_t first_packs = first.storage == Storage::plain ? packs_of(m.terms[0]) : 0;
@@ -80,12 +80,12 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
   int64_t begin = 0;
   do {
     const int64_t end = begin + kSlice < packs ? begin + kSlice : packs;
-    // The first term's next slice, or the next tile's first: a later term's follow from where it is read.
+    // What comes next of the first term: its next slice, or the next tile.
     const char* then = end < first_packs ? weight + end * kLine : next;
     int64_t row = row_begin;
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t count = divide_up(row_end - row, blocks - block);
-      const Fetch fetch{told ? then : nullptr, block, blocks};
+      const Fetch fetch{prefetches ? then : nullptr, block, blocks};
       float* to = sums + (row - row_begin) * kTileOutputs;
       with_rows<Simd::max_rows<T>>(
           count, [&]<int rows>() { matmul_tile<T, rows, panels>(m, row, panel, begin, end, fetch, to); });
@@ -95,7 +95,7 @@ void plain_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
   } while (begin < packs);
 }
 
-// Starts to load what the rows of `scale` hold for a tile: slots lie far apart, and nothing else reads them.
+// Prefetches a tile's part of the rows of `scale`: slots lie far apart, and nothing else reads them.
 template <class T>
 void fetch_scales(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel) {
   for (int64_t row = row_begin; row < row_end; ++row) {
@@ -124,7 +124,8 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }
 
-// A few rows under many panels: first the one term of all of them, then the other, each in one stretch.
+// A few rows under many panels: one term of all panels, then the other, so that memory is read in long
+// streams.
 template <class T>
 void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                    int64_t panel_end) {

@@ -23,7 +23,7 @@ constexpr int64_t kIntegerSlice = 32;
 template <Storage storage>
 struct IntegerStream {
   static constexpr int64_t step = storage == Storage::int8 ? 2 * kLine : kLine;
-  // What the bytes that Simd::dot takes exceed the weights by.
+  // What is added to the weights before Simd::dot multiplies them.
   static constexpr int32_t offset = storage == Storage::int8 ? Simd::byte_offset : 8;
 
   const char* at;

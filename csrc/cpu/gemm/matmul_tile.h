@@ -16,20 +16,22 @@ int64_t packs_of(const Term<T>& term) {
   return divide_up(term.inputs, kPack<T>);
 }
 
-// What a tile fetches of its successor while it multiplies: from `at` on, `step` bytes for each line that it
-// reads of its own, of panels that lie `apart`. A line that is there already costs little.
+// Where a tile prefetches the weights of the next one: `at` advances by `step` bytes for each line that the
+// tile reads of its own; the panels lie `apart` bytes from one another. A line that is there already costs
+// little.
 struct Ahead {
   const char* at;
   int64_t step, apart;
 };
 
-// A block of rows' share of what its tile fetches, so that memory is busy for as long as all the blocks
-// multiply. `next`: where the first term of the tile's successor begins; null: nothing is fetched.
+// The share of a tile's prefetches that one of its blocks of rows makes, so that memory is busy while all
+// blocks multiply. next: where the weights that come next begin in the first term, or null: nothing is
+// prefetched.
 struct Fetch {
   const char* next;
   int64_t block, blocks;
 
-  // For `lines` lines of a stream that stands at `here`, and whose panels lie `bytes` apart.
+  // For a block that reads `lines` lines from `here` on, of panels that lie `bytes` apart; `then` comes next.
   Ahead ahead(const char* here, const char* then, int64_t lines, int64_t bytes) const {
     if (!next) return {here, 0, 0};
     const int64_t step = divide_up(kLine, blocks);

@@ -1,4 +1,4 @@
-// The way from a matrix in rows to panels.
+// Packs a matrix in rows into panels.
 #pragma once
 
 #include "cpu/simd/kernels.h"

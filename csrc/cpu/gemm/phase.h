@@ -15,7 +15,7 @@ template <class T>
 struct Job {
   Matmul<T> product;
   int64_t row_begin, row_end;
-  int64_t integers;  // which of the phase's, or -1
+  int64_t integers;  // index of the phase's Integers, or -1
 
   int64_t panels() const { return divide_up(product.outputs, kPanel); }
   // Time of a panel, in inputs times rows. Integers are read in half the time and multiplied in half the
@@ -30,7 +30,7 @@ struct Job {
   }
 };
 
-// A thread gets a stretch of the panels of all jobs, laid end to end, of its share of the cost.
+// The panels of all jobs, laid end to end, are dealt to threads in stretches of equal cost.
 template <class T>
 class Phase {
  public:
@@ -66,7 +66,7 @@ class Phase {
     return first;
   }
 
-  // Does a thread's share. `next` is what it will read afterwards.
+  // Computes a thread's share. next: what the thread reads afterwards, to be prefetched.
   void run(const TypedKernels<T>& kernel, const Team& team, const void* next) const {
     std::vector<bool> ready(integers_.size());
     each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t end) {

@@ -1,4 +1,4 @@
-// From a row of activations to integers, block by block.
+// Quantises rows of activations to integers, block by block.
 #pragma once
 
 #include <limits>
@@ -9,7 +9,7 @@
 namespace zweave {
 namespace {
 
-// The inverse of a smaller one would not be finite; nothing that small adds to a sum.
+// A block whose largest magnitude is smaller becomes zero: the inverse of its scale might not be finite.
 constexpr float kSmallestPeak = 1e-30f;
 
 constexpr int kBlockVectors = int(kBlock) / Simd::width;

@@ -20,7 +20,7 @@ inline Storage storage_of(const at::Tensor& panels) {
   return panels.scalar_type() == at::kByte ? Storage::int4 : Storage::plain;
 }
 
-// Of panels of int8 or int4.
+// Shape of the panels of int8 or int4.
 std::array<int64_t, 4> integer_panel_shape(Storage storage, int64_t outputs, int64_t inputs);
 
 // Throws unless `matrix` holds a packed [outputs, inputs] of this dtype, or of integers with scales.

@@ -1,7 +1,7 @@
 // What every instruction set provides: one table of functions on raw pointers.
 //
-// Strides count elements. A function works on the half-open range it is given and nothing else, so that the
-// caller decides how threads share the work; no result depends on how it does.
+// Strides count elements. A function works on the half-open range that it is given, so the caller decides how
+// threads share the work. No result depends on that.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ constexpr int64_t kMemoryBoundRows = 12;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// From row to row of a buffer: rows that lie a multiple of 2 KiB apart fall on the same lines of the
-// first-level cache, where a product would read a dozen of them side by side.
+// Stride of a buffer's rows. Rows a multiple of 2 KiB apart would compete for the same sets of the
+// first-level cache, and a product reads a dozen of them at once.
 template <class T>
 constexpr int64_t row_stride(int64_t width) {
   return width * sizeof(T) % 2048 == 0 ? width + int64_t(64 / sizeof(T)) : width;
@@ -61,11 +61,11 @@ struct Term {
   int64_t x_stride;
   Weights weights;
   int64_t inputs;
-  char* integers;  // a thread's copy of x as integer_rows.h has it; null if the weights are plain
+  char* integers;  // this thread's copy of x as integers (integer_rows.h); null if the weights are plain
 };
 
-// y = the sum of the terms, then * scale[slot], then + bias, where given. Plain terms are one chain of
-// additions: a product over inputs that lie in two places. At most one term, the last, has integer weights.
+// y = (sum of the terms) * scale[slot] + bias, the last two where given. Plain terms are one chain of
+// additions, as if their inputs lay side by side. Only the last term may have integer weights.
 template <class T>
 struct Matmul {
   Term<T> terms[2];
@@ -79,7 +79,7 @@ struct Matmul {
   int64_t scale_stride;
   const int32_t* slot;  // [T]
   bool zero_base;       // rows in slot 0 become 0, whatever x and the scales are
-  const void* next;     // what this thread reads when it is done here, or null
+  const void* next;     // what this thread reads afterwards, to be prefetched, or null
 };
 
 template <class T>

@@ -17,10 +17,10 @@ struct Simd {
   template <class T>
   static constexpr int max_rows = 4;
   static constexpr int tile_panels = 2;
-  // Up to so many rows a product waits for memory alone. The processor fetches one stretch of addresses
-  // faster than two beside one another, and faster by itself than when it is told line by line.
+  // Up to this many rows a product is bound by memory alone: it reads one panel at a time and prefetches
+  // nothing, since the hardware prefetcher is fastest on a single stream.
   static constexpr int streamed_rows = 4;
-  // The same of a product with integer weights, and what `bytes` adds to them.
+  // Rows of the register tile of a product with integer weights, and what `bytes` adds to the weights.
   static constexpr int integer_rows = 4;
   static constexpr int byte_offset = 0;
   // Register tile of a mix.
