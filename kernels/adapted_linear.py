@@ -24,7 +24,7 @@ from .svf_linear import svf_linear
 
 
 class LinearMode(IntEnum):
-    """How a linear computes a token; the numbers are those of csrc/cpu/decoder/adapted_linear.h."""
+    """How a linear computes a token; the numbers are those of csrc/cpu/gemm/linear.h."""
 
     DENSE = 0
     DELTA = 1
