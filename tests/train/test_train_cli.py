@@ -228,7 +228,7 @@ def test_bundled_experts_are_small_and_say_how_they_were_made_and_how_good_they_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # 17 minutes on one core without AVX-512
+@pytest.mark.timeout(1800)  # 3 minutes on one core with AVX-512
 def test_an_expert_for_sst2_is_trained_from_scratch(
     tmp_path: Path, smollm2: Path, user_cache: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,8 +239,8 @@ def test_an_expert_for_sst2_is_trained_from_scratch(
         monkeypatch.delenv("ZWEAVE_CACHE")
     else:
         monkeypatch.setenv("ZWEAVE_CACHE", user_cache)
-    # The recipe of the bundled one that is trained soonest: docs/experts.md.
-    options = ["--scope=after_prompt", "--steps=60", "--validation=100", "--held-out=300", "--json"]
+    # Half the steps of the bundled one that is trained soonest (docs/experts.md).
+    options = ["--scope=after_prompt", "--steps=30", "--validation=100", "--held-out=300", "--json"]
     command = [sys.executable, "-m", "zweave.cli.main", "train", "sst2", "--out", str(tmp_path), *options]
     # Not in the checkout: transformers would take its folder `kernels` for the package of that name.
     done = subprocess.run(
@@ -252,5 +252,5 @@ def test_an_expert_for_sst2_is_trained_from_scratch(
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    # .882 to .890 were seen of 500; nearly three standard errors of 300 below.
-    assert record["held_out"] == 300 and record["accuracy_after"] >= 0.83 > record["accuracy_before"]
+    # .877 was seen; three standard errors of 300 samples below. The base model has .32.
+    assert record["held_out"] == 300 and record["accuracy_after"] >= 0.82 > record["accuracy_before"]
