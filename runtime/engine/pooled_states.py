@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ZweaveError
-from ..kv_cache.running_sums import running_sums
+from ..kv_cache.running_sums import mean_state, running_sums
 from ..model.layer_schedule import LayerExit, LayerSchedule, StateCapture
 from ..scheduler.block_manager import BlockManager
 from ..scheduler.chunk import Chunk
@@ -91,4 +91,4 @@ def _means(runner: ModelRunner, chunks: Seq[Chunk], layers: Seq[int]) -> Tensor:
 
 def _mean(states: Tensor) -> Tensor:
     """The mean that a first pass computes (scheduler/pooling.py), bit for bit."""
-    return torch.from_numpy(running_sums(None, states)[-1] / len(states)).float()
+    return mean_state(running_sums(None, states)[-1], len(states))

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 Sum: TypeAlias = npt.NDArray[np.float64]
@@ -23,3 +24,8 @@ def running_sums(before: Sum | None, states: Tensor) -> Sum:
     if before is not None:
         values[0] += before
     return np.add.accumulate(values, axis=0, out=values)
+
+
+def mean_state(total: Sum, num_tokens: int) -> Tensor:
+    """The mean of states that add up to `total`, [hidden] float32."""
+    return torch.from_numpy(total / num_tokens).float()

@@ -4,10 +4,9 @@ States are added in float64, one token after the other, so that the sum does not
 whose beginning is in the prefix tree starts from the sum that is stored there.
 """
 
-import torch
 from torch import Tensor
 
-from ..kv_cache.running_sums import Sum, running_sums
+from ..kv_cache.running_sums import Sum, mean_state, running_sums
 
 
 class Pooling:
@@ -46,4 +45,4 @@ class Pooling:
     def mean(self) -> Tensor:
         """[hidden] float32."""
         assert self._sum is not None
-        return torch.from_numpy(self._sum / self.tokens).float()
+        return mean_state(self._sum, self.tokens)
