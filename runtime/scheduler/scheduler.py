@@ -22,8 +22,9 @@ _SCAN_FACTOR = 2
 class Scheduler:
     """First come, first served. Decoding goes before prefill, and prompts are cut to the token budget.
 
-    When blocks run out the latest arrival is preempted: it gives its blocks back, keeps its bank slot, and
-    is computed again from its tokens later, which gives the same values bit for bit.
+    When blocks run out the latest arrival is preempted: it gives its blocks and its bank slot back, and is computed
+    again from its tokens later, which gives the same values bit for bit. So no waiting sequence holds what an earlier
+    one waits for.
 
     A request whose prompt begins like one that is being computed waits until it can share that one's blocks, and
     may be overtaken meanwhile. It waits for earlier arrivals only, and only for running ones, which get on in every
@@ -86,10 +87,7 @@ class Scheduler:
             self._running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        self._blocks.free(sequence)
-        if sequence.slot is not None:
-            self._bank.release(sequence.slot)
-            sequence.slot = None
+        self._release(sequence)
 
     def schedule(self) -> tuple[list[Chunk], list[tuple[Sequence, str]]]:
         """Returns the chunks of the next step, and the sequences that cannot run with the reason.
@@ -125,7 +123,7 @@ class Scheduler:
         num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
         while num_missing > self._blocks.num_available and sequence not in victims:
             victim = self._running.pop()
-            self._blocks.free(victim)
+            self._release(victim)
             self._waiting.appendleft(victim)
             self.preemptions += 1
             victims.append(victim)
@@ -179,9 +177,15 @@ class Scheduler:
         return False
 
     def _take_slot(self, sequence: Sequence) -> bool:
-        if sequence.slot is None:
-            sequence.slot = self._bank.try_acquire(sequence.mixture)
+        sequence.slot = self._bank.try_acquire(sequence.mixture)
         return sequence.slot is not None
+
+    def _release(self, sequence: Sequence) -> None:
+        """Gives back the blocks and the slot of a sequence that runs no longer."""
+        self._blocks.free(sequence)
+        if sequence.slot is not None:
+            self._bank.release(sequence.slot)
+            sequence.slot = None
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
         """The next tokens as chunks, cut where the layer changes at which they enter the model."""

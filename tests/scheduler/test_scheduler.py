@@ -1,4 +1,5 @@
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -133,14 +134,39 @@ def test_the_latest_arrival_is_preempted_and_comes_back(cache: KVCache) -> None:
             break
         for request_id, count in finish_step(scheduler).items():
             computed[request_id] += count
-        if second.kv.num_computed_tokens == 0 and len(second.generated) < 8:
-            assert second.slot is not None, "a preempted request keeps its slot"
     assert scheduler.preemptions == 1
     assert computed[0] == 22, "the first arrival computes each token once"
     assert computed[1] > 22
     assert len(first.generated) == len(second.generated) == 8
     assert cache.num_free == cache.num_blocks
     assert bank.free == 2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a dispatcher chose: a mixture that changes all layers."""
+
+    parts: tuple[str, ...] = ("a",)
+    first_layer: int = 0
+
+
+def test_a_preempted_request_holds_no_slot_that_an_earlier_one_waits_for(cache: KVCache) -> None:
+    bank = CountedSlots(1)
+    scheduler = scheduler_of(cache, bank, max_sequences=4, max_batch_tokens=3)
+    dispatched, later = sequence(0, prompt=20), sequence(1, prompt=8, generated=16, expert="b")
+    scheduler.add(later)
+    for _ in range(3):
+        finish_step(scheduler)
+    scheduler.add(dispatched)
+    for _ in range(9):
+        finish_step(scheduler)
+    assert scheduler.preemptions == 1
+    assert not scheduler.bind(dispatched, Chosen(), adapted_from=0), "other keys and values: it starts again"
+    for _ in range(30):
+        finish_step(scheduler)
+    assert len(dispatched.generated) == 1
+    assert len(later.generated) == 16
+    assert bank.free == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
