@@ -89,7 +89,7 @@ PYBIND11_MODULE(_C, m) {
                                   scale,       delta,        bias,  modes,     supports};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
-           py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("ways"),
+           py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("modes"),
            py::arg("vt_scale") = py::none(), py::arg("u_scale") = py::none(), py::arg("vt_group") = 0,
            py::arg("u_group") = 0, py::arg("supports") = py::none());
 

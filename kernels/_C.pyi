@@ -22,7 +22,7 @@ class AdaptedLinear:
         scale: Tensor | None,
         delta: Tensor | None,
         bias: Tensor | None,
-        ways: Tensor,
+        modes: Tensor,
         supports: Tensor | None = None,
         vt_scale: Tensor | None = None,
         u_scale: Tensor | None = None,

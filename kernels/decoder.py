@@ -270,7 +270,7 @@ def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
         scale=linear.scale,
         delta=linear.delta,
         bias=linear.bias,
-        ways=modes,
+        modes=modes,
         supports=linear.supports,
         vt_scale=None if linear.vt is None else linear.vt.scale,
         u_scale=None if linear.u is None else linear.u.scale,

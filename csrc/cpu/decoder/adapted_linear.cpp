@@ -21,7 +21,7 @@ Weights weights_or_null(const std::optional<PackedMatrix>& matrix, int64_t input
 }  // namespace
 
 void AdaptedLinear::check(at::ScalarType dtype) const {
-  Argument{kOp, "ways", modes}.dtype(at::kByte).shape({-1}).contiguous();
+  Argument{kOp, "modes", modes}.dtype(at::kByte).shape({-1}).contiguous();
   const int64_t slots = modes.size(0);
   TORCH_CHECK(dense || scale, kOp, ": it needs the dense weight or the factors");
   TORCH_CHECK(vt.has_value() == u.has_value(), kOp, ": vt and u go together");
