@@ -21,9 +21,8 @@ class TokenBytes:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(
-            token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special
-        )
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token for token, kind in added.items() if kind.special)
         steps = _decoder_steps(tokenizer)
         kinds = [step["type"] for step in steps]
         self._byte_level = "ByteLevel" in kinds
@@ -32,7 +31,8 @@ class TokenBytes:
                 f"the tokenizer's decoder {kinds} is neither byte-level BPE nor SentencePiece: not supported"
             )
         self.strips_first_space = any(map(_strips_first_space, steps))
-        self._known: dict[int, bytes] = {}
+        # Added tokens are written as they are, not in GPT-2's stand-ins for bytes.
+        self._known = {token: kind.content.encode() for token, kind in added.items() if self._byte_level}
 
     def of(self, token: int, skip_special: bool) -> bytes:
         """Bytes of a token; none for special tokens that are skipped and for ids outside the vocabulary."""

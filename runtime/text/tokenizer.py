@@ -9,6 +9,7 @@ import tokenizers
 from ..checkpoint.hf_config import eos_token_ids, read_json
 from ..errors import ZweaveError, shortened
 from .chat_template import ChatTemplate
+from .special_tokens import SpecialTokens
 from .token_bytes import TokenBytes
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -30,12 +31,13 @@ class Tokenizer:
     def __init__(self, directory: str | PathLike[str]) -> None:
         self.directory = Path(directory)
         self._tokenizer = _load(self.directory / "tokenizer.json")
-        self.token_bytes = TokenBytes(self._tokenizer)
         config_file = self.directory / "tokenizer_config.json"
         config = read_json(config_file) if config_file.is_file() else {}
-        special = _special_tokens(config)
-        self._template = ChatTemplate.from_directory(self.directory, config, special)
-        self.eos_ids = eos_token_ids(self.directory) or self._ids_of(special.get("eos_token"))
+        special = SpecialTokens.from_directory(self.directory, config)
+        special.add_to(self._tokenizer)
+        self.token_bytes = TokenBytes(self._tokenizer)
+        self._template = ChatTemplate.from_directory(self.directory, config, special.named)
+        self.eos_ids = eos_token_ids(self.directory) or self._ids_of(special.named.get("eos_token"))
         self.user_opening, self.assistant_header = self._probe_headers()
         self._header_words = self._without_trailing_space(self.assistant_header)
         self._user_header = self._without_trailing_space(self._last_turn(self.user_opening))
@@ -126,22 +128,14 @@ def _load(path: Path) -> tokenizers.Tokenizer:
             f"{path.parent} has no tokenizer.json: write it with transformers' AutoTokenizer.save_pretrained"
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     # The library raises bare Exception for malformed files.
     except Exception as error:
         raise ZweaveError(f"{path} is damaged ({error}): download the model again") from None
-
-
-def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
-    """Name ("bos_token", ...) to text, however the config writes it."""
-    found = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"):
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            found[name] = value
-    return found
+    # Settings of the session that wrote the file, not of the model.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
