@@ -30,7 +30,7 @@ _YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale
 
 
 def config_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ModelConfig, except for the end tokens, from the content of a `config.json`.
+    """The fields of a ModelConfig from the content of a `config.json`.
 
     Raises ZweaveError if the model is not one that zweave can run, or a value is malformed.
     """
@@ -66,21 +66,6 @@ def config_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
         "sliding_window": _windows(raw, kind, layers),
         "dtype": str(raw.get("dtype") or raw.get("torch_dtype") or "float32").removeprefix("torch."),
     }
-
-
-def eos_token_ids(directory: Path) -> tuple[int, ...]:
-    """The tokens that end an answer: what `generation_config.json` says, else `config.json`."""
-    for name in ("generation_config.json", "config.json"):
-        if (directory / name).is_file():
-            value = read_json(directory / name).get("eos_token_id")
-            ids = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(is_integer(token) and token >= 0 for token in ids):
-                raise ZweaveError(
-                    f"{directory / name}: eos_token_id must be a token id or a list, not {value!r}"
-                )
-            if ids:
-                return tuple(dict.fromkeys(ids))
-    return ()
 
 
 def read_json(path: Path) -> dict[str, Any]:

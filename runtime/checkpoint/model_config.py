@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ZweaveError
 from ..validation import is_integer
-from .hf_config import ARCHITECTURES, LIMIT, config_fields, eos_token_ids, is_positive, read_json
+from .hf_config import ARCHITECTURES, LIMIT, config_fields, is_positive, read_json
 from .module_name import LINEARS, MLP_LINEARS, linear_of, module_name
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -22,7 +22,6 @@ class ModelConfig:
     attention_out_bias: whether o has one.
     qk_norm: whether queries and keys pass an RMS norm.
     sliding_window: how many tokens each layer attends to, one number a layer, 0 for all tokens.
-    eos_token_ids: tokens that end an answer.
     dtype: of the weights as stored, as the config names it.
     Raises ZweaveError for sizes that do not fit together.
     """
@@ -45,7 +44,6 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: tuple[int, ...] = ()
-    eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -83,22 +81,19 @@ class ModelConfig:
             raise ZweaveError(
                 f"model config: {len(self.sliding_window)} attention windows for {self.num_layers} layers"
             )
-        if not all(0 <= token < self.vocab_size for token in self.eos_token_ids):
-            raise ZweaveError(f"model config: end tokens {self.eos_token_ids} are not all in the vocabulary")
         if self.dtype not in DTYPES:
             raise ZweaveError(f"model config: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "ModelConfig":
-        """Reads `config.json` and `generation_config.json`, as transformers 4 or 5 writes them.
+        """Reads `config.json`, as transformers 4 or 5 writes it.
 
         Raises ZweaveError if the model is not one that zweave can run, or the file is malformed.
         """
         directory = Path(path)
         if not (directory / "config.json").is_file():
             raise ZweaveError(f"{directory} has no config.json: give the directory of a Hugging Face model")
-        fields = config_fields(read_json(directory / "config.json"))
-        return cls(**fields, eos_token_ids=eos_token_ids(directory))
+        return cls(**config_fields(read_json(directory / "config.json")))
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""

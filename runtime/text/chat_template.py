@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ..checkpoint.hf_config import read_json
 from ..errors import ZweaveError, one_line
 
-# Stands for the end of a message that is continued; no tokenizer or template knows it.
+# Stands for the end of an assistant's message; no tokenizer or template knows it.
 _MARK = "\ue000zweave-continue\ue001"
 
 
@@ -55,6 +55,14 @@ class ChatTemplate:
         if not mark:
             raise ZweaveError("the chat template drops a final assistant message: it cannot be continued")
         return text
+
+    def closing(self) -> str:
+        """The text after an answer that is complete; empty if the template refuses a plain conversation."""
+        messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": _MARK}]
+        try:
+            return self._render(messages, add_generation_prompt=False).partition(_MARK)[2]
+        except ZweaveError:
+            return ""
 
     def _render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         try:

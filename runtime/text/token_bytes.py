@@ -22,6 +22,7 @@ class TokenBytes:
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
+        self._added = frozenset(added)
         self._special = frozenset(token for token, kind in added.items() if kind.special)
         steps = _decoder_steps(tokenizer)
         kinds = [step["type"] for step in steps]
@@ -33,6 +34,10 @@ class TokenBytes:
         self.strips_first_space = any(map(_strips_first_space, steps))
         # Added tokens are written as they are, not in GPT-2's stand-ins for bytes.
         self._known = {token: kind.content.encode() for token, kind in added.items() if self._byte_level}
+
+    def is_added(self, token: int) -> bool:
+        """Whether a token is never made of text pieces: it is special, or was added to the vocabulary."""
+        return token in self._added
 
     def of(self, token: int, skip_special: bool) -> bytes:
         """Bytes of a token; none for special tokens that are skipped and for ids outside the vocabulary."""

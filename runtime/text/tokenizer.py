@@ -6,9 +6,10 @@ from pathlib import Path
 
 import tokenizers
 
-from ..checkpoint.hf_config import eos_token_ids, read_json
+from ..checkpoint.hf_config import read_json
 from ..errors import ZweaveError, shortened
 from .chat_template import ChatTemplate
+from .end_tokens import end_token_ids
 from .special_tokens import SpecialTokens
 from .token_bytes import TokenBytes
 
@@ -23,7 +24,7 @@ class Tokenizer:
     assistant_header: the token ids that the chat template puts between the end of the user's words and the
         beginning of the assistant's; empty without a chat template.
     user_opening: the token ids that the chat template puts before the user's first words.
-    eos_ids: the tokens that end an answer.
+    eos_ids: the tokens that end an answer, the one that closes a turn first.
     token_bytes: the bytes that each token stands for.
     Raises ZweaveError for missing or malformed files.
     """
@@ -37,7 +38,8 @@ class Tokenizer:
         special.add_to(self._tokenizer)
         self.token_bytes = TokenBytes(self._tokenizer)
         self._template = ChatTemplate.from_directory(self.directory, config, special.named)
-        self.eos_ids = eos_token_ids(self.directory) or self._ids_of(special.named.get("eos_token"))
+        of_tokenizer = self._ids_of(special.named.get("eos_token"))
+        self.eos_ids = end_token_ids(self.directory, self._turn_end(), of_tokenizer)
         self.user_opening, self.assistant_header = self._probe_headers()
         self._header_words = self._without_trailing_space(self.assistant_header)
         self._user_header = self._without_trailing_space(self._last_turn(self.user_opening))
@@ -91,6 +93,12 @@ class Tokenizer:
         except ZweaveError:
             return [], []
         return _common_beginning(chats), _common_beginning([chat[::-1] for chat in chats])[::-1]
+
+    def _turn_end(self) -> list[int]:
+        """The token that the chat template puts after an answer; none if it puts words there, or nothing."""
+        closing = "" if self._template is None else self._template.closing().lstrip()
+        first = self.encode(closing, special=False)[:1]
+        return [token for token in first if self.token_bytes.is_added(token)]
 
     def _last_turn(self, opening: list[int]) -> list[int]:
         """The opening from its last special token on: what stands before a user's words in any turn."""
