@@ -57,8 +57,9 @@ class Request:
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
         "auto" for the choice of a dispatcher (docs/dispatch.md).
     max_tokens: the most tokens that are generated.
-    stop: the answer ends before the first of these strings.
-    ignore_eos: continue after the model's end token.
+    stop: the answer ends before the first of these strings; special tokens may stand in them ("<|im_end|>").
+    stop_token_ids: the answer ends at these tokens too, whatever `ignore_eos` says; they give no text.
+    ignore_eos: continue after the model's end tokens.
     sampling: how tokens are sampled.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
@@ -76,6 +77,7 @@ class Request:
     expert: ExpertChoice = None
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
     sampling: Sampling = Sampling()
     logprobs: int | None = None
@@ -103,6 +105,8 @@ class Request:
             isinstance(text, str) and text for text in self.stop_strings
         ):
             raise ZweaveError("stop must be a non-empty string or a list of such")
+        if self.stop_token_ids is not None:
+            _check_ids("stop_token_ids", self.stop_token_ids)
         check_flag("ignore_eos", self.ignore_eos)
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
@@ -114,8 +118,7 @@ class Request:
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
         if self.kv_reuse not in ("exact", "approximate"):
             raise ZweaveError(f"kv_reuse must be 'exact' or 'approximate', not {self.kv_reuse!r}")
-        if not isinstance(self.score, Sequence) or isinstance(self.score, str | bytes | bytearray):
-            raise ZweaveError(f"score must be a list of token ids, not {type(self.score).__name__}")
+        _check_ids("score", self.score)
 
     @property
     def is_auto(self) -> bool:
@@ -189,6 +192,11 @@ class Delta:
     text: str
     token_ids: list[int]
     result: Result | None = None
+
+
+def _check_ids(name: str, value: object) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        raise ZweaveError(f"{name} must be a list of token ids, not {type(value).__name__}")
 
 
 def _check_sequence(name: str, value: object, wanted: str) -> None:

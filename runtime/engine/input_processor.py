@@ -38,6 +38,7 @@ class InputProcessor:
         tokens = self._tokens(request)
         self._check_ids(tokens)
         self._check_ids(request.score)
+        self._check_ids(request.stop_token_ids or ())
         if not tokens:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self._max_length:

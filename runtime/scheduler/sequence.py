@@ -149,7 +149,8 @@ class Sequence:
         self.token_ids.append(token_id)
         if entry is not None:
             self.logprobs.append(entry)
-        if token_id in eos_ids and not self.request.ignore_eos:
+        stops = self.request.stop_token_ids or ()
+        if token_id in stops or (token_id in eos_ids and not self.request.ignore_eos):
             return self.text.finish(), "stop"
         new_text, stopped = self.text.add(token_id)
         if stopped:

@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Sequence
+from itertools import compress
 from typing import Protocol
 
 from .tokenizer import Tokenizer
@@ -11,6 +12,8 @@ class Detokenizer(Protocol):
     """Turns tokens into text as they come (`IncrementalDetokenizer`)."""
 
     def add(self, token_id: int) -> str: ...
+
+    def special_text(self, token_id: int) -> str: ...
 
     def finish(self) -> str: ...
 
@@ -37,18 +40,28 @@ class IncrementalDetokenizer:
             return text.removeprefix(" ")
         return text
 
+    def special_text(self, token_id: int) -> str:
+        """How a special token is written, which `add` gives no text for; empty for other tokens."""
+        if not self._bytes.is_special(token_id):
+            return ""
+        return self._bytes.of(token_id, skip_special=False).decode("utf-8", "replace")
+
     def finish(self) -> str:
         """What was held back: U+FFFD for an unfinished character."""
         return self._utf8.decode(b"", final=True)
 
 
 class StopChecker:
-    """Text of a growing answer before its first stop string; holds back what may yet become one."""
+    """Text of a growing answer before its first stop string; holds back what may yet become one.
+
+    Stop strings are looked for in the text with its special tokens written out, which are not shown.
+    """
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._held = ""
+        self._is_shown = b""  # a byte a character of `_held`, 0 in special tokens
         self._shown: list[str] = []
 
     @property
@@ -58,29 +71,35 @@ class StopChecker:
 
     def add(self, token_id: int) -> tuple[str, bool]:
         """Takes the next token; returns the text to show and whether a stop string was met."""
-        self._held += self._detokenizer.add(token_id)
+        self._hold(self._detokenizer.add(token_id), is_shown=True)
+        if self._stops:
+            self._hold(self._detokenizer.special_text(token_id), is_shown=False)
         return self._release()
 
     def finish(self) -> str:
         """Ends the answer; returns what was still held back, up to a stop string."""
-        self._held += self._detokenizer.finish()
+        self._hold(self._detokenizer.finish(), is_shown=True)
         text, stopped = self._release()
-        if stopped:
-            return text
-        rest, self._held = self._held, ""
-        self._shown.append(rest)
-        return text + rest
+        return text if stopped else text + self._show(len(self._held))
+
+    def _hold(self, text: str, is_shown: bool) -> None:
+        self._held += text
+        self._is_shown += bytes([is_shown]) * len(text)
 
     def _release(self) -> tuple[str, bool]:
-        text, stopped = before_stop(self._held, self._stops)
+        before, stopped = before_stop(self._held, self._stops)
+        keep = 0 if stopped else max((_overlap(before, stop) for stop in self._stops), default=0)
+        text = self._show(len(before) - keep)
         if stopped:
-            self._held = ""
-        else:
-            keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-            end = len(text) - keep
-            text, self._held = text[:end], text[end:]
-        self._shown.append(text)
+            self._held, self._is_shown = "", b""
         return text, stopped
+
+    def _show(self, end: int) -> str:
+        """Gives out what is held up to an index."""
+        text = "".join(compress(self._held[:end], self._is_shown))
+        self._held, self._is_shown = self._held[end:], self._is_shown[end:]
+        self._shown.append(text)
+        return text
 
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

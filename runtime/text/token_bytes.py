@@ -39,6 +39,9 @@ class TokenBytes:
         """Whether a token is never made of text pieces: it is special, or was added to the vocabulary."""
         return token in self._added
 
+    def is_special(self, token: int) -> bool:
+        return token in self._special
+
     def of(self, token: int, skip_special: bool) -> bytes:
         """Bytes of a token; none for special tokens that are skipped and for ids outside the vocabulary."""
         if skip_special and token in self._special:

@@ -90,6 +90,31 @@ def test_end_token_ends_an_answer(tiny_engine: TinyEngine, monkeypatch: pytest.M
     assert engine.generate(Request(PROMPT, max_tokens=8, ignore_eos=True))[0].token_ids == free
 
 
+def test_stop_tokens_end_an_answer(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine()
+    free = engine.generate(Request(PROMPT, max_tokens=8, ignore_eos=True))[0].token_ids
+    end = free.index(free[4])
+    request = Request(PROMPT, max_tokens=8, ignore_eos=True, stop_token_ids=[free[4]])
+    stopped = engine.generate(request)[0]
+    assert (stopped.token_ids, stopped.finish_reason) == (free[: end + 1], "stop")
+    assert stopped.text == engine.tokenizer.decode(free[:end])
+    with pytest.raises(ZweaveError, match="token ids must be integers from 0 to 95, not 96"):
+        engine.generate(Request(PROMPT, stop_token_ids=[96]))
+
+
+def test_a_special_token_as_stop_string_ends_an_answer(
+    tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_engine()
+    free = engine.generate(Request(PROMPT, max_tokens=8, ignore_eos=True))[0].token_ids
+    end = free.index(free[4])
+    special = frozenset([*engine.tokenizer.token_bytes._special, free[4]])
+    monkeypatch.setattr(engine.tokenizer.token_bytes, "_special", special)
+    written = engine.tokenizer.decode([free[4]], skip_special=False)
+    stopped = engine.generate(Request(PROMPT, max_tokens=8, ignore_eos=True, stop=written))[0]
+    assert (stopped.token_ids, stopped.finish_reason) == (free[: end + 1], "stop")
+
+
 def test_logprobs_add_up_and_name_the_greedy_token(tiny_engine: TinyEngine) -> None:
     result = tiny_engine().generate(Request(PROMPT, max_tokens=4, logprobs=96))[0]
     for token_id, entry in zip(result.token_ids, result.logprobs, strict=True):

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -5,10 +6,13 @@ from zweave.text.detokenizer import StopChecker, before_stop
 
 
 class Letters:
-    """Stands for a detokeniser: a token is the code of a letter."""
+    """Stands for a detokeniser: a token is the code of a letter, # that of the special token <end>."""
 
     def add(self, token_id: int) -> str:
-        return chr(token_id)
+        return "" if self.special_text(token_id) else chr(token_id)
+
+    def special_text(self, token_id: int) -> str:
+        return {ord("#"): "<end>"}.get(token_id, "")
 
     def finish(self) -> str:
         return ""
@@ -38,6 +42,21 @@ def test_what_only_looked_like_a_stop_string_is_shown_in_the_end() -> None:
 
 def test_overlapping_stop_strings() -> None:
     assert run("xaab", ("ab", "aac")) == ("xa", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one#two", "<end>", ("one", True)),
+        ("one#\ntwo", "<end>\n", ("one", True)),
+        ("one\n#two", "\n<end>", ("one", True)),
+        ("one#two", "<end>\n", ("onetwo", False)),
+        ("a#b#", "<end>c", ("ab", False)),
+        ("one<end>two", "<end>", ("one", True)),
+    ],
+)
+def test_a_stop_string_may_hold_a_special_token(text: str, stop: str, expected: tuple[str, bool]) -> None:
+    assert run(text, (stop,)) == expected
 
 
 def test_a_finished_text_is_cut_in_the_same_way() -> None:
