@@ -1,27 +1,19 @@
 """The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`.
 
-Byte-level BPE pre-tokenizers follow the models' own tokenizer.json files; SentencePiece vocabularies become
-BPE with merges by score, as transformers converts them.
+SentencePiece vocabularies become BPE with merges by score, as transformers converts them.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from ...errors import ZweaveError
-from ...validation import is_integer
+from .pre_tokenizers import PreTokenizer, pre_tokenizer
+from .vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, GgufVocabulary
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-# In characters: merges are sought in time quadratic in the longest token.
-_MAX_TOKEN = 1024
-_PRE_TOKENIZERS = ("smollm", "gpt-2", "llama-bpe", "qwen2")
 _PREFIX = "tokenizer.ggml."
 
 
@@ -34,18 +26,11 @@ class GgufTokenizer:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.model = self._get("model", str, "none")
-        self._tokens = self._strings("tokens")
-        if len(set(self._tokens)) != len(self._tokens):
-            raise ZweaveError("the GGUF file's vocabulary holds a token twice: the file is damaged")
-        if max(map(len, self._tokens)) > _MAX_TOKEN:
-            raise ZweaveError(f"the GGUF file's vocabulary holds a token of over {_MAX_TOKEN} characters")
-        self._types = metadata.get(_PREFIX + "token_type", [1] * len(self._tokens))
-        if not isinstance(self._types, list) or len(self._types) != len(self._tokens):
-            raise ZweaveError("the GGUF file's token types do not fit its vocabulary: the file is damaged")
+        self._vocabulary = GgufVocabulary(metadata, is_sentencepiece=self.model == "llama")
 
     @property
     def vocab_size(self) -> int:
-        return len(self._tokens)
+        return len(self._vocabulary.tokens)
 
     def build(self) -> tokenizers.Tokenizer:
         """The tokenizer, with its special tokens and what it puts around a text."""
@@ -57,10 +42,10 @@ class GgufTokenizer:
             raise ZweaveError(
                 f"the GGUF tokenizer {self.model!r} is not supported: supported are gpt2 and llama"
             )
-        for token, kind in zip(self._tokens, self._types, strict=True):
-            if kind == _CONTROL or (kind == _UNKNOWN and self.model == "llama"):
+        for token, kind in zip(self._vocabulary.tokens, self._vocabulary.kinds, strict=True):
+            if kind == CONTROL or (kind == UNKNOWN and self.model == "llama"):
                 tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-            elif kind == _USER_DEFINED:
+            elif kind == USER_DEFINED:
                 tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
         self._add_around(tokenizer)
         return tokenizer
@@ -68,14 +53,13 @@ class GgufTokenizer:
     def token_ids(self) -> dict[str, int | list[int]]:
         """The ids of special tokens by their keys in `config.json`; eos_token_id are all tokens that end an answer."""
         ids: dict[str, int | list[int]] = {}
-        for name, key in (("bos", "bos"), ("unk", "unknown"), ("pad", "padding")):
-            token = self._token_id(key)
+        for name, role in (("bos", "bos"), ("unk", "unknown"), ("pad", "padding")):
+            token = self._vocabulary.token_id(role)
             if token is not None:
                 ids[f"{name}_token_id"] = token
-        ends = [token for token in map(self._token_id, ("eos", "eot", "eom")) if token is not None]
+        ends = self._vocabulary.end_ids()
         if ends:
-            distinct = list(dict.fromkeys(ends))
-            ids["eos_token_id"] = distinct if len(distinct) > 1 else distinct[0]
+            ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         return ids
 
     def config(self) -> dict[str, Any]:
@@ -84,52 +68,43 @@ class GgufTokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
         }
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-            token = self._token_id(key)
-            if token is not None:
-                config[f"{name}_token"] = self._tokens[token]
-        template = self._metadata.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            config["chat_template"] = template
+        for name, role in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            token = self._vocabulary.token_id(role)
+            # A name makes a token special: some files name a piece of text as padding.
+            if token is not None and self._vocabulary.kinds[token] in (CONTROL, UNKNOWN):
+                config[f"{name}_token"] = self._vocabulary.tokens[token]
+        if self._vocabulary.template is not None:
+            config["chat_template"] = self._vocabulary.template
         return config
 
     def _byte_level(self) -> tokenizers.Tokenizer:
-        pre = self._get("pre", str, "default")
-        merges = [tuple(merge.split(" ")) for merge in self._strings("merges")]
-        if pre not in _PRE_TOKENIZERS:
-            raise ZweaveError(
-                f"the GGUF pre-tokenizer {pre!r} is not supported: supported are {', '.join(_PRE_TOKENIZERS)}"
-            )
-        if any(len(merge) != 2 for merge in merges):
+        merges = self._metadata.get(_PREFIX + "merges")
+        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+            raise ZweaveError(f"the GGUF file has no {_PREFIX}merges: take one that carries its tokenizer")
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+        if any(len(pair) != 2 for pair in pairs):
             raise ZweaveError("the GGUF file's merges are not pairs of tokens: the file is damaged")
-        # Llama 3's own tokenizer.json ignores merges for words that are tokens.
-        tokenizer = tokenizers.Tokenizer(_bpe(self._vocabulary(), merges, ignore_merges=pre == "llama-bpe"))
-        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        if pre == "gpt-2":
-            tokenizer.pre_tokenizer = words
-        elif pre == "smollm":
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-        else:
-            split = pre_tokenizers.Split(Regex(_LLAMA3 if pre == "llama-bpe" else _QWEN2), "isolated")
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
-        if pre == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
+        words = self._pre_tokenizer
+        tokenizer = tokenizers.Tokenizer(_bpe(self._index(), pairs, ignore_merges=words.ignore_merges))
+        words.set_up(tokenizer)
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
 
+    @cached_property
+    def _pre_tokenizer(self) -> PreTokenizer:
+        return pre_tokenizer(self._get("pre", str, ""))
+
     def _sentencepiece(self) -> tokenizers.Tokenizer:
         scores = self._metadata.get(_PREFIX + "scores")
-        if not isinstance(scores, list) or len(scores) != len(self._tokens):
+        if not isinstance(scores, list) or len(scores) != self.vocab_size:
             raise ZweaveError("the GGUF file's token scores do not fit its vocabulary: the file is damaged")
-        vocabulary = self._vocabulary()
-        unknown = self._token_id("unknown")
+        vocabulary = self._index()
+        unknown = self._vocabulary.token_id("unknown")
         tokenizer = tokenizers.Tokenizer(
             _bpe(
                 vocabulary,
-                _merges_by_score(vocabulary, scores, self._types),
-                unk_token=None if unknown is None else self._tokens[unknown],
+                _merges_by_score(vocabulary, scores, self._vocabulary.kinds),
+                unk_token=None if unknown is None else self._vocabulary.tokens[unknown],
                 fuse_unk=True,
                 byte_fallback=True,
             )
@@ -145,12 +120,12 @@ class GgufTokenizer:
 
     def _add_around(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Puts the begin and end tokens around a text where the file asks for them."""
-        begins = self.model == "llama" or self._metadata.get(_PREFIX + "pre") == "llama-bpe"
+        begins = self.model == "llama" or self._pre_tokenizer.add_bos
         around = [
-            self._token_id(key) if self._get(f"add_{key}_token", bool, default) else None
-            for key, default in (("bos", begins), ("eos", False))
+            self._vocabulary.token_id(role) if self._get(f"add_{role}_token", bool, default) else None
+            for role, default in (("bos", begins), ("eos", False))
         ]
-        words = [None if token is None else self._tokens[token] for token in around]
+        words = [None if token is None else self._vocabulary.tokens[token] for token in around]
         if words == [None, None]:
             return
         begin, end = ([] if word is None else [word] for word in words)
@@ -166,24 +141,8 @@ class GgufTokenizer:
                 f"the GGUF file's begin and end tokens {words} are malformed ({error})"
             ) from None
 
-    def _vocabulary(self) -> dict[str, int]:
-        return {token: index for index, token in enumerate(self._tokens)}
-
-    def _token_id(self, name: str) -> int | None:
-        token = self._metadata.get(f"{_PREFIX}{name}_token_id")
-        if token is None:
-            return None
-        if not (is_integer(token) and 0 <= token < len(self._tokens)):
-            raise ZweaveError(
-                f"the GGUF file's {name} token {token!r} is not in its vocabulary: the file is damaged"
-            )
-        return token
-
-    def _strings(self, key: str) -> list[str]:
-        values = self._metadata.get(_PREFIX + key)
-        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-            raise ZweaveError(f"the GGUF file has no {_PREFIX}{key}: take one that carries its tokenizer")
-        return values
+    def _index(self) -> dict[str, int]:
+        return {token: index for index, token in enumerate(self._vocabulary.tokens)}
 
     def _get(self, key: str, kind: type, default: Any) -> Any:
         value = self._metadata.get(_PREFIX + key, default)
@@ -201,12 +160,12 @@ def _bpe(vocabulary: dict[str, int], merges: list[Any], **options: Any) -> model
 
 
 def _merges_by_score(
-    vocabulary: dict[str, int], scores: list[float], types: list[int]
+    vocabulary: dict[str, int], scores: list[float], kinds: list[int]
 ) -> list[tuple[str, str]]:
     """SentencePiece joins the neighbours whose union scores highest: every split of a token is a merge."""
     merges = []
     for token, index in vocabulary.items():
-        if types[index] != _NORMAL:
+        if kinds[index] != NORMAL:
             continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
