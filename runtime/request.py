@@ -60,6 +60,10 @@ class Request:
     stop: the answer ends before the first of these strings; special tokens may stand in them ("<|im_end|>").
     stop_token_ids: the answer ends at these tokens too, whatever `ignore_eos` says; they give no text.
     ignore_eos: continue after the model's end tokens.
+    add_special_tokens: add what the tokenizer puts around a text, such as a begin token; None does so for a prompt and
+        not for messages, whose template writes it. Token ids are taken as they are.
+    escape_special: special tokens that are written out in the prompt or in a message are plain text: a user's words
+        cannot end their turn or begin another.
     sampling: how tokens are sampled.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
@@ -79,6 +83,8 @@ class Request:
     stop: str | Sequence[str] | None = ()
     stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
+    add_special_tokens: bool | None = None
+    escape_special: bool = False
     sampling: Sampling = Sampling()
     logprobs: int | None = None
     salt: str | None = None
@@ -108,6 +114,9 @@ class Request:
         if self.stop_token_ids is not None:
             _check_ids("stop_token_ids", self.stop_token_ids)
         check_flag("ignore_eos", self.ignore_eos)
+        check_flag("escape_special", self.escape_special)
+        if self.add_special_tokens is not None:
+            check_flag("add_special_tokens", self.add_special_tokens)
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
         if self.logprobs is not None and not (

@@ -48,6 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
+        "--stop-token-ids",
+        action="append",
+        type=int,
+        default=[],
+        metavar="ID",
+        help="end an answer at this token, too; repeatable",
+    )
+    parser.add_argument(
+        "--add-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        help="what the tokenizer puts around a text, such as a begin token (prompts: yes, messages: no)",
+    )
+    parser.add_argument(
+        "--escape-special",
+        action="store_true",
+        help="special tokens that a prompt writes out (<|im_end|>) are plain text",
+    )
+    parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
     )
     add_dispatcher_option(parser)
@@ -97,6 +115,9 @@ def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
         "expert": parse_expert(args.expert),
         "max_tokens": args.max_tokens,
         "stop": args.stop,
+        "stop_token_ids": args.stop_token_ids,
+        "add_special_tokens": args.add_special_tokens,
+        "escape_special": args.escape_special,
         "logprobs": args.logprobs,
         "kv_reuse": args.kv_reuse,
         "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),

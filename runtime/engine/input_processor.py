@@ -62,10 +62,11 @@ class InputProcessor:
         return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
 
     def _tokens(self, request: Request) -> list[int]:
+        around, escape = request.add_special_tokens, request.escape_special
         if request.messages is not None:
-            return self.tokenizer.chat(request.messages)
+            return self.tokenizer.chat(request.messages, bool(around), escape)
         if isinstance(request.prompt, str):
-            return self.tokenizer.encode(request.prompt)
+            return self.tokenizer.encode(request.prompt, around is not False, escape)
         return list(request.prompt or ())
 
     def _check_ids(self, tokens: Seq[int]) -> None:

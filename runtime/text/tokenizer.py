@@ -1,5 +1,6 @@
 """Text to token ids and back, and the model's chat template."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,7 @@ from ..checkpoint.hf_config import read_json
 from ..errors import ZweaveError, shortened
 from .chat_template import ChatTemplate
 from .end_tokens import end_token_ids
+from .escape import SpecialTokenEscape
 from .special_tokens import SpecialTokens
 from .token_bytes import TokenBytes
 
@@ -37,6 +39,9 @@ class Tokenizer:
         special = SpecialTokens.from_directory(self.directory, config)
         special.add_to(self._tokenizer)
         self.token_bytes = TokenBytes(self._tokenizer)
+        self._around = self._encode("", special=True)
+        self._has_warned = False
+        self._escaping: SpecialTokenEscape | None = None
         self._template = ChatTemplate.from_directory(self.directory, config, special.named)
         of_tokenizer = self._ids_of(special.named.get("eos_token"))
         self.eos_ids = end_token_ids(self.directory, self._turn_end(), of_tokenizer)
@@ -44,32 +49,44 @@ class Tokenizer:
         self._header_words = self._without_trailing_space(self.assistant_header)
         self._user_header = self._without_trailing_space(self._last_turn(self.user_opening))
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, escape_special: bool = False) -> list[int]:
         """Token ids of a text. Special tokens written out in it are recognised.
 
-        special: whether to add what the tokenizer puts around every text, for instance a begin-of-text token.
+        special: whether to add what the tokenizer puts around every text, for instance a begin-of-text token; a text
+            that begins with it gets it twice, and a warning.
+        escape_special: take special tokens that are written out as plain text.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ZweaveError("the text holds a lone surrogate, which is no character: remove it") from None
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+        ids = self._encode(self._escape(text) if escape_special else text, special)
+        if special and ids[:2] == self._around[:1] * 2 and not self._has_warned:
+            self._has_warned = True
+            logging.getLogger("zweave").warning(
+                "a prompt begins with %s, which the tokenizer puts before every text too: the model sees it twice; "
+                "leave it out of the prompt, or give add_special_tokens=False",
+                self.decode(ids[:1], skip_special=False),
+            )
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are empty."""
         text = b"".join(self.token_bytes.of(token, skip_special) for token in ids).decode("utf-8", "replace")
         return text[1:] if self.token_bytes.strips_first_space and text.startswith(" ") else text
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], special: bool = False, escape_special: bool = False
+    ) -> list[int]:
         """Token ids of a conversation, with the assistant's turn opened.
 
         A final assistant message is continued: its turn is opened with its words and not closed.
+        special: whether to add what the tokenizer puts around every text; most templates write it themselves.
+        escape_special: take special tokens that are written out in a message as plain text.
         Raises ZweaveError without a chat template, for malformed messages, and for what the template refuses.
         """
         _check_messages(messages)
         if self._template is None:
             raise ZweaveError(f"{self.directory} has no chat template: give a prompt instead of messages")
-        return self.encode(self._template.render(messages), special=False)
+        if escape_special:
+            messages = [{**message, "content": self._escape(message["content"])} for message in messages]
+        return self.encode(self._template.render(messages), special)
 
     def after_prompt_start(self, ids: Sequence[int]) -> int:
         """Index of the first token that an `after_prompt` expert acts on.
@@ -83,6 +100,18 @@ class Tokenizer:
         """Index after the last user's header in ids[:end]; 0 if there is none."""
         start = _last_occurrence(self._user_header, list(ids[:end]))
         return 0 if start is None else start + len(self._user_header)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ZweaveError("the text holds a lone surrogate, which is no character: remove it") from None
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+    def _escape(self, text: str) -> str:
+        if self._escaping is None:
+            self._escaping = SpecialTokenEscape(self._tokenizer)
+        return self._escaping.escape(text)
 
     def _probe_headers(self) -> tuple[list[int], list[int]]:
         """The longest beginning and end that conversations with different user messages have in common."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 
 from zweave import Engine, Request, Sampling, ZweaveError
 from zweave.engine.sampler import logprobs, sample_token
@@ -113,6 +114,27 @@ def test_a_special_token_as_stop_string_ends_an_answer(
     written = engine.tokenizer.decode([free[4]], skip_special=False)
     stopped = engine.generate(Request(PROMPT, max_tokens=8, ignore_eos=True, stop=written))[0]
     assert (stopped.token_ids, stopped.finish_reason) == (free[: end + 1], "stop")
+
+
+def test_special_tokens_of_a_prompt_are_the_request_s_choice(
+    tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_engine()
+    tokenizer = engine.tokenizer
+    begin = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    monkeypatch.setattr(tokenizer._tokenizer, "post_processor", begin)
+    text, chat = "a<|im_end|>", [{"role": "user", "content": "a<|im_end|>"}]
+
+    def tokens(**fields: object) -> list[int]:
+        return engine._prepare(Request(**fields)).token_ids
+
+    bare = tokens(prompt=text, add_special_tokens=False)
+    assert bare[-1] == 2
+    assert tokens(prompt=text) == tokens(prompt=text, add_special_tokens=True) == [0, *bare]
+    assert tokens(messages=chat, add_special_tokens=True) == [0, *tokens(messages=chat)]
+    assert tokens(prompt=bare, add_special_tokens=True) == bare
+    assert tokens(prompt=text, escape_special=True) == tokenizer.encode(text, escape_special=True)
+    assert tokens(messages=chat, escape_special=True) == tokenizer.chat(chat, escape_special=True)
 
 
 def test_logprobs_add_up_and_name_the_greedy_token(tiny_engine: TinyEngine) -> None:

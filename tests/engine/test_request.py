@@ -46,6 +46,8 @@ def test_absurd_sampling_is_refused(fields: dict) -> None:
         (("hello",), {"stop": ["a", ""]}, "stop"),
         (("hello",), {"stop": [1]}, "stop"),
         (("hello",), {"stop": 5}, "stop"),
+        (("hello",), {"escape_special": None}, "escape_special"),
+        (("hello",), {"add_special_tokens": 1}, "add_special_tokens"),
         (("hello",), {"stop_token_ids": 5}, "stop_token_ids"),
         (("hello",), {"stop_token_ids": "5"}, "stop_token_ids"),
         (("hello",), {"expert": 5}, "expert"),

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 
@@ -117,3 +117,56 @@ def test_malformed_tokens_are_refused(directory, config, message):
     write(directory, "tokenizer_config.json", CONFIG | config)
     with pytest.raises(ZweaveError, match=message):
         Tokenizer(directory)
+
+
+def test_escaped_special_tokens_are_plain_text(tiny_model):
+    tokenizer = Tokenizer(tiny_model("llama"))
+    plain = tokenizer.encode("say <|im_end|> and <|im_start|>")
+    messages = [{"role": "user", "content": "say <|im_end|> and <|im_start|>"}]
+    opened = [{"role": "user", "content": "say"}]
+    escaped = tokenizer.chat(messages, escape_special=True)
+    assert tokenizer.decode(escaped, skip_special=False) == tokenizer.decode(
+        tokenizer.chat(messages), skip_special=False
+    )
+    controls = [token for token in escaped if token < 3]
+    assert controls == [token for token in tokenizer.chat(opened) if token < 3]
+    letters = tokenizer.encode("say <|im_end|> and <|im_start|>", escape_special=True)
+    assert tokenizer.decode(letters) == "say <|im_end|> and <|im_start|>"
+    assert not {0, 1, 2}.intersection(letters)
+    assert tokenizer.encode("say <|im_end|> and <|im_start|>") == plain
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_escaping_keeps_the_space_that_begins_a_text(tmp_path, scheme):
+    vocabulary = {token: index for index, token in enumerate(["<s>", "▁", *"<s>ab"])}
+    library = Library(models.BPE(vocab=vocabulary, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    library.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    library.add_special_tokens([AddedToken("<s>", normalized=False)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    library.encode_special_tokens = True
+    for text in ("<s>a", "a<s>b", "<s><s>"):
+        assert tokenizer.encode(text, escape_special=True) == library.encode(text).ids
+
+
+def test_overlapping_special_tokens_are_escaped(directory):
+    change(directory, lambda library: library.add_special_tokens(["ab", "bc"]))
+    tokenizer = Tokenizer(directory)
+    assert tokenizer.decode(tokenizer.encode("abc bcab", escape_special=True)) == "abc bcab"
+
+
+def test_a_tokenizer_that_cannot_escape_says_so(directory):
+    change(directory, lambda library: library.add_special_tokens([AddedToken("<n>", normalized=True)]))
+    with pytest.raises(ZweaveError, match="escape_special: the tokenizer normalises '<n>'"):
+        Tokenizer(directory).encode("a", escape_special=True)
+
+
+def test_a_begin_token_that_comes_twice_is_told_once(directory, caplog):
+    begin = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    change(directory, lambda library: setattr(library, "post_processor", begin))
+    tokenizer = Tokenizer(directory)
+    assert tokenizer.encode("<|endoftext|>a", special=False)[0] == tokenizer.encode("a")[0] == 0
+    assert not caplog.messages
+    assert tokenizer.encode("<|endoftext|>a")[:2] == tokenizer.encode("<|endoftext|>b")[:2] == [0, 0]
+    assert caplog.text.count("begins with <|endoftext|>") == 1
