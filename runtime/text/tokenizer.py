@@ -172,6 +172,8 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     # Settings of the session that wrote the file, not of the model.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if isinstance(tokenizer.model, tokenizers.models.BPE):
+        tokenizer.model.dropout = None
     return tokenizer
 
 

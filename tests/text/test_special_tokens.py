@@ -20,6 +20,10 @@ CONFIG = {
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False}
 TOOL = {"content": "<tool>", "special": False, "normalized": True, **FLAGS}
 IMAGE = {"content": "<img>", "special": True, "normalized": False, **FLAGS}
+VOCABULARY = {
+    token: index
+    for index, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab"])
+}
 TEXT = "a<tool>b <img>c<|im_end|>"
 
 
@@ -86,11 +90,14 @@ def test_a_template_knows_the_model_s_own_tokens(directory):
     assert tokenizer.decode(ids, skip_special=False) == "<img><vid>x"
 
 
-def test_truncation_and_padding_are_the_writer_s(directory):
-    whole = Tokenizer(directory).encode("a prompt that is longer")
+def test_settings_of_the_session_that_wrote_the_file_do_not_count(directory):
+    change(directory, lambda library: setattr(library, "model", models.BPE(VOCABULARY, [("a", "b")])))
+    whole = Tokenizer(directory).encode("ababababab")
+    assert len(whole) == 5
+    change(directory, lambda library: setattr(library.model, "dropout", 0.5))
     change(directory, lambda library: library.enable_truncation(4))
     change(directory, lambda library: library.enable_padding(length=40, pad_id=0, pad_token="<|endoftext|>"))
-    assert Tokenizer(directory).encode("a prompt that is longer") == whole
+    assert [Tokenizer(directory).encode("ababababab") for _ in range(5)] == [whole] * 5
 
 
 def test_added_tokens_with_accents_are_their_text(directory):

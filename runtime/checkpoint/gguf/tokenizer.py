@@ -79,7 +79,7 @@ class GgufTokenizer:
 
     def _byte_level(self) -> tokenizers.Tokenizer:
         merges = self._metadata.get(_PREFIX + "merges")
-        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+        if not isinstance(merges, list) or not merges or not all(isinstance(pair, str) for pair in merges):
             raise ZweaveError(f"the GGUF file has no {_PREFIX}merges: take one that carries its tokenizer")
         pairs = [tuple(merge.split(" ")) for merge in merges]
         if any(len(pair) != 2 for pair in pairs):
