@@ -114,9 +114,6 @@ class Request:
         if self.stop_token_ids is not None:
             _check_ids("stop_token_ids", self.stop_token_ids)
         check_flag("ignore_eos", self.ignore_eos)
-        check_flag("escape_special", self.escape_special)
-        if self.add_special_tokens is not None:
-            check_flag("add_special_tokens", self.add_special_tokens)
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
         if self.logprobs is not None and not (
@@ -127,6 +124,9 @@ class Request:
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
         if self.kv_reuse not in ("exact", "approximate"):
             raise ZweaveError(f"kv_reuse must be 'exact' or 'approximate', not {self.kv_reuse!r}")
+        check_flag("escape_special", self.escape_special)
+        if self.add_special_tokens is not None:
+            check_flag("add_special_tokens", self.add_special_tokens)
         _check_ids("score", self.score)
 
     @property
