@@ -10,7 +10,7 @@ from ..validation import is_integer
 
 
 def end_token_ids(
-    directory: Path, of_template: Iterable[int], of_tokenizer: Iterable[int]
+    directory: Path, of_template: Iterable[int], of_tokenizer: Iterable[int], vocab_size: int | None
 ) -> tuple[int, ...]:
     """Every token that one of a model's files says ends an answer; the one that closes a turn of its template first.
 
@@ -19,15 +19,14 @@ def end_token_ids(
     Raises ZweaveError for a malformed file.
     """
     ids = dict.fromkeys([*of_template, *_configured(directory), *of_tokenizer])
-    size = _vocab_size(directory)
-    outside = [token for token in ids if token < 0 or (size is not None and token >= size)]
+    outside = [token for token in ids if token < 0 or (vocab_size is not None and token >= vocab_size)]
     # -1 is how some files write none.
     if any(token != -1 for token in outside):
         logging.getLogger("zweave").warning(
             "%s: the end tokens %s are outside the vocabulary of %s tokens and are ignored",
             directory,
             outside,
-            size,
+            vocab_size,
         )
     return tuple(token for token in ids if token not in outside)
 
@@ -44,10 +43,3 @@ def _configured(directory: Path) -> list[int]:
             if ids:
                 return ids
     return []
-
-
-def _vocab_size(directory: Path) -> int | None:
-    """The model's; None for a directory that holds a tokenizer alone."""
-    path = directory / "config.json"
-    size = read_json(path).get("vocab_size") if path.is_file() else None
-    return size if is_integer(size) else None

@@ -1,5 +1,6 @@
 """Tokens that the files beside `tokenizer.json` add to it or name, as transformers reads them."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,17 +51,22 @@ class SpecialTokens:
         added = [*sorted(numbered, key=lambda pair: pair[1]), *((token, None) for token in special)]
         return cls(texts, tuple(added))
 
-    def add_to(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def add_to(self, tokenizer: tokenizers.Tokenizer, vocab_size: int | None) -> None:
         """Adds the tokens that a tokenizer lacks, and corrects how it treats those that it has.
 
+        vocab_size: the model's, None if it is not known; tokens beyond it are left out with a warning.
         Raises ZweaveError if a new token gets another id than the files say.
         """
         present = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+        left_out: list[str] = []
         for token, wanted in self.added:
             known = present.get(token.content)
             if known is not None and (known.special if wanted is None else repr(known) == repr(token)):
                 continue
             is_new = tokenizer.token_to_id(token.content) is None
+            if is_new and vocab_size is not None and tokenizer.get_vocab_size() >= vocab_size:
+                left_out.append(token.content)
+                continue
             tokenizer.add_tokens([token])
             present[token.content] = token
             found = tokenizer.token_to_id(token.content)
@@ -69,6 +75,10 @@ class SpecialTokens:
                     f"tokenizer_config.json gives {token.content!r} the id {wanted}, tokenizer.json the id {found}: "
                     "write both again with transformers' AutoTokenizer.save_pretrained"
                 )
+        if left_out:
+            logging.getLogger("zweave").warning(
+                "the tokens %s are beyond the model's vocabulary of %s and are left out", left_out, vocab_size
+            )
 
 
 def _from_decoder(decoder: Any) -> Iterator[tuple[AddedToken, int]]:

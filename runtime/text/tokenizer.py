@@ -9,6 +9,7 @@ import tokenizers
 
 from ..checkpoint.hf_config import read_json
 from ..errors import ZweaveError, shortened
+from ..validation import is_integer
 from .chat_template import ChatTemplate
 from .end_tokens import end_token_ids
 from .escape import SpecialTokenEscape
@@ -37,14 +38,15 @@ class Tokenizer:
         config_file = self.directory / "tokenizer_config.json"
         config = read_json(config_file) if config_file.is_file() else {}
         special = SpecialTokens.from_directory(self.directory, config)
-        special.add_to(self._tokenizer)
+        vocab_size = _vocab_size(self.directory / "config.json")
+        special.add_to(self._tokenizer, vocab_size)
         self.token_bytes = TokenBytes(self._tokenizer)
         self._around = self._encode("", special=True)
         self._has_warned = False
         self._escaping: SpecialTokenEscape | None = None
         self._template = ChatTemplate.from_directory(self.directory, config, special.named)
         of_tokenizer = self._ids_of(special.named.get("eos_token"))
-        self.eos_ids = end_token_ids(self.directory, self._turn_end(), of_tokenizer)
+        self.eos_ids = end_token_ids(self.directory, self._turn_end(), of_tokenizer, vocab_size)
         self.user_opening, self.assistant_header = self._probe_headers()
         self._header_words = self._without_trailing_space(self.assistant_header)
         self._user_header = self._without_trailing_space(self._last_turn(self.user_opening))
@@ -175,6 +177,12 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     if isinstance(tokenizer.model, tokenizers.models.BPE):
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def _vocab_size(config_file: Path) -> int | None:
+    """The model's; None for a directory that holds a tokenizer alone."""
+    size = read_json(config_file).get("vocab_size") if config_file.is_file() else None
+    return size if is_integer(size) else None
 
 
 def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:

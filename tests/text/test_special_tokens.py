@@ -90,6 +90,15 @@ def test_a_template_knows_the_model_s_own_tokens(directory):
     assert tokenizer.decode(ids, skip_special=False) == "<img><vid>x"
 
 
+def test_tokens_without_an_embedding_are_left_out(directory, caplog):
+    write(directory, "config.json", {"vocab_size": 260})
+    write(directory, "tokenizer_config.json", CONFIG | {"pad_token": "[PAD]", "image_token": "<img>"})
+    tokenizer = Tokenizer(directory)
+    assert len(tokenizer.encode("[PAD]")) == 1
+    assert len(tokenizer.encode("<img>")) == len("<img>")
+    assert "['<img>'] are beyond the model's vocabulary of 260" in caplog.text
+
+
 def test_settings_of_the_session_that_wrote_the_file_do_not_count(directory):
     change(directory, lambda library: setattr(library, "model", models.BPE(VOCABULARY, [("a", "b")])))
     whole = Tokenizer(directory).encode("ababababab")
