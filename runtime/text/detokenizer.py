@@ -87,7 +87,7 @@ class StopChecker:
         self._is_shown += bytes([is_shown]) * len(text)
 
     def _release(self) -> tuple[str, bool]:
-        before, stopped = before_stop(self._held, self._stops)
+        before, stopped = _before_stop(self._held, self._stops)
         keep = 0 if stopped else max((_overlap(before, stop) for stop in self._stops), default=0)
         text = self._show(len(before) - keep)
         if stopped:
@@ -102,7 +102,7 @@ class StopChecker:
         return text
 
 
-def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first of the stop strings, and whether there was one."""
     ends = [at for stop in stops if (at := text.find(stop)) >= 0]
     return (text[: min(ends)], True) if ends else (text, False)

@@ -6,7 +6,7 @@ import torch
 
 from ..tasks.render import answer_ids
 from ..tasks.task import Sample, Task
-from ..text.detokenizer import before_stop
+from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from .forward import hidden_states
 from .policy import Policy, PromptTree
 
@@ -17,7 +17,7 @@ class Rollout:
 
     prompts: the tree, which holds the answers but for their last tokens.
     steps: the steps of each answer, (the node that the token was drawn at, the token), the end token included.
-    texts: the answers as the reward reads them, cut before the task's stop strings.
+    texts: the answers as the reward reads them and the engine would show them, cut before the task's stop strings.
     """
 
     prompts: PromptTree
@@ -45,7 +45,10 @@ def sample_answers(
     tree.seal()
     leaves = [leaf for leaf in prompts.leaves for _ in range(draws or 1)]
     steps: list[list[tuple[int, int]]] = [[] for _ in leaves]
-    texts = [""] * len(leaves)
+    texts = [
+        StopChecker(IncrementalDetokenizer(policy.tokenizer, context=[tree.tokens[leaf]]), task.stop)
+        for leaf in leaves
+    ]
     live = list(range(len(leaves)))
     for position in range(task.max_tokens):
         nodes = sorted({leaves[i] for i in live})
@@ -58,12 +61,14 @@ def sample_answers(
         )
         for i, token in zip(live, drawn, strict=True):
             steps[i].append((leaves[i], token))
-        live = [i for i in live if not _ends(policy, task, steps[i], texts, i)]
+        live = [i for i, token in zip(live, drawn, strict=True) if not _ends(policy, texts[i], token)]
         if not live or position == task.max_tokens - 1:
             break
         for i in live:
             leaves[i] = tree.add([steps[i][-1][1]], leaves[i])
-    return Rollout(prompts, steps, texts)
+    for i in live:
+        texts[i].finish()
+    return Rollout(prompts, steps, [text.shown for text in texts])
 
 
 def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | None) -> list[int]:
@@ -84,11 +89,12 @@ def _draw(logits: torch.Tensor, rows: list[int], generator: torch.Generator | No
     ]
 
 
-def _ends(policy: Policy, task: Task, steps: list[tuple[int, int]], texts: list[str], i: int) -> bool:
-    """Whether an answer has ended; updates its text."""
-    text = policy.tokenizer.decode([token for _, token in steps])
-    texts[i], stopped = before_stop(text, task.stop)
-    return stopped or steps[-1][1] in policy.tokenizer.eos_ids
+def _ends(policy: Policy, text: StopChecker, token: int) -> bool:
+    """Whether an answer ends with its next token, which is added to its text."""
+    if token in policy.tokenizer.eos_ids:
+        text.finish()
+        return True
+    return text.add(token)[1]
 
 
 def teacher_forced(policy: Policy, task: Task, samples: list[Sample]) -> Rollout:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zweave.text.detokenizer import StopChecker, before_stop
+from zweave.text.detokenizer import StopChecker
 
 
 class Letters:
@@ -57,11 +57,6 @@ def test_overlapping_stop_strings() -> None:
 )
 def test_a_stop_string_may_hold_a_special_token(text: str, stop: str, expected: tuple[str, bool]) -> None:
     assert run(text, (stop,)) == expected
-
-
-def test_a_finished_text_is_cut_in_the_same_way() -> None:
-    assert before_stop("a\n\nb", ("b", "\n")) == ("a", True)
-    assert before_stop("ab", ()) == ("ab", False)
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))

@@ -93,6 +93,18 @@ def test_an_answer_ends_before_a_stop_string(policy: Policy) -> None:
     assert len(stopped.steps[0]) <= 3
 
 
+def test_an_answer_ends_at_a_special_token_as_in_serving(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = replace(TASK, max_tokens=5)
+    whole = tokens_of(sample_answers(policy, task, SAMPLES[:1]))[0]
+    stop = policy.tokenizer.decode(whole[2:3], skip_special=False)
+    monkeypatch.setattr(policy.tokenizer.token_bytes, "_special", frozenset(whole[2:3]))
+    stopped = sample_answers(policy, replace(task, stop=(stop,)), SAMPLES[:1])
+    assert tokens_of(stopped)[0] == whole[: whole.index(whole[2]) + 1]
+    assert stop not in stopped.texts[0]
+
+
 def test_given_answers_are_their_tokens_and_an_end(policy: Policy) -> None:
     rollout = teacher_forced(policy, TASK, SAMPLES)
     ends = list(policy.tokenizer.eos_ids)[:1]
