@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..checkpoint.hf_config import read_json
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..validation import is_integer
 
 
@@ -38,7 +38,7 @@ def _configured(directory: Path) -> list[int]:
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if not all(is_integer(token) for token in ids):
                 raise ZweaveError(
-                    f"{directory / name}: eos_token_id must be a token id or a list, not {value!r}"
+                    f"{directory / name}: eos_token_id must be a token id or a list, not {shortened(value)}"
                 )
             if ids:
                 return ids
