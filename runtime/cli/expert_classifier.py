@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 
 from ..checkpoint.checkpoint import resolve_model
+from ..dispatch.early_classifier import OTHER
 from ..dispatch.train_classifier import bare_prompt, train_classifier
+from ..errors import ZweaveError
 from ..evaluation.evaluate import standard_error
 from ..options.arguments import check_folder, positive_whole, whole
 from ..options.engine_options import add_engine_options, open_engine
@@ -34,6 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=positive_whole, default=500, metavar="N", help="held out (%(default)s)"
     )
+    parser.add_argument(
+        "--other",
+        action=argparse.BooleanOptionalAction,
+        help="teach it what is of none of the tasks, which the base answers (for several tasks)",
+    )
+    parser.add_argument(
+        "--unseen",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="tasks that are not trained on: how many of their held-out prompts are of none",
+    )
     parser.add_argument("--seed", type=whole, default=0, help="of the shots (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     add_data_option(parser)
@@ -44,16 +58,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     tasks, data = [resolve_task(name) for name in args.tasks], data_folder(args)
     task = tasks[0] if len(tasks) == 1 else which_task(tasks)
+    other = args.other if args.other is not None else len(tasks) > 1
+    if args.unseen and not other:
+        raise ZweaveError("--unseen asks what is of none of the labels: give --other too")
+    unseen = {
+        found.name: found.samples("test", data)[: args.samples] for found in map(resolve_task, args.unseen)
+    }
     test = task.samples("test", data)[: args.samples]
     check_folder("--out", args.out)
     digest = resolve_model(args.model).digest()
     engine = open_engine(args)
     layers = [layer for layer in args.layers if layer <= engine.model.config.num_layers]
     start = time.perf_counter()
-    classifier, shares = train_classifier(engine, task, data, layers, args.shots, args.seed, digest)
+    classifier, shares = train_classifier(engine, task, data, layers, args.shots, args.seed, digest, other)
     seconds = time.perf_counter() - start
     answers = classifier.classify(engine, [bare_prompt(engine, sample) for sample in test])
     accuracy = sum(task.reward(s, text) > 0 for s, text in zip(test, answers, strict=True)) / len(test)
+    rejected = {
+        name: classifier.classify(engine, [bare_prompt(engine, s) for s in samples]).count(OTHER)
+        / len(samples)
+        for name, samples in unseen.items()
+    }
     classifier.save(args.out)
     figures = {
         "layer": classifier.layer,
@@ -61,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "accuracy": accuracy,
         "stderr": standard_error([accuracy], len(test)),
         "n": len(test),
+        "unseen": rejected,
         "seconds": seconds,
     }
     if args.json:
@@ -72,4 +98,6 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: layer {classifier.layer}, "
         f"{accuracy:.3f} ± {figures['stderr']:.3f} of {len(test)} held-out samples"
     )
+    for name, share in rejected.items():
+        print(f"{name}: {share:.3f} of {len(unseen[name])} prompts are of none")
     return 0

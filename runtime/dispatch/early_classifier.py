@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ from torch import Tensor
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..io.tensor_file import open_tensors, save_tensors
+from .open_set import OpenSet
 
 FORMAT = "zweave-early-classifier-1"
+OPEN_FORMAT = "zweave-early-classifier-2"  # with an open set
+OTHER = "other"  # the label of prompts that are of no task
+_OPEN_TENSORS = {field.name for field in fields(OpenSet)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +33,8 @@ class EarlyClassifier:
     bias: b [labels], float32.
     base_digest: digest of the weights that it was trained on, if known.
     training: how it was made, a JSON object.
+    open_set: how far a state lies from those of training, if that counts: then a state that is unknown with probability
+        u is OTHER, one of the labels, with probability u + (1 - u) p.
     """
 
     labels: tuple[str, ...]
@@ -37,6 +43,7 @@ class EarlyClassifier:
     bias: Tensor
     base_digest: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    open_set: OpenSet | None = None
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2 or self.layer < 1:
@@ -47,6 +54,11 @@ class EarlyClassifier:
         for tensor in (self.weight, self.bias):
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise ZweaveError("the classifier's weights must be finite float32")
+        if self.open_set is not None:
+            if OTHER not in self.labels:
+                raise ZweaveError(f"a classifier with an open set needs the label {OTHER!r}")
+            if self.open_set.scale.numel() != self.weight.shape[1]:
+                raise ZweaveError("the classifier's open set is of another width than its weights")
 
     def probabilities(self, states: Tensor) -> Tensor:
         """states: [prompts, hidden] float32. Returns [prompts, labels]; ZweaveError if the model has another width."""
@@ -54,7 +66,12 @@ class EarlyClassifier:
             raise ZweaveError(f"the classifier is for models of width {self.weight.shape[1]}")
         # Not a matrix product, whose rows may depend on how many there are: a prompt's probabilities must not.
         logits = (states[:, None, :].double() * self.weight.double()).sum(dim=-1) + self.bias
-        return torch.softmax(logits, dim=-1).float()
+        probabilities = torch.softmax(logits, dim=-1).float()
+        if self.open_set is None:
+            return probabilities
+        unknown = self.open_set.unknown(states)[:, None]
+        other = torch.tensor([label == OTHER for label in self.labels])
+        return (1 - unknown) * probabilities + unknown * other
 
     def classify(self, engine: Engine, texts: Sequence[Sequence[int]]) -> list[str]:
         """The likeliest label of each prompt, given as its token ids before the assistant's header."""
@@ -64,17 +81,27 @@ class EarlyClassifier:
     def save(self, path: Path) -> None:
         """Writes a safetensors file with the rest as JSON in its metadata."""
         facts = {"labels": self.labels, "layer": self.layer, "training": dict(self.training)}
-        metadata = {"format": FORMAT, "classifier": json.dumps(facts), "base_digest": self.base_digest or ""}
-        save_tensors(path, {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, metadata)
+        metadata = {
+            "format": FORMAT if self.open_set is None else OPEN_FORMAT,
+            "classifier": json.dumps(facts),
+            "base_digest": self.base_digest or "",
+        }
+        tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+        if self.open_set is not None:
+            tensors |= {name: getattr(self.open_set, name).contiguous() for name in _OPEN_TENSORS}
+        save_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "EarlyClassifier":
         """Reads and checks a classifier's file; executes nothing in it."""
         with open_tensors(path) as handle:
             metadata = handle.metadata() or {}
-            if metadata.get("format") != FORMAT or set(handle.keys()) != {"weight", "bias"}:
-                raise ZweaveError(f"{path}: is not a classifier ({FORMAT})")
+            is_open = metadata.get("format") == OPEN_FORMAT
+            wanted = {"weight", "bias"} | (_OPEN_TENSORS if is_open else set())
+            if metadata.get("format") not in (FORMAT, OPEN_FORMAT) or set(handle.keys()) != wanted:
+                raise ZweaveError(f"{path}: is not a classifier ({FORMAT} or {OPEN_FORMAT})")
             try:
+                parts = {name: handle.get_tensor(name).clone() for name in _OPEN_TENSORS if is_open}
                 facts = json.loads(metadata["classifier"])
                 return cls(
                     labels=tuple(str(label) for label in facts["labels"]),
@@ -83,6 +110,7 @@ class EarlyClassifier:
                     bias=handle.get_tensor("bias").clone(),
                     base_digest=metadata.get("base_digest") or None,
                     training=dict(facts["training"]),
+                    open_set=OpenSet(**parts) if is_open else None,
                 )
             except (KeyError, ValueError, TypeError, IndexError):
                 raise ZweaveError(f"{path}: the classifier's metadata is malformed") from None

@@ -159,6 +159,10 @@ def test_several_tasks_are_told_apart(
     options = ["--out", str(out), "--dtype", "float32", "--model", str(tiny_model("llama"))]
     assert main(["expert", "classifier", *files, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
+    assert EarlyClassifier.load(out).labels == ("one", "two", "other")
+    assert main(["expert", "classifier", *files, *options, "--no-other"]) == 0
     assert EarlyClassifier.load(out).labels == ("one", "two")
+    assert main(["expert", "classifier", *files, *options, "--no-other", "--unseen", files[0]]) == 1
+    assert "give --other too" in capsys.readouterr().err
     assert main(["expert", "classifier", files[0], files[0], *options]) == 1
     assert "two tasks or more are wanted, each once" in capsys.readouterr().err
