@@ -177,7 +177,9 @@ def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path
     cases = [(tile, "serial") for tile in (tiles if extent == "all" else tiles[-1:])]
     for tile, plan in [*cases, (tiles[0], "parallel")]:
         binary = gemm_kernel(arch, aligned, tile, dense, weights, plan, False)
-        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}")
+        # In float32 for sm_100 two words wait on the stack for the end of the sums, stored and loaded once a tile.
+        stack = 8 if arch == 100 and weights.dtype == torch.float32 and plan == "serial" else 0
+        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}", stack)
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY, ids="sm_{}".format)
