@@ -1,7 +1,8 @@
 """Text to token ids and back, and the model's chat template."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -108,7 +109,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise ZweaveError("the text holds a lone surrogate, which is no character: remove it") from None
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+        with _one_line(self.directory / "tokenizer.json"):
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def _escape(self, text: str) -> str:
         if self._escaping is None:
@@ -166,17 +168,26 @@ def _load(path: Path) -> tokenizers.Tokenizer:
         raise ZweaveError(
             f"{path.parent} has no tokenizer.json: write it with transformers' AutoTokenizer.save_pretrained"
         )
-    try:
+    with _one_line(path):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    # The library raises bare Exception for malformed files.
-    except Exception as error:
-        raise ZweaveError(f"{path} is damaged ({error}): download the model again") from None
     # Settings of the session that wrote the file, not of the model.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if isinstance(tokenizer.model, tokenizers.models.BPE):
         tokenizer.model.dropout = None
     return tokenizer
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """Turns what the library raises over a malformed file into a ZweaveError."""
+    try:
+        yield
+    # It raises bare Exception, and where its Rust code panics, a BaseException of its own.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ZweaveError(f"{path} is damaged ({str(error)[:200]}): download the model again") from None
 
 
 def _vocab_size(config_file: Path) -> int | None:
