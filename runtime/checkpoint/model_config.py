@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError
-from ..validation import is_integer
-from .hf_config import ARCHITECTURES, LIMIT, config_fields, eos_token_ids, is_positive, read_json
+from ..validation import is_integer, is_positive
+from .hf_config import ARCHITECTURES, config_fields, eos_token_ids, read_json
 from .module_name import LINEARS, MLP_LINEARS, linear_of, module_name
-
-DTYPES = ("float32", "bfloat16", "float16")
+from .rope_config import LIMIT
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Sizes and switches of a Llama, Mistral, Qwen2 or Qwen3 model.
 
-    rope_scaling: None, or {"rope_type": "linear" | "llama3" | "yarn", ...} with its numbers.
+    rope_scaling: None, or {"rope_type": "linear" | "dynamic" | "llama3" | "yarn" | "longrope", ...} with its
+        numbers.
+    max_position: positions that the rotary positions reach under their scaling.
     attention_bias: whether q, k and v have biases.
     attention_out_bias: whether o has one.
     qk_norm: whether queries and keys pass an RMS norm.
     sliding_window: how many tokens each layer attends to, one number a layer, 0 for all tokens.
     eos_token_ids: tokens that end an answer.
-    dtype: of the weights as stored, as the config names it.
     Raises ZweaveError for sizes that do not fit together.
     """
 
@@ -46,7 +46,6 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_window: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -85,8 +84,6 @@ class ModelConfig:
             )
         if not all(0 <= token < self.vocab_size for token in self.eos_token_ids):
             raise ZweaveError(f"model config: end tokens {self.eos_token_ids} are not all in the vocabulary")
-        if self.dtype not in DTYPES:
-            raise ZweaveError(f"model config: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "ModelConfig":
@@ -99,6 +96,17 @@ class ModelConfig:
             raise ZweaveError(f"{directory} has no config.json: give the directory of a Hugging Face model")
         fields = config_fields(read_json(directory / "config.json"))
         return cls(**fields, eos_token_ids=eos_token_ids(directory))
+
+    @property
+    def default_max_model_len(self) -> int:
+        """Tokens of a sequence that are served unless the user asks for another number.
+
+        Under longrope those that take its short factors: the long ones would change shorter sequences, too.
+        """
+        scaling = self.rope_scaling or {}
+        if scaling.get("rope_type") == "longrope":
+            return min(self.max_position, int(scaling["original_max_position_embeddings"]))
+        return self.max_position
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""

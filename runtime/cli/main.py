@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from .parser import make_parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _open_streams()
+    warnings.formatwarning = _format_warning
     argv = sys.argv[1:] if argv is None else argv
     try:
         # The command's module may load torch, which takes seconds and swallows some of the interrupts meanwhile.
@@ -63,6 +65,11 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _format_warning(message: Warning | str, *_: object) -> str:
+    """A warning as the command line prints it: the line alone, without the place in the code."""
+    return f"zweave: warning: {message}\n"
 
 
 if __name__ == "__main__":
