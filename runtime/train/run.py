@@ -36,7 +36,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     except ImportError:
         raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype).eval()
+    # transformers 4 ties the head wherever the config says so, even one that differs.
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint.directory, dtype=dtype, tie_word_embeddings=checkpoint.config.tie_embeddings
+    ).eval()
 
 
 def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "cpu") -> Policy:
