@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
@@ -27,6 +28,11 @@ from zweave.engine import Engine
 from zweave.experts import Expert
 from zweave.request import Request
 from zweave.scheduler import Chunk
+
+# Files and models take longer than hypothesis expects. `pytest --hypothesis-profile=long` looks harder.
+settings.register_profile("quick", deadline=None)
+settings.register_profile("long", deadline=None, max_examples=5000)
+settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

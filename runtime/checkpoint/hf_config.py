@@ -70,7 +70,7 @@ def eos_token_ids(directory: Path) -> tuple[int, ...]:
             ids = value if isinstance(value, list) else [] if value is None else [value]
             if not all(is_integer(token) and token >= 0 for token in ids):
                 raise ZweaveError(
-                    f"{directory / name}: eos_token_id must be a token id or a list, not {value!r}"
+                    f"{directory / name}: eos_token_id must be a token id or a list, not {shortened(value)}"
                 )
             if ids:
                 return tuple(dict.fromkeys(ids))
@@ -119,7 +119,7 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         )
     activation = raw.get("hidden_act") or "silu"
     if activation not in ("silu", "swish"):
-        raise ZweaveError(f"activation {activation!r} is not supported: only silu is")
+        raise ZweaveError(f"activation {shortened(activation)} is not supported: only silu is")
 
 
 def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
@@ -131,14 +131,16 @@ def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     if window is None:
         return (0,) * layers
     if not is_integer(window) or window < 1:
-        raise ZweaveError(f"model config: sliding_window must be a positive integer or null, not {window!r}")
+        raise ZweaveError(
+            f"model config: sliding_window must be a positive integer or null, not {shortened(window)}"
+        )
     if kind == "mistral":
         return (window,) * layers
     types = raw.get("layer_types")
     if types is None:
         first = 28 if raw.get("max_window_layers") is None else raw["max_window_layers"]
         if not is_integer(first):
-            raise ZweaveError(f"model config: max_window_layers must be an integer, not {first!r}")
+            raise ZweaveError(f"model config: max_window_layers must be an integer, not {shortened(first)}")
         return tuple(window if layer >= first else 0 for layer in range(layers))
     if (
         not isinstance(types, list)
@@ -154,12 +156,14 @@ def _windows(raw: Mapping[str, Any], kind: str, layers: int) -> tuple[int, ...]:
 def _size(raw: Mapping[str, Any], key: str, default: int | None = None, limit: int = LIMIT) -> int:
     value = default if raw.get(key) is None else raw[key]
     if not is_integer(value) or not 0 < value < limit:
-        raise ZweaveError(f"model config: {key} must be a positive integer below {limit}, not {value!r}")
+        raise ZweaveError(
+            f"model config: {key} must be a positive integer below {limit}, not {shortened(value)}"
+        )
     return value
 
 
 def _flag(raw: Mapping[str, Any], key: str) -> bool:
     value = raw.get(key)
     if value is not None and not isinstance(value, bool):
-        raise ZweaveError(f"model config: {key} must be true or false, not {value!r}")
+        raise ZweaveError(f"model config: {key} must be true or false, not {shortened(value)}")
     return bool(value)

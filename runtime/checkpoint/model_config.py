@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..validation import is_integer, is_positive
 from .hf_config import ARCHITECTURES, config_fields, eos_token_ids, read_json
 from .module_name import LINEARS, MLP_LINEARS, linear_of, module_name
@@ -62,11 +62,11 @@ class ModelConfig:
         ):
             value = getattr(self, name)
             if not (is_integer(value) and 0 < value < LIMIT):
-                raise ZweaveError(f"model config: {name} must be a positive integer, not {value!r}")
+                raise ZweaveError(f"model config: {name} must be a positive integer, not {shortened(value)}")
         for name in ("rms_norm_eps", "rope_theta"):
             if not is_positive(getattr(self, name)):
                 raise ZweaveError(
-                    f"model config: {name} must be a positive number, not {getattr(self, name)!r}"
+                    f"model config: {name} must be a positive number, not {shortened(getattr(self, name))}"
                 )
         if self.num_heads % self.num_kv_heads:
             raise ZweaveError(
@@ -83,7 +83,9 @@ class ModelConfig:
                 f"model config: {len(self.sliding_window)} attention windows for {self.num_layers} layers"
             )
         if not all(0 <= token < self.vocab_size for token in self.eos_token_ids):
-            raise ZweaveError(f"model config: end tokens {self.eos_token_ids} are not all in the vocabulary")
+            raise ZweaveError(
+                f"model config: end tokens {shortened(self.eos_token_ids)} are not all in the vocabulary"
+            )
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "ModelConfig":

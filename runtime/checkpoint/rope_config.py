@@ -27,6 +27,7 @@ _OPTIONS = {
 _LISTS = {"longrope": ("short_factor", "long_factor")}
 _FORMER_NAMES = {"su": "longrope"}
 _COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+_KEYS = _COMMON.union(*_NUMBERS.values(), *_OPTIONS.values(), *_LISTS.values(), ["truncate"])
 # For these 0 means, as in transformers, that the number is not given.
 _ZERO_IS_DEFAULT = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 # Beyond them a number is damage, and the tables would overflow.
@@ -82,7 +83,7 @@ def _rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ZweaveError(f"model config: rope_parameters must be an object, not {shortened(rope)}")
-    by_layer_type = [value for value in rope.values() if isinstance(value, dict)]
+    by_layer_type = [value for key, value in rope.items() if isinstance(value, dict) and key not in _KEYS]
     if any(value != by_layer_type[0] for value in by_layer_type):
         raise ZweaveError("rotary positions that differ by layer type are not supported")
     return by_layer_type[0] if by_layer_type else rope
@@ -148,7 +149,7 @@ def _check_fit(scaling: Mapping[str, Any], theta: float, head_dim: int) -> None:
     if kind == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ZweaveError("model config: llama3's high_freq_factor must be above its low_freq_factor")
     if kind == "yarn" and theta <= 1:
-        raise ZweaveError(f"model config: yarn needs a rope_theta above 1, not {theta!r}")
+        raise ZweaveError(f"model config: yarn needs a rope_theta above 1, not {theta}")
     if kind == "dynamic" and head_dim <= 2:
         raise ZweaveError(f"model config: dynamic needs a head_dim above 2, not {head_dim}")
     if kind == "longrope" and scaling["original_max_position_embeddings"] <= 1:
