@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line, shortened
 from .hf_config import read_json
 
 _INDEX = "model.safetensors.index.json"
@@ -62,8 +62,11 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def first_names(names: Sequence[str], count: int = 3) -> str:
-    """Some names for a message."""
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    """Some names for a message, which a file may have filled with anything."""
+    shown = [
+        name if name.isprintable() and len(name) <= 80 else shortened(name, 80) for name in names[:count]
+    ]
+    return ", ".join(shown) + (", ..." if len(names) > count else "")
 
 
 def _indexed(directory: Path) -> dict[str, StoredTensor]:
@@ -100,15 +103,24 @@ def _tensors_of(paths: Iterable[Path]) -> dict[str, StoredTensor]:
         file = _open(path)
         for name in file.keys():  # noqa: SIM118 (not a dict)
             if name in tensors:
-                raise ZweaveError(f"{path} holds {name}, which another shard holds, too: keep one of them")
+                raise ZweaveError(
+                    f"{path} holds {first_names([name])}, which another shard holds, too: keep one of them"
+                )
             tensors[name] = StoredTensor(file, name)
     return tensors
 
 
 def _inside(directory: Path, shard: str) -> Path:
     # A plain file name only. A link is fine: the Hugging Face cache is made of them.
-    if shard != Path(shard).name or "\\" in shard or "\0" in shard or not shard.endswith(".safetensors"):
-        raise ZweaveError(f"{directory / _INDEX} names the shard {shard!r}, which is not a file beside it")
+    if (
+        shard != Path(shard).name
+        or "\\" in shard
+        or not shard.isprintable()
+        or not shard.endswith(".safetensors")
+    ):
+        raise ZweaveError(
+            f"{directory / _INDEX} names the shard {shortened(shard, 80)}, which is not a file beside it"
+        )
     return directory / shard
 
 
@@ -118,6 +130,6 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ZweaveError(f"{path} is damaged ({error}): download the model again") from None
+        raise ZweaveError(f"{path} is damaged ({one_line(error)}): download the model again") from None
     except OSError as error:
         raise ZweaveError(f"cannot read {path}: {error.strerror or error}") from None

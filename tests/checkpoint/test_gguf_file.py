@@ -465,7 +465,7 @@ def valid(model, tmp_path_factory):
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutated_files_convert_or_are_refused(valid, tmp_path_factory, data):
     content = bytearray(valid)
     for _ in range(data.draw(st.integers(1, 4))):

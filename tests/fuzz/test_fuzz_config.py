@@ -37,7 +37,7 @@ JUNK = st.one_of(
     NUMBERS,
     st.text(max_size=5),
     st.lists(NUMBERS, max_size=3),
-    st.just({}),
+    st.builds(dict),
     FACTORS,
 )
 
