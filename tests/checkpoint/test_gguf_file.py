@@ -130,6 +130,14 @@ def test_weights_and_config_come_back(model, tmp_path, architecture, tie):
     assert got.digest() == expected.digest()
 
 
+def test_a_window_tells_mistral_from_llama(model, tmp_path):
+    source = model("mistral", sliding_window=7)
+    path = _write(tmp_path / "a.gguf", source, extra=lambda writer: writer.add_sliding_window(7))
+    got = Checkpoint(_converted(path, tmp_path / "out"))
+    assert got.config == Checkpoint(source).config
+    assert got.digest() == Checkpoint(source).digest()
+
+
 def test_transformers_loads_the_directory(model, tmp_path):
     source = model()
     target = _converted(_write(tmp_path / "a.gguf", source), tmp_path / "out")
@@ -362,9 +370,10 @@ def test_tensors_that_are_refused(model, tmp_path, change, message):
     [
         (lambda writer: writer.add_uint16("split.count", 3), "is one of 3 parts of a model"),
         (lambda writer: writer.add_expert_count(8), "mixture-of-experts"),
+        (lambda writer: writer.add_uint32("llama.rope.dimension_count", 4), "4 differs from the head size"),
         (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), None),
     ],
-    ids=["split", "moe", "unscaled"],
+    ids=["split", "moe", "rotary", "unscaled"],
 )
 def test_metadata_that_are_refused(model, tmp_path, extra, message):
     path = _write(tmp_path / "a.gguf", model(), extra=extra)

@@ -1,6 +1,7 @@
 """Any GGUF metadata is refused in one line or gives a model that loads."""
 
 import math
+import shutil
 import struct
 import warnings
 
@@ -108,11 +109,12 @@ def _file(metadata, tensors):
 def converted(tmp_path_factory):
     """The model in a file of this content; None if it is refused, in one line."""
     folder = tmp_path_factory.mktemp("gguf")
-    path = folder / "a.gguf"
+    path, target = folder / "a.gguf", folder / "out"
 
     def convert_file(content):
         path.write_bytes(content)
-        target = tmp_path_factory.mktemp("converted")
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
