@@ -11,10 +11,25 @@ from ..errors import ZweaveError
 from .parser import make_parser
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within it a warning is printed as one line, without the place in the code."""
+
+    def plain(message: Warning | str, *_: object, **__: object) -> str:
+        return f"zweave: warning: {message}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@_plain_warnings()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _open_streams()
-    warnings.formatwarning = _format_warning
     argv = sys.argv[1:] if argv is None else argv
     try:
         # The command's module may load torch, which takes seconds and swallows some of the interrupts meanwhile.
@@ -65,11 +80,6 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _format_warning(message: Warning | str, *_: object) -> str:
-    """A warning as the command line prints it: the line alone, without the place in the code."""
-    return f"zweave: warning: {message}\n"
 
 
 if __name__ == "__main__":

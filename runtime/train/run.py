@@ -62,7 +62,7 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
     else:
         adapter = SvfAdapter(module, decompose(checkpoint).factors, recipe, checkpoint.digest())
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
-    longest = min([config.max_position, *(window for window in config.sliding_window if window)])
+    longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])
     return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
 
 
