@@ -26,3 +26,8 @@ def check_flag(name: str, value: object) -> None:
     """Raises ZweaveError unless a value is True or False."""
     if not isinstance(value, bool):
         raise ZweaveError(f"{name} must be True or False, not {value!r}")
+
+
+def is_positive(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number above 0 that a float holds."""
+    return is_number(value) and value > 0

@@ -1,40 +1,47 @@
 """A model on disk: its config and its tensors, memory mapped from safetensors files."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import ZweaveError
 from .gguf.convert import convert_cached
-from .hf_config import read_json
+from .gguf.reader import is_gguf
+from .hf_config import ARCHITECTURES
 from .model_config import ModelConfig
 from .pull import MODELS, model_directory
+from .tensor_files import StoredTensor, first_names, stored_tensors
 from .weight_source import weights_digest
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_DTYPES = ("F32", "BF16", "F16")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_BODY = ("embed_tokens.", "layers.", "norm.")
 
 
 class Checkpoint:
     """The tensors of a Hugging Face directory, checked against its config on opening.
 
+    config: as the tensors bear it out: a head that differs from the embedding is not tied to it.
+
     Raises ZweaveError for a missing, truncated or malformed file, for tensors that are missing or have
-    another shape than the config says, and for shards outside the directory.
+    another shape than the config says, and for shards outside the directory. Warns of tensors that the model
+    does not have.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.directory = Path(path)
-        self.config = ModelConfig.from_directory(self.directory)
-        self._files = _tensor_files(self.directory)
+        _refuse_gguf_directory(self.directory)
+        config = ModelConfig.from_directory(self.directory)
+        stored = _with_prefix(stored_tensors(self.directory))
+        self.config, self._stored = self._resolve_head(config, stored)
         self._shapes = self.config.tensor_shapes()
         self._check()
+        self._warn_of_unused()
 
     def names(self) -> list[str]:
         """Names of the model's tensors; other tensors in the files are left out."""
@@ -44,7 +51,7 @@ class Checkpoint:
         """The tensor as stored (float32, bfloat16 or float16), memory mapped; copy it before changing it."""
         if name not in self._shapes:
             raise KeyError(name)
-        return self._files[name].get_tensor(name)
+        return self._stored[name].read()
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
@@ -54,25 +61,66 @@ class Checkpoint:
         """SHA-256 in hex over name, dtype, shape and bytes of all adapted matrices, in layer order."""
         return weights_digest(self)
 
+    def _resolve_head(
+        self, config: ModelConfig, stored: dict[str, StoredTensor]
+    ) -> tuple[ModelConfig, dict[str, StoredTensor]]:
+        """What a tied model with a stored head means, by transformers' rules.
+
+        Where the embedding is not stored the head stands for both; where they differ they are not tied.
+        """
+        if not config.tie_embeddings or _HEAD not in stored:
+            return config, stored
+        if _EMBEDDING not in stored:
+            return config, stored | {_EMBEDDING: stored[_HEAD]}
+        if _same_values(stored[_HEAD], stored[_EMBEDDING]):
+            return config, stored
+        warnings.warn(
+            f"{self.directory}: the config ties the head to the embedding, but the files hold a different "
+            f"{_HEAD}: it is used",
+            stacklevel=2,
+        )
+        return replace(config, tie_embeddings=False), stored
+
     def _check(self) -> None:
-        missing = [name for name in self._shapes if name not in self._files]
+        missing = [name for name in self._shapes if name not in self._stored]
+        if missing == [_HEAD]:
+            raise ZweaveError(
+                f"{self.directory} has no {_HEAD}, and its config does not tie the head to the embedding: "
+                "a model without a head says nothing; take the whole one"
+            )
         if missing:
-            raise ZweaveError(f"{self.directory} lacks {len(missing)} tensors, e.g. {_first_names(missing)}")
+            raise ZweaveError(f"{self.directory} lacks {len(missing)} tensors, e.g. {first_names(missing)}")
         for name, shape in self._shapes.items():
-            entry = self._files[name].get_slice(name)
-            found = tuple(entry.get_shape())
-            if found != shape:
-                raise ZweaveError(f"{self.directory}: {name} has shape {found}, the config says {shape}")
-            if entry.get_dtype() not in _DTYPES:
+            stored = self._stored[name]
+            if stored.shape != shape:
                 raise ZweaveError(
-                    f"{self.directory}: {name} has dtype {entry.get_dtype()}, not {' or '.join(_DTYPES)}"
+                    f"{self.directory}: {name} has shape {stored.shape}, the config says {shape}"
                 )
+            if stored.dtype not in _DTYPES:
+                raise ZweaveError(
+                    f"{self.directory}: {name} has dtype {stored.dtype}, not {' or '.join(_DTYPES)}"
+                )
+
+    def _warn_of_unused(self) -> None:
+        unused = [
+            stored.name
+            for name, stored in self._stored.items()
+            # A head that equals the embedding, and tables that old files hold and nobody reads.
+            if name not in self._shapes and name != _HEAD and not name.endswith("rotary_emb.inv_freq")
+        ]
+        if unused:
+            warnings.warn(
+                f"{self.directory}: a {ARCHITECTURES[self.config.architecture]} has no {first_names(unused)}: "
+                f"{len(unused)} tensors are ignored",
+                stacklevel=2,
+            )
 
 
 def resolve_model(name_or_path: str | PathLike[str]) -> Checkpoint:
     """Opens a model by the name under which it was pulled, by its directory, or by its GGUF file.
 
-    A GGUF file is converted once, into the cache. Raises ZweaveError if there is no such model.
+    A GGUF file is known by its first bytes, and converted once, into the cache; any part of a split one will do.
+    Raises ZweaveError if there is no such model.
     """
     name = os.fspath(name_or_path)
     if name in MODELS:
@@ -83,62 +131,32 @@ def resolve_model(name_or_path: str | PathLike[str]) -> Checkpoint:
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         return Checkpoint(path)
-    if path.suffix == ".gguf" and path.is_file():
-        return Checkpoint(convert_cached(path))
+    if path.is_file():
+        if path.suffix.lower() == ".gguf" or is_gguf(path):
+            return Checkpoint(convert_cached(path))
+        raise ZweaveError(f"{path} is no GGUF file: give one, or the directory of a Hugging Face model")
     known = ", ".join(MODELS)
     raise ZweaveError(
-        f"no model {name!r}: give a name to pull ({known}), a Hugging Face directory or a .gguf file"
+        f"no model {name!r}: give a name to pull ({known}), a Hugging Face directory or a GGUF file"
     )
 
 
-def _tensor_files(directory: Path) -> dict[str, Any]:
-    """Tensor name to the open safetensors file that holds it."""
-    if (directory / _INDEX).is_file():
-        return _sharded(directory)
-    if (directory / _SINGLE).is_file():
-        handle = _open(directory / _SINGLE)
-        return dict.fromkeys(handle.keys(), handle)
-    if next(directory.glob("*.bin"), None) or next(directory.glob("*.pt*"), None):
-        raise ZweaveError(
-            f"{directory} holds pickled weights only, which may run code: "
-            "save the model again with transformers' save_pretrained(safe_serialization=True)"
-        )
-    if next(directory.glob("*.gguf"), None):
-        raise ZweaveError(f"{directory} holds GGUF files: give the .gguf file itself")
-    raise ZweaveError(f"{directory} has no {_SINGLE}: download the model again")
+def _refuse_gguf_directory(directory: Path) -> None:
+    files = sorted(path.name for path in directory.glob("*") if path.suffix.lower() == ".gguf")
+    if files and not next(directory.glob("*.safetensors"), None):
+        raise ZweaveError(f"{directory} holds GGUF files: give the file itself ({first_names(files)})")
 
 
-def _sharded(directory: Path) -> dict[str, Any]:
-    weight_map = read_json(directory / _INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ZweaveError(f"{directory / _INDEX} has no weight_map of file names: download the model again")
-    handles = {shard: _open(_inside(directory, shard)) for shard in sorted(set(weight_map.values()))}
-    stored = {shard: frozenset(handle.keys()) for shard, handle in handles.items()}
-    lost = [name for name, shard in weight_map.items() if name not in stored[shard]]
-    if lost:
-        raise ZweaveError(
-            f"{directory}: the shards lack {len(lost)} tensors of the index, e.g. {_first_names(lost)}"
-        )
-    return {name: handles[shard] for name, shard in weight_map.items()}
+def _with_prefix(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Names as a model with a head has them: one that was saved without a head lacks the `model.` in front."""
+    if _EMBEDDING in stored or _EMBEDDING.removeprefix("model.") not in stored:
+        return stored
+    return {f"model.{name}" if name.startswith(_BODY) else name: tensor for name, tensor in stored.items()}
 
 
-def _inside(directory: Path, shard: str) -> Path:
-    # A plain file name only. A link is fine: the Hugging Face cache is made of them.
-    if shard != Path(shard).name or "\\" in shard or "\0" in shard or not shard.endswith(".safetensors"):
-        raise ZweaveError(f"{directory / _INDEX} names the shard {shard!r}, which is not a file beside it")
-    return directory / shard
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise ZweaveError(f"{path} is missing: download the model again")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ZweaveError(f"{path} is damaged ({error}): download the model again") from None
-    except OSError as error:
-        raise ZweaveError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-def _first_names(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two matrices are equal; some rows at a time, as their dtypes may differ."""
+    if one.shape != other.shape:
+        return False
+    rows = zip(one.read().split(1 << 12), other.read().split(1 << 12), strict=True)
+    return all(torch.equal(first.float(), second.float()) for first, second in rows)

@@ -5,24 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ZweaveError
-from ..validation import is_integer
-from .hf_config import ARCHITECTURES, LIMIT, config_fields, is_positive, read_json
+from ..errors import ZweaveError, shortened
+from ..validation import is_integer, is_positive
+from .hf_config import ARCHITECTURES, config_fields, read_json
 from .module_name import LINEARS, MLP_LINEARS, linear_of, module_name
-
-DTYPES = ("float32", "bfloat16", "float16")
+from .rope_config import LIMIT
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Sizes and switches of a Llama, Mistral, Qwen2 or Qwen3 model.
 
-    rope_scaling: None, or {"rope_type": "linear" | "llama3" | "yarn", ...} with its numbers.
+    rope_scaling: None, or {"rope_type": "linear" | "dynamic" | "llama3" | "yarn" | "longrope", ...} with its
+        numbers.
+    max_position: positions that the rotary positions reach under their scaling.
     attention_bias: whether q, k and v have biases.
     attention_out_bias: whether o has one.
     qk_norm: whether queries and keys pass an RMS norm.
     sliding_window: how many tokens each layer attends to, one number a layer, 0 for all tokens.
-    dtype: of the weights as stored, as the config names it.
     Raises ZweaveError for sizes that do not fit together.
     """
 
@@ -44,7 +44,6 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     sliding_window: tuple[int, ...] = ()
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -61,11 +60,11 @@ class ModelConfig:
         ):
             value = getattr(self, name)
             if not (is_integer(value) and 0 < value < LIMIT):
-                raise ZweaveError(f"model config: {name} must be a positive integer, not {value!r}")
+                raise ZweaveError(f"model config: {name} must be a positive integer, not {shortened(value)}")
         for name in ("rms_norm_eps", "rope_theta"):
             if not is_positive(getattr(self, name)):
                 raise ZweaveError(
-                    f"model config: {name} must be a positive number, not {getattr(self, name)!r}"
+                    f"model config: {name} must be a positive number, not {shortened(getattr(self, name))}"
                 )
         if self.num_heads % self.num_kv_heads:
             raise ZweaveError(
@@ -81,8 +80,6 @@ class ModelConfig:
             raise ZweaveError(
                 f"model config: {len(self.sliding_window)} attention windows for {self.num_layers} layers"
             )
-        if self.dtype not in DTYPES:
-            raise ZweaveError(f"model config: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
     @classmethod
     def from_directory(cls, path: str | Path) -> "ModelConfig":
@@ -94,6 +91,17 @@ class ModelConfig:
         if not (directory / "config.json").is_file():
             raise ZweaveError(f"{directory} has no config.json: give the directory of a Hugging Face model")
         return cls(**config_fields(read_json(directory / "config.json")))
+
+    @property
+    def default_max_model_len(self) -> int:
+        """Tokens of a sequence that are served unless the user asks for another number.
+
+        Under longrope those that take its short factors: the long ones would change shorter sequences, too.
+        """
+        scaling = self.rope_scaling or {}
+        if scaling.get("rope_type") == "longrope":
+            return min(self.max_position, int(scaling["original_max_position_embeddings"]))
+        return self.max_position
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""

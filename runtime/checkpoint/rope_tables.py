@@ -1,7 +1,8 @@
 """Rotary position tables with the scalings of long-context models.
 
-default: Su et al. 2021 (arXiv 2104.09864). linear: positions divided by a factor. llama3: as Llama 3.1 scales
-its low frequencies. yarn: Peng et al. 2023 (arXiv 2309.00071). The numbers are those of transformers.
+default: Su et al. 2021 (arXiv 2104.09864). linear: positions divided by a factor. dynamic: a larger base, by
+bloc97 and emozilla. llama3: as Llama 3.1 scales its low frequencies. yarn: Peng et al. 2023 (arXiv 2309.00071).
+longrope: Ding et al. 2024 (arXiv 2402.13753). The numbers are those of transformers.
 """
 
 import math
@@ -11,31 +12,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ZweaveError
 from .model_config import ModelConfig
 
 
 def rope_tables(config: ModelConfig, positions: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of positions 0 to `positions` - 1, [positions, head_dim / 2] float32 each.
 
-    They hold a frequency once, for the rotation of halves; yarn's attention factor is folded in.
+    They hold a frequency once, for the rotation of halves; the attention factor of yarn and longrope is folded
+    in. Where frequencies follow from the length of a sequence (dynamic, longrope), they are those of a sequence
+    of `positions` tokens.
     """
-    frequencies, factor = _frequencies(config)
+    frequencies, factor = _frequencies(config, positions)
     angles = torch.arange(positions, dtype=torch.float32)[:, None] * frequencies
     return angles.cos() * factor, angles.sin() * factor
 
 
-def _frequencies(config: ModelConfig) -> tuple[Tensor, float]:
+def _frequencies(config: ModelConfig, positions: int) -> tuple[Tensor, float]:
     """Radians a position, [head_dim / 2] float32, and the factor of the tables."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies, 1.0
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"], 1.0
-    if scaling["rope_type"] == "llama3":
-        return llama3_frequencies(frequencies, scaling), 1.0
-    return _yarn(frequencies, scaling, config), _yarn_factor(scaling)
+    match scaling["rope_type"]:
+        case "linear":
+            return frequencies / scaling["factor"], 1.0
+        case "dynamic":
+            return 1.0 / _dynamic_theta(scaling, config, positions) ** exponents, 1.0
+        case "llama3":
+            return llama3_frequencies(frequencies, scaling), 1.0
+        case "longrope":
+            long = positions > scaling["original_max_position_embeddings"]
+            divisors = torch.tensor(scaling["long_factor" if long else "short_factor"], dtype=torch.float32)
+            return 1.0 / (divisors * config.rope_theta**exponents), _longrope_factor(scaling)
+        case "yarn":
+            return _yarn(frequencies, scaling, config), yarn_factor(scaling)
+        case kind:
+            raise ZweaveError(f"rope type {kind!r} is not supported")
+
+
+def _dynamic_theta(scaling: Mapping[str, Any], config: ModelConfig, positions: int) -> float:
+    """The base, larger by what a sequence exceeds the original context (NTK-aware)."""
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    stretch = factor * max(positions, original) / original - (factor - 1)
+    return config.rope_theta * stretch ** (config.head_dim / (config.head_dim - 2))
 
 
 def llama3_frequencies(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
@@ -67,7 +88,7 @@ def _yarn(frequencies: Tensor, scaling: Mapping[str, Any], config: ModelConfig) 
     return frequencies / scaling["factor"] * ramp + frequencies * (1 - ramp)
 
 
-def _yarn_factor(scaling: Mapping[str, Any]) -> float:
+def yarn_factor(scaling: Mapping[str, Any]) -> float:
     """What yarn multiplies cosines and sines by, to keep the attention as sharp as it was."""
     if "attention_factor" in scaling:
         return scaling["attention_factor"]
@@ -78,3 +99,13 @@ def _yarn_factor(scaling: Mapping[str, Any]) -> float:
     if "mscale" in scaling and "mscale_all_dim" in scaling:
         return mscale(scaling["mscale"]) / mscale(scaling["mscale_all_dim"])
     return mscale(1.0)
+
+
+def _longrope_factor(scaling: Mapping[str, Any]) -> float:
+    """What longrope multiplies cosines and sines by."""
+    if "attention_factor" in scaling:
+        return scaling["attention_factor"]
+    if scaling["factor"] <= 1:
+        return 1.0
+    original = scaling["original_max_position_embeddings"]
+    return math.sqrt(1 + math.log(scaling["factor"]) / math.log(original))

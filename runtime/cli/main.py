@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,22 @@ from ..errors import ZweaveError
 from .parser import make_parser
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Within it a warning is printed as one line, without the place in the code."""
+
+    def plain(message: Warning | str, *_: object, **__: object) -> str:
+        return f"zweave: warning: {message}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@_plain_warnings()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
     _open_streams()

@@ -24,6 +24,7 @@ class EngineConfig:
     max_sequences: requests that one step may work on.
     max_batch_tokens: tokens that one step computes; longer prompts take several steps.
     kv_tokens: token positions in the KV cache, for all requests together.
+    max_model_len: tokens that a prompt and its answer may have together; None for what the model is made for.
     block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
     prefix_cache: keys and values stay in the cache when a request ends, for requests with the same prefix, and are
         shared by requests that run at once; results are the same (docs/kv_cache.md).
@@ -44,6 +45,7 @@ class EngineConfig:
     max_sequences: int = 64
     max_batch_tokens: int = 512
     kv_tokens: int = 16384
+    max_model_len: int | None = None
     block_size: int = 16
     prefix_cache: bool = True
     max_memory: int | None = None
@@ -58,6 +60,8 @@ class EngineConfig:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size"):
             check_integer(name, getattr(self, name), 1)
+        if self.max_model_len is not None:
+            check_integer("max_model_len", self.max_model_len, 2)
         if self.max_batch_tokens < self.max_sequences:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"

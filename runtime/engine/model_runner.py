@@ -1,5 +1,6 @@
 """Runs chunks of sequences through the model: chunks in, logits and captured states out."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import Tensor
 from zweave.kernels import DecoderMetadata, greedy
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import KVCache
@@ -73,7 +75,7 @@ class ModelRunner:
         self._config = config
         self._bank = bank
         self.cache = cache
-        self.max_length = min(checkpoint.config.max_position, cache.num_blocks * cache.block_size)
+        self.max_length = min(_max_model_len(config, checkpoint.config), cache.num_blocks * cache.block_size)
         weights = Weights(checkpoint, decomposition, bank, plan, config.torch_dtype, config.torch_device)
         self.model = Model(weights, checkpoint.config, cache, self.max_length)
         self._batch_planner: BatchPlanner | None = None
@@ -115,6 +117,19 @@ class ModelRunner:
         if self._batch_planner is None or not self._batch_planner.all_factored(slot):
             return batch
         return replace(batch, meta=replace(batch.meta, all_factored=True))
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """Tokens of a sequence that the user asks for, else those that the model is made for."""
+    if config.max_model_len is None:
+        return model.default_max_model_len
+    if config.max_model_len > model.max_position:
+        warnings.warn(
+            f"max_model_len {config.max_model_len}: the model is made for {model.max_position} tokens; "
+            "what it says beyond them may be worthless",
+            stacklevel=2,
+        )
+    return config.max_model_len
 
 
 def _outputs(chunks: Seq[Chunk], output: ModelOutput) -> list[ChunkOutput]:

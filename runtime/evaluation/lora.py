@@ -35,7 +35,7 @@ class LoraModel:
         checkpoint = resolve_model(model)
         self.module = load_model(checkpoint, dtype).to(device).requires_grad_(False)
         self.tokenizer = Tokenizer(checkpoint.directory)
-        self.max_length = checkpoint.config.max_position
+        self.max_length = checkpoint.config.default_max_model_len
         self._peft: Any = None
         self._count = 0
 

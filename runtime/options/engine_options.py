@@ -13,6 +13,7 @@ from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.bundled import bundled_experts
 from ..experts.mixture import RESERVED_NAMES, ExpertChoice
+from .arguments import positive_whole
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -27,6 +28,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--max-model-len",
+        type=positive_whole,
+        metavar="N",
+        help="tokens of a prompt and its answer together (what the model is made for)",
+    )
     parser.add_argument(
         "--load",
         action="append",
@@ -50,7 +57,13 @@ def add_dispatcher_option(parser: argparse.ArgumentParser) -> None:
 
 def open_engine(args: argparse.Namespace) -> Engine:
     """Loads the model, the experts of --load and the dispatcher."""
-    engine = Engine(args.model, dtype=args.dtype, device=args.device, prefix_cache=not args.no_prefix_cache)
+    engine = Engine(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        max_model_len=args.max_model_len,
+        prefix_cache=not args.no_prefix_cache,
+    )
     for item in args.load:
         name, separator, path = item.partition("=")
         if not (separator and name and path):

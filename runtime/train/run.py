@@ -36,7 +36,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     except ImportError:
         raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=dtype).eval()
+    # transformers 4 ties the head wherever the config says so, even one that differs.
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint.directory, dtype=dtype, tie_word_embeddings=checkpoint.config.tie_embeddings
+    ).eval()
 
 
 def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "cpu") -> Policy:
@@ -59,7 +62,7 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
     else:
         adapter = SvfAdapter(module, decompose(checkpoint).factors, recipe, checkpoint.digest())
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
-    longest = min([config.max_position, *(window for window in config.sliding_window if window)])
+    longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])
     return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
 
 

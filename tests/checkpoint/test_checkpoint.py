@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from zweave.checkpoint import Checkpoint, resolve_model
+from zweave.engine import Engine
 from zweave.errors import ZweaveError
 
 INDEX = "model.safetensors.index.json"
@@ -55,6 +56,93 @@ def test_tensors_are_memory_mapped(tiny_model):
 
 def test_tied_head_is_no_tensor(tiny_model):
     assert "lm_head.weight" not in Checkpoint(tiny_model("llama", tie_word_embeddings=True)).names()
+
+
+@pytest.fixture
+def tied(copy):
+    """A tied model whose tensors may be changed."""
+
+    def make(change):
+        directory = copy(tie_word_embeddings=True)
+        _change(directory, change)
+        return directory
+
+    return make
+
+
+def _logits(directory, prompt):
+    with torch.inference_mode():
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)(
+            torch.tensor([prompt])
+        ).logits[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_stored_head_that_differs_is_not_tied(tied, prompt_logits, dtype):
+    head = torch.randn(264, 32, generator=torch.Generator().manual_seed(3)).to(dtype)
+    directory = tied(lambda tensors: tensors.update({"lm_head.weight": head}))
+    with pytest.warns(UserWarning, match=r"different lm_head\.weight: it is used"):
+        checkpoint = Checkpoint(directory)
+    assert not checkpoint.config.tie_embeddings
+    assert torch.equal(checkpoint.tensor("lm_head.weight"), head)
+    with pytest.warns(UserWarning, match="different"):
+        engine = Engine(directory, dtype="float32", kv_tokens=64)
+    prompt = [5, 7, 11, 13]
+    (logits,) = prompt_logits(engine, [(prompt, None)])
+    torch.testing.assert_close(logits, _logits(directory, prompt), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_stored_head_that_is_the_embedding_stays_tied(tied, dtype, recwarn):
+    directory = tied(
+        lambda tensors: tensors.update(
+            {"lm_head.weight": tensors["model.embed_tokens.weight"].to(dtype, copy=True)}
+        )
+    )
+    assert Checkpoint(directory).config.tie_embeddings
+    assert "lm_head.weight" not in Checkpoint(directory).names()
+    assert not recwarn.list
+
+
+def test_the_head_stands_for_an_embedding_that_is_not_stored(tied):
+    """safetensors' save_model keeps one name of those that share memory, and this one."""
+    directory = tied(
+        lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")})
+    )
+    stored = load_file(directory / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(Checkpoint(directory).tensor("model.embed_tokens.weight"), stored)
+
+
+def test_a_model_saved_without_its_head(tiny_model, tmp_path):
+    """As `Qwen3Model` and its like are saved: no `model.` in front of the names."""
+    for tie in (True, False):
+        source = tiny_model("qwen3", tie_word_embeddings=tie)
+        AutoModel.from_pretrained(source).save_pretrained(tmp_path / str(tie))
+        config = json.loads((tmp_path / str(tie) / "config.json").read_text())
+        assert config["architectures"] == ["Qwen3Model"]
+        assert "embed_tokens.weight" in load_file(tmp_path / str(tie) / "model.safetensors")
+    with pytest.warns(UserWarning, match="'Qwen3Model'.*read as Qwen3ForCausalLM"):
+        ours = Checkpoint(tmp_path / "True")
+    expected = Checkpoint(tiny_model("qwen3", tie_word_embeddings=True))
+    assert ours.config == expected.config
+    for name in expected.names():
+        assert torch.equal(ours.tensor(name), expected.tensor(name)), name
+    with (
+        pytest.warns(UserWarning, match="'Qwen3Model'"),
+        pytest.raises(ZweaveError, match=r"has no lm_head\.weight.*a model without a head says nothing"),
+    ):
+        Checkpoint(tmp_path / "False")
+
+
+def test_tensors_of_no_use_are_named(copy):
+    directory = copy()
+    more = {
+        "score.weight": torch.ones(2, 32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    }
+    _change(directory, lambda tensors: tensors.update(more))
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM has no score\.weight: 1 tensors are ignored"):
+        Checkpoint(directory)
 
 
 def test_digest_is_of_the_adapted_weights_alone(tiny_model, copy):
@@ -127,7 +215,7 @@ def test_damaged_file(copy, damage):
 def _change(directory, change):
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
-    save_file(tensors, directory / "model.safetensors")
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_missing_tensors_are_named_in_short(copy):
@@ -182,6 +270,36 @@ def test_damaged_index(copy):
             Checkpoint(directory)
 
 
+def test_one_file_goes_before_an_index(copy):
+    """As in transformers; the index and its shards may be left over from a former save."""
+    directory = copy(max_shard_size="20KB")
+    state = {name: Checkpoint(directory).tensor(name) * 2 for name in Checkpoint(directory).names()}
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    name = "model.layers.1.mlp.down_proj.weight"
+    theirs = AutoModelForCausalLM.from_pretrained(directory).state_dict()[name]
+    assert torch.equal(Checkpoint(directory).tensor(name), theirs)
+    assert torch.equal(theirs, state[name])
+
+
+def test_shards_without_an_index(copy):
+    directory = copy(max_shard_size="20KB")
+    expected = Checkpoint(directory).digest()
+    (directory / INDEX).unlink()
+    assert Checkpoint(directory).digest() == expected
+    first, *_, last = sorted(directory.glob("model-*.safetensors"))
+    content = last.read_bytes()
+    last.unlink()
+    with pytest.raises(ZweaveError, match=rf"{last.name} is missing"):
+        Checkpoint(directory)
+    last.write_bytes(first.read_bytes())
+    with pytest.raises(ZweaveError, match=r"which another shard holds, too"):
+        Checkpoint(directory)
+    last.write_bytes(content)
+    shutil.copy(first, directory / "other-00001-of-00002.safetensors")
+    with pytest.raises(ZweaveError, match="shards of several models"):
+        Checkpoint(directory)
+
+
 def test_missing_shard(copy):
     directory = copy(max_shard_size="20KB")
     next(directory.glob("model-*.safetensors")).unlink()
@@ -193,7 +311,8 @@ def test_missing_shard(copy):
     ("name", "message"),
     [
         ("pytorch_model.bin", "pickled"),
-        ("model.gguf", r"give the \.gguf file itself"),
+        ("model.gguf", r"give the file itself \(model\.gguf\)"),
+        ("MODEL.GGUF", r"give the file itself \(MODEL\.GGUF\)"),
         ("README", "has no model.safetensors"),
     ],
 )
@@ -214,5 +333,7 @@ def test_resolve_model(tiny_model, tmp_path, monkeypatch):
         resolve_model("smollm2")
     with pytest.raises(ZweaveError, match=r"no model 'nothing'.*smollm2"):
         resolve_model("nothing")
+    with pytest.raises(ZweaveError, match=r"config\.json is no GGUF file: give one, or the directory"):
+        resolve_model(directory / "config.json")
     shutil.copytree(directory, tmp_path / "models" / "smollm2")
     assert resolve_model("smollm2").directory == tmp_path / "models" / "smollm2"

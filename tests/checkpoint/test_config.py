@@ -101,6 +101,65 @@ def test_original_positions_default_to_the_models(read):
     assert yarn.rope_scaling["original_max_position_embeddings"] == 777
 
 
+LONGROPE = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 1024}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "reach"),
+    [
+        # Qwen's recipe: the config keeps its own length.
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}, 16384),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}, 4096),
+        ({"type": "yarn", "factor": 4.0}, 16384),
+        ({"type": "linear", "factor": 2.5}, 10240),
+        ({"type": "dynamic", "factor": 2.0}, 8192),
+        (
+            {
+                "type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 512,
+            },
+            4096,
+        ),
+        ({"type": "longrope", **LONGROPE}, 4096),
+        ({"type": "su", **LONGROPE}, 4096),
+    ],
+    ids=lambda value: value["type"] if isinstance(value, dict) else str(value),
+)
+def test_the_reach_of_scaled_positions_is_that_of_vllm(read, scaling, reach):
+    config = read(LLAMA | {"max_position_embeddings": 4096, "rope_scaling": scaling})
+    assert config.max_position == reach
+    longrope = config.rope_scaling["rope_type"] == "longrope"
+    assert config.default_max_model_len == (1024 if longrope else reach)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["LlamaModel"]}, "'LlamaModel'.*read as LlamaForCausalLM"),
+        ({"architectures": ["LLaMAForCausalLM"]}, "read as LlamaForCausalLM"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 8}}, "linear takes no .*beta_fast"),
+        ({"rope_scaling": {"factor": 2.0}}, "default takes no .*factor"),
+    ],
+)
+def test_what_is_ignored_is_said(read, change, message):
+    with pytest.warns(UserWarning, match=message) as caught:
+        read(LLAMA | change)
+    assert not any("\n" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float8", "torch.bfloat16", None])
+def test_the_dtype_of_a_config_does_not_matter(read, dtype):
+    """The tensors have their own."""
+    assert read(LLAMA | {"torch_dtype": dtype}) == read(LLAMA)
+
+
+def test_a_byte_order_mark_is_no_content(read):
+    assert read("\ufeff" + json.dumps(LLAMA)) == read(LLAMA)
+
+
 def test_sliding_windows_follow_transformers(read):
     qwen = LLAMA | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2}
     assert read(qwen | {"sliding_window": 7}).sliding_window == (0, 0, 0)
@@ -117,11 +176,21 @@ def test_sliding_windows_follow_transformers(read):
     [
         ({"model_type": "gemma3"}, r"'gemma3' is not supported.*LlamaForCausalLM"),
         ({"model_type": None}, "not supported"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "SequenceClassification"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of names"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported: only silu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope' is not supported"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported: supported: default, linear"),
+        ({"rope_scaling": {"rope_type": "dynamic", "alpha": 1000.0}}, "positive number factor"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2}, "head_dim above 2"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0]}},
+            "needs long_factor, a list of 8 positive numbers",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 0}},
+            "attention_factor must be a positive number, not 0",
+        ),
         ({"rope_scaling": {"rope_type": "linear"}}, "positive number factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "positive number factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
@@ -140,6 +209,7 @@ def test_sliding_windows_follow_transformers(read):
         ({"rope_scaling": [2]}, "must be an object"),
         ({"rope_parameters": {"a": {"rope_theta": 1.0}, "b": {"rope_theta": 2.0}}}, "differ by layer type"),
         ({"rope_theta": "x"}, "rope_theta must be"),
+        ({"rope_theta": 0}, "rope_theta must be a positive number, not 0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_size": 0}, "hidden_size must be a positive integer"),
         ({"hidden_size": True}, "hidden_size must be a positive integer"),
@@ -153,7 +223,6 @@ def test_sliding_windows_follow_transformers(read):
         ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"attention_bias": "yes"}, "attention_bias must be true or false"),
-        ({"torch_dtype": "float8"}, "dtype 'float8'"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )

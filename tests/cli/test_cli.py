@@ -87,8 +87,12 @@ def test_jsonl_in_and_out(zweave: Run, model: Path, random_expert: Callable, tmp
 
 
 def test_plain_prompts_from_standard_input(zweave: Run, model: Path) -> None:
-    done = zweave("generate", "--model", model, "--input", "-", "--max-tokens", 2, text="first\nsecond\n")
+    done = zweave(
+        "generate", "--model", model, "--input", "-", "--max-tokens", 2, "--max-model-len", 1000,
+        text="first\nsecond\n",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "\nzweave: warning: max_model_len 1000: the model is made for 512 tokens" in f"\n{done.stderr}"
     assert done.stdout.count("> ") == 2
     assert "2 requests" in done.stderr
 
@@ -98,6 +102,7 @@ def test_plain_prompts_from_standard_input(zweave: Run, model: Path) -> None:
     [
         ((), None, ("no prompt given",)),
         (("",), None, ("empty",)),
+        (("Once upon a time", "--max-model-len", "4"), None, ("16 tokens", "at most 3")),
         (("hello", "--temperature", "-1"), None, ("temperature",)),
         (("hello", "--temperature", "nan"), None, ("temperature",)),
         (("hello", "--expert", "nobody"), None, ("nobody",)),

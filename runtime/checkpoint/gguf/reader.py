@@ -19,6 +19,7 @@ from gguf.quants import dequantize
 from ...errors import ZweaveError
 from ...validation import is_integer
 
+_MAGIC = b"GGUF"
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 # ggml's own limits.
@@ -42,6 +43,15 @@ class GgufTensor:
     kind: GGMLQuantizationType
     offset: int
     size: int
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does; ZweaveError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        raise ZweaveError(f"cannot read {path}: {error.strerror}") from None
 
 
 class GgufFile:
@@ -94,9 +104,9 @@ class GgufFile:
             yield values
 
     def _read_header(self) -> None:
-        if self._data[:4] != b"GGUF":
+        if self._data[: len(_MAGIC)] != _MAGIC:
             raise _DamagedError("it does not begin with GGUF")
-        self._position = 4
+        self._position = len(_MAGIC)
         version = self._scalar("I")
         if version not in (2, 3):
             raise _DamagedError(f"version {version} is not supported, only little-endian 2 and 3 are")
