@@ -101,7 +101,6 @@ def test_experts_that_do_not_fit_leave_the_model_alone(tmp_path, model, tiny_mod
     before = dict(model.named_modules())
     name = "model.layers.0.mlp.up_proj"
     experts = {
-        "after the prompt only": Expert({name: torch.ones(32)}, scope="after_prompt"),
         "rank 32": Expert({name: torch.ones(31)}),
         "other weights": Expert({name: torch.ones(32)}, base_digest="0" * 64),
         "no matrix transformer.h.0.mlp.c_fc": Expert({"transformer.h.0.mlp.c_fc": torch.ones(32)}),
