@@ -146,7 +146,7 @@ def test_gradients_of_a_prompt_under_an_expert_of_the_answer(model, attached):
 def test_what_an_expert_of_the_answer_wants(model, attached):
     ids, mask = padded()
     with attached.use("after"):
-        with pytest.raises(ZweaveError, match="use\\(..., prompt_lengths=...\\), or call generate"):
+        with pytest.raises(ZweaveError, match="or call generate"):
             model(ids, attention_mask=mask)
         with pytest.raises(ZweaveError, match="call the model itself"):
             model.model(ids)
