@@ -71,7 +71,8 @@ class Engine:
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
 
-        expert: a file or an Expert, by default the one of that name that comes with zweave (docs/experts.md).
+        expert: an Expert, its file, or the name of one that comes with zweave (docs/experts.md), by default the name
+            itself.
         Raises ZweaveError if there is none, or it is not for this model.
         """
         self.bank.load(name, bundled_expert(name) if expert is None else expert)

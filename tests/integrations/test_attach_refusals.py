@@ -225,3 +225,11 @@ def test_the_core_imports_no_integration():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_that_come_with_zweave_are_found(model):
+    with pytest.raises(ZweaveError, match=r"sst2\.safetensors: .*other weights"):
+        attach(model, {"a": "sst2"}, progress=silent)
+    attached = attach(model, progress=silent)
+    with pytest.raises(ZweaveError, match="sst3: there is no such file, and no expert of that name"):
+        attached.load("a", "sst3")
