@@ -48,10 +48,11 @@ class Generate:
     """`model.generate`, which tells the router its prompts: only here may a prompt have several rows."""
 
     def __init__(self, model: nn.Module, router: Router) -> None:
-        self._generate: Any = model.generate
+        generate: Any = model.generate
+        self._generate = generate
         self._router = router
         self._main_input = getattr(model, "main_input_name", "input_ids")
-        update_wrapper(self, self._generate)
+        update_wrapper(self, generate)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self._router.generating(self._prompts(args, kwargs)):

@@ -24,8 +24,9 @@ def backward_pass() -> int | None:
 
 def remember(y: Tensor, key: object, value: object) -> None:
     """Leaves a value under a key with the node that computed y, if y has one."""
-    if y.grad_fn is not None:
-        y.grad_fn.metadata[key] = value
+    node: Any = y.grad_fn
+    if node is not None:
+        node.metadata[key] = value
 
 
 def recall(key: object) -> Any:
@@ -33,7 +34,7 @@ def recall(key: object) -> Any:
 
     Raises ZweaveError if none was, and for checkpoints with use_reentrant=True.
     """
-    node = torch._C._current_autograd_node()
+    node: Any = torch._C._current_autograd_node()
     if node is not None and node.name() != _REENTRANT:
         found = _nearest(node, key)
         if found is not None:
