@@ -152,3 +152,13 @@ def test_checkpoints_that_forget_are_refused(model, attached):
         loss = loss_of(model)
         with pytest.raises(ZweaveError, match="use_reentrant=False only"):
             loss.backward()
+
+
+@pytest.mark.parametrize("end", ["freeze", "unload"])
+def test_an_expert_that_learns_no_longer_is_named(end, model, attached):
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with attached.use("p"):
+        loss = loss_of(model)
+    getattr(attached, end)("p")
+    with pytest.raises(ZweaveError, match="'p' was frozen or unloaded between"):
+        loss.backward()

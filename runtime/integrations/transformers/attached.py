@@ -50,7 +50,7 @@ class Attached:
         self._model, self._bank, self._router, self._digest = model, bank, router, digest
         self._linears = dict(linears)
         # First layer of each expert that learns, by name.
-        self._learnt: dict[str, int] = {}
+        self._learnt = router.learnt
         self._is_attached = True
         self._frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in self._frozen:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Router:
     """The rows of the current forward pass, which all linears of a model read.
 
     base_modes: [matrices] uint8, the modes of the base model's slot.
+    learnt: the experts that learn, by name.
     rows: the rows of the innermost `use`, None for the base model.
     otherwise: the rows outside of `use`.
     owner: the thread inside `use`.
@@ -33,6 +34,7 @@ class Router:
     """
 
     base_modes: Tensor
+    learnt: dict[str, int] = field(default_factory=dict)
     rows: Rows | None = None
     otherwise: Rows | None = None
     owner: int | None = None
@@ -114,9 +116,18 @@ class Router:
             self.prompts = before
 
     def _chosen(self) -> Rows | None:
-        """The rows of `use`, or of the forward pass that a backward pass repeats."""
+        """The rows of `use`, or of the forward pass that a backward pass repeats.
+
+        Raises ZweaveError if an expert that learned then does so no longer.
+        """
         backward = backward_pass() if torch.is_grad_enabled() else None
         if backward is None or backward == self.entered_in:
             return self.rows
         found: Rows | None = recall(self)
+        for name in found.learning if found is not None else ():
+            if name is not None and name not in self.learnt:
+                raise ZweaveError(
+                    f"the expert {name!r} was frozen or unloaded between a forward pass and its backward pass: "
+                    "do that after the backward pass"
+                )
         return found
