@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import ZweaveError
 from .experts.mixture import ExpertChoice, Mixture
 from .text.tokenizer import Tokenizer
-from .validation import is_number
+from .validation import as_integer, as_number, is_number, normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class ReadState:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", tuple(self.candidates))
+        normalise(self, ("layer",), as_integer)
 
 
 Probe: TypeAlias = ReadScores | ReadState | None
@@ -102,6 +103,7 @@ class Dispatch:
             raise ZweaveError(f"a dispatch's label must be a string or None, not {type(self.label).__name__}")
         if not isinstance(self.probabilities, Mapping):
             raise ZweaveError("a dispatch's probabilities must be a mapping of labels to numbers")
+        normalise(self, ("confidence",), as_number)
         if not (is_number(self.confidence) and 0 <= self.confidence <= 1):
             raise ZweaveError(f"a dispatch's confidence must be from 0 to 1, not {self.confidence!r}")
         Mixture.parse(self.mixture)

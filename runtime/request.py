@@ -2,12 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError
-from .experts.mixture import ExpertChoice, Mixture
-from .validation import check_flag, check_integer, is_integer, is_number
+from .experts.mixture import ExpertChoice, Mixture, plain_choice
+from .validation import (
+    as_integer,
+    as_integers,
+    as_number,
+    check_flag,
+    check_integer,
+    is_integer,
+    is_number,
+    normalise,
+)
 
 Message: TypeAlias = Mapping[str, str]
 Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
@@ -19,7 +28,7 @@ MAX_LOGPROBS = 100
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is sampled; the default is greedy.
+    """How the next token is sampled; the default is greedy. Numbers may be numpy's or torch's, here and in `Request`.
 
     temperature: 0 takes the most likely token, 1 samples the model's own distribution.
     top_k: keep the k most likely tokens, 0 keeps all.
@@ -35,6 +44,8 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        normalise(self, ("temperature", "top_p", "min_p"), as_number)
+        normalise(self, ("top_k", "seed"), as_integer)
         if not (is_number(self.temperature) and 0 <= self.temperature <= 100):
             raise ZweaveError(f"temperature must be from 0 to 100, not {self.temperature!r}")
         if not (is_integer(self.top_k) and self.top_k >= 0):
@@ -51,7 +62,7 @@ class Sampling:
 class Request:
     """One prompt and how to answer it.
 
-    prompt: text, taken as it is, or token ids.
+    prompt: text, taken as it is, or token ids: a sequence, or an array of one dimension.
     messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
         a final assistant message is continued.
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
@@ -94,10 +105,13 @@ class Request:
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
+        normalise(self, ("max_tokens", "logprobs"), as_integer)
+        normalise(self, ("prompt", "score", "stop_token_ids"), as_integers)
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
         if not self.is_auto:
             object.__setattr__(self, "mixture", Mixture.parse(self.expert))
+            object.__setattr__(self, "expert", plain_choice(self.expert))
             if self.dispatcher is not None:
                 raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:
@@ -189,6 +203,12 @@ class Result:
     scores: list[float] | None = None
     dispatch: Dispatch | None = None
 
+    @classmethod
+    def refused(cls, request: object, error: str) -> "Result":
+        """The result of a request that was not taken up, with the reason."""
+        expert = request.expert if isinstance(request, Request) else None
+        return cls("", [], None, expert, "error", prompt_tokens=0, error=error)
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -208,7 +228,9 @@ def _check_ids(name: str, value: object) -> None:
         raise ZweaveError(f"{name} must be a list of token ids, not {type(value).__name__}")
 
 
-def _check_sequence(name: str, value: object, wanted: str) -> None:
+def _check_sequence(name: str, value: Any, wanted: str) -> None:
+    if getattr(value, "ndim", 0) > 1:
+        raise ZweaveError(f"{name} must be {wanted}, not of shape {list(value.shape)}: give one row of it")
     if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
         raise ZweaveError(f"{name} must be {wanted}, not {type(value).__name__}")
     if len(value) == 0:

@@ -24,6 +24,8 @@ from ..options.arguments import positive_number, positive_whole, whole
 from . import expert_classifier, expert_search, expert_transfer
 from .parser import add_command
 
+_EXPERT_HELP = "an expert file, or the name of one that comes with zweave"
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -42,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_show(commands: Commands) -> None:
-    show = commands.add_parser("show", help="what an expert file says, and a heat map of its z")
-    show.add_argument("file", type=Path)
+    show = commands.add_parser("show", help="what an expert says, and a heat map of its z")
+    show.add_argument("file", type=Path, help=_EXPERT_HELP)
     show.add_argument("--png", type=Path, metavar="FILE", help="draw the heat map into a file instead")
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.set_defaults(run=_show)
@@ -63,10 +65,13 @@ def _add_new(commands: Commands) -> None:
 
 
 def _add_mix(commands: Commands) -> None:
-    mix = commands.add_parser("mix", help="write a mixture of expert files as one expert")
+    mix = commands.add_parser("mix", help="write a mixture of experts as one expert file")
     _add_output(mix)
     mix.add_argument(
-        "parts", nargs="+", metavar="FILE=WEIGHT", help="WEIGHT is a number, or one a layer: 1,0.5,..."
+        "parts",
+        nargs="+",
+        metavar="EXPERT=WEIGHT",
+        help="a file or a name; WEIGHT is a number, or one a layer: 1,0.5,...",
     )
     mix.add_argument(
         "--layers", type=positive_whole, metavar="N", help="of the model, if no part adapts the last"
@@ -77,8 +82,8 @@ def _add_mix(commands: Commands) -> None:
 
 def _add_diff(commands: Commands) -> None:
     diff = commands.add_parser("diff", help="how far two experts are apart")
-    diff.add_argument("a", type=Path)
-    diff.add_argument("b", type=Path)
+    diff.add_argument("a", type=Path, help=_EXPERT_HELP)
+    diff.add_argument("b", type=Path, help=_EXPERT_HELP)
     diff.add_argument("--json", action="store_true", help="print the figures as JSON")
     diff.set_defaults(run=_diff)
 
@@ -183,7 +188,7 @@ def _part(text: str) -> tuple[Path, Alpha]:
     except ValueError:
         numbers = ()
     if not (separator and path and numbers and all(map(math.isfinite, numbers))):
-        raise ZweaveError(f"a part is FILE=WEIGHT or FILE=WEIGHT,WEIGHT,..., not {text!r}")
+        raise ZweaveError(f"a part is EXPERT=WEIGHT or EXPERT=WEIGHT,WEIGHT,..., not {text!r}")
     return Path(path), numbers[0] if len(numbers) == 1 else numbers
 
 

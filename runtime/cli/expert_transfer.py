@@ -16,7 +16,7 @@ from ..options.arguments import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="the expert")
+    parser.add_argument("file", type=Path, help="the expert file, or the name of one that comes with zweave")
     parser.add_argument("output", type=Path, help="the expert file to write")
     for name, what in (("--from", "it was trained for"), ("--to", "it is to serve")):
         parser.add_argument(

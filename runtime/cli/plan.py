@@ -13,7 +13,6 @@ from ..checkpoint.module_name import linear_of
 from ..checkpoint.pull import DEFAULT_MODEL
 from ..decomposition.decomposition import Decomposition, decompose
 from ..engine.config import DTYPES, EngineConfig
-from ..experts.bundled import bundled_experts
 from ..experts.certificate import certify
 from ..experts.expert import Expert
 from ..options.arguments import positive_number, positive_whole, whole
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         config.max_memory,
         config.max_error,
     )
-    experts = {name: Expert.load(bundled_experts().get(name, name)) for name in args.certify}
+    experts = {name: Expert.load(name) for name in args.certify}
     figures: dict[str, Any] = {
         "model": args.model,
         "memory_bytes": memory(plan, config.torch_dtype.itemsize),

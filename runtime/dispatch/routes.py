@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..dispatcher import Dispatch
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice, Mixture, spread
-from ..validation import check_flag, is_number
+from ..validation import as_number, check_flag, is_number, normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class Routes:
             if not isinstance(label, str):
                 raise ZweaveError(f"a label must be a string, not {label!r}")
             Mixture.parse(choice)
+        normalise(self, ("threshold",), as_number)
         threshold = self.threshold
         if not (is_number(threshold) and 0 <= threshold <= 1):
             raise ZweaveError(f"a dispatcher's threshold must be from 0 to 1, not {threshold!r}")

@@ -4,6 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 from ..errors import ZweaveError
@@ -14,8 +15,8 @@ from .engine import Engine
 class AsyncEngine:
     """Serves an engine to coroutines: `async with AsyncEngine(engine) as serving:`.
 
-    From then on the engine is not to be used directly, except to load and unload experts. Cancelling a coroutine
-    cancels its request.
+    Until it is closed the engine cannot be used directly, except to load and unload experts; nor can it be in a forked
+    child. Cancelling a coroutine cancels its request. Raises ZweaveError if another thread uses the engine.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -26,8 +27,10 @@ class AsyncEngine:
         self._closed = False
         # Held while commands are added and while the engine closes, so that none is added to a closed one.
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="zweave-engine", daemon=True)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work, args=(started,), name="zweave-engine", daemon=True)
         self._thread.start()
+        started.result()
 
     async def __aenter__(self) -> "AsyncEngine":
         return self
@@ -85,7 +88,11 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
 
     def _submit(self, command: Callable[[], object]) -> bool:
-        """Queues a command that the thread runs before its next step; False if the engine is closed."""
+        """Queues a command that the thread runs before its next step; False if the engine is closed.
+
+        Raises ZweaveError in a forked child, which has no such thread.
+        """
+        self.engine.guard.check_process()
         with self._lock:
             if not self._closed:
                 self._commands.put(command)
@@ -94,7 +101,15 @@ class AsyncEngine:
     def _close(self) -> None:
         self._closing = True
 
-    def _work(self) -> None:
+    def _work(self, started: "Future[None]") -> None:
+        try:
+            with self.engine.guard.exclusive():
+                started.set_result(None)
+                self._serve()
+        except ZweaveError as error:
+            started.set_exception(error)
+
+    def _serve(self) -> None:
         failure: BaseException = ZweaveError("the engine was closed before the request was done")
         try:
             while not self._closing:

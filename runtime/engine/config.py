@@ -8,8 +8,18 @@ import torch
 from zweave.kernels import cpu_isa
 
 from ..errors import ZweaveError
-from ..validation import check_flag, check_integer, is_integer, is_number
+from ..validation import (
+    as_integer,
+    as_number,
+    check_flag,
+    check_integer,
+    is_integer,
+    is_number,
+    normalise,
+)
 
+SLOTS = 64
+KV_TOKENS = 16384
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -41,10 +51,10 @@ class EngineConfig:
 
     dtype: str = "bfloat16"
     device: str = "cpu"
-    slots: int = 64
+    slots: int = SLOTS
     max_sequences: int = 64
     max_batch_tokens: int = 512
-    kv_tokens: int = 16384
+    kv_tokens: int = KV_TOKENS
     max_model_len: int | None = None
     block_size: int = 16
     prefix_cache: bool = True
@@ -58,7 +68,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        for name in ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size"):
+        counts = ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size")
+        normalise(self, (*counts, "max_model_len", "max_memory", "merge_memory"), as_integer)
+        normalise(self, ("max_error", "dispatch_timeout"), as_number)
+        for name in counts:
             check_integer(name, getattr(self, name), 1)
         if self.max_model_len is not None:
             check_integer("max_model_len", self.max_model_len, 2)

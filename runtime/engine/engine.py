@@ -1,9 +1,10 @@
 """The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from os import PathLike
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
@@ -19,18 +20,25 @@ from ..scheduler.stats import EngineStats
 from ..trace.step import Observer, Span, StepTrace
 from .config import EngineConfig
 from .engine_parts import load_parts
+from .guard import Guard
 from .pooled_states import check_layers, pooled_states
 
 # Seconds that a step waits for dispatchers if it has nothing else to do.
 _MAX_WAIT = 0.05
 
+OnError: TypeAlias = Literal["raise", "result"]
+
 
 class Engine:
-    """Serves one model. Use it from one thread; experts may be loaded and unloaded from others.
+    """Serves one model, from one thread at a time.
+
+    While a call runs in one thread, `generate`, `run`, `stream`, `add`, `step` and `pooled_states` raise ZweaveError in
+    any other, and always in a forked child. Other methods may be called from any thread.
 
     model: a name that `zweave pull` knows, a Hugging Face directory, or a GGUF file. A model that was never
         decomposed is decomposed first, with progress on standard error.
     dispatcher: chooses the expert of requests with expert="auto" that bring no dispatcher; it may be set later.
+    guard: an attribute; keeps threads and processes apart.
     observer: an attribute; if set, it is called with what each step has computed.
     options: the fields of EngineConfig.
     """
@@ -41,6 +49,7 @@ class Engine:
         dispatcher: Dispatcher | None = None,
         **options: object,
     ) -> None:
+        self.guard = Guard()
         self.dispatcher = dispatcher
         self.observer: Observer | None = None
         try:
@@ -62,7 +71,8 @@ class Engine:
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
 
-        expert: a file or an Expert, by default the one of that name that comes with zweave (docs/experts.md).
+        expert: an Expert, its file, or the name of one that comes with zweave (docs/experts.md), by default the name
+            itself.
         Raises ZweaveError if there is none, or it is not for this model.
         """
         self.bank.load(name, bundled_expert(name) if expert is None else expert)
@@ -84,21 +94,42 @@ class Engine:
         """Raises ZweaveError unless this engine could serve the request now."""
         self._prepare(request)
 
-    def generate(self, requests: Request | Iterable[Request]) -> list[Result]:
-        """Answers all requests as one continuous batch, in the order given."""
+    def generate(self, requests: Request | Iterable[Request], on_error: OnError = "raise") -> list[Result]:
+        """Answers all requests as one continuous batch, in the order given.
+
+        on_error: as for `run`.
+        """
         listed = [requests] if isinstance(requests, Request) else list(requests)
-        results = dict(self.run(listed))
+        with self.guard.exclusive():
+            results = dict(self.run(listed, on_error))
         return [results[index] for index in range(len(listed))]
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Result]]:
-        """Yields (index, result) of each request as it finishes; all requests are checked before any starts."""
-        for index, delta in self._serve(list(requests)):
+    def run(self, requests: Iterable[Request], on_error: OnError = "raise") -> Iterator[tuple[int, Result]]:
+        """Yields (index, result) of each request as it finishes; all requests are checked before any starts.
+
+        on_error: what happens to a request that this engine cannot serve: "raise" raises ZweaveError with its index
+            before any starts, "result" gives it a result with `finish_reason` "error" and serves the others.
+        """
+        if on_error not in ("raise", "result"):
+            raise ZweaveError(f"on_error must be 'raise' or 'result', not {on_error!r}")
+        prepared: dict[int, Sequence] = {}
+        listed = list(requests)
+        for index, request in enumerate(listed):
+            try:
+                prepared[index] = self._prepare(request)
+            except ZweaveError as error:
+                if on_error == "raise":
+                    raise ZweaveError(
+                        f"request {index}: {error}" if len(listed) > 1 else str(error)
+                    ) from None
+                yield index, Result.refused(request, str(error))
+        for index, delta in self._serve(prepared):
             if delta.result is not None:
                 yield index, delta.result
 
     def stream(self, request: Request) -> Iterator[Delta]:
         """Yields what each step adds to the answer; leaving the loop early cancels the request."""
-        for _, delta in self._serve([request]):
+        for _, delta in self._serve({0: self._prepare(request)}):
             yield delta
 
     def pooled_states(self, prompts: Seq[Seq[int]], layers: Seq[int]) -> Tensor:
@@ -111,15 +142,21 @@ class Engine:
         """
         check_layers(layers, self.model.config.num_layers)
         sequences = [self._prepare(Request(prompt)) for prompt in prompts]
-        return pooled_states(self._runner, self._blocks, sequences, layers, self.config.max_batch_tokens)
+        with self.guard.exclusive():
+            return pooled_states(self._runner, self._blocks, sequences, layers, self.config.max_batch_tokens)
 
     def add(self, request: Request) -> int:
         """Queues a request and returns its id; the deltas come from `step`."""
-        return self._queue(self._prepare(request))
+        sequence = self._prepare(request)
+        with self.guard.exclusive():
+            return self._queue(sequence)
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request where it stands; its last delta comes with the next step. Unknown ids are ignored."""
-        self._output_processor.cancel(request_id)
+        """Ends a request where it stands; its last delta comes with the next step. Unknown ids are ignored.
+
+        It may be called from any thread.
+        """
+        self.guard.soon(lambda: self._output_processor.cancel(request_id))
 
     @property
     def has_work(self) -> bool:
@@ -139,6 +176,11 @@ class Engine:
 
         If it raises (or Ctrl-C does), nothing is lost: the next step goes on where this one stopped.
         """
+        with self.guard.exclusive():
+            return self._step()
+
+    def _step(self, request_ids: Container[int] | None = None) -> list[Delta]:
+        """One step; returns the deltas of some requests and keeps the others', or returns all."""
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
@@ -146,9 +188,10 @@ class Engine:
             chunks = self._schedule()
         if chunks:
             self._compute(chunks)
-        elif not self._output_processor.has_deltas:
+        deltas = self._output_processor.take_deltas(request_ids)
+        if not (chunks or early or deltas):
             self._first_passes.wait(_MAX_WAIT)
-        return self._output_processor.take_deltas()
+        return deltas
 
     def _schedule(self) -> list[Chunk]:
         """The chunks to compute next. Dispatchers' answers are taken in first; requests that cannot run end."""
@@ -169,28 +212,36 @@ class Engine:
         if observer is not None:
             observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
 
-    def _serve(self, requests: list[Request]) -> Iterator[tuple[int, Delta]]:
-        """Runs requests to their end; deltas of other requests are kept for the next `step`."""
-        prepared = [self._prepare(request) for request in requests]
-        ids = {sequence.request_id: index for index, sequence in enumerate(prepared)}
-        unfinished = set(ids)
-        others: list[Delta] = []
+    def _serve(self, prepared: Mapping[int, Sequence]) -> Iterator[tuple[int, Delta]]:
+        """Runs sequences to their end and yields their deltas; those of other requests are kept for their own callers.
+
+        Others may call between two deltas.
+        """
+        indices = {sequence.request_id: index for index, sequence in prepared.items()}
+        unfinished = set(indices)
         try:
-            for sequence in prepared:
-                self._queue(sequence)
+            with self.guard.exclusive():
+                for sequence in prepared.values():
+                    self._queue(sequence)
             while unfinished:
-                for delta in self.step():
-                    if delta.request_id not in ids:
-                        others.append(delta)
-                        continue
+                for delta in self._next_deltas(indices):
                     if delta.result is not None:
                         unfinished.discard(delta.request_id)
-                    yield ids[delta.request_id], delta
+                    yield indices[delta.request_id], delta
         finally:
-            for request_id in unfinished:
-                self.cancel(request_id)
-            others += [d for d in self._output_processor.take_deltas() if d.request_id not in ids]
-            self._output_processor.put_back(others)
+            if unfinished:
+                self.guard.soon(lambda: self._abandon(unfinished))
+
+    def _next_deltas(self, request_ids: Container[int]) -> list[Delta]:
+        """Deltas of some requests: those that wait for their caller, or what a step adds."""
+        with self.guard.exclusive():
+            return self._output_processor.take_deltas(request_ids) or self._step(request_ids)
+
+    def _abandon(self, request_ids: Collection[int]) -> None:
+        """Cancels requests for whose deltas nobody waits."""
+        for request_id in request_ids:
+            self._output_processor.cancel(request_id)
+        self._output_processor.take_deltas(request_ids)
 
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model, the loaded experts and the dispatcher."""

@@ -52,7 +52,13 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     runner = ModelRunner(config, checkpoint, decomposition, plan, bank, cache)
     blocks = BlockManager(cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
-    input_processor = InputProcessor(tokenizer, bank, checkpoint.config.vocab_size, runner.max_length)
+    input_processor = InputProcessor(
+        tokenizer,
+        bank,
+        checkpoint.config.vocab_size,
+        runner.max_length,
+        is_cache_limit=runner.max_length < checkpoint.config.max_position,
+    )
     first_passes = FirstPassManager(config, input_processor, scheduler, bank, checkpoint.config.num_layers)
     return EngineParts(
         tokenizer=tokenizer,

@@ -17,13 +17,17 @@ class InputProcessor:
 
     vocab_size: token ids are below it
     max_length: tokens of a prompt and its answer together
+    is_cache_limit: whether the KV cache sets that limit, not the model
     """
 
-    def __init__(self, tokenizer: Tokenizer, bank: Bank, vocab_size: int, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, bank: Bank, vocab_size: int, max_length: int, is_cache_limit: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self._bank = bank
         self._vocab_size = vocab_size
         self._max_length = max_length
+        self._is_cache_limit = is_cache_limit
         self._ids = count()
 
     def process(self, request: object, request_id: int | None = None) -> Sequence:
@@ -42,9 +46,7 @@ class InputProcessor:
         if not tokens:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self._max_length:
-            raise ZweaveError(
-                f"the prompt has {len(tokens)} tokens, this engine takes at most {self._max_length - 1}: shorten it"
-            )
+            raise ZweaveError(self._too_long(len(tokens)))
         mixture = self._bank.resolve(request.mixture)
         return Sequence(
             request_id=next(self._ids) if request_id is None else request_id,
@@ -60,6 +62,15 @@ class InputProcessor:
         """Position of the first token that a mixture acts on."""
         spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
         return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
+
+    def _too_long(self, count: int) -> str:
+        most = self._max_length - 1
+        if self._is_cache_limit:
+            return (
+                f"the prompt has {count} tokens, and the KV cache of this engine takes at most {most}: "
+                f"give it kv_tokens (--kv-tokens) of more than {count}, or shorten the prompt"
+            )
+        return f"the prompt has {count} tokens, and this model takes at most {most}: shorten it"
 
     def _tokens(self, request: Request) -> list[int]:
         around, escape = request.add_special_tokens, request.escape_special

@@ -1,6 +1,6 @@
 """Turns what the model computed into tokens, text and results."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from collections.abc import Sequence as Seq
 
 from ..request import Delta, FinishReason
@@ -35,22 +35,17 @@ class OutputProcessor:
         """Whether a request is unfinished or a delta undelivered."""
         return bool(self._sequences or self._deltas)
 
-    @property
-    def has_deltas(self) -> bool:
-        return bool(self._deltas)
-
     def add(self, sequence: Sequence) -> None:
         """Takes note of a new request."""
         self._sequences[sequence.request_id] = sequence
 
-    def take_deltas(self) -> list[Delta]:
-        """Hands the undelivered deltas out."""
-        deltas, self._deltas = self._deltas, []
-        return deltas
-
-    def put_back(self, deltas: Iterable[Delta]) -> None:
-        """Keeps deltas that were taken, to be delivered before later ones."""
-        self._deltas = [*deltas, *self._deltas]
+    def take_deltas(self, request_ids: Container[int] | None = None) -> list[Delta]:
+        """Hands undelivered deltas out: those of some requests, or all."""
+        taken = [d for d in self._deltas if request_ids is None or d.request_id in request_ids]
+        self._deltas = [
+            d for d in self._deltas if request_ids is not None and d.request_id not in request_ids
+        ]
+        return taken
 
     def process_outputs(self, outputs: Iterable[ChunkOutput]) -> None:
         """Marks the chunks as computed, and samples a token where they are complete."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
+from .bundled import expert_file
 from .expert import Expert, Scope
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, mix_experts
 from .slot_tables import SlotRows, SlotTables
@@ -123,11 +124,12 @@ class Bank:
     def load(self, name: str, expert: str | PathLike[str] | Expert) -> ExpertEntry:
         """Registers an expert under a name; mixtures that were resolved earlier keep the expert they found.
 
+        expert: an expert, its file, or the name of one that comes with zweave.
         Raises ZweaveError if the name cannot be one, or the file or expert does not fit the model.
         """
         check_name(name)
-        path = None if isinstance(expert, Expert) else Path(expert).absolute()
-        held = expert if isinstance(expert, Expert) else Expert.load(Path(expert))
+        path = None if isinstance(expert, Expert) else expert_file(expert).absolute()
+        held = expert if isinstance(expert, Expert) else Expert.load(expert)
         try:
             held.check(self._shapes, self._base_digest)
         except ZweaveError as error:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..io.tensor_file import open_tensors, save_tensors
+from .bundled import expert_file
 from .support import Support
 
 Scope: TypeAlias = Literal["always", "after_prompt"]
@@ -102,12 +104,14 @@ class Expert:
                 )
 
     @classmethod
-    def load(cls, path: str | Path) -> "Expert":
+    def load(cls, path: str | PathLike[str]) -> "Expert":
         """Reads and validates an expert file (docs/experts.md); no code in it is run.
+
+        path: the file, or the name of an expert that comes with zweave.
 
         Metadata fields that the format does not know are kept in `training`.
         """
-        path = Path(path)
+        path = expert_file(path)
         with open_tensors(path) as handle:
             try:
                 z = _read_z(handle)

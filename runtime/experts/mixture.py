@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
-from ..validation import is_number
+from ..validation import as_number
 from .expert import Expert
 
 Alpha: TypeAlias = float | tuple[float, ...]
@@ -91,6 +91,17 @@ class Mixture:
         Raises ZweaveError if a per-layer list has another length.
         """
         return tuple(spread(name, alpha, num_layers) for name, alpha in self.parts)
+
+
+def plain_choice(choice: ExpertChoice) -> ExpertChoice:
+    """A choice of `Mixture.parse` whose weights are Python's own numbers, if some are numpy's or torch's."""
+    if not isinstance(choice, Mapping) or all(isinstance(alpha, int | float) for alpha in choice.values()):
+        return choice
+    return {name: _plain(_alpha(name, alpha)) for name, alpha in choice.items()}
+
+
+def _plain(alpha: Alpha) -> float | list[float]:
+    return list(alpha) if isinstance(alpha, tuple) else alpha
 
 
 def spread(name: str, alpha: Alpha, num_layers: int) -> tuple[float, ...]:
@@ -173,7 +184,9 @@ def mix_experts(experts: Sequence[Expert], weights: Sequence[Sequence[float]]) -
     )
 
 
-def _alpha(name: object, alpha: object) -> Alpha:
+def _alpha(name: object, alpha: Any) -> Alpha:
+    if getattr(alpha, "ndim", 0) == 1:
+        alpha = alpha.tolist()
     if isinstance(alpha, Sequence) and not isinstance(alpha, str | bytes):
         if len(alpha) == 0:
             raise ZweaveError(f"the mixture gives {name!r} an empty list of weights")
@@ -182,7 +195,8 @@ def _alpha(name: object, alpha: object) -> Alpha:
 
 
 def _number(name: object, value: object) -> float:
-    if not is_number(value):
+    number = as_number(value)
+    if number is None:
         raise ZweaveError(f"the mixture's weight of {name!r} must be a finite number, not {shortened(value)}")
     # Adding zero turns -0.0 into 0.0, so that equal mixtures have one form.
-    return float(value) + 0.0
+    return float(number) + 0.0

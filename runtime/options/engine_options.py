@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..checkpoint.pull import DEFAULT_MODEL
 from ..dispatch import load_dispatcher
-from ..engine.config import DTYPES
+from ..engine.config import DTYPES, KV_TOKENS, SLOTS
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.bundled import bundled_experts
@@ -42,6 +42,20 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="load an expert file under a name; repeatable",
     )
     parser.add_argument(
+        "--kv-tokens",
+        type=positive_whole,
+        default=KV_TOKENS,
+        metavar="N",
+        help="token positions in the KV cache, for all requests together (%(default)s)",
+    )
+    parser.add_argument(
+        "--slots",
+        type=positive_whole,
+        default=SLOTS,
+        metavar="N",
+        help="experts and mixtures resident at once (%(default)s)",
+    )
+    parser.add_argument(
         "--no-prefix-cache", action="store_true", help="share no keys and values between prompts"
     )
 
@@ -62,6 +76,8 @@ def open_engine(args: argparse.Namespace) -> Engine:
         dtype=args.dtype,
         device=args.device,
         max_model_len=args.max_model_len,
+        kv_tokens=args.kv_tokens,
+        slots=args.slots,
         prefix_cache=not args.no_prefix_cache,
     )
     for item in args.load:

@@ -159,10 +159,10 @@ def test_mix_writes_the_mixture(zweave, files):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (["a.safetensors"], "a part is FILE=WEIGHT"),
-        (["a.safetensors=x"], "a part is FILE=WEIGHT"),
-        (["a.safetensors=nan"], "a part is FILE=WEIGHT"),
-        (["=1"], "a part is FILE=WEIGHT"),
+        (["a.safetensors"], "a part is EXPERT=WEIGHT"),
+        (["a.safetensors=x"], "a part is EXPERT=WEIGHT"),
+        (["a.safetensors=nan"], "a part is EXPERT=WEIGHT"),
+        (["=1"], "a part is EXPERT=WEIGHT"),
         (["a.safetensors=1,2,3"], "3 weights, and the model has 2 layers"),
         (["none.safetensors=1"], "no such file"),
         (["a.safetensors=0.5", "after.safetensors=0.5"], "cannot be mixed"),

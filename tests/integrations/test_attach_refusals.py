@@ -101,7 +101,6 @@ def test_experts_that_do_not_fit_leave_the_model_alone(tmp_path, model, tiny_mod
     before = dict(model.named_modules())
     name = "model.layers.0.mlp.up_proj"
     experts = {
-        "after the prompt only": Expert({name: torch.ones(32)}, scope="after_prompt"),
         "rank 32": Expert({name: torch.ones(31)}),
         "other weights": Expert({name: torch.ones(32)}, base_digest="0" * 64),
         "no matrix transformer.h.0.mlp.c_fc": Expert({"transformer.h.0.mlp.c_fc": torch.ones(32)}),
@@ -226,3 +225,11 @@ def test_the_core_imports_no_integration():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_that_come_with_zweave_are_found(model):
+    with pytest.raises(ZweaveError, match=r"sst2\.safetensors: .*other weights"):
+        attach(model, {"a": "sst2"}, progress=silent)
+    attached = attach(model, progress=silent)
+    with pytest.raises(ZweaveError, match="sst3: there is no such file, and no expert of that name"):
+        attached.load("a", "sst3")

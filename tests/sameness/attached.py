@@ -10,7 +10,7 @@ import torch
 from digests import of_tensors
 from models import SIZES, fill, tiny, tiny_experts
 
-from zweave import Expert, ZweaveError
+from zweave import Expert
 from zweave.integrations.transformers import attach
 
 CHOICES: list[Any] = [None, "a", "leading", {"a": 0.5, "b": [0.25, 0.0, 1.0]}, "late", "sum", None, "a"]
@@ -47,10 +47,6 @@ def rows(dtype: torch.dtype) -> Any:
                 found[f"{choice} logits"] = of_tensors(model(_tokens(count)).logits)
                 answer = model.generate(_tokens(count), max_new_tokens=6, do_sample=False)
                 found[f"{choice} tokens"] = answer[:, 9:].tolist()
-    try:
-        attached.load("tail", tiny_experts("llama")["tail"])
-    except ZweaveError as error:
-        found["refused"] = str(error)
     attached.detach()
     found["detached"] = of_tensors(before, model(_tokens(2)).logits)
     return found

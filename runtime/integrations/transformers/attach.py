@@ -8,11 +8,11 @@ from ...errors import ZweaveError
 from ...experts.bank import Bank
 from ...io.progress import Report
 from ...planner.planner import hosted_plan
-from .attached import Attached, ExpertFile, load_expert
+from .attached import Attached, ExpertFile
 from .factors import decomposition_of
 from .linear import AttachedLinear
-from .rows import Router
-from .targets import find_targets
+from .router import Router
+from .targets import COMPILED, find_targets
 
 
 def attach(
@@ -28,8 +28,8 @@ def attach(
     The decomposition comes from the cache; a model that is not there is decomposed first. The model's parameters
     are frozen while experts are attached. `Attached.detach` restores the original modules.
 
-    model: the loaded model.
-    experts: name to expert or expert file; more can be loaded later.
+    model: the loaded model, compiled or not.
+    experts: name to an expert, its file, or the name of one that comes with zweave; more can be loaded later.
     targets: suffixes of the names of the linears to adapt, such as "q_proj"; by default every nn.Linear and Conv1D in
         a numbered layer.
     slots: number of experts and mixtures, with the base, whose scales are in memory at once.
@@ -38,6 +38,8 @@ def attach(
     attached already, for experts that do not fit, and if the decomposition fails.
     """
     _require_transformers()
+    # A compiled model calls the one that it was made of.
+    model = getattr(model, COMPILED, model)
     found = find_targets(model, targets)
     decomposition = decomposition_of(model, found, progress)
     device = next(iter(found.values())).weight.device
@@ -46,8 +48,8 @@ def attach(
     bank = Bank(sigmas, slots, device, decomposition.digest, plan)
     # What cannot be loaded is refused before the model changes.
     for name, expert in (experts or {}).items():
-        load_expert(bank, name, expert)
-    router = Router()
+        bank.load(name, expert)
+    router = Router(bank.tables.modes[:, 0].clone())
     linears = {
         name: AttachedLinear(target, decomposition.factors(name), bank.tables, index, router)
         for index, (name, target) in enumerate(found.items())

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoint.module_name import layer_of, replace_module
-from ...errors import ZweaveError
+from ...errors import ZweaveError, shortened
 from ...experts.bank import Bank
 from ...experts.expert import Expert
 from ...experts.mixture import Mixture, check_name
-from .linear import AttachedLinear, Target
-from .rows import Router, Rows
+from .calls import Calls
+from .linear import AttachedLinear, Target, share_hooks
+from .router import Router
+from .rows import Rows
 
 # A name, a mixture as {name: weight}, or None for the base model.
 Choice: TypeAlias = Any
@@ -48,7 +50,7 @@ class Attached:
         self._model, self._bank, self._router, self._digest = model, bank, router, digest
         self._linears = dict(linears)
         # First layer of each expert that learns, by name.
-        self._learnt: dict[str, int] = {}
+        self._learnt = router.learnt
         self._is_attached = True
         self._frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in self._frozen:
@@ -57,6 +59,7 @@ class Attached:
         for name, target in targets.items():
             for path in target.paths:
                 replace_module(model, path, linears[name])
+        self._calls = Calls(model, router)
 
     @property
     def names(self) -> list[str]:
@@ -71,13 +74,13 @@ class Attached:
     def load(self, name: str, expert: ExpertFile) -> None:
         """Registers an expert under a name; an expert of that name is replaced.
 
-        Raises ZweaveError if it cannot be read, does not fit the model, or acts after the prompt only: a model cannot
-        tell where a prompt ends.
+        expert: an expert, its file, or the name of one that comes with zweave.
+        Raises ZweaveError if it cannot be read or does not fit the model.
         """
         self._check_attached()
         if name in self._learnt:
             raise ZweaveError(f"the expert {name!r} learns: freeze it first")
-        load_expert(self._bank, name, expert)
+        self._bank.load(name, expert)
 
     def unload(self, name: str) -> None:
         """Forgets an expert; a `use` that holds it keeps it."""
@@ -88,27 +91,31 @@ class Attached:
             self._bank.unload(name)
 
     @contextmanager
-    def use(self, choice: Choice | Sequence[Choice]) -> Iterator[None]:
+    def use(
+        self, choice: Choice | Sequence[Choice], prompt_lengths: int | Sequence[int] | Tensor | None = None
+    ) -> Iterator[None]:
         """A context in which the model's forward passes use these experts.
 
-        With gradient checkpointing the backward pass belongs inside as well, as it repeats the forward pass.
+        A backward pass may stand outside of it, with gradient checkpointing, too (use_reentrant=False, or it raises).
 
         choice: one for all rows of a batch, or a list with one for each row. Each is a name, a mixture {name: weight}
-            or {name: [weight of each layer]}, or None for the base model. A batch of k times as many rows gives each
-            entry k rows in succession, the order of beams and returned sequences.
+            or {name: [weight of each layer]}, or None for the base model. Where `generate` gives a prompt several rows
+            (beams, returned sequences), each has the prompt's expert.
+        prompt_lengths: for experts that act after the prompt only, tokens of each row's prompt without padding, or one
+            number for all: the expert acts from a prompt's last token on. By default `generate` says.
         Raises ZweaveError for an unknown name, and if more experts are in use than the bank has slots.
         """
         self._check_attached()
         choices = list(choice) if isinstance(choice, list | tuple) else [choice]
         if not choices:
             raise ZweaveError("the list of experts is empty: name one for each row")
-        with ExitStack() as held:
-            rows = self._rows(choices, held)
-            before = self._router.enter(rows)
-            try:
+        rows = self._rows(choices, prompt_lengths)
+        try:
+            with self._router.using(rows):
                 yield
-            finally:
-                self._router.leave(before)
+        finally:
+            if rows is not None:
+                rows.close()
 
     def learn(self, name: str, first_layer: int = 0) -> list[nn.Parameter]:
         """Makes an expert trainable: gradients flow to its z, while the model's own parameters are frozen.
@@ -119,7 +126,8 @@ class Attached:
         name: a loaded expert, whose training goes on, or a new name, whose z start at 1.
         first_layer: it adapts nothing below this layer.
         Returns its z, [R] float32 each, in the model's order.
-        Raises ZweaveError if it learns already, asks for renormalisation, or no linear is left from `first_layer` on.
+        Raises ZweaveError if it learns already, asks for renormalisation, acts after the prompt only, or no linear is
+        left from `first_layer` on.
         """
         self._check_attached()
         check_name(name)
@@ -128,6 +136,8 @@ class Attached:
         if "." in name:
             raise ZweaveError(f"the expert {name!r} cannot learn: parameters have no dots in their names")
         start = self._bank.registered(name).read() if name in self._bank.experts() else None
+        if start is not None and start.scope != "always":
+            raise ZweaveError(f"the expert {name!r} acts after the prompt only: train it with zweave train")
         if start is not None and start.renormalise:
             raise ZweaveError(f"the expert {name!r} asks for renormalisation, which is not learnt through")
         first_layer = max(first_layer, start.first_layer if start else 0)
@@ -181,7 +191,9 @@ class Attached:
         self._check_attached()
         if self._router.depth:
             raise ZweaveError("the experts are in use: leave `use` before you detach them")
+        self._calls.remove()
         for path, module in self._replaced.items():
+            share_hooks(self._model.get_submodule(path), module)
             replace_module(self._model, path, module)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
@@ -189,24 +201,30 @@ class Attached:
         self._replaced.clear()
         self._is_attached = False
 
-    def _rows(self, choices: Sequence[Choice], held: ExitStack) -> Rows | None:
-        """The rows of these choices, None if all are the base model; `held` releases their slots."""
-        slots, learning = [], []
-        for choice in choices:
-            learns = isinstance(choice, str) and choice in self._learnt
-            mixture = None if learns else Mixture.parse(choice)
-            for name in mixture.names if mixture else ():
-                if name in self._learnt:
-                    raise ZweaveError(f"the expert {name!r} learns: freeze it before you mix it")
-            slots.append(self._bank.acquire(mixture))
-            held.callback(self._bank.release, slots[-1])
-            learning.append(choice if learns else None)
-        if not any(slots) and not any(learning):
-            return None
-        return Rows(slots, self._bank.tables.modes[:, slots], learning, self._bank.tables.scale.device)
+    def _rows(self, choices: Sequence[Choice], prompt_lengths: object = None) -> Rows | None:
+        """The rows of these choices, which hold slots of the bank until they are closed; None if all are the base."""
+        lengths = None if prompt_lengths is None else _lengths(prompt_lengths)
+        slots, learning, after_prompt = [], [], []
+        with ExitStack() as held:
+            for choice in choices:
+                learns = isinstance(choice, str) and choice in self._learnt
+                mixture = None if learns else Mixture.parse(choice)
+                for name in mixture.names if mixture else ():
+                    if name in self._learnt:
+                        raise ZweaveError(f"the expert {name!r} learns: freeze it before you mix it")
+                resolved = self._bank.resolve(mixture)
+                slots.append(self._bank.acquire(resolved))
+                held.callback(self._bank.release, slots[-1])
+                learning.append(choice if learns else None)
+                after_prompt.append(resolved.scope == "after_prompt")
+            if not any(slots) and not any(learning):
+                return None
+            tables = self._bank.tables
+            modes, device, release = tables.modes[:, slots], tables.scale.device, held.pop_all().close
+            return Rows(slots, modes, learning, device, after_prompt, lengths, release)
 
     def _set_otherwise(self, name: str | None) -> None:
-        self._router.otherwise = self._rows([name], ExitStack())
+        self._router.otherwise = self._rows([name])
         if not self._router.depth:
             self._router.rows = self._router.otherwise
 
@@ -224,12 +242,12 @@ class Attached:
             raise ZweaveError("the experts were detached from the model: attach them again")
 
 
-def load_expert(bank: Bank, name: str, expert: ExpertFile) -> None:
-    """Loads an expert into a bank; ZweaveError if it does not fit, or acts after the prompt only."""
-    held = expert if isinstance(expert, Expert) else Expert.load(Path(expert))
-    if held.scope != "always":
-        raise ZweaveError(
-            f"the expert {name!r} acts after the prompt only, and a model cannot tell where it ends: "
-            "serve it with zweave.Engine"
-        )
-    bank.load(name, expert)
+def _lengths(given: object) -> Tensor:
+    """Prompt lengths [rows] int64 of one number or several; ZweaveError unless they are whole and above 0."""
+    try:
+        lengths = torch.as_tensor(given).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        lengths = torch.zeros(0)
+    if not len(lengths) or lengths.dtype.is_floating_point or lengths.min() < 1:
+        raise ZweaveError(f"prompt_lengths must be whole numbers of at least 1, not {shortened(given)}")
+    return lengths.long()

@@ -14,7 +14,20 @@ from zweave.kernels.train.svf_linear_train import TrainingFactors, svf_linear_tr
 
 from ...errors import ZweaveError
 from ...experts.slot_tables import SlotTables
-from .rows import Router, Rows
+from .router import Router
+from .rows import Rows
+
+# Where torch keeps a module's hooks.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,12 @@ class Target:
     @property
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1]
+
+
+def share_hooks(source: nn.Module, module: nn.Module) -> None:
+    """Has the hooks of one module run in another, too: the handle of a hook removes it in both."""
+    for name in _HOOKS:
+        setattr(module, name, getattr(source, name))
 
 
 class AttachedLinear(nn.Module):
@@ -76,6 +95,7 @@ class AttachedLinear(nn.Module):
         self.weight = target.module.get_parameter("weight")
         self.register_parameter("bias", getattr(target.module, "bias", None))
         self.train(target.module.training)
+        share_hooks(target.module, self)
         u, sigma, vt = factors
         self.out_features, self.in_features = target.shape
         self.register_buffer("sigma", sigma.to(self.weight.device).clone(), persistent=False)
@@ -102,15 +122,18 @@ class AttachedLinear(nn.Module):
             ),
         )
 
+    # Its rows are not in its arguments: a compiled graph would keep those that it was traced under.
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.router.rows
+        rows = self.router.current()
         if rows is not None:
-            rows.check(self.name, x)
+            rows.check_input(self.name, x, exact=self.router.prompts is None)
         flat = x.reshape(-1, self.in_features)
         if flat.dtype != self.weight.dtype and torch.is_autocast_enabled(flat.device.type):
             flat = flat.to(self.weight.dtype)
         if (rows is not None and rows.learns) or (torch.is_grad_enabled() and flat.requires_grad):
             y = self._learn(flat, rows)
+            self.router.note(y, rows)
         elif rows is None:
             y = self._served.base(flat)
         else:

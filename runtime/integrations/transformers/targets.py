@@ -13,6 +13,9 @@ DTYPES = (torch.bfloat16, torch.float32)
 # Mixture-of-experts layers regroup their tokens, so that the batch row of a token is unknown inside.
 _ROUTED = "experts"
 
+# Where a compiled module keeps the one that it was made of.
+COMPILED = "_orig_mod"
+
 
 def find_targets(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, Target]:
     """Finds the linears to adapt, by name, in the model's order.
@@ -32,7 +35,7 @@ def find_targets(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, Ta
     prefix = _prefix(model)
     targets = {}
     for key, module in modules.items():
-        name = prefix + paths[key][0]
+        name = prefix + paths[key][0].replace(f"{COMPILED}.", "")
         if _is_wanted(name, wanted) and _is_linear(name, module, named=wanted is not None):
             targets[name] = Target(name, tuple(paths[key]), module, _is_conv1d(module))
     if not targets:
