@@ -17,7 +17,7 @@ from zweave.bench.serving import engine, experts, prefix_tree, step
 from zweave.bench.serving.peers import peers
 from zweave.bench.serving.two_pass import two_pass
 
-from ..options.arguments import check_folder
+from ..options.output_options import add_overwrite_option, check_output
 from .parser import add_command
 
 BENCHES = {
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         part = add_command(benches, name, _first_line(bench), bench)
         part.add_argument("--json", action="store_true", help="print the line of JSON alone")
         part.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
+        add_overwrite_option(part)
         part.set_defaults(run=run, bench=bench)
     add_command(benches, "gpu", _first_line(gpu), gpu).set_defaults(run=gpu.run)
 
@@ -52,7 +53,7 @@ def _first_line(bench: ModuleType) -> str:
 
 def run(args: argparse.Namespace) -> int:
     if args.plot is not None:
-        check_folder("--plot", args.plot)
+        check_output(args, "--plot", args.plot)
     report = args.bench.run(args)
     status = print_report(report, args.json)
     if args.plot is not None:

@@ -21,6 +21,7 @@ from ..experts.heatmap import cells, save_png, text_map
 from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
 from ..options.arguments import positive_number, positive_whole, whole
+from ..options.output_options import add_overwrite_option, check_output
 from . import expert_classifier, expert_search, expert_transfer
 from .parser import add_command
 
@@ -45,6 +46,7 @@ def _add_show(commands: Commands) -> None:
     show = commands.add_parser("show", help="what an expert file says, and a heat map of its z")
     show.add_argument("file", type=Path)
     show.add_argument("--png", type=Path, metavar="FILE", help="draw the heat map into a file instead")
+    add_overwrite_option(show)
     show.add_argument("--json", action="store_true", help="print it as JSON")
     show.set_defaults(run=_show)
 
@@ -96,6 +98,7 @@ def _add_import(commands: Commands) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="the expert file to write")
+    add_overwrite_option(parser)
     parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
 
 
@@ -104,6 +107,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
+    if args.png:
+        check_output(args, "--png", args.png)
     expert = Expert.load(args.file)
     facts = _facts(expert)
     if args.png:
@@ -137,6 +142,7 @@ def _facts(expert: Expert) -> dict[str, Any]:
 
 
 def _new(args: argparse.Namespace) -> int:
+    check_output(args, "output", args.output)
     checkpoint = resolve_model(args.model)
     if not 0 <= args.seed < 2**63:
         raise ZweaveError(f"--seed must be from 0 to 2**63 - 1, not {args.seed}")
@@ -165,6 +171,7 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _mix(args: argparse.Namespace) -> int:
+    check_output(args, "output", args.output)
     parts = [_part(text) for text in args.parts]
     experts = [Expert.load(path) for path, _ in parts]
     named = [(str(path), expert, alpha) for (path, alpha), expert in zip(parts, experts, strict=True)]
@@ -208,6 +215,7 @@ def _difference_table(found: Sequence[Difference]) -> Table:
 
 
 def _import(args: argparse.Namespace) -> int:
+    check_output(args, "output", args.output)
     checkpoint = resolve_model(args.model)
     shapes = checkpoint.config.adapted_shapes()
     expert = load_sakana(args.file, shapes, max_mult=args.max_mult, base_digest=checkpoint.digest())

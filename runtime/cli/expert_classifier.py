@@ -8,8 +8,9 @@ from pathlib import Path
 from ..checkpoint.checkpoint import resolve_model
 from ..dispatch.train_classifier import bare_prompt, train_classifier
 from ..evaluation.evaluate import standard_error
-from ..options.arguments import check_folder, positive_whole, whole
+from ..options.arguments import positive_whole, whole
 from ..options.engine_options import add_engine_options, open_engine
+from ..options.output_options import add_overwrite_option, check_output
 from ..options.task_options import add_data_option, data_folder
 from ..tasks import resolve_task, which_task
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one with labels, for instance domains; or several, to tell whose prompt it is",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    add_overwrite_option(parser)
     parser.add_argument(
         "--layers",
         type=positive_whole,
@@ -42,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_output(args, "--out", args.out)
     tasks, data = [resolve_task(name) for name in args.tasks], data_folder(args)
     task = tasks[0] if len(tasks) == 1 else which_task(tasks)
     test = task.samples("test", data)[: args.samples]
-    check_folder("--out", args.out)
     digest = resolve_model(args.model).digest()
     engine = open_engine(args)
     layers = [layer for layer in args.layers if layer <= engine.model.config.num_layers]

@@ -10,8 +10,9 @@ from pathlib import Path
 from ..engine.engine import Engine
 from ..experts.expert import Expert
 from ..experts.mixture import mix_experts
-from ..options.arguments import check_folder, positive_whole, whole
+from ..options.arguments import positive_whole, whole
 from ..options.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, stderr
+from ..options.output_options import add_overwrite_option, check_output
 from ..options.task_options import TASK_HELP, add_data_option, data_folder
 from ..search.cem import CemConfig
 from ..search.few_shot import Found, Generation, Weighting, search
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     parser.add_argument("--experts", nargs="+", required=True, metavar="NAME", help=EXPERT_HELP)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the expert file to write")
+    add_overwrite_option(parser)
     parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
     parser.add_argument("--shots", type=positive_whole, default=16, metavar="N", help="samples (%(default)s)")
     parser.add_argument("--per-layer", action="store_true", help="a weight for each expert and layer")
@@ -36,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_output(args, "--out", args.out)
     task = resolve_task(args.task)
     train = task.samples("train", data_folder(args), args.seed)
     shots = balanced_shots(train, task.labels, args.seed, args.shots)
     config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
-    check_folder("--out", args.out)
     engine = open_engine(args)
     experts = _load(engine, args.experts)
     layers = engine.model.config.num_layers if args.per_layer else 1

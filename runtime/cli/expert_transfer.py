@@ -13,11 +13,13 @@ from ..decomposition.decomposition import decompose
 from ..experts.expert import Expert
 from ..experts.transfer import Overlap, by_kind, overlaps, shuffled, transfer
 from ..options.arguments import whole
+from ..options.output_options import add_overwrite_option, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="the expert")
     parser.add_argument("output", type=Path, help="the expert file to write")
+    add_overwrite_option(parser)
     for name, what in (("--from", "it was trained for"), ("--to", "it is to serve")):
         parser.add_argument(
             name, dest=name[2:] + "_model", required=True, metavar="MODEL", help=f"the model that {what}"
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_output(args, "output", args.output)
     source, target = resolve_model(args.from_model), resolve_model(args.to_model)
     moved = transfer(Expert.load(args.file), source, target)
     if args.shuffle is not None:

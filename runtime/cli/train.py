@@ -20,9 +20,11 @@ from ..errors import ZweaveError
 from ..experts.expert import Scope
 from ..options.arguments import positive_number, positive_whole, whole
 from ..options.engine_options import stderr
+from ..options.output_options import add_overwrite_option, check_output
 from ..options.task_options import TASK_HELP, add_data_option, data_folder
 from ..train.loop import Step
 from ..train.recipe import AdapterKind, Objective, Recipe, default_recipe
+from ..train.run_files import FIGURES, RunFiles, compared
 
 CHOSEN = tuple(Recipe.__dataclass_fields__)
 
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_option(parser)
     parser.add_argument("--out", type=Path, default=Path("experts"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--name", help="of the files in it (the task's)")
+    add_overwrite_option(parser)
     _add_recipe(parser)
     parser.add_argument(
         "--held-out",
@@ -83,7 +86,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..tasks import resolve_task
-    from ..train.run import Run, open_policy
+    from ..train.run import Run, open_policy, run_digest
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -94,10 +97,13 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ZweaveError(f"--out: cannot make the directory {args.out}: {error.strerror or error}") from None
     dtype = args.dtype or default_dtype(args.device)
-    policy = open_policy(args.model, recipe, getattr(torch, dtype), args.device)
     name = args.name or task.name
-    training = Run(policy, task, recipe, args.model, dtype, data_folder(args), args.out, name, args.held_out)
-    if training.resumes:
+    files = RunFiles(args.out, name, recipe.adapter, run_digest(task, recipe, args.model, dtype))
+    earlier, resumes = files.earlier(), files.resumes
+    _check_files(args, files, earlier, resumes)
+    policy = open_policy(args.model, recipe, getattr(torch, dtype), args.device)
+    training = Run(policy, task, recipe, args.model, dtype, data_folder(args), files, args.held_out)
+    if resumes:
         stderr.print(f"{name}: going on with the unfinished training in {args.out}", markup=False)
     try:
         with _Bar(name, recipe.steps) as bar:
@@ -106,13 +112,29 @@ def run(args: argparse.Namespace) -> int:
         stderr.print("interrupted: the same command goes on from the last saved step")
         return 130
     except ZweaveError as error:
-        kept = f" (the best expert so far is kept in {training.path})" if training.path.exists() else ""
+        is_own = bar.has_improved or (resumes and bool(earlier))
+        kept = f" (the best expert so far is kept in {files.expert})" if is_own else ""
         raise ZweaveError(f"{error}{kept}") from None
     if args.json:
         print(json.dumps(record))
     else:
-        print(_summary(training.path, record))
+        print(_summary(files.expert, record))
+    if not resumes and (verdict := compared(earlier, record)):
+        stderr.print(f"{name}: {verdict}", markup=False)
     return 0
+
+
+def _check_files(args: argparse.Namespace, files: RunFiles, earlier: dict[str, Any], resumes: bool) -> None:
+    """Raises ZweaveError where a file of the training would replace another."""
+    figures = [f"{key.replace('_', ' ')} {earlier[key]}" for key in FIGURES if key in earlier]
+    for path in files.written:
+        check_output(args, "--out", path, is_continued=resumes or bool(figures))
+    if figures and not (resumes or args.overwrite):
+        kind = "an unfinished" if "unfinished" in earlier else "a finished"
+        raise ZweaveError(
+            f"{files.expert} is the expert of {kind} training ({figures[0]}): "
+            "give another --name, or --overwrite to replace it"
+        )
 
 
 def default_dtype(device: str) -> str:
@@ -146,6 +168,7 @@ class _Bar:
         )
         self._bar = self._bars.add_task(name, total=steps, figures="")
         self._validation = ""
+        self.has_improved = False
 
     def __enter__(self) -> "_Bar":
         self._bars.start()
@@ -155,6 +178,7 @@ class _Bar:
         self._bars.stop()
 
     def show(self, step: Step) -> None:
+        self.has_improved |= step.improved
         if step.validation is not None:
             self._validation = f"  validation {step.validation:.3f}"
         figures = f"reward {step.reward:+.3f}  accuracy {step.accuracy:.3f}{self._validation}"

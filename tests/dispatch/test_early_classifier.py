@@ -160,5 +160,5 @@ def test_several_tasks_are_told_apart(
     assert main(["expert", "classifier", *files, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
     assert EarlyClassifier.load(out).labels == ("one", "two")
-    assert main(["expert", "classifier", files[0], files[0], *options]) == 1
+    assert main(["expert", "classifier", files[0], files[0], *options, "--overwrite"]) == 1
     assert "two tasks or more are wanted, each once" in capsys.readouterr().err

@@ -132,11 +132,11 @@ def test_the_command(
     for arguments, words in (
         (["--output", str(tmp_path / "no" / "t.json")], "--output: there is no directory"),
         (["--png", str(tmp_path / "no" / "t.png")], "--png: there is no directory"),
-        (["--output", str(tmp_path)], "cannot write"),
+        (["--output", str(tmp_path)], "is a directory: give a file name"),
     ):
-        assert main([*common, "--output", str(trace), *arguments]) == 1
+        assert main([*common, "--overwrite", "--output", str(trace), *arguments]) == 1
         error = capsys.readouterr().err
         assert words in error and "Traceback" not in error
     lines.write_text("\n")
-    assert main([*common, "--output", str(trace)]) == 1
+    assert main([*common, "--overwrite", "--output", str(trace)]) == 1
     assert "holds no request" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""The one rule on files that a command writes: nothing that it reads, and what is there already only on request."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import ZweaveError
+
+# Arguments that name a model, whose directory holds files that are read.
+_MODELS = ("model", "from_model", "to_model")
+
+
+def add_overwrite_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+
+
+def check_output(args: argparse.Namespace, option: str, path: Path, is_continued: bool = False) -> None:
+    """Raises ZweaveError unless a command may write a file; called before it does anything else.
+
+    A file that another argument names is refused, whatever name or link leads to it, and so is a model's. An existing
+    file needs --overwrite. What is no regular file, such as /dev/null, may be written.
+
+    option: the argument that named it, as the user wrote it.
+    is_continued: the file was begun by the same command, which goes on with it.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ZweaveError(f"{option}: there is no directory {folder}")
+    if path.is_dir():
+        raise ZweaveError(f"{option}: {path} is a directory: give a file name")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ZweaveError(f"{option}: {path} cannot be written: permission denied")
+    for other, named in _named(args, option):
+        if _is_same(path, named):
+            raise ZweaveError(
+                f"{option}: {path} is {named}, which the same command takes as {other}: give another"
+            )
+        if other in _MODELS and path.exists() and _is_same(folder, named):
+            raise ZweaveError(
+                f"{option}: {path} is there already, in the directory of the model: give another"
+            )
+    if path.is_file() and not (is_continued or args.overwrite):
+        raise ZweaveError(
+            f"{option}: {path} is there already: give another name, or --overwrite to replace it"
+        )
+
+
+def _named(args: argparse.Namespace, option: str) -> Iterator[tuple[str, Path]]:
+    """What the other arguments may name: whole values, and the parts of NAME=FILE,FILE."""
+    own = option.lstrip("-").replace("-", "_")
+    for name, value in vars(args).items():
+        for item in value if isinstance(value, list) else [value]:
+            if name == own or not isinstance(item, str | Path):
+                continue
+            yield from ((name, Path(text)) for text in {str(item), *re.split("[=,]", str(item))} if text)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        if path.exists():
+            return other.exists() and path.samefile(other)
+        return path.resolve() == other.resolve()
+    # A prompt is no path: too long, or with characters that no name has.
+    except (OSError, ValueError):
+        return False
