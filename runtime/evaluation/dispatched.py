@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
@@ -106,12 +107,15 @@ def evaluate_dispatch(
 
 def _run(engine: Engine, arrivals: Sequence[_Arrival], choice: Callable[[_Arrival], ExpertChoice]) -> _Run:
     start = time.perf_counter()
+    # Of a salt of its own: no run finds in the cache what another has computed.
+    salt = uuid4().hex
     results = engine.generate(
         Request(
             arrival.tokens,
             expert=choice(arrival),
             max_tokens=arrival.of.task.max_tokens,
             stop=arrival.of.task.stop,
+            salt=salt,
         )
         for arrival in arrivals
     )
