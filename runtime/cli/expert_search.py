@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_output(args, "--out", args.out)
+    config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
     task = resolve_task(args.task)
     train = task.samples("train", data_folder(args), args.seed)
     shots = balanced_shots(train, task.labels, args.seed, args.shots)
-    config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
     engine = open_engine(args)
     experts = _load(engine, args.experts)
     layers = engine.model.config.num_layers if args.per_layer else 1
