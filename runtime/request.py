@@ -7,11 +7,11 @@ from typing import Literal, TypeAlias
 from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError
 from .experts.mixture import ExpertChoice, Mixture
+from .names import KVReuse as KVReuse
 from .validation import check_flag, check_integer, is_integer, is_number
 
 Message: TypeAlias = Mapping[str, str]
 Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
-KVReuse: TypeAlias = Literal["exact", "approximate"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100

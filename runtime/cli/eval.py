@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 from ..engine.config import DTYPES
 from ..engine.engine import Engine
@@ -28,69 +28,17 @@ from ..evaluation import (
     reuse_markdown,
 )
 from ..experts.mixture import ExpertChoice
-from ..options.arguments import positive_whole
 from ..options.engine_options import (
-    EXPERT_HELP,
-    add_engine_options,
     load_named,
     open_engine,
     parse_expert,
     stderr,
 )
-from ..options.task_options import TASK_HELP, add_data_option, data_folder
-from ..tasks import Sample, Split, Task, resolve_task
-from .eval_dispatch import add_dispatch_options, run_dispatch
+from ..options.task_options import data_folder
+from ..tasks import Sample, Task, resolve_task
+from .eval_dispatch import run_dispatch
 
 AnyRow = TypeVar("AnyRow", Row, ReuseRow)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tasks", nargs="+", metavar="TASK", help=TASK_HELP)
-    _add_methods(parser)
-    parser.add_argument(
-        "--samples", type=positive_whole, default=500, metavar="N", help="a task (%(default)s)"
-    )
-    parser.add_argument("--split", choices=get_args(Split), default="test", help="(%(default)s)")
-    parser.add_argument(
-        "--seeds", type=positive_whole, default=3, metavar="N", help="of baselines (%(default)s)"
-    )
-    parser.add_argument(
-        "--shots", type=positive_whole, default=256, metavar="N", help="that baselines see (%(default)s)"
-    )
-    parser.add_argument(
-        "--kv-reuse",
-        action="store_true",
-        help="instead: what each --expert loses where its prompts are left to the base (docs/kv_cache.md)",
-    )
-    add_dispatch_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    add_data_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_methods(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--expert",
-        action="append",
-        default=[],
-        metavar="NAME|NAME=WEIGHT,...",
-        help=f"repeatable; {EXPERT_HELP}",
-    )
-    parser.add_argument(
-        "--runs",
-        action="append",
-        default=[],
-        metavar="NAME=FILE,FILE,...",
-        help="expert files of one method, trained under different seeds: one row; repeatable",
-    )
-    parser.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="NAME=DIR,DIR,...",
-        help="the same for LoRA adapters, directories of PEFT (zweave train --adapter lora)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

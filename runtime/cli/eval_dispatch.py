@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from ..dispatch import load_dispatcher
 from ..engine.engine import Engine
@@ -14,22 +13,6 @@ from ..evaluation.dispatched import Labelled, evaluate_dispatch, routing_markdow
 from ..experts.mixture import ExpertChoice
 from ..options.engine_options import load_named, parse_expert, stderr
 from ..tasks import Sample, Task
-
-
-def add_dispatch_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dispatch",
-        type=Path,
-        metavar="FILE",
-        help="instead: all tasks in one stream, a dispatcher against an oracle and the base (docs/dispatch.md)",
-    )
-    parser.add_argument(
-        "--right",
-        action="append",
-        default=[],
-        metavar="TASK=EXPERT",
-        help="what the oracle has answer a task (what the dispatcher has answer the label of the task's name)",
-    )
 
 
 def run_dispatch(

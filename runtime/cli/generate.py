@@ -9,78 +9,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, get_args
+from typing import IO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..options.engine_options import (
-    EXPERT_HELP,
-    add_dispatcher_option,
-    add_engine_options,
     load_named,
     open_engine,
     parse_expert,
     stderr,
 )
-from ..options.output_options import add_overwrite_option, check_output
-from ..request import KVReuse, Request, Result, Sampling
+from ..request import Request, Result, Sampling
 from .request_lines import json_request, numbered, open_text, plain_request, shown_prompt
 from .result_lines import finished, open_results, result_line
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
-    parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help="input lines are JSON objects with the fields of a Request (prompt or messages, expert, "
-        "max_tokens, sampling, ...) and results are written as JSON lines with their index, as they finish",
-    )
-    parser.add_argument("--output", metavar="FILE", help="write results there instead of standard output")
-    add_overwrite_option(parser)
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="answer what has no result in --output yet, the same input given",
-    )
-    parser.add_argument(
-        "--on-error",
-        choices=("stop", "line"),
-        default="stop",
-        help="line: a wrong line of the input gets its error as its result, the others are answered (%(default)s)",
-    )
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
-    parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
-    parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
-    _add_sampling(parser)
-    parser.add_argument(
-        "--kv-reuse",
-        choices=get_args(KVReuse),
-        default="exact",
-        help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
-    )
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument(
-        "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
-    )
-    add_dispatcher_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
-    )
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
-    )
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.output is None else Path(args.output)
     if args.resume and not (args.jsonl and path):
         raise ZweaveError("--resume goes on with the results in --output FILE, and needs --jsonl")
-    if path is not None:
-        check_output(args, "--output", path, is_continued=args.resume)
     lines = list(_read_lines(args))
     if not lines:
         raise ZweaveError("no prompt given: pass one as an argument, or --input FILE")

@@ -9,20 +9,15 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
-from ..options.arguments import number_from_zero
 from ..options.engine_options import (
-    add_dispatcher_option,
-    add_engine_options,
     load_named,
     open_engine,
     stderr,
 )
-from ..options.output_options import add_overwrite_option, check_output
 from ..request import Request
 from ..trace.plot import save_png
 from ..trace.timeline import Timeline
@@ -32,27 +27,7 @@ from .request_lines import json_request, located, numbered, open_text, shown_pro
 _SHOWN = 40
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", metavar="FILE", help="JSON lines with the fields of a Request")
-    parser.add_argument("--output", type=Path, default=Path("trace.json"), help="Chrome trace (%(default)s)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of it, too; needs matplotlib")
-    parser.add_argument(
-        "--interval",
-        type=number_from_zero,
-        default=0.02,
-        metavar="SECONDS",
-        help="between two arrivals; 0: all at once (%(default)s)",
-    )
-    add_overwrite_option(parser)
-    add_dispatcher_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
-    check_output(args, "--output", args.output)
-    if args.png is not None:
-        check_output(args, "--png", args.png)
     lines = _requests(args)
     engine = open_engine(args)
     for where, _, request in lines:

@@ -11,19 +11,8 @@ from ..experts.bundled import bundled_experts
 from ..experts.expert import Expert
 from ..experts.mixture import mix_named
 from ..integrations.vllm import ADAPTER_FILES, save_adapter
-from ..options.engine_options import EXPERT_HELP, expert_path, parse_expert
-from ..options.output_options import add_overwrite_option, check_output
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "expert", metavar="EXPERT", help=f"{EXPERT_HELP}, or a mixture NAME=WEIGHT,NAME=WEIGHT"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="the directory to write (named after the expert)"
-    )
-    add_overwrite_option(parser)
-    parser.set_defaults(run=run)
+from ..options.engine_options import expert_path, parse_expert
+from ..options.file_options import check_output
 
 
 def run(args: argparse.Namespace) -> int:

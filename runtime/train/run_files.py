@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ZweaveError
 from ..experts.expert import Expert
-from .recipe import AdapterKind
+from ..names import AdapterKind
 
 # Beside PEFT's own files of a LoRA: the scope and the training, which those do not say.
 LORA_RECORD = "zweave.json"

@@ -8,7 +8,7 @@ import pytest
 
 from zweave.cli.main import main
 from zweave.errors import ZweaveError
-from zweave.options.output_options import check_output
+from zweave.options.file_options import check_output
 
 # Of every command that writes what the user names; {} is a file that is there.
 COMMANDS = """

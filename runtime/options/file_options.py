@@ -1,4 +1,4 @@
-"""The one rule on files that a command writes: nothing that it reads, and what is there already only on request."""
+"""Files that a command reads and writes: the one rule on what it may write over."""
 
 import argparse
 import os
@@ -16,15 +16,33 @@ def add_overwrite_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
 
 
-def check_output(args: argparse.Namespace, option: str, path: Path, is_continued: bool = False) -> None:
+def destination(option: str) -> str:
+    """The attribute that an argument is parsed into."""
+    return option.lstrip("-").replace("-", "_")
+
+
+def check_input(option: str, path: str | Path | None) -> None:
+    """Raises ZweaveError for a file that is not there; None and - name none."""
+    if path is None or str(path) == "-" or Path(path).exists():
+        return
+    raise ZweaveError(f"{option}: there is no file {path}")
+
+
+def check_output(
+    args: argparse.Namespace, option: str, path: str | Path | None, is_continued: bool = False
+) -> None:
     """Raises ZweaveError unless a command may write a file; called before it does anything else.
 
     A file that another argument names is refused, whatever name or link leads to it, and so is a model's. An existing
     file needs --overwrite. What is no regular file, such as /dev/null, may be written.
 
     option: the argument that named it, as the user wrote it.
+    path: None names none.
     is_continued: the file was begun by the same command, which goes on with it.
     """
+    if path is None:
+        return
+    path = Path(path)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ZweaveError(f"{option}: there is no directory {folder}")
@@ -49,10 +67,9 @@ def check_output(args: argparse.Namespace, option: str, path: Path, is_continued
 
 def _named(args: argparse.Namespace, option: str) -> Iterator[tuple[str, Path]]:
     """What the other arguments may name: whole values, and the parts of NAME=FILE,FILE."""
-    own = option.lstrip("-").replace("-", "_")
     for name, value in vars(args).items():
         for item in value if isinstance(value, list) else [value]:
-            if name == own or not isinstance(item, str | Path):
+            if name == destination(option) or not isinstance(item, str | Path):
                 continue
             yield from ((name, Path(text)) for text in {str(item), *re.split("[=,]", str(item))} if text)
 
