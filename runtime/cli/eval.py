@@ -23,10 +23,10 @@ from ..evaluation import (
     Row,
     baselines,
     evaluate,
-    markdown,
     reuse_cost,
-    reuse_markdown,
 )
+from ..evaluation.reuse import reuse_cells
+from ..evaluation.table import Cells, print_cells, row_cells
 from ..experts.mixture import ExpertChoice
 from ..options.engine_options import (
     load_named,
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dispatch is not None:
         return run_dispatch(engine, args, tasks, samples, _facts(args))
     if args.kv_reuse:
-        _print(_reuse_rows(engine, args, tasks, samples), reuse_markdown, args)
+        _print(_reuse_rows(engine, args, tasks, samples), reuse_cells, args)
         return 0
     experts: list[Method] = [*_experts(engine, args.expert, args.runs), *_loras(args)]
     scores = LabelScores(engine)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         rows += evaluate(
             task, samples[task.name], [*methods, *experts], lambda text: stderr.print(text, style="dim")
         )
-    _print(rows, markdown, args)
+    _print(rows, row_cells, args)
     return 0
 
 
@@ -110,12 +110,12 @@ def _named(option: str, items: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _print(
-    rows: Sequence[AnyRow], table: Callable[[Sequence[AnyRow]], str], args: argparse.Namespace
+    rows: Sequence[AnyRow], cells: Callable[[Sequence[AnyRow]], Cells], args: argparse.Namespace
 ) -> None:
     if args.json:
         print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
     else:
-        print(table(rows))
+        print_cells(cells(rows))
 
 
 def _facts(args: argparse.Namespace) -> dict[str, str]:

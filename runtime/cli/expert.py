@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.checkpoint import resolve_model
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import layer_of, linear_of
 from ..errors import ZweaveError
 from ..experts.difference import Difference, differences
 from ..experts.expert import Expert
@@ -118,8 +118,22 @@ def _diff(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"matrices": [asdict(entry) for entry in found[:-1]], "total": asdict(found[-1])}))
         return 0
-    Console(highlight=False).print(_difference_table(found))
+    console = Console(highlight=False)
+    console.print(_difference_table(_summary(found)))
+    if args.all:
+        console.print(_difference_table(found[:-1]))
+    else:
+        console.print(f"each of the {len(found) - 1} matrices: --all, or --json")
     return 0
+
+
+def _summary(found: Sequence[Difference]) -> list[Difference]:
+    """The total, and of each kind of matrix the one that differs most."""
+    *matrices, total = found
+    most: dict[str, Difference] = {}
+    for entry in sorted(matrices, key=lambda entry: entry.distance, reverse=True):
+        most.setdefault(linear_of(entry.module), entry)
+    return [total, *most.values()]
 
 
 def _difference_table(found: Sequence[Difference]) -> Table:

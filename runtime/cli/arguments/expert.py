@@ -66,6 +66,7 @@ def _add_diff(commands: Commands) -> None:
     diff = commands.add_parser("diff", help="how far two experts are apart")
     diff.add_argument("a", type=Path)
     diff.add_argument("b", type=Path)
+    diff.add_argument("--all", action="store_true", help="every matrix, too")
     diff.add_argument("--json", action="store_true", help="print the figures as JSON")
     diff.set_defaults(run=Deferred("expert"))
 
