@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Send = Callable[[Any], Any]
+_COLLECTIONS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def plain(value: Any, keep: Callable[[Any], int]) -> Any:
@@ -29,9 +30,9 @@ def plain(value: Any, keep: Callable[[Any], int]) -> Any:
         return ["complex", [value.real, value.imag]]
     if isinstance(value, bytes | bytearray):
         return ["bytes", list(value)]
-    for name, kind in (("list", list), ("tuple", tuple), ("set", set), ("frozenset", frozenset)):
-        if isinstance(value, kind):
-            return [name, [plain(item, keep) for item in value]]
+    for collection in _COLLECTIONS.values():
+        if isinstance(value, collection):
+            return [collection.__name__, [plain(item, keep) for item in value]]
     if isinstance(value, dict):
         return ["dict", [[plain(key, keep), plain(item, keep)] for key, item in value.items()]]
     return ["kept", keep(value)]
@@ -50,7 +51,7 @@ def value_of(message: Any, kept: Callable[[int], Any]) -> Any:
         return {value_of(key, kept): value_of(item, kept) for key, item in content}
     if kind == "kept":
         return kept(content)
-    return getattr(builtins, kind)(value_of(item, kept) for item in content)
+    return _COLLECTIONS[kind](value_of(item, kept) for item in content)
 
 
 class Program:
@@ -159,8 +160,9 @@ def check(source: str, send: Send, receive: Callable[[], Any]) -> None:
         if "error" in reply:
             kind, text = reply["error"]
             known = getattr(builtins, str(kind), None)
-            is_error = isinstance(known, type) and issubclass(known, Exception)
-            raise (known if is_error else RuntimeError)(text)
+            if isinstance(known, type) and issubclass(known, Exception):
+                raise known(text)
+            raise RuntimeError(text)
         for before, after in zip(args, reply["arguments"], strict=True):
             _update(before, value_of(after, kept))
         return value_of(reply["result"], kept)
@@ -208,7 +210,10 @@ def main() -> None:
         line = incoming.readline()
         return json.loads(line) if line.endswith("\n") else None
 
-    (serve if role == "program" else check)(source, send, receive)
+    if role == "program":
+        serve(source, send, receive)
+    else:
+        check(source, send, receive)
 
 
 if __name__ == "__main__":
