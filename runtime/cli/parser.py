@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ..options.file_options import check_input, check_output, destination
+from ..options.file_options import check_input, check_named_file, check_output, destination
 
 # Each is a module of `arguments`, whose `add_arguments(parser)` also names what runs it.
 COMMANDS = {
@@ -39,9 +39,11 @@ class Deferred:
     outputs: tuple[str, ...] = ()
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises ZweaveError for a file that cannot be read, or must not be written."""
+        """Raises ZweaveError for a file that is not there, --load's among them, or that must not be written."""
         for option in self.inputs:
             check_input(option, getattr(args, destination(option)))
+        for item in getattr(args, "load", ()):
+            check_named_file("--load", item)
         for option in self.outputs:
             check_output(args, option, getattr(args, destination(option)), getattr(args, "resume", False))
 

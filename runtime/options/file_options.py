@@ -28,6 +28,14 @@ def check_input(option: str, path: str | Path | None) -> None:
     raise ZweaveError(f"{option}: there is no file {path}")
 
 
+def check_named_file(option: str, text: str) -> None:
+    """Raises ZweaveError unless a text is NAME=FILE of a file that is there."""
+    name, separator, path = text.partition("=")
+    if not (separator and name and path):
+        raise ZweaveError(f"{option} takes NAME=FILE, not {text!r}")
+    check_input(option, path)
+
+
 def check_output(
     args: argparse.Namespace, option: str, path: str | Path | None, is_continued: bool = False
 ) -> None:

@@ -17,6 +17,8 @@ MISTAKES = [
     ["generate", "--nonsense"],
     ["generate", "--input", "none.txt"],
     ["generate", "x", "--output", "none/x"],
+    ["generate", "x", "--load", "none.safetensors"],
+    ["chat", "--load", "a=none.safetensors"],
     ["chat", "--max-tokens", "x"],
     ["expert", "diff", "a"],
     ["expert", "search", "t"],
