@@ -128,7 +128,13 @@ def _take_json(log: Path, target: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where everything is written")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="where everything is written: a new one, or empty",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,6 +148,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"bench gpu: cannot make {args.out}: {error.strerror}", file=sys.stderr)
         return 1
     out = args.out.resolve()
+    if any(out.iterdir()):
+        print(f"bench gpu: {out} is not empty: give a new directory", file=sys.stderr)
+        return 1
     done = run_parts(parts(out, needs_build()), out)
     (out / "summary.json").write_text(json.dumps([asdict(part) for part in done], indent=1) + "\n")
     return 0 if all(part.status == 0 for part in done) else 1

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError
 from .experts.mixture import ExpertChoice, Mixture, plain_choice
+from .names import KVReuse as KVReuse
 from .validation import (
     as_integer,
     as_integers,
@@ -20,7 +21,6 @@ from .validation import (
 
 Message: TypeAlias = Mapping[str, str]
 Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
-KVReuse: TypeAlias = Literal["exact", "approximate"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100

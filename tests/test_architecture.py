@@ -28,7 +28,7 @@ LAYERS = (
     ("zweave.io",),
     ("zweave.kernels",),
     ("zweave.validation",),
-    ("zweave.errors", "zweave._moved"),
+    ("zweave.errors", "zweave.names", "zweave._moved"),
 )
 LEVEL = {part: len(LAYERS) - index for index, parts in enumerate(LAYERS) for part in parts}
 # The kernels stand alone: whoever wants the ops gets no runtime with them.

@@ -64,6 +64,7 @@ class Outcome:
     error: of its output, None if it failed.
     seconds: median time of the whole work, None unless the output was right.
     rounds: readings that the median is of.
+    fastest, slowest: of these.
     note: why there is no time.
     """
 
@@ -73,11 +74,15 @@ class Outcome:
     seconds: float | None
     rounds: int = 0
     note: str = ""
+    fastest: float | None = None
+    slowest: float | None = None
 
     def row(self) -> dict[str, object]:
         """The keys that the JSON rows of all benches share."""
         row: dict[str, object] = {"provider": self.provider.name, "status": self.status}
         row |= self.provider.labels | {"error": self.error, "seconds": self.seconds, "rounds": self.rounds}
+        if self.rounds > 1:
+            row |= {"fastest": self.fastest, "slowest": self.slowest}
         return row | ({"note": self.note} if self.note else {})
 
 
@@ -134,7 +139,15 @@ def measure(
             outcomes[index] = _failed(provider, seconds)
             continue
         median = statistics.median(seconds) / provider.share
-        outcomes[index] = Outcome(provider, "ok", error, median, rounds=len(seconds))
+        outcomes[index] = Outcome(
+            provider,
+            "ok",
+            error,
+            median,
+            rounds=len(seconds),
+            fastest=min(seconds) / provider.share,
+            slowest=max(seconds) / provider.share,
+        )
     return outcomes
 
 

@@ -12,6 +12,9 @@ from zweave.io.figure import new_figure, write_png
 from .machine import machine
 from .report import Report, Row
 
+# Colour-blind safe (Okabe and Ito), black and yellow left out.
+PROVIDER_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#999999")
+
 
 def save_plot(report: Report, path: Path) -> None:
     """Writes the report's figure as PNG; rows without a time are left out.
@@ -41,27 +44,61 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], roofs: tuple[float, float]) -
     intensities = [x for values in points.values() for x, _ in values] or [1.0]
     x = np.geomspace(min(intensities) / 2, max(*intensities, arithmetic / read) * 2, 200)
     axes.plot(x, np.minimum(x * read, arithmetic) / 1e9, color="black", linewidth=1, label="measured roofs")
-    for (name, values), marker in zip(points.items(), "osD^v<>PX*" * 9, strict=False):
-        axes.scatter(*zip(*values, strict=True), label=name, marker=marker, s=28, alpha=0.8)
+    for index, ((name, values), marker) in enumerate(zip(points.items(), "osD^v<>PX*" * 9, strict=False)):
+        # Hollow, and the later the smaller: of markers on the same spot all are seen.
+        size = 70 - 45 * index / max(1, len(points) - 1)
+        colour = PROVIDER_COLOURS[index % len(PROVIDER_COLOURS)]
+        axes.scatter(
+            *zip(*values, strict=True),
+            label=name,
+            marker=marker,
+            s=size,
+            facecolors="none",
+            edgecolors=colour,
+        )
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
-    axes.annotate(f"{read / 1e9:.0f} GB/s", (x[0], x[0] * read / 1e9), fontsize=8)
-    axes.annotate(f"{arithmetic / 1e9:.0f} GFLOP/s", (x[-1], arithmetic / 1e9), fontsize=8, ha="right")
+    # Above the roof, where no point can lie.
+    middle = float(np.sqrt(x[0] * arithmetic / read))
+    for text, place, offset in (
+        (f"{read / 1e9:.0f} GB/s", (middle, middle * read / 1e9), (-6, 4)),
+        (f"{arithmetic / 1e9:.0f} GFLOP/s", (x[-1], arithmetic / 1e9), (0, 4)),
+    ):
+        axes.annotate(text, place, offset, textcoords="offset points", fontsize=8, ha="right", va="bottom")
+    axes.margins(y=0.1)
     axes.grid(which="both", alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_bars(axes: Any, rows: Sequence[Row]) -> None:
-    """Tokens a second where the rows have them, else microseconds."""
+    """Tokens a second, or microseconds where there are none: a colour a provider, and the spread of its rounds."""
     key, label = ("tok_s", "new tokens/s") if any(row.get("tok_s") for row in rows) else ("seconds", "us")
     shown = [row for row in rows if row.get(key) is not None]
     names = [_bar_name(row) for row in shown]
     values = [_number(row, key) * (1 if key == "tok_s" else 1e6) for row in shown]
-    bars = axes.barh(range(len(shown)), values, color="#4c72b0")
-    axes.bar_label(bars, fmt="%.4g", padding=3, fontsize=8)
+    order = list(dict.fromkeys(str(row["provider"]) for row in shown))
+    colours = [PROVIDER_COLOURS[order.index(str(row["provider"])) % len(PROVIDER_COLOURS)] for row in shown]
+    spread = [_spread(row, value) for row, value in zip(shown, values, strict=True)]
+    axes.barh(range(len(shown)), values, color=colours, xerr=np.transpose(spread) if shown else None,
+              error_kw={"elinewidth": 0.8, "capsize": 2})  # fmt: skip
+    for place, (value, (_, longer)) in enumerate(zip(values, spread, strict=True)):
+        # Behind the end of the spread, not across it.
+        axes.annotate(f"{value:.4g}", (value + longer, place), (4, 0), textcoords="offset points", va="center",
+                      fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.margins(x=0.12)
+
+
+def _spread(row: Row, value: float) -> tuple[float, float]:
+    """How far the slowest and the fastest round lie below and above a bar's end; 0 where there is one round."""
+    seconds, fastest, slowest = (_number(row, key) for key in ("seconds", "fastest", "slowest"))
+    if not (seconds and fastest and slowest):
+        return 0.0, 0.0
+    ratios = (
+        (seconds / slowest, seconds / fastest) if row.get("tok_s") else (fastest / seconds, slowest / seconds)
+    )
+    return max(0.0, value * (1 - ratios[0])), max(0.0, value * (ratios[1] - 1))
 
 
 def _bar_name(row: Row) -> str:

@@ -1,17 +1,20 @@
-"""What a bench prints: a table for people, then one line of JSON."""
+"""What a bench prints: a table for people, as wide as their terminal, and one line of JSON for programs."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from .machine import commit, machine
 
 Row: TypeAlias = dict[str, object]
+# The least that a column of words is folded to.
+_WORDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +65,41 @@ def _short(value: object) -> object:
 
 
 def print_report(report: Report, json_only: bool = False) -> int:
-    """Prints the report and returns the exit status: 1 if a provider was wrong or failed."""
+    """Prints the report and returns the exit status: 1 if a provider was wrong or failed.
+
+    A terminal gets the table, a file or a pipe the line of JSON behind it.
+    """
+    console = Console()
     if not json_only:
-        console = Console()
         # A pipe has no width of its own; at 80 columns the figures would be cut.
-        console = console if console.is_terminal else Console(width=160)
-        console.print(make_table(report))
-        for note in report.notes:
-            console.print(note, markup=False, highlight=False)
-    print(report.json_line())
+        print_table(report, console if console.is_terminal else Console(width=160))
+    if json_only or not console.is_terminal:
+        print(report.json_line())
     return 0 if report.all_right else 1
+
+
+def print_table(report: Report, console: Console) -> None:
+    """Prints the report; figures that do not fit beside the others follow in tables below."""
+    for part in parts(report, console):
+        console.print(make_table(part))
+    for note in report.notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def parts(report: Report, console: Console) -> list[Report]:
+    """The report in tables that fit the console: each has the columns of words, and as many figures as it holds."""
+    words = [column for column in report.columns if not column.format]
+    figures = [column for column in report.columns if column.format]
+    found: list[list[Column]] = [[]]
+    unlimited = console.options.update(width=10_000)
+    for figure in figures:
+        wider = replace(report, columns=[*words, *found[-1], figure])
+        if found[-1] and Measurement.get(console, unlimited, make_table(wider)).minimum > console.width:
+            found.append([])
+        found[-1].append(figure)
+    if len(found) == 1:
+        return [report]
+    return [replace(report, columns=[*words, *some]) for some in found]
 
 
 def make_table(report: Report) -> Table:
@@ -79,7 +107,15 @@ def make_table(report: Report) -> Table:
     if report.markdown:
         table.box = box.MARKDOWN
     for column in report.columns:
-        table.add_column(column.heading, justify="right" if column.format else "left", no_wrap=True)
+        # Words may be broken anywhere, figures nowhere.
+        least = _WORDS
+        if column.format:
+            least = max(
+                len(text) for text in [*column.heading.split(), *(_cell(r, column) for r in report.rows), ""]
+            )
+        table.add_column(
+            column.heading, justify="right" if column.format else "left", min_width=least, overflow="fold"
+        )
     rows = list(report.rows)
     for index, row in enumerate(rows):
         following = rows[index + 1] if index + 1 < len(rows) else row

@@ -12,9 +12,8 @@ from ..errors import ZweaveError
 from ..io.atomic_write import atomic_directory
 from ..io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ..io.progress import Report, silent
+from ..names import DEFAULT_MODEL as DEFAULT_MODEL
 from .gguf.convert import convert, file_digest
-
-DEFAULT_MODEL = "smollm2"
 
 
 @dataclass(frozen=True, slots=True)

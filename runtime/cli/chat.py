@@ -12,9 +12,6 @@ from ..errors import ZweaveError
 from ..experts.bundled import bundled_experts
 from ..experts.mixture import ExpertChoice
 from ..options.engine_options import (
-    EXPERT_HELP,
-    add_dispatcher_option,
-    add_engine_options,
     load_named,
     open_engine,
     parse_expert,
@@ -27,18 +24,6 @@ HELP = """\
 /experts          names of the experts
 /reset            forget the conversation
 /quit             leave (or Ctrl-D)"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
-    parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int)
-    add_dispatcher_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

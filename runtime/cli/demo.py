@@ -14,7 +14,7 @@ from rich.table import Table
 from ..checkpoint.pull import DEFAULT_MODEL, pull
 from ..engine.engine import Engine
 from ..io.progress import progress_bar
-from ..options.engine_options import add_engine_options, open_engine
+from ..options.engine_options import open_engine
 from ..request import Request, Result
 from ..tasks import prompts
 
@@ -71,11 +71,6 @@ EXAMPLES = (
     chat("Give me one tip for sleeping well."),
     chat("What is the capital of France?"),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 from ..engine.config import DTYPES
 from ..engine.engine import Engine
@@ -23,74 +23,22 @@ from ..evaluation import (
     Row,
     baselines,
     evaluate,
-    markdown,
     reuse_cost,
-    reuse_markdown,
 )
+from ..evaluation.reuse import reuse_cells
+from ..evaluation.table import Cells, print_cells, row_cells
 from ..experts.mixture import ExpertChoice
-from ..options.arguments import positive_whole
 from ..options.engine_options import (
-    EXPERT_HELP,
-    add_engine_options,
     load_named,
     open_engine,
     parse_expert,
     stderr,
 )
-from ..options.task_options import TASK_HELP, add_data_option, data_folder
-from ..tasks import Sample, Split, Task, resolve_task
-from .eval_dispatch import add_dispatch_options, run_dispatch
+from ..options.task_options import data_folder
+from ..tasks import Sample, Task, resolve_task
+from .eval_dispatch import run_dispatch
 
 AnyRow = TypeVar("AnyRow", Row, ReuseRow)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tasks", nargs="+", metavar="TASK", help=TASK_HELP)
-    _add_methods(parser)
-    parser.add_argument(
-        "--samples", type=positive_whole, default=500, metavar="N", help="a task (%(default)s)"
-    )
-    parser.add_argument("--split", choices=get_args(Split), default="test", help="(%(default)s)")
-    parser.add_argument(
-        "--seeds", type=positive_whole, default=3, metavar="N", help="of baselines (%(default)s)"
-    )
-    parser.add_argument(
-        "--shots", type=positive_whole, default=256, metavar="N", help="that baselines see (%(default)s)"
-    )
-    parser.add_argument(
-        "--kv-reuse",
-        action="store_true",
-        help="instead: what each --expert loses where its prompts are left to the base (docs/kv_cache.md)",
-    )
-    add_dispatch_options(parser)
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    add_data_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_methods(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--expert",
-        action="append",
-        default=[],
-        metavar="NAME|NAME=WEIGHT,...",
-        help=f"repeatable; {EXPERT_HELP}",
-    )
-    parser.add_argument(
-        "--runs",
-        action="append",
-        default=[],
-        metavar="NAME=FILE,FILE,...",
-        help="expert files of one method, trained under different seeds: one row; repeatable",
-    )
-    parser.add_argument(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="NAME=DIR,DIR,...",
-        help="the same for LoRA adapters, directories of PEFT (zweave train --adapter lora)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dispatch is not None:
         return run_dispatch(engine, args, tasks, samples, _facts(args))
     if args.kv_reuse:
-        _print(_reuse_rows(engine, args, tasks, samples), reuse_markdown, args)
+        _print(_reuse_rows(engine, args, tasks, samples), reuse_cells, args)
         return 0
     experts: list[Method] = [*_experts(engine, args.expert, args.runs), *_loras(args)]
     scores = LabelScores(engine)
@@ -113,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         rows += evaluate(
             task, samples[task.name], [*methods, *experts], lambda text: stderr.print(text, style="dim")
         )
-    _print(rows, markdown, args)
+    _print(rows, row_cells, args)
     return 0
 
 
@@ -162,12 +110,12 @@ def _named(option: str, items: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _print(
-    rows: Sequence[AnyRow], table: Callable[[Sequence[AnyRow]], str], args: argparse.Namespace
+    rows: Sequence[AnyRow], cells: Callable[[Sequence[AnyRow]], Cells], args: argparse.Namespace
 ) -> None:
     if args.json:
         print(json.dumps(_facts(args) | {"rows": [asdict(row) for row in rows]}))
     else:
-        print(table(rows))
+        print_cells(cells(rows))
 
 
 def _facts(args: argparse.Namespace) -> dict[str, str]:

@@ -4,32 +4,15 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from ..dispatch import load_dispatcher
 from ..engine.engine import Engine
 from ..errors import ZweaveError
-from ..evaluation import markdown
-from ..evaluation.dispatched import Labelled, evaluate_dispatch, routing_markdown
+from ..evaluation.dispatched import Labelled, evaluate_dispatch, routing_cells
+from ..evaluation.table import print_cells, row_cells
 from ..experts.mixture import ExpertChoice
 from ..options.engine_options import load_named, parse_expert, stderr
 from ..tasks import Sample, Task
-
-
-def add_dispatch_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dispatch",
-        type=Path,
-        metavar="FILE",
-        help="instead: all tasks in one stream, a dispatcher against an oracle and the base (docs/dispatch.md)",
-    )
-    parser.add_argument(
-        "--right",
-        action="append",
-        default=[],
-        metavar="TASK=EXPERT",
-        help="what the oracle has answer a task (what the dispatcher has answer the label of the task's name)",
-    )
 
 
 def run_dispatch(
@@ -46,8 +29,10 @@ def run_dispatch(
     if args.json:
         print(json.dumps(dict(facts) | asdict(found)))
         return 0
-    print(markdown(found.rows))
-    print(f"\n{routing_markdown(found.routing)}\n")
+    print_cells(row_cells(found.rows))
+    print()
+    print_cells(routing_cells(found.routing))
+    print()
     print(
         f"dispatched less oracle: {found.difference:+.4f} ± {found.stderr:.4f}; "
         f"{found.first_pass_tokens:.1f} tokens a prompt computed for the first pass alone"

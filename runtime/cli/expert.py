@@ -6,106 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.checkpoint import resolve_model
-from ..checkpoint.module_name import layer_of
+from ..checkpoint.module_name import layer_of, linear_of
 from ..errors import ZweaveError
 from ..experts.difference import Difference, differences
-from ..experts.expert import Expert, Scope
+from ..experts.expert import Expert
 from ..experts.heatmap import cells, save_png, text_map
 from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
-from ..options.arguments import positive_number, positive_whole, whole
-from . import expert_classifier, expert_search, expert_transfer
-from .parser import add_command
-
-_EXPERT_HELP = "an expert file, or the name of one that comes with zweave"
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_show(commands)
-    _add_new(commands)
-    _add_mix(commands)
-    _add_diff(commands)
-    add_command(commands, "search", "find the mixture that answers a task's few samples best", expert_search)
-    add_command(
-        commands, "classifier", "train a light classifier of prompts on an early layer", expert_classifier
-    )
-    _add_import(commands)
-    add_command(commands, "transfer", "carry an expert over to a model of equal shapes", expert_transfer)
-
-
-def _add_show(commands: Commands) -> None:
-    show = commands.add_parser("show", help="what an expert says, and a heat map of its z")
-    show.add_argument("file", type=Path, help=_EXPERT_HELP)
-    show.add_argument("--png", type=Path, metavar="FILE", help="draw the heat map into a file instead")
-    show.add_argument("--json", action="store_true", help="print it as JSON")
-    show.set_defaults(run=_show)
-
-
-def _add_new(commands: Commands) -> None:
-    new = commands.add_parser("new", help="make an expert that changes nothing, or a random one")
-    _add_output(new)
-    new.add_argument("--random", type=positive_number, metavar="STD", help="draw z from a normal around 1")
-    new.add_argument("--seed", type=whole, default=0, help="of --random (%(default)s)")
-    new.add_argument("--scope", choices=get_args(Scope), default="always", help="(%(default)s)")
-    new.add_argument("--first-layer", type=whole, default=0, metavar="N", help="adapt from this layer on")
-    new.add_argument("--renormalise", action="store_true", help="keep the sum of the singular values")
-    new.add_argument("--description", default="", metavar="TEXT")
-    _add_model(new)
-    new.set_defaults(run=_new)
-
-
-def _add_mix(commands: Commands) -> None:
-    mix = commands.add_parser("mix", help="write a mixture of experts as one expert file")
-    _add_output(mix)
-    mix.add_argument(
-        "parts",
-        nargs="+",
-        metavar="EXPERT=WEIGHT",
-        help="a file or a name; WEIGHT is a number, or one a layer: 1,0.5,...",
-    )
-    mix.add_argument(
-        "--layers", type=positive_whole, metavar="N", help="of the model, if no part adapts the last"
-    )
-    mix.add_argument("--description", default="", metavar="TEXT")
-    mix.set_defaults(run=_mix)
-
-
-def _add_diff(commands: Commands) -> None:
-    diff = commands.add_parser("diff", help="how far two experts are apart")
-    diff.add_argument("a", type=Path, help=_EXPERT_HELP)
-    diff.add_argument("b", type=Path, help=_EXPERT_HELP)
-    diff.add_argument("--json", action="store_true", help="print the figures as JSON")
-    diff.set_defaults(run=_diff)
-
-
-def _add_import(commands: Commands) -> None:
-    imported = commands.add_parser("import", help="convert Sakana's policy_params.pt or learnable_params.pt")
-    imported.add_argument("file", type=Path)
-    _add_output(imported)
-    imported.add_argument(
-        "--max-mult", type=positive_number, default=1.0, help="of their policy (%(default)s)"
-    )
-    _add_model(imported)
-    imported.set_defaults(run=_import)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", type=Path, help="the expert file to write")
-    parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="pulled name, directory or GGUF file")
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -124,6 +38,11 @@ def _show(args: argparse.Namespace) -> int:
     else:
         Console(highlight=False).print(text_map(expert))
     return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command that `args.command` names."""
+    return {"show": _show, "new": _new, "mix": _mix, "diff": _diff, "import": _import}[args.command](args)
 
 
 def _facts(expert: Expert) -> dict[str, Any]:
@@ -197,8 +116,22 @@ def _diff(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"matrices": [asdict(entry) for entry in found[:-1]], "total": asdict(found[-1])}))
         return 0
-    Console(highlight=False).print(_difference_table(found))
+    console = Console(highlight=False)
+    console.print(_difference_table(_summary(found)))
+    if args.all:
+        console.print(_difference_table(found[:-1]))
+    else:
+        console.print(f"each of the {len(found) - 1} matrices: --all, or --json")
     return 0
+
+
+def _summary(found: Sequence[Difference]) -> list[Difference]:
+    """The total, and of each kind of matrix the one that differs most."""
+    *matrices, total = found
+    most: dict[str, Difference] = {}
+    for entry in sorted(matrices, key=lambda entry: entry.distance, reverse=True):
+        most.setdefault(linear_of(entry.module), entry)
+    return [total, *most.values()]
 
 
 def _difference_table(found: Sequence[Difference]) -> Table:

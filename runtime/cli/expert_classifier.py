@@ -3,56 +3,15 @@
 import argparse
 import json
 import time
-from pathlib import Path
 
 from ..checkpoint.checkpoint import resolve_model
 from ..dispatch.early_classifier import OTHER
 from ..dispatch.train_classifier import bare_prompt, train_classifier
 from ..errors import ZweaveError
 from ..evaluation.evaluate import standard_error
-from ..options.arguments import check_folder, positive_whole, whole
-from ..options.engine_options import add_engine_options, open_engine
-from ..options.task_options import add_data_option, data_folder
+from ..options.engine_options import open_engine
+from ..options.task_options import data_folder
 from ..tasks import resolve_task, which_task
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tasks",
-        nargs="+",
-        metavar="TASK",
-        help="one with labels, for instance domains; or several, to tell whose prompt it is",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument(
-        "--layers",
-        type=positive_whole,
-        nargs="+",
-        default=[1, 2, 3, 4, 6, 8],
-        metavar="N",
-        help="to choose from by validation (1 2 3 4 6 8)",
-    )
-    parser.add_argument("--shots", type=positive_whole, default=500, metavar="N", help="(%(default)s)")
-    parser.add_argument(
-        "--samples", type=positive_whole, default=500, metavar="N", help="held out (%(default)s)"
-    )
-    parser.add_argument(
-        "--other",
-        action=argparse.BooleanOptionalAction,
-        help="teach it what is of none of the tasks, which the base answers (for several tasks)",
-    )
-    parser.add_argument(
-        "--unseen",
-        nargs="+",
-        default=[],
-        metavar="TASK",
-        help="tasks that are not trained on: how many of their held-out prompts are of none",
-    )
-    parser.add_argument("--seed", type=whole, default=0, help="of the shots (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    add_data_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +24,6 @@ def run(args: argparse.Namespace) -> int:
         found.name: found.samples("test", data)[: args.samples] for found in map(resolve_task, args.unseen)
     }
     test = task.samples("test", data)[: args.samples]
-    check_folder("--out", args.out)
     digest = resolve_model(args.model).digest()
     engine = open_engine(args)
     layers = [layer for layer in args.layers if layer <= engine.model.config.num_layers]

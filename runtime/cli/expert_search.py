@@ -10,37 +10,18 @@ from pathlib import Path
 from ..engine.engine import Engine
 from ..experts.expert import Expert
 from ..experts.mixture import mix_experts
-from ..options.arguments import check_folder, positive_whole, whole
-from ..options.engine_options import EXPERT_HELP, add_engine_options, load_named, open_engine, stderr
-from ..options.task_options import TASK_HELP, add_data_option, data_folder
+from ..options.engine_options import load_named, open_engine, stderr
+from ..options.task_options import data_folder
 from ..search.cem import CemConfig
 from ..search.few_shot import Found, Generation, Weighting, search
 from ..tasks import balanced_shots, resolve_task
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
-    parser.add_argument("--experts", nargs="+", required=True, metavar="NAME", help=EXPERT_HELP)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the expert file to write")
-    parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
-    parser.add_argument("--shots", type=positive_whole, default=16, metavar="N", help="samples (%(default)s)")
-    parser.add_argument("--per-layer", action="store_true", help="a weight for each expert and layer")
-    parser.add_argument("--free", action="store_true", help="weights need not add up to 1")
-    parser.add_argument("--population", type=positive_whole, default=32, metavar="N", help="(%(default)s)")
-    parser.add_argument("--generations", type=positive_whole, default=8, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seed", type=whole, default=0, help="of the shots and the search (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
-    add_data_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
+    config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
     task = resolve_task(args.task)
     train = task.samples("train", data_folder(args), args.seed)
     shots = balanced_shots(train, task.labels, args.seed, args.shots)
-    config = CemConfig(population=args.population, generations=args.generations, seed=args.seed)
-    check_folder("--out", args.out)
     engine = open_engine(args)
     experts = _load(engine, args.experts)
     layers = engine.model.config.num_layers if args.per_layer else 1

@@ -3,7 +3,6 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -12,23 +11,6 @@ from ..checkpoint.checkpoint import resolve_model
 from ..decomposition.decomposition import decompose
 from ..experts.expert import Expert
 from ..experts.transfer import Overlap, by_kind, overlaps, shuffled, transfer
-from ..options.arguments import whole
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="the expert file, or the name of one that comes with zweave")
-    parser.add_argument("output", type=Path, help="the expert file to write")
-    for name, what in (("--from", "it was trained for"), ("--to", "it is to serve")):
-        parser.add_argument(
-            name, dest=name[2:] + "_model", required=True, metavar="MODEL", help=f"the model that {what}"
-        )
-    parser.add_argument(
-        "--shuffle", type=whole, metavar="SEED", help="the control: shuffle z within each matrix"
-    )
-    parser.add_argument("--half", action="store_true", help="store z - 1 in float16, at half the size")
-    parser.add_argument("--all", action="store_true", help="report every matrix, not one line a kind")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

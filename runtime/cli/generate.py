@@ -1,116 +1,69 @@
 """`zweave generate`: answers prompts from arguments, a file or standard input as one batch."""
 
 import argparse
-import dataclasses
-import json
+import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import IO, get_args
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..options.engine_options import (
-    EXPERT_HELP,
-    add_dispatcher_option,
-    add_engine_options,
     load_named,
     open_engine,
     parse_expert,
     stderr,
 )
-from ..request import KVReuse, Request, Result, Sampling
+from ..request import Request, Result, Sampling
 from .request_lines import json_request, numbered, open_text, plain_request, shown_prompt
+from .result_lines import finished, open_results, result_line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
-    parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
-    parser.add_argument(
-        "--jsonl",
-        action="store_true",
-        help="input lines are JSON objects with the fields of a Request (prompt or messages, expert, "
-        "max_tokens, sampling, ...) and results are written as JSON lines with their index, as they finish",
-    )
-    parser.add_argument("--output", metavar="FILE", help="write results there instead of standard output")
-    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
-    parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
-    parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
-    _add_sampling(parser)
-    parser.add_argument(
-        "--kv-reuse",
-        choices=get_args(KVReuse),
-        default="exact",
-        help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
-    )
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument(
-        "--stop-token-ids",
-        action="append",
-        type=int,
-        default=[],
-        metavar="ID",
-        help="end an answer at this token, too; repeatable",
-    )
-    parser.add_argument(
-        "--add-special-tokens",
-        action=argparse.BooleanOptionalAction,
-        help="what the tokenizer puts around a text, such as a begin token (prompts: yes, messages: no)",
-    )
-    parser.add_argument(
-        "--escape-special",
-        action="store_true",
-        help="special tokens that a prompt writes out (<|im_end|>) are plain text",
-    )
-    parser.add_argument(
-        "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
-    )
-    add_dispatcher_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A request and where it was written, or what is wrong there."""
 
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
-    )
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
-    )
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    where: str
+    request: Request | None
+    error: str | None = None
 
 
 def run(args: argparse.Namespace) -> int:
-    requests = list(_read_requests(args))
-    if not requests:
+    path = None if args.output is None else Path(args.output)
+    if args.resume and not (args.jsonl and path):
+        raise ZweaveError("--resume goes on with the results in --output FILE, and needs --jsonl")
+    lines = list(_read_lines(args))
+    if not lines:
         raise ZweaveError("no prompt given: pass one as an argument, or --input FILE")
+    done = finished(path, len(lines)) if args.resume and path else set()
+    if len(done) == len(lines):
+        stderr.print(f"all {len(lines)} results are there", highlight=False)
+        return 0
     engine = open_engine(args)
-    load_named(engine, (request.expert for request in requests))
-    for number, request in enumerate(requests, 1):
-        try:
-            engine.check(request)
-        except ZweaveError as error:
-            where = f"prompt {number} of {len(requests)}: " if len(requests) > 1 else ""
-            raise ZweaveError(f"{where}{error}") from None
+    lines = [_checked(engine, line, args.on_error) for line in lines]
+    todo = [index for index in range(len(lines)) if index not in done]
     with ExitStack() as stack:
         # Opened last: an error before it does not touch the results of an earlier run.
-        output = stack.enter_context(open_text(args.output, "w")) if args.output else sys.stdout
-        if len(requests) == 1 and not args.jsonl:
-            results = _stream_one(engine, requests[0], output)
+        output = stack.enter_context(open_results(path, args.resume)) if path else sys.stdout
+        if len(lines) == 1 and not args.jsonl and lines[0].request:
+            results = _stream_one(engine, lines[0].request, output)
         else:
-            results = _run_all(engine, requests, output, args.jsonl)
+            results = _run_all(engine, lines, todo, output, args.jsonl)
     errors = [(index, result.error) for index, result in sorted(results.items()) if result.error]
     for index, reason in errors:
-        stderr.print(f"zweave: error: request {index}: {reason}", markup=False, soft_wrap=True)
+        stderr.print(f"zweave: error: {lines[index].where}: {reason}", markup=False, soft_wrap=True)
     return 1 if errors else 0
 
 
-def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
+def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
+    """The requests of the arguments and of --input; ZweaveError for a wrong one unless --on-error says otherwise."""
     defaults = {
         "expert": parse_expert(args.expert),
         "max_tokens": args.max_tokens,
@@ -122,18 +75,48 @@ def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
         "kv_reuse": args.kv_reuse,
         "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
     }
-    for prompt in args.prompts:
-        yield plain_request(prompt, args.chat, defaults)
+    Request("checks what is the same for all", **defaults)
+    for number, prompt in enumerate(args.prompts, 1):
+        where = f"prompt {number} of {len(args.prompts)}"
+        yield _line(where, args.on_error, partial(plain_request, prompt, args.chat, defaults))
     if args.input is None:
         return
     with ExitStack() as stack:
-        lines = sys.stdin if args.input == "-" else stack.enter_context(open_text(args.input, "r"))
-        source = "standard input" if args.input == "-" else args.input
-        for where, line in numbered(lines, source):
+        if args.input == "-":
+            # JSON is UTF-8, whatever the terminal is.
+            if args.jsonl and isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8")
+            texts, source = sys.stdin, "standard input"
+        else:
+            texts, source = stack.enter_context(open_text(args.input, "r")), args.input
+        for where, text in numbered(texts, source):
             if args.jsonl:
-                yield json_request(line, where, defaults)
+                yield _line(where, args.on_error, partial(json_request, text, defaults))
             else:
-                yield plain_request(line, args.chat, defaults)
+                yield _line(where, args.on_error, partial(plain_request, text, args.chat, defaults))
+
+
+def _line(where: str, on_error: str, make: Callable[[], Request]) -> Line:
+    try:
+        return Line(where, make())
+    except ZweaveError as error:
+        if on_error == "stop":
+            raise ZweaveError(f"{where}: {error}") from None
+        return Line(where, None, str(error))
+
+
+def _checked(engine: Engine, line: Line, on_error: str) -> Line:
+    """The line, with its experts loaded, if the engine can serve it."""
+    request = line.request
+    if request is None:
+        return line
+
+    def check() -> Request:
+        load_named(engine, [request.expert])
+        engine.check(request)
+        return request
+
+    return _line(line.where, on_error, check)
 
 
 def _stream_one(engine: Engine, request: Request, output: IO[str]) -> dict[int, Result]:
@@ -149,27 +132,50 @@ def _stream_one(engine: Engine, request: Request, output: IO[str]) -> dict[int, 
     return results
 
 
-def _run_all(engine: Engine, requests: list[Request], output: IO[str], as_json: bool) -> dict[int, Result]:
-    """Writes results as they finish: JSON lines in any order, plain text in the order of the prompts."""
+def _run_all(
+    engine: Engine, lines: Sequence[Line], todo: Sequence[int], output: IO[str], as_json: bool
+) -> dict[int, Result]:
+    """Writes results as they finish: JSON lines in any order, plain text in the order of the prompts.
+
+    todo: the indices of the lines that are to be answered.
+    """
     start = time.perf_counter()
     results: dict[int, Result] = {}
-    written = 0
+    order = iter(todo)
+    following = next(order, None)
     columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        task = progress.add_task("", total=len(requests))
-        for index, result in engine.run(requests):
+        task = progress.add_task("", total=len(todo))
+        for index, result in _answers(engine, lines, todo):
             results[index] = result
             progress.advance(task)
             if as_json:
-                line = {"index": index, **dataclasses.asdict(result)}
-                output.write(json.dumps(line, ensure_ascii=False) + "\n")
-            while not as_json and written in results:
-                request = requests[written]
-                output.write(f"> {shown_prompt(request)}\n{results[written].text}\n\n")
-                written += 1
+                output.write(result_line(index, result, output))
+            while not as_json and following in results:
+                output.write(_shown(lines[following], results[following]))
+                following = next(order, None)
             output.flush()
     _print_speed(results, time.perf_counter() - start)
     return results
+
+
+def _answers(engine: Engine, lines: Sequence[Line], todo: Sequence[int]) -> Iterator[tuple[int, Result]]:
+    """The results of lines that are no requests, then those of the others as they finish."""
+    good: list[tuple[int, Request]] = []
+    for index in todo:
+        request, error = lines[index].request, lines[index].error
+        if request is None:
+            yield index, Result("", [], None, None, "error", 0, error)
+        else:
+            good.append((index, request))
+    for position, result in engine.run(request for _, request in good):
+        yield good[position][0], result
+
+
+def _shown(line: Line, result: Result) -> str:
+    if line.request is None:
+        return f"> {line.where}\nerror: {line.error}\n\n"
+    return f"> {shown_prompt(line.request)}\n{result.text}\n\n"
 
 
 def _print_speed(results: dict[int, Result], seconds: float) -> None:

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The command's module may load torch, which takes seconds and swallows some of the interrupts meanwhile.
         with _quit_on_interrupt():
             args = make_parser(argv).parse_args(argv)
+            args.run.check(args)
+            args.run.load()
         return args.run(args)
     except ZweaveError as error:
         print(f"zweave: error: {error}", file=sys.stderr)

@@ -1,12 +1,15 @@
 """The argument parser: the command that is named adds its arguments, the others only their line of help."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-# Each is a module of this package, whose `add_arguments(parser)` also sets the function that runs it.
+from ..options.file_options import check_input, check_named_file, check_output, destination
+
+# Each is a module of `arguments`, whose `add_arguments(parser)` also names what runs it.
 COMMANDS = {
     "demo": "see a mixed batch at work",
     "pull": "get a model into the cache",
@@ -23,10 +26,42 @@ COMMANDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Runs a command by the function `run` of a module of this package, which is imported when it is needed.
+
+    inputs: arguments that name a file to read, - for standard input.
+    outputs: arguments that name a file to write.
+    """
+
+    module: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+    def check(self, args: argparse.Namespace) -> None:
+        """Raises ZweaveError for a file that is not there, --load's among them, or that must not be written."""
+        for option in self.inputs:
+            check_input(option, getattr(args, destination(option)))
+        for item in getattr(args, "load", ()):
+            check_named_file("--load", item)
+        for option in self.outputs:
+            check_output(args, option, getattr(args, destination(option)), getattr(args, "resume", False))
+
+    def load(self) -> Callable[[argparse.Namespace], int]:
+        """The function."""
+        run: Callable[[argparse.Namespace], int] = import_module(f".{self.module}", __package__).run
+        return run
+
+    def __call__(self, args: argparse.Namespace) -> int:
+        self.check(args)
+        return self.load()(args)
+
+
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for a command line; a parsed command is run by `args.run(args)`.
 
-    Only the module of the command in `argv` is imported: most load torch, which takes seconds.
+    Only the arguments of the command in `argv` are imported, and what runs it when they have been checked: most load
+    torch, which takes seconds.
     """
     parser = argparse.ArgumentParser(
         prog="zweave", description="Serve one resident language model to many differently adapted prompts."
@@ -36,7 +71,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     command = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         if name == command:
-            module = import_module(f".{name.replace('-', '_')}", __package__)
+            module = import_module(f".arguments.{name.replace('-', '_')}", __package__)
             add_command(subparsers, name, summary, module)
         else:
             subparsers.add_parser(name, help=summary)

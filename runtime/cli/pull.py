@@ -2,13 +2,8 @@
 
 import argparse
 
-from ..checkpoint.pull import MODELS, pull
+from ..checkpoint.pull import pull
 from ..io.progress import progress_bar
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help=f"one of: {', '.join(MODELS)}")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,8 +30,8 @@ def plain_request(prompt: str, chat: bool, defaults: dict[str, Any]) -> Request:
     return Request(prompt, **defaults)
 
 
-def json_request(line: str, where: str, defaults: dict[str, Any]) -> Request:
-    """A request from a JSON object, with `defaults` for missing fields; ZweaveError says where a line is wrong."""
+def json_request(line: str, defaults: dict[str, Any]) -> Request:
+    """A request from a JSON object, with `defaults` for missing fields; ZweaveError says what is wrong."""
     try:
         fields = json.loads(line)
         if not isinstance(fields, dict):
@@ -44,8 +45,17 @@ def json_request(line: str, where: str, defaults: dict[str, Any]) -> Request:
             fields["sampling"] = Sampling(**fields["sampling"])
         return Request(**{**defaults, **fields})
     except (ValueError, RecursionError) as error:
-        raise ZweaveError(f"{where}: not JSON: {error}") from None
-    except (ZweaveError, TypeError) as error:
+        raise ZweaveError(f"not JSON: {error}") from None
+    except TypeError as error:
+        raise ZweaveError(str(error)) from None
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the place that a ZweaveError is about before what it says."""
+    try:
+        yield
+    except ZweaveError as error:
         raise ZweaveError(f"{where}: {error}") from None
 
 
@@ -55,7 +65,9 @@ def shown_prompt(request: Request) -> str:
 
 
 def open_text(path: str, mode: str) -> IO[str]:
+    """A UTF-8 file; what is written and has no place in UTF-8 is escaped. ZweaveError if it cannot be opened."""
     try:
-        return Path(path).open(mode, encoding="utf-8")
+        errors = "strict" if mode == "r" else "backslashreplace"
+        return Path(path).open(mode, encoding="utf-8", errors=errors)
     except OSError as error:
         raise ZweaveError(f"cannot open {path}: {error.strerror}") from None

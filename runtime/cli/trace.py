@@ -9,14 +9,11 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
-from ..options.arguments import check_folder, number_from_zero
+from ..io.atomic_write import write_text
 from ..options.engine_options import (
-    add_dispatcher_option,
-    add_engine_options,
     load_named,
     open_engine,
     stderr,
@@ -25,41 +22,20 @@ from ..request import Request
 from ..trace.plot import save_png
 from ..trace.timeline import Timeline
 from .demo import EXAMPLES
-from .request_lines import json_request, numbered, open_text, shown_prompt
+from .request_lines import json_request, located, numbered, open_text, shown_prompt
 
 _SHOWN = 40
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input", metavar="FILE", help="JSON lines with the fields of a Request")
-    parser.add_argument("--output", type=Path, default=Path("trace.json"), help="Chrome trace (%(default)s)")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="a picture of it, too; needs matplotlib")
-    parser.add_argument(
-        "--interval",
-        type=number_from_zero,
-        default=0.02,
-        metavar="SECONDS",
-        help="between two arrivals; 0: all at once (%(default)s)",
-    )
-    add_dispatcher_option(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> int:
-    check_folder("--output", args.output)
-    if args.png is not None:
-        check_folder("--png", args.png)
-    requests = _requests(args)
+    lines = _requests(args)
     engine = open_engine(args)
-    load_named(engine, (request.expert for _, request in requests))
-    for _, request in requests:
-        engine.check(request)
-    timeline = record(engine, requests, args.interval)
-    try:
-        args.output.write_text(json.dumps(timeline.chrome()), encoding="utf-8")
-    except OSError as error:
-        raise ZweaveError(f"cannot write {args.output}: {error.strerror}") from None
+    for where, _, request in lines:
+        with located(where):
+            load_named(engine, [request.expert])
+            engine.check(request)
+    timeline = record(engine, [(shown, request) for _, shown, request in lines], args.interval)
+    write_text(args.output, json.dumps(timeline.chrome()))
     if args.png is not None:
         save_png(timeline, args.png)
     results = [line.result for line in timeline.lines.values() if line.result is not None]
@@ -98,16 +74,25 @@ def record(engine: Engine, requests: Sequence[tuple[str, Request]], interval: fl
     return timeline
 
 
-def _requests(args: argparse.Namespace) -> list[tuple[str, Request]]:
-    """The requests of the file, or the demo's, whose experts a dispatcher chooses if there is one."""
+def _requests(args: argparse.Namespace) -> list[tuple[str, str, Request]]:
+    """Requests, where they stand and what to show of them: of the file, or the demo's, whose experts a dispatcher
+    chooses if there is one.
+    """
     if args.input is None:
         auto = "auto" if args.dispatcher else None
-        return [(_cut(example.shown), example.request(auto or example.expert)) for example in EXAMPLES * 2]
+        return [
+            ("the demo", _cut(example.shown), example.request(auto or example.expert))
+            for example in EXAMPLES * 2
+        ]
+    found = []
     with open_text(args.input, "r") as lines:
-        found = [json_request(line, where, {}) for where, line in numbered(lines, args.input)]
+        for where, line in numbered(lines, args.input):
+            with located(where):
+                request = json_request(line, {})
+            found.append((where, _cut(shown_prompt(request)), request))
     if not found:
         raise ZweaveError(f"{args.input} holds no request")
-    return [(_cut(shown_prompt(request)), request) for request in found]
+    return found
 
 
 def _cut(text: str) -> str:

@@ -8,82 +8,27 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from zweave.kernels import cpu_isa
 
-from ..checkpoint.pull import DEFAULT_MODEL
 from ..errors import ZweaveError
-from ..experts.expert import Scope
-from ..options.arguments import positive_number, positive_whole, whole
 from ..options.engine_options import stderr
-from ..options.task_options import TASK_HELP, add_data_option, data_folder
+from ..options.file_options import check_output
+from ..options.task_options import data_folder
 from ..train.loop import Step
-from ..train.recipe import AdapterKind, Objective, Recipe, default_recipe
+from ..train.recipe import Recipe, default_recipe
+from ..train.run_files import FIGURES, RunFiles, compared
 
 CHOSEN = tuple(Recipe.__dataclass_fields__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
-    )
-    add_data_option(parser)
-    parser.add_argument("--out", type=Path, default=Path("experts"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--name", help="of the files in it (the task's)")
-    _add_recipe(parser)
-    parser.add_argument(
-        "--held-out",
-        type=whole,
-        default=500,
-        metavar="N",
-        help="test samples of the final figure (%(default)s)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        help="(bfloat16; float32 on a processor that cannot multiply it)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--threads", type=positive_whole, help="CPU threads")
-    parser.add_argument("--json", action="store_true", help="print the record of the expert as JSON")
-    parser.set_defaults(run=run)
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("recipe", "by default what suits the task")
-    group.add_argument("--objective", choices=get_args(Objective))
-    group.add_argument("--support", help="full, leading:K, leading:R/8, sparse:K or sparse:R/8")
-    group.add_argument("--scope", choices=get_args(Scope), help="which tokens the expert acts on")
-    group.add_argument("--first-layer", type=whole, metavar="L", help="adapt nothing below this layer")
-    group.add_argument("--steps", type=positive_whole)
-    group.add_argument("--batch", type=positive_whole, help="prompts a step")
-    group.add_argument("--draws", type=positive_whole, help="actions or answers a prompt")
-    group.add_argument("--lr", type=positive_number, help="largest learning rate")
-    group.add_argument("--warmup", type=whole, help="steps of rising learning rate")
-    group.add_argument("--decay", type=float, help="share of the steps of falling learning rate")
-    group.add_argument("--clip", type=positive_number, help="largest norm of a gradient")
-    group.add_argument("--entropy", type=float, help="weight of the bonus on the labels' entropy")
-    group.add_argument(
-        "--mass", type=float, help="weight of the bonus on the labels' share of the vocabulary"
-    )
-    group.add_argument("--balance", type=float, help="weight of the bonus on each label's share in the batch")
-    group.add_argument("--kl", type=float, help="weight of the KL divergence to the base (plain)")
-    group.add_argument("--validate-every", type=positive_whole, metavar="N", help="steps between validations")
-    group.add_argument("--validation", type=positive_whole, metavar="N", help="samples of a validation")
-    group.add_argument("--patience", type=positive_whole, help="validations without gain before it stops")
-    group.add_argument("--adapter", choices=get_args(AdapterKind), help="lora: the baseline, by PEFT")
-    group.add_argument("--rank", type=positive_whole, help="of lora")
-    group.add_argument("--seed", type=whole)
-
-
 def run(args: argparse.Namespace) -> int:
     from ..tasks import resolve_task
-    from ..train.run import Run, open_policy
+    from ..train.run import Run, open_policy, run_digest
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -94,10 +39,13 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ZweaveError(f"--out: cannot make the directory {args.out}: {error.strerror or error}") from None
     dtype = args.dtype or default_dtype(args.device)
-    policy = open_policy(args.model, recipe, getattr(torch, dtype), args.device)
     name = args.name or task.name
-    training = Run(policy, task, recipe, args.model, dtype, data_folder(args), args.out, name, args.held_out)
-    if training.resumes:
+    files = RunFiles(args.out, name, recipe.adapter, run_digest(task, recipe, args.model, dtype))
+    earlier, resumes = files.earlier(), files.resumes
+    _check_files(args, files, earlier, resumes)
+    policy = open_policy(args.model, recipe, getattr(torch, dtype), args.device)
+    training = Run(policy, task, recipe, args.model, dtype, data_folder(args), files, args.held_out)
+    if resumes:
         stderr.print(f"{name}: going on with the unfinished training in {args.out}", markup=False)
     try:
         with _Bar(name, recipe.steps) as bar:
@@ -106,13 +54,29 @@ def run(args: argparse.Namespace) -> int:
         stderr.print("interrupted: the same command goes on from the last saved step")
         return 130
     except ZweaveError as error:
-        kept = f" (the best expert so far is kept in {training.path})" if training.path.exists() else ""
+        is_own = bar.has_improved or (resumes and bool(earlier))
+        kept = f" (the best expert so far is kept in {files.expert})" if is_own else ""
         raise ZweaveError(f"{error}{kept}") from None
     if args.json:
         print(json.dumps(record))
     else:
-        print(_summary(training.path, record))
+        print(_summary(files.expert, record))
+    if not resumes and (verdict := compared(earlier, record)):
+        stderr.print(f"{name}: {verdict}", markup=False)
     return 0
+
+
+def _check_files(args: argparse.Namespace, files: RunFiles, earlier: dict[str, Any], resumes: bool) -> None:
+    """Raises ZweaveError where a file of the training would replace another."""
+    figures = [f"{key.replace('_', ' ')} {earlier[key]}" for key in FIGURES if key in earlier]
+    for path in files.written:
+        check_output(args, "--out", path, is_continued=resumes or bool(figures))
+    if figures and not (resumes or args.overwrite):
+        kind = "an unfinished" if "unfinished" in earlier else "a finished"
+        raise ZweaveError(
+            f"{files.expert} is the expert of {kind} training ({figures[0]}): "
+            "give another --name, or --overwrite to replace it"
+        )
 
 
 def default_dtype(device: str) -> str:
@@ -146,6 +110,7 @@ class _Bar:
         )
         self._bar = self._bars.add_task(name, total=steps, figures="")
         self._validation = ""
+        self.has_improved = False
 
     def __enter__(self) -> "_Bar":
         self._bars.start()
@@ -155,6 +120,7 @@ class _Bar:
         self._bars.stop()
 
     def show(self, step: Step) -> None:
+        self.has_improved |= step.improved
         if step.validation is not None:
             self._validation = f"  validation {step.validation:.3f}"
         figures = f"reward {step.reward:+.3f}  accuracy {step.accuracy:.3f}{self._validation}"

@@ -10,18 +10,9 @@ from ..errors import ZweaveError
 from ..experts.bundled import bundled_experts
 from ..experts.expert import Expert
 from ..experts.mixture import mix_named
-from ..integrations.vllm import save_adapter
-from ..options.engine_options import EXPERT_HELP, expert_path, parse_expert
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "expert", metavar="EXPERT", help=f"{EXPERT_HELP}, or a mixture NAME=WEIGHT,NAME=WEIGHT"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="the directory to write (named after the expert)"
-    )
-    parser.set_defaults(run=run)
+from ..integrations.vllm import ADAPTER_FILES, save_adapter
+from ..options.engine_options import expert_path, parse_expert
+from ..options.file_options import check_output
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,6 +20,9 @@ def run(args: argparse.Namespace) -> int:
     if choice is None:
         raise ZweaveError("the base model needs no adapter: ask vLLM for the model's own name")
     directory = args.output or Path(_directory_name(args.expert))
+    if directory.is_dir():
+        for name in ADAPTER_FILES:
+            check_output(args, "--output", directory / name)
     if isinstance(choice, Mapping):
         expert = mix_named([(name, _load(name), alpha) for name, alpha in choice.items()])
     else:

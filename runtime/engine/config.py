@@ -8,6 +8,7 @@ import torch
 from zweave.kernels import cpu_isa
 
 from ..errors import ZweaveError
+from ..names import KV_TOKENS, SLOTS
 from ..validation import (
     as_integer,
     as_number,
@@ -18,8 +19,6 @@ from ..validation import (
     normalise,
 )
 
-SLOTS = 64
-KV_TOKENS = 16384
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
 from ..request import Request, Result
 from ..tasks import Sample, Task, prompt_ids
-from .evaluate import Row, standard_error
-from .table import table
+from .evaluate import Row, interval, standard_error
+from .table import Cells
 
 BASE, ORACLE, DISPATCHED, ALL = "base", "oracle", "dispatched", "all"
 
@@ -106,12 +107,15 @@ def evaluate_dispatch(
 
 def _run(engine: Engine, arrivals: Sequence[_Arrival], choice: Callable[[_Arrival], ExpertChoice]) -> _Run:
     start = time.perf_counter()
+    # Of a salt of its own: no run finds in the cache what another has computed.
+    salt = uuid4().hex
     results = engine.generate(
         Request(
             arrival.tokens,
             expert=choice(arrival),
             max_tokens=arrival.of.task.max_tokens,
             stop=arrival.of.task.stop,
+            salt=salt,
         )
         for arrival in arrivals
     )
@@ -136,6 +140,7 @@ def _row(
     mine = [index for index, arrival in enumerate(arrivals) if only is None or arrival.of is only]
     tokens = [result.prompt_tokens + len(result.token_ids) for result in run.results]
     share = statistics.fmean(run.right[index] for index in mine)
+    low, high = interval([share], len(mine))
     return Row(
         task=task,
         method=method,
@@ -144,6 +149,8 @@ def _row(
         n=len(mine),
         runs=1,
         seconds=run.seconds * sum(tokens[index] for index in mine) / sum(tokens),
+        low=low,
+        high=high,
     )
 
 
@@ -167,12 +174,11 @@ def _answered_by(result: Result) -> str:
     return "a mixture" if label is None else f"a mixture, mostly for {label.strip()}"
 
 
-def routing_markdown(routing: Mapping[str, Mapping[str, int]]) -> str:
+def routing_cells(routing: Mapping[str, Mapping[str, int]]) -> Cells:
     """A line a task, a column an expert."""
     names = list(next(iter(routing.values())))
-    lines = [
+    return [
         ["task", *names],
         ["---", *["---:"] * len(names)],
         *([task, *(str(count) for count in counts.values())] for task, counts in routing.items()),
     ]
-    return table(lines)

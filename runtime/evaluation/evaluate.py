@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from ..tasks import Sample, Task
 from .method import ExpertMethod, Method, answer_together
 
+# Standard deviations of a normal that hold 95% of it.
+_Z = statistics.NormalDist().inv_cdf(0.975)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -16,6 +19,7 @@ class Row:
 
     accuracy: mean over the runs.
     stderr: of that mean, for the draw of samples and between runs.
+    low, high: the 95% interval of that mean (`interval`).
     n: samples.
     runs: methods of that name, with different seeds.
     seconds: of all runs. Experts of one engine answer as one mixed batch: each has its share by tokens.
@@ -29,6 +33,8 @@ class Row:
     n: int
     runs: int
     seconds: float
+    low: float
+    high: float
     parameters: int | None = None
 
 
@@ -87,6 +93,7 @@ def _row(
     task: Task, samples: Sequence[Sample], name: str, runs: Sequence[_Run], parameters: int | None
 ) -> Row:
     shares = [share_right(task, samples, run.answers) for run in runs]
+    low, high = interval(shares, len(samples))
     return Row(
         task=task.name,
         method=name,
@@ -95,6 +102,8 @@ def _row(
         n=len(samples),
         runs=len(runs),
         seconds=sum(run.seconds for run in runs),
+        low=low,
+        high=high,
         parameters=parameters,
     )
 
@@ -111,5 +120,23 @@ def standard_error(shares: Sequence[float], n: int) -> float:
     From the variance of the draw of samples, p (1 - p) / n, which more runs do not lessen, and that between runs.
     """
     mean = statistics.fmean(shares)
-    between = statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0
-    return math.sqrt(mean * (1 - mean) / n + between)
+    return math.sqrt(mean * (1 - mean) / n + _between(shares))
+
+
+def interval(shares: Sequence[float], n: int) -> tuple[float, float]:
+    """The 95% interval of the mean accuracy of several runs on the same n samples, between 0 and 1.
+
+    Wilson's for the draw of samples, which holds at 0 and 1, too, where the standard error is 0; each half is widened
+    by the variance between runs (square-and-add; Newcombe 1998, Statistics in Medicine 17).
+    """
+    p = min(1.0, max(0.0, statistics.fmean(shares)))
+    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    runs = _Z * math.sqrt(_between(shares))
+    low, high = p - math.hypot(p - centre + half, runs), p + math.hypot(centre + half - p, runs)
+    return max(0.0, low), min(1.0, high)
+
+
+def _between(shares: Sequence[float]) -> float:
+    """The variance of the mean of runs, as it is seen between them."""
+    return statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0

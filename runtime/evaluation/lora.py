@@ -15,10 +15,10 @@ from ..experts.expert import Scope
 from ..tasks import Sample, Task
 from ..text.tokenizer import Tokenizer
 from ..train.adapter import Adapter
-from ..train.lora import RECORD
 from ..train.policy import Policy
 from ..train.rollout import sample_answers
 from ..train.run import load_model
+from ..train.run_files import LORA_RECORD
 
 # Prompts of a forward pass, as in the validations of training.
 BATCH = 32
@@ -103,12 +103,12 @@ def _scope(directory: Path) -> Scope:
     """The adapter's scope by the record of `zweave train`; all tokens without one."""
     if not (directory / "adapter_config.json").is_file():
         raise ZweaveError(f"{directory} holds no adapter_config.json: give a directory that PEFT wrote")
-    if not (directory / RECORD).is_file():
+    if not (directory / LORA_RECORD).is_file():
         return "always"
     try:
-        scope: Scope = json.loads((directory / RECORD).read_text("utf-8"))["scope"]
+        scope: Scope = json.loads((directory / LORA_RECORD).read_text("utf-8"))["scope"]
     except (ValueError, KeyError, TypeError, OSError):
-        raise ZweaveError(f"{directory / RECORD} is damaged: train the adapter again") from None
+        raise ZweaveError(f"{directory / LORA_RECORD} is damaged: train the adapter again") from None
     if scope not in get_args(Scope):
-        raise ZweaveError(f"{directory / RECORD} names the scope {scope!r}, which there is not")
+        raise ZweaveError(f"{directory / LORA_RECORD} names the scope {scope!r}, which there is not")
     return scope

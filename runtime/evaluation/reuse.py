@@ -13,15 +13,16 @@ from ..engine.engine import Engine
 from ..experts.mixture import ExpertChoice
 from ..request import MAX_LOGPROBS, Request, Result
 from ..tasks import Sample, Task, prompt_ids
-from .evaluate import share_right, standard_error
+from .evaluate import interval, share_right, standard_error
 from .method import answered
-from .table import table
+from .table import Cells, as_markdown, span
 
 
 @dataclass(frozen=True, slots=True)
 class ReuseRow:
     """One expert on one task, with prompts computed under it (exact) and by the base model (approximate).
 
+    interval, approximate_interval: 95%, of the accuracies.
     kl: mean over the samples, in nats.
     n: samples.
     prompt_tokens: of all samples.
@@ -34,6 +35,8 @@ class ReuseRow:
     stderr: float
     approximate_accuracy: float
     approximate_stderr: float
+    interval: tuple[float, float]
+    approximate_interval: tuple[float, float]
     kl: float
     n: int
     prompt_tokens: int
@@ -73,6 +76,8 @@ def reuse_cost(
         stderr=standard_error(shares[:1], len(samples)),
         approximate_accuracy=shares[1],
         approximate_stderr=standard_error(shares[1:], len(samples)),
+        interval=interval(shares[:1], len(samples)),
+        approximate_interval=interval(shares[1:], len(samples)),
         kl=statistics.fmean(
             divergence(list(_first(one).values()), other.scores or [])
             for one, other in zip(exact, approximate, strict=True)
@@ -93,19 +98,26 @@ def divergence(exact: Sequence[float], approximate: Sequence[float]) -> float:
 
 
 def reuse_markdown(rows: Sequence[ReuseRow]) -> str:
-    """A Markdown table, one line for each row."""
-    headings = ("task", "expert", "exact", "approximate", "KL", "prompt tokens reused", "n")
-    lines: list[tuple[str, ...]] = [headings, ("---",) * len(headings)]
+    """The rows as a Markdown table."""
+    return as_markdown(reuse_cells(rows))
+
+
+def reuse_cells(rows: Sequence[ReuseRow]) -> Cells:
+    """One line for each row."""
+    headings = ("task", "expert", "exact", "95%", "approximate", "95%", "KL", "reused", "n")
+    lines: list[tuple[str, ...]] = [headings, ("---", "---", *["---:"] * 7)]
     for row in rows:
         figures = (
-            f"{row.accuracy:.3f} ± {row.stderr:.3f}",
-            f"{row.approximate_accuracy:.3f} ± {row.approximate_stderr:.3f}",
+            f"{row.accuracy:.3f}",
+            span(*row.interval),
+            f"{row.approximate_accuracy:.3f}",
+            span(*row.approximate_interval),
             f"{row.kl:.3f}",
             f"{row.reused_tokens / row.prompt_tokens:.0%}",
             str(row.n),
         )
         lines.append((row.task, row.method, *figures))
-    return table(lines)
+    return lines
 
 
 def _first(result: Result) -> dict[int, float]:

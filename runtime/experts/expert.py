@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..io.tensor_file import open_tensors, save_tensors
+from ..names import Scope as Scope
 from .bundled import expert_file
 from .support import Support
-
-Scope: TypeAlias = Literal["always", "after_prompt"]
 
 FORMAT = "zweave-expert-1"
 _PLAIN = ("base_digest", "support", "description")

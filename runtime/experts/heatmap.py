@@ -20,12 +20,14 @@ class Cell:
 
     module: the matrix.
     mean: mean |z - 1|.
+    signed: mean z.
     largest: largest |z - 1|.
     """
 
     module: str
     mean: float
     largest: float
+    signed: float = 1.0
 
 
 def cells(expert: Expert) -> dict[tuple[int, str], Cell]:
@@ -34,7 +36,7 @@ def cells(expert: Expert) -> dict[tuple[int, str], Cell]:
     for module, z in expert.z.items():
         deviation = (z.double() - 1).abs()
         key = (layer_of(module), linear_of(module))
-        found[key] = Cell(module, float(deviation.mean()), float(deviation.max()))
+        found[key] = Cell(module, float(deviation.mean()), float(deviation.max()), float(z.double().mean()))
     return found
 
 
@@ -55,19 +57,35 @@ def save_png(expert: Expert, path: Path) -> None:
     """Draws the heat map; ZweaveError if matplotlib is not installed or the file cannot be written."""
     found = cells(expert)
     layers = 1 + max(layer for layer, _ in found)
-    nothing = float("nan")
-    means = [
-        [found[layer, name].mean if (layer, name) in found else nothing for name in LINEARS]
-        for layer in range(layers)
-    ]
-    figure = new_figure(6, 1.5 + 0.2 * layers)
-    axes = figure.add_subplot()
-    image = axes.imshow(means, aspect="auto", cmap="inferno", vmin=0)
-    axes.set_xticks(range(len(LINEARS)), [name.removesuffix("_proj") for name in LINEARS])
-    axes.set_ylabel("layer")
-    axes.set_title("mean |z - 1|")
-    figure.colorbar(image)
+    figure = new_figure(10, 2 + 0.2 * layers)
+    left, right = figure.subplots(1, 2, sharey=True)
+    # Both ways from 1, the base model, in one measure: where an expert strengthens, and where it weakens.
+    reach = max(abs(cell.signed - 1) for cell in found.values()) or 1e-3
+    limits = {"cmap": "RdBu_r", "vmin": 1 - reach, "vmax": 1 + reach}
+    lowest = min(cell.mean for cell in found.values())
+    for axes, title, values, shades in (
+        (left, "mean z (1: the base model)", {key: cell.signed for key, cell in found.items()}, limits),
+        (
+            right,
+            "mean |z - 1|",
+            {key: cell.mean for key, cell in found.items()},
+            {"cmap": "viridis", "vmin": lowest},
+        ),
+    ):
+        grid = [[values.get((layer, name), float("nan")) for name in LINEARS] for layer in range(layers)]
+        image = axes.imshow(grid, aspect="auto", **shades)
+        axes.set_xticks(range(len(LINEARS)), [name.removesuffix("_proj") for name in LINEARS])
+        axes.set_title(title, fontsize=9)
+        figure.colorbar(image, ax=axes)
+    left.set_ylabel("layer")
+    figure.suptitle(_title(expert), fontsize=10)
     write_png(figure, path)
+
+
+def _title(expert: Expert) -> str:
+    """What the expert says of itself, in one line without a dollar sign, which would begin a formula."""
+    text = " ".join((expert.description or f"expert {expert.digest[:12]}").split()).replace("$", r"\$")
+    return text if len(text) <= 90 else f"{text[:89]}…"
 
 
 def _cell_text(cell: Cell | None, top: float) -> Text:

@@ -8,6 +8,7 @@ from glob import escape
 from pathlib import Path
 from uuid import uuid4
 
+from ..errors import ZweaveError
 from .cache_dir import disk_errors
 
 
@@ -15,20 +16,35 @@ from .cache_dir import disk_errors
 def atomic_write(path: Path, to_disk: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path` for the block to write, and renames it to `path` in the end.
 
-    The temporary file is removed if the block fails; `path` is then as it was.
+    The temporary file is removed if the block fails; `path` is then as it was. A link stays one: the file that it leads
+    to is replaced. What is no regular file, such as /dev/null, is written itself.
 
     to_disk: wait until the file is on the disk before it is renamed, so that it is whole even if the machine stops.
     Raises ZweaveError if the disk is full or cannot be written.
     """
-    temporary = _temporary(path)
+    if path.exists() and not path.is_file():
+        with disk_errors(path):
+            yield path
+        return
+    target = path.resolve()
+    temporary = _temporary(target)
     try:
         with disk_errors(path):
             yield temporary
             if to_disk:
                 flush(temporary)
-            temporary.replace(path)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; ZweaveError if it cannot be written."""
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ZweaveError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError
+from .atomic_write import atomic_write
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -19,8 +20,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def write_png(figure: Any, path: Path) -> None:
-    """Writes a figure; ZweaveError if the file cannot be written."""
+    """Writes a figure, whole or not at all; ZweaveError if the file cannot be written."""
     try:
-        figure.savefig(path, format="png", dpi=120)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     except OSError as error:
         raise ZweaveError(f"cannot write {path}: {error.strerror or error}") from None

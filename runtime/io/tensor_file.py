@@ -46,6 +46,8 @@ def save_tensors(
     """
     if path.is_dir():
         raise ZweaveError(f"{path}: is a folder: give a file name")
+    if path.exists() and not path.is_file():
+        raise ZweaveError(f"{path}: is not a file")
     if not path.parent.is_dir():
         raise ZweaveError(f"{path.parent}: there is no such folder")
     with atomic_write(path, to_disk) as temporary:

@@ -2,9 +2,6 @@
 
 import argparse
 import math
-from pathlib import Path
-
-from ..errors import ZweaveError
 
 
 def positive_whole(text: str) -> int:
@@ -44,10 +41,3 @@ def _finite(text: str) -> float:
     except ValueError:
         return math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def check_folder(option: str, path: Path) -> None:
-    """Raises ZweaveError if the directory of a file that will be written does not exist."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ZweaveError(f"{option}: there is no directory {folder}")

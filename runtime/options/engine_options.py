@@ -1,24 +1,27 @@
 """The options of commands with an engine, and experts as the command line names them."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ..checkpoint.pull import DEFAULT_MODEL
-from ..dispatch import load_dispatcher
-from ..engine.config import DTYPES, KV_TOKENS, SLOTS
-from ..engine.engine import Engine
 from ..errors import ZweaveError
-from ..experts.bundled import bundled_experts
-from ..experts.mixture import RESERVED_NAMES, ExpertChoice
+from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL, DTYPES, KV_TOKENS, SLOTS
 from .arguments import positive_whole
+
+# Loaded when a command runs: its arguments are checked before.
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from ..experts.mixture import ExpertChoice
 
 stderr = Console(stderr=True, highlight=False)
 
 EXPERT_HELP = (
-    f"a loaded expert, a .safetensors file, or one of {', '.join(bundled_experts())} (for {DEFAULT_MODEL})"
+    f"a loaded expert, a .safetensors file, or one of {', '.join(BUNDLED_EXPERTS)} (for {DEFAULT_MODEL})"
 )
 
 
@@ -26,7 +29,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
     )
-    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="(%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument(
         "--max-model-len",
@@ -71,6 +74,9 @@ def add_dispatcher_option(parser: argparse.ArgumentParser) -> None:
 
 def open_engine(args: argparse.Namespace) -> Engine:
     """Loads the model, the experts of --load and the dispatcher."""
+    from ..dispatch import load_dispatcher
+    from ..engine.engine import Engine
+
     engine = Engine(
         args.model,
         dtype=args.dtype,
@@ -111,11 +117,15 @@ def parse_expert(text: str | None) -> ExpertChoice:
 
 def expert_path(name: str) -> Path | None:
     """The file of a bundled expert, or the file that is named; None for another name."""
+    from ..experts.bundled import bundled_experts
+
     return bundled_experts().get(name, Path(name) if name.endswith(".safetensors") else None)
 
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
     """Loads the bundled experts and the expert files that the choices name, unless they are loaded already."""
+    from ..experts.mixture import RESERVED_NAMES
+
     for choice in choices:
         for name in [choice] if isinstance(choice, str) else choice or ():
             if name in engine.experts() or name in RESERVED_NAMES:
@@ -124,6 +134,6 @@ def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
             if path is None:
                 raise ZweaveError(
                     f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
-                    f"or use {', '.join(bundled_experts())}"
+                    f"or use {', '.join(BUNDLED_EXPERTS)}"
                 )
             engine.load_expert(name, path)

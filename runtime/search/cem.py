@@ -1,5 +1,6 @@
 """Cross-entropy method: a normal distribution is fitted, generation by generation, to its best samples."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,9 +35,15 @@ class CemConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.generations < 1 or self.num_elites < 2 or self.elites > 1:
+        if self.generations < 1:
+            raise ZweaveError(f"generations must be 1 or more, not {self.generations}")
+        if not 0 < self.elites <= 1:
+            raise ZweaveError(f"elites must be above 0 and at most 1, not {self.elites}")
+        if self.num_elites < 2:
+            least = math.ceil(2 / self.elites)
             raise ZweaveError(
-                "the search needs a generation or more, and elites that are at least 2 candidates"
+                f"population {self.population} is too small: the best {self.elites:.0%} of it must be two candidates "
+                f"or more, make it {least} at least"
             )
         if not (self.low < self.high and 0 <= self.smoothing < 1):
             raise ZweaveError("low must be below high, and smoothing from 0 to less than 1")

@@ -15,8 +15,8 @@ _AFTER_FUNCTION = ("\n```", "\ndef ", "\nclass ", "\nif __name__", "\nprint(", "
 
 def passes(sample: Sample, text: str) -> float:
     """+1 when the program, the sample's beginning and the answered text, passes the sample's tests; else -1."""
-    program = f"{sample.data['before']}{text}\n\n{sample.data['tests']}\n"
-    return 1.0 if run_program(program).passed else -1.0
+    program = f"{sample.data['before']}{text}\n"
+    return 1.0 if run_program(program, tests=f"{sample.data['tests']}\n").passed else -1.0
 
 
 def _humaneval(data: Path | None) -> Splits:

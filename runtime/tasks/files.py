@@ -26,10 +26,11 @@ def task_file(data: Path | None, name: str) -> Path:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A file's text, unpacked if its name ends in .gz."""
+    """A file's text without a byte order mark, unpacked if its name ends in .gz."""
     try:
         raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode(encoding)
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode(encoding)
+        return text.removeprefix("\ufeff")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ZweaveError(f"{path} cannot be read ({error}): get the file again") from None
 
@@ -38,7 +39,7 @@ def parse(path: Path, entries: Iterable[Any], reader: Callable[[Any], Parsed], w
     """Reads each entry; ZweaveError names the number of the first that is not `what`. Empty lines count."""
     found = []
     for number, entry in enumerate(entries, start=1):
-        if entry in ("", []):
+        if not entry or (isinstance(entry, str) and not entry.strip()):
             continue
         try:
             found.append(reader(entry))
@@ -50,8 +51,13 @@ def parse(path: Path, entries: Iterable[Any], reader: Callable[[Any], Parsed], w
 def read_lines(
     path: Path, reader: Callable[[str], Parsed], what: str, encoding: str = "utf-8"
 ) -> list[Parsed]:
-    """One entry a line. Only line feeds end a line: Latin-1 texts hold other characters that look like one."""
-    return parse(path, read_text(path, encoding).split("\n"), reader, what)
+    """One entry a line."""
+    return parse(path, text_lines(path, encoding), reader, what)
+
+
+def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
+    """A file's lines, ended by LF or CRLF alone: Latin-1 texts hold other characters that look like an end."""
+    return [line.removesuffix("\r") for line in read_text(path, encoding).split("\n")]
 
 
 def read_json_lines(path: Path, reader: Callable[[Any], Parsed], what: str) -> list[Parsed]:

@@ -1,6 +1,6 @@
 """The prompts of the tasks; an answer follows with a leading space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 DOMAIN_QUESTION = "Is this text a review, question, maths, science or news?"
 DOMAIN_OPENING = "This text is"
@@ -9,6 +9,15 @@ DOMAIN_OPENING = "This text is"
 def chat(user: str, opening: str = "") -> str:
     """A user's turn in ChatML without a system message, and the first words of the assistant's."""
     return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{opening}"
+
+
+def conversation(messages: Sequence[Mapping[str, str]]) -> str:
+    """Messages of {"role", "content"} in ChatML as they are; the answer continues a last message of the assistant."""
+    *before, last = messages
+    opening = last["content"] if last["role"] == "assistant" else ""
+    turns = before if last["role"] == "assistant" else messages
+    written = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+    return f"{written}<|im_start|>assistant\n{opening}"
 
 
 def sentiment(review: str) -> str:

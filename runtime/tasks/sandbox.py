@@ -4,38 +4,27 @@ Where the system lets us (Linux namespaces through `unshare`) the program has no
 own, and may write to its temporary directory alone. Elsewhere the limits and the temporary directory remain: it
 could then read and write what the user can, and `isolated` is False.
 
-The program ends well only if its last line was reached: `sys.exit(0)` before the tests is no success. The runner
-learns of it by a word that the program never sees in its file or its arguments.
+Its tests run in a second process (`sandbox_runner.py`), which finds the program's names and gets plain data from them.
+So a program that leaves, or returns an object that is equal to everything, passes no test.
 """
 
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from ..errors import ZweaveError
 
-# Sets the limits, hides the word's way out, runs the program and only then says the word.
-_RUNNER = """
-import os, resource, sys
-cpu, memory, processes, file_size = map(int, sys.argv[1:5])
-word, _, program = sys.stdin.buffer.read().partition(b"\\n")
-for name, value in (("CPU", cpu), ("AS", memory), ("NPROC", processes), ("FSIZE", file_size), ("CORE", 0)):
-    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-out = os.dup(1)
-null = os.open(os.devnull, os.O_RDWR)
-os.dup2(null, 0), os.dup2(null, 1)
-sys.argv = ["program.py"]
-exec(compile(program, "program.py", "exec"), {"__name__": "__main__"})
-os.write(out, word)
-"""
+_RUNNER = Path(__file__).with_name("sandbox_runner.py")
 _ISOLATE = (
     "unshare", "--user", "--map-root-user", "--net", "--pid", "--ipc", "--mount", "--fork", "--kill-child", "sh", "-c",
     'mount --bind "$0" "$0" && mount -o remount,bind,ro / && mount -t proc proc /proc && cd "$0" && exec "$@"',
@@ -94,38 +83,76 @@ def isolated() -> bool:
     return works
 
 
-def run_program(program: str, limits: Limits = Limits()) -> Outcome:
-    """Runs a program's text with `python -I` in an empty directory; nothing of it outlives the call."""
-    word = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="zweave-", ignore_cleanup_errors=True) as directory:
-        numbers = (limits.cpu_seconds, limits.memory, limits.processes, limits.file_size)
-        command = [sys.executable, "-I", "-S", "-c", _RUNNER, *map(str, numbers)]
-        if isolated():
-            command = [*_ISOLATE, directory, *command]
-        # Output goes to files: a pipe that a program fills would have to be read without end.
-        with (Path(directory) / ".out").open("w+b") as out, (Path(directory) / ".err").open("w+b") as err:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-                cwd=directory,
-                env={"PATH": os.defpath, "HOME": directory, "TMPDIR": directory, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
-            try:
-                process.communicate(f"{word}\n{program}".encode(errors="replace"), timeout=limits.seconds)
-            except subprocess.TimeoutExpired:
-                return Outcome(False, f"it ran longer than {limits.seconds:g} s")
-            finally:
-                _end(process)
-            out.seek(0)
-            err.seek(0)
-            if process.returncode == 0 and out.read(len(word) + 1).decode("latin-1") == word:
-                return Outcome(True, "")
-            return Outcome(
-                False, _last_line(err.read(1 << 20)) or f"it ended early, with status {process.returncode}"
-            )
+def run_program(program: str, limits: Limits = Limits(), tests: str = "") -> Outcome:
+    """Runs a program's text with `python -I` in an empty directory; nothing of it outlives the call.
+
+    tests: run in another process, in which the program's names are found and called; it passes if they end well.
+    """
+    with ExitStack() as stack:
+        here, there = os.pipe(), os.pipe()
+        made = [
+            _start(stack, "program", program, limits, here[0], there[1]),
+            _start(stack, "tests", tests, limits, there[0], here[1]),
+        ]
+        for end in (*here, *there):
+            os.close(end)
+        deadline = time.monotonic() + limits.seconds
+        try:
+            # The tests end last: with the program they lose whom they ask.
+            made[1].process.wait(max(0.0, deadline - time.monotonic()))
+            made[0].process.wait(max(0.0, min(1.0, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            return Outcome(False, f"it ran longer than {limits.seconds:g} s")
+        finally:
+            for part in made:
+                _end(part.process)
+        ran, checked = made
+        if checked.process.returncode == 0 and ran.process.returncode == 0:
+            return Outcome(True, "")
+        # Where the program failed, the tests know no more than that it ended.
+        reason = ran.last_line() or checked.last_line()
+        return Outcome(False, reason or f"it ended early, with status {ran.process.returncode}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A running process and the file of its standard error."""
+
+    process: "subprocess.Popen[bytes]"
+    errors: IO[bytes]
+
+    def last_line(self) -> str:
+        self.errors.seek(0)
+        text = self.errors.read(1 << 20).decode("utf-8", "replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        # What `unshare` says of a program that was killed is no word of the program.
+        return lines[-1][:200] if lines and not lines[-1].startswith("unshare: ") else ""
+
+
+def _start(stack: ExitStack, role: str, text: str, limits: Limits, reads: int, writes: int) -> _Part:
+    """Starts one of the two in a directory of its own.
+
+    reads, writes: ends of pipes.
+    """
+    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="zweave-", ignore_cleanup_errors=True))
+    path = Path(directory) / f"{role}.py"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    numbers = (limits.cpu_seconds, limits.memory, limits.processes, limits.file_size)
+    command = [sys.executable, "-I", "-S", str(_RUNNER), role, str(path), *map(str, numbers)]
+    if isolated():
+        command = [*_ISOLATE, directory, *command]
+    # A file: a pipe that a program fills would have to be read without end.
+    errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+    process = subprocess.Popen(
+        command,
+        stdin=reads,
+        stdout=writes,
+        stderr=errors,
+        cwd=directory,
+        env={"PATH": os.defpath, "HOME": directory, "TMPDIR": directory, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    return _Part(process, errors)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -133,9 +160,3 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _last_line(error: bytes) -> str:
-    lines = [line for line in error.decode("utf-8", "replace").splitlines() if line.strip()]
-    # What `unshare` says of a program that was killed is no word of the program.
-    return lines[-1][:200] if lines and not lines[-1].startswith("unshare: ") else ""

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 from ..errors import ZweaveError, one_line
-
-Split: TypeAlias = Literal["train", "validation", "test"]
+from ..names import Split as Split
 
 
 @dataclass(frozen=True, slots=True)

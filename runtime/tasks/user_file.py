@@ -1,18 +1,21 @@
 """A user's own task: a JSONL file of prompts and answers, or a Python file that makes a Task."""
 
+import json
 import random
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..io.python_file import python_object
-from .files import read_json_lines
+from . import prompts
+from .files import text_lines
 from .task import Sample, Split, Splits, Task
 
 MAX_TOKENS = 256
-_WHAT = 'a JSON object with the texts "prompt" and "answer"'
+_KEYS = ("prompt", "messages", "answer", "split")
+_ROLES = ("system", "user", "assistant")
 
 
 def python_task(path: Path) -> Task:
@@ -24,20 +27,30 @@ def python_task(path: Path) -> Task:
 
 
 def jsonl_task(path: Path) -> Task:
-    """A task of the lines {"prompt", "answer"}, each with an optional "split"; other keys go to `Sample.data`.
+    """A task of the lines {"prompt" or "messages", "answer"}, each with an optional "split"; other keys go to
+    `Sample.data`.
 
     The first line may be {"labels": [...]} alone: the answers are then chosen among those. Without any "split" a
     fifth of the prompts is held out. An answer is right when it is the sample's but for white space.
+    Raises ZweaveError with the line, the key and the reason where a line is anything else.
     """
-    entries = read_json_lines(path, _entry, _WHAT)
     labels: tuple[str, ...] = ()
-    if entries and "labels" in entries[0]:
-        labels = tuple(entries.pop(0)["labels"])
-    if any("labels" in entry for entry in entries):
-        raise ZweaveError(f"{path}: only the first line may give the labels")
-    samples = [_sample(entry) for entry in entries]
+    samples: list[tuple[Sample, Split | None]] = []
+    for number, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = _object(line)
+            if "labels" in entry:
+                if labels or samples:
+                    raise ZweaveError('only the first line may give the "labels"')
+                labels = _labels(entry)
+            else:
+                samples.append(_sample(entry))
+        except ZweaveError as error:
+            raise ZweaveError(f"{path}, line {number}: {error}") from None
     if not samples:
-        raise ZweaveError(f"{path} has no samples: write one {_WHAT} a line")
+        raise ZweaveError(f'{path} has no samples: write one {{"prompt": ..., "answer": ...}} a line')
     # A token of a byte-level vocabulary is at least a byte; one more ends the answer.
     longest = max(len(sample.answer.encode()) for sample, _ in samples)
     one_line = not any("\n" in sample.answer.strip() for sample, _ in samples)
@@ -51,27 +64,69 @@ def jsonl_task(path: Path) -> Task:
     )
 
 
-def _entry(entry: Any) -> Mapping[str, Any]:
+def _object(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ZweaveError(f"is not JSON ({error})") from None
     if not isinstance(entry, dict):
-        raise TypeError
-    if "labels" in entry:
-        if set(entry) != {"labels"} or not all(isinstance(label, str) and label for label in entry["labels"]):
-            raise ValueError
-        return entry
-    if not (isinstance(entry["prompt"], str) and isinstance(entry["answer"], str)):
-        raise TypeError
-    if (
-        not entry["prompt"]
-        or not entry["answer"].strip()
-        or entry.get("split", "train") not in get_args(Split)
-    ):
-        raise ValueError
+        raise ZweaveError(f"is {shortened(entry)}, and must be a JSON object")
     return entry
 
 
+def _labels(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    labels = entry["labels"]
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise ZweaveError(f'"labels" is {shortened(labels)}, and must be a list of texts')
+    if len(entry) > 1:
+        raise ZweaveError('"labels" must stand in a line of their own')
+    return tuple(labels)
+
+
 def _sample(entry: Mapping[str, Any]) -> tuple[Sample, Split | None]:
-    data = {key: value for key, value in entry.items() if key not in ("prompt", "answer", "split")}
-    return Sample(entry["prompt"], entry["answer"], data), entry.get("split")
+    if ("prompt" in entry) == ("messages" in entry):
+        raise ZweaveError('must have a "prompt" or "messages", one of the two')
+    prompt = _text(entry, "prompt") if "prompt" in entry else _conversation(entry["messages"])
+    answer = _text(entry, "answer")
+    if not answer.strip():
+        raise ZweaveError('"answer" is empty')
+    split = entry.get("split")
+    if split is not None and split not in get_args(Split):
+        raise ZweaveError(f'"split" is {shortened(split)}, and must be one of {", ".join(get_args(Split))}')
+    data = {key: value for key, value in entry.items() if key not in _KEYS}
+    return Sample(prompt, answer, data), split
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    if key not in entry:
+        raise ZweaveError(f'has no "{key}"')
+    value = entry[key]
+    if not isinstance(value, str):
+        quoted = f': write "{value}"' if isinstance(value, int | float) else ""
+        raise ZweaveError(f'"{key}" is {shortened(value)}, and must be text{quoted}')
+    if not value:
+        raise ZweaveError(f'"{key}" is empty')
+    return value
+
+
+def _conversation(messages: Any) -> str:
+    """Messages as the text of a prompt."""
+    if not isinstance(messages, list) or not messages:
+        raise ZweaveError(f'"messages" is {shortened(messages)}, and must be a list of {{"role", "content"}}')
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(k), str) for k in ("role", "content")
+        ):
+            raise ZweaveError(
+                f'"messages" holds {shortened(message)}, and must hold {{"role", "content"}}, texts'
+            )
+        if message["role"] not in _ROLES:
+            raise ZweaveError(
+                f'"messages" has the role {shortened(message["role"])}, and must have {", ".join(_ROLES)}'
+            )
+    if messages[0]["role"] == "assistant" and len(messages) == 1:
+        raise ZweaveError('"messages" holds nothing but the beginning of the answer')
+    return prompts.conversation(messages)
 
 
 def _splits(samples: list[tuple[Sample, Split | None]], _: Path | None) -> Splits:

@@ -1,6 +1,8 @@
 """A timeline as a picture: one row for each request, one colour for each expert, and the cache blocks below."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..io.figure import new_figure, write_png
 from .timeline import Line, Timeline, expert_text
@@ -20,6 +22,7 @@ def save_png(timeline: Timeline, path: Path) -> None:
 
     top, below = figure.subplots(2, sharex=True, height_ratios=[max(2.0, _ROW * len(lines)), 1.2])
     colours = _colours(lines)
+    labels: list[Any] = []
     for row, line in enumerate(lines):
         top.plot([_ms(timeline, line.arrived)], [row], marker="|", color="black", markersize=9)
         for start, stop, span in line.spans:
@@ -33,11 +36,12 @@ def save_png(timeline: Timeline, path: Path) -> None:
                 edgecolor="white",
                 linewidth=0.3,
             )
-        top.annotate(_reuse(line), (_ms(timeline, line.finished or line.arrived), row), (4, 0),
-                     textcoords="offset points", va="center", fontsize=7)  # fmt: skip
-    top.set_yticks(range(len(lines)), [line.prompt for line in lines], fontsize=7)
+        labels.append(
+            top.annotate(_reuse(line), (_ms(timeline, line.finished or line.arrived), row), (4, 0),
+                         textcoords="offset points", va="center", fontsize=7)
+        )  # fmt: skip
+    top.set_yticks(range(len(lines)), [line.prompt.replace("$", r"\$") for line in lines], fontsize=7)
     top.invert_yaxis()
-    top.margins(x=0.12)
     legend = [Patch(color=colour, label=name) for name, colour in colours.items()]
     legend.append(Patch(facecolor="white", edgecolor="0.3", hatch="////", label="first pass"))
     top.legend(handles=legend, fontsize=7, loc="lower left", ncols=4, bbox_to_anchor=(0, 1))
@@ -49,7 +53,23 @@ def save_png(timeline: Timeline, path: Path) -> None:
     below.set_ylabel("blocks")
     below.set_xlabel("ms")
     below.legend(fontsize=7, loc="upper left")
+    _make_room(figure, top, labels)
     write_png(figure, path)
+
+
+def _make_room(figure: Any, axes: Any, labels: Sequence[Any]) -> None:
+    """Ends the axis of times where the longest label ends, so that none runs over the frame."""
+    # The layout follows the axis, and the widths the layout: twice comes near enough.
+    for _ in range(2):
+        figure.draw_without_rendering()
+        frame = axes.get_window_extent()
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        # A label begins at a time, which moves with the axis, and is as wide as it is in print.
+        factors = [
+            (box.x0 - frame.x0) / (frame.width - box.width) for box in boxes if box.width < frame.width
+        ]
+        start, end = axes.get_xlim()
+        axes.set_xlim(start, start + (end - start) * max([1.0, *factors]))
 
 
 def _ms(timeline: Timeline, seconds: float) -> float:

@@ -18,8 +18,6 @@ from .svf import Factors, adapt
 class Adapter(Protocol):
     """The trainable part of a frozen model."""
 
-    suffix: str
-
     def parameters(self) -> list[nn.Parameter]: ...
 
     def base(self) -> Any:
@@ -44,8 +42,6 @@ class SvfAdapter:
     A sparse support is learned: three times in the first half of the training the components are pruned to those that
     change the matrix most, the last time to as many as the support allows.
     """
-
-    suffix = ".safetensors"
 
     def __init__(
         self, model: nn.Module, factors: Factors, recipe: Recipe, base_digest: str | None = None

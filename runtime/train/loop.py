@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ class _Training:
         self._check_signal(loss.reward)
         seconds = time.perf_counter() - start
         validation, improved = self._validate() if _validates(self._recipe, index) else (None, False)
-        if self._path is not None and ((index + 1) % SAVE_EVERY == 0 or validation is not None):
+        # After the first step, too: whatever has a log can be gone on from.
+        if self._path is not None and (index == 0 or (index + 1) % SAVE_EVERY == 0 or validation is not None):
             self._save(self._path)
         rate = self._recipe.lr_at(index)
         return Step(index, loss.reward, loss.accuracy, rate, norm, seconds, validation, improved)
@@ -162,9 +164,11 @@ class _Training:
             "progress": asdict(self.progress),
             "best": self.best,
         }
-        # Into a file of Python's: on a full disk torch's own writer does not say that it is full.
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        # In memory first: torch's own writer ends in an error of another kind where the disk is full.
+        packed = BytesIO()
+        torch.save(state, packed)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(packed.getbuffer())
 
     def _load(self, path: Path) -> None:
         try:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,16 +12,13 @@ from torch import nn
 
 from ..checkpoint.module_name import LINEARS
 from ..errors import ZweaveError
+from ..io.cache_dir import disk_errors
 from .recipe import Recipe
-
-# A file beside PEFT's own with what these do not say: the scope and the training.
-RECORD = "zweave.json"
+from .run_files import LORA_RECORD
 
 
 class LoraAdapter:
     """LoRA of the recipe's rank, alpha twice that, float32; saved as a PEFT directory."""
-
-    suffix = ""
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self._scope = recipe.scope
@@ -70,6 +68,11 @@ class LoraAdapter:
             parameter.data.copy_(value)
 
     def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
-        self._peft.save_pretrained(str(path))
+        """Writes PEFT's files and the record of the training; each is replaced whole."""
         record = {"scope": self._scope, "description": description, "training": training}
-        (path / RECORD).write_text(json.dumps(record), "utf-8")
+        with disk_errors(path), TemporaryDirectory(dir=path.parent) as folder:
+            self._peft.save_pretrained(folder)
+            (Path(folder) / LORA_RECORD).write_text(json.dumps(record), "utf-8")
+            path.mkdir(exist_ok=True)
+            for file in Path(folder).iterdir():
+                file.replace(path / file.name)

@@ -1,15 +1,12 @@
 """The recipe of a training: all that its result follows from besides the task and the weights."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, get_args
 
 from ..errors import ZweaveError
-from ..experts.expert import Scope
 from ..experts.support import Support
+from ..names import AdapterKind, Objective, Scope
 from ..tasks.task import Task
-
-Objective: TypeAlias = Literal["reinforce", "plain", "grpo", "sft"]
-AdapterKind: TypeAlias = Literal["svf", "lora"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from torch import nn
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..decomposition.decomposition import decompose
 from ..errors import ZweaveError
-from ..io.atomic_write import atomic_write
+from ..io.atomic_write import write_text
+from ..io.cache_dir import disk_errors
 from ..tasks.task import Task
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
@@ -24,6 +25,7 @@ from .lora import LoraAdapter
 from .objective import accuracy
 from .policy import Policy
 from .recipe import Recipe
+from .run_files import RunFiles
 
 Report = Callable[[Step], None]
 
@@ -66,14 +68,19 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
     return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
 
 
+def run_digest(task: Task, recipe: Recipe, model: str, dtype: str) -> str:
+    """A digest of what a training follows from."""
+    key = json.dumps([task.name, model, dtype, asdict(recipe)])
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A task to train on and where its files go.
 
     model, dtype: recorded in the expert file.
     data: directory of the task files.
-    out: directory of the files that are written.
-    name: of these files.
+    files: that are written.
     held_out: test samples of the final accuracy.
     """
 
@@ -83,37 +90,22 @@ class Run:
     model: str
     dtype: str
     data: Path | None
-    out: Path
-    name: str
+    files: RunFiles
     held_out: int = 500
-
-    @property
-    def path(self) -> Path:
-        """The expert file; the best expert so far until the training ends."""
-        return self.out / f"{self.name}{self.policy.adapter.suffix}"
-
-    @property
-    def _state(self) -> Path:
-        """The state file, named by a digest of all that the training follows from: no other continues from it."""
-        key = json.dumps([self.task.name, self.model, self.dtype, asdict(self.recipe)])
-        return self.out / f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.state"
-
-    @property
-    def resumes(self) -> bool:
-        return self._state.exists()
 
     def train(self, report: Report) -> dict[str, Any]:
         """Trains to the end, from the state of an unfinished training if there is one.
 
-        Writes NAME.safetensors (a directory for LoRA), NAME.jsonl and NAME.png; returns the record in the expert file.
+        Writes NAME.safetensors (a directory for LoRA), NAME.log.jsonl and NAME.png; returns the record in the expert
+        file.
         Raises ZweaveError as `zweave.train.train` does; the best expert and the last state are kept then.
         """
         train_samples = self.task.samples("train", self.data, self.recipe.seed)
         validation = self.task.samples("validation", self.data)[: self.recipe.validation]
         test = self.task.samples("test", self.data)[: self.held_out] if self.held_out else []
         record = asdict(self.recipe) | {"task": self.task.name, "model": self.model, "dtype": self.dtype}
-        log = Log(self.out / f"{self.name}.jsonl", keep=self.resumes)
-        state, policy = self._state, self.policy
+        state, policy = self.files.state, self.policy
+        log = Log(self.files.log, keep=state.exists())
         for step in train(policy, self.task, train_samples, validation, self.recipe, state):
             log.add(step)
             if step.improved:
@@ -133,12 +125,12 @@ class Run:
             record |= {"held_out": len(test)}
             record |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
         self._save(record)
-        save_curves(log.lines, self.out / f"{self.name}.png", self.name)
+        save_curves(log.lines, self.files.curves, self.files.name)
         state.unlink(missing_ok=True)
         return record
 
     def _save(self, record: dict[str, Any]) -> None:
-        self.policy.adapter.save(self.path, self.task.description, record)
+        self.policy.adapter.save(self.files.expert, self.task.description, record)
 
 
 class Log:
@@ -164,12 +156,11 @@ class Log:
         line = asdict(step) | {"time": round(time.time(), 1)}
         if self._is_begun:
             self.lines.append(line)
-            with self._path.open("a", encoding="utf-8") as file:
+            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(_written(line))
             return
         self.lines = [*(kept for kept in self.lines if kept["step"] < step.step), line]
-        with atomic_write(self._path) as temporary:
-            temporary.write_text("".join(map(_written, self.lines)), "utf-8")
+        write_text(self._path, "".join(map(_written, self.lines)))
         self._is_begun = True
 
     def seconds(self) -> float:

@@ -93,6 +93,8 @@ def test_summary_and_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     summary = json.loads((tmp_path / "a" / "b" / "summary.json").read_text())
     assert [(part["name"], part["status"]) for part in summary] == [("good", 0), ("bad", 2)]
     monkeypatch.setattr(gpu, "parts", lambda out, rebuild: listed[:1])
+    assert gpu.main() == 1, "what is there is not written over"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path / "c")])
     assert gpu.main() == 0
 
 

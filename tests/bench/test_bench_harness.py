@@ -1,9 +1,11 @@
 """The harness: who runs when, what counts as wrong, and what a row holds."""
 
 import json
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
 
 from zweave.bench.harness import harness
 from zweave.bench.harness.harness import (
@@ -18,7 +20,7 @@ from zweave.bench.harness.harness import (
 )
 from zweave.bench.harness.machine import cache_bytes, machine
 from zweave.bench.harness.plot import save_plot
-from zweave.bench.harness.report import Column, Report, make_table, print_report
+from zweave.bench.harness.report import Column, Report, make_table, parts, print_report, print_table
 from zweave.bench.harness.roofs import ARITHMETIC, READ, Roofs
 from zweave.bench.kernels.linear import case_rows
 from zweave.bench.kernels.linear_case import Operands, rotated
@@ -149,6 +151,31 @@ def test_report_shows_wrong_in_red_and_ends_in_an_error(capsys: pytest.CaptureFi
     good = Report("b", "title", report.columns, rows[:1])
     assert print_report(good, json_only=True) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("width", [160, 100, 80, 50])
+def test_a_table_folds_to_the_terminal_and_keeps_every_figure(width: int) -> None:
+    words = (Column("provider", "provider"), Column("shape", "shape"))
+    figures = [Column(f"f{i}", f"figure {i}", ",.2f") for i in range(9)]
+    rows = [
+        {"provider": "a name of several words", "shape": "[1024, 4096]"}
+        | {f"f{i}": 1e5 + i for i in range(9)}
+    ] * 2
+    report = Report("b", "title", (*words, *figures), rows)
+    terminal = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+    print_table(report, terminal)
+    lines = terminal.file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= width for line in lines) and not any("…" in line for line in lines)
+    for i in range(9):
+        assert sum(f"100,00{i}.00" in line for line in lines) == 2
+    assert (len(parts(report, terminal)) == 1) is (width == 160)
+
+
+def test_a_terminal_gets_no_json(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    report = Report("b", "title", (Column("provider", "way"),), [{"provider": "a"}])
+    assert print_report(report) == 0 and '{"bench"' not in capsys.readouterr().out
+    assert print_report(report, json_only=True) == 0 and json.loads(capsys.readouterr().out)["bench"] == "b"
 
 
 def test_machine_is_told() -> None:

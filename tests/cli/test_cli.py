@@ -122,7 +122,7 @@ def test_plain_prompts_from_standard_input(zweave: Run, model: Path) -> None:
         ),
         (("--input", "-", "--jsonl"), '{"prompt": "a", "sampling": {"heat": 1}}', ("line 1", "heat")),
         (("--input", "-", "--jsonl"), '{"prompt": "a", "sampling": 3}', ("line 1", "sampling")),
-        (("hello", "--output", "missing/out"), None, ("missing/out",)),
+        (("hello", "--output", "missing/out"), None, ("--output", "missing")),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ import torch
 from zweave.checkpoint import Checkpoint
 from zweave.cli.parser import make_parser
 from zweave.errors import ZweaveError
-from zweave.experts import Expert
+from zweave.experts import Expert, heatmap
 
 Q, UP, DOWN = (f"model.layers.{name}" for name in ("0.self_attn.q_proj", "1.mlp.up_proj", "1.mlp.down_proj"))
 
@@ -78,11 +78,27 @@ def test_show_json(zweave, files):
     assert figures["matrices"][0]["largest"] == pytest.approx(float((a.z[Q] - 1).abs().max()), rel=1e-6)
 
 
+def test_the_heat_map_is_centred_at_the_base_and_named(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(heatmap, "write_png", lambda figure, path: drawn.append(figure))
+    expert = Expert(
+        z={Q: torch.tensor([0.8, 1.0]), UP: torch.tensor([1.0, 1.1])}, description="costs $5\nor $6"
+    )
+    heatmap.save_png(expert, tmp_path / "e.png")
+    image = drawn[0].axes[0].images[0]
+    low, high = image.get_clim()
+    assert low + high == pytest.approx(2) and low == pytest.approx(0.9)
+    assert (
+        image.get_array()[0, 0] == pytest.approx(0.9) and drawn[0]._suptitle.get_text() == r"costs \$5 or \$6"
+    )
+
+
 def test_show_png(zweave, files):
     pytest.importorskip("matplotlib")
     zweave("expert", "show", files / "a.safetensors", "--png", files / "a.png")
     assert (files / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ZweaveError, match="cannot write"):
+    with pytest.raises(ZweaveError, match="there is no directory"):
         zweave("expert", "show", files / "a.safetensors", "--png", files / "none" / "a.png")
 
 
@@ -192,6 +208,20 @@ def test_diff(zweave, files):
     assert figures["total"]["distance"] == pytest.approx(expected, rel=1e-6)
     printed = zweave("expert", "diff", files / "a.safetensors", files / "a.safetensors")
     assert ["total", "0.00000", "0.00000", "1.0000"] in [line.split() for line in printed.splitlines()]
+
+
+def test_diff_is_a_summary_and_all_of_it_on_request(zweave, tmp_path):
+    modules = [f"model.layers.{layer}.mlp.{kind}_proj" for layer in range(30) for kind in ("up", "down")]
+    for name, step in (("a", 0.0), ("b", 0.1)):
+        z = {module: torch.full((4,), 1 + step * (1 + i)) for i, module in enumerate(modules)}
+        Expert(z=z).save(tmp_path / f"{name}.safetensors")
+    files = (tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    lines = zweave("expert", "diff", *files).splitlines()
+    assert len(lines) == 5 and lines[1].split()[0] == "total"
+    assert [line.split()[0] for line in lines[2:4]] == [modules[59], modules[58]] and "60 matrices" in lines[
+        4
+    ]
+    assert all(module in zweave("expert", "diff", *files, "--all") for module in modules)
 
 
 def test_diff_of_different_models(zweave, files):

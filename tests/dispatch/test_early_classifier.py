@@ -160,9 +160,10 @@ def test_several_tasks_are_told_apart(
     assert main(["expert", "classifier", *files, *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
     assert EarlyClassifier.load(out).labels == ("one", "two", "other")
-    assert main(["expert", "classifier", *files, *options, "--no-other"]) == 0
+    command = ["expert", "classifier", *files, *options, "--overwrite"]
+    assert main([*command, "--no-other"]) == 0
     assert EarlyClassifier.load(out).labels == ("one", "two")
-    assert main(["expert", "classifier", *files, *options, "--no-other", "--unseen", files[0]]) == 1
+    assert main([*command, "--no-other", "--unseen", files[0]]) == 1
     assert "give --other too" in capsys.readouterr().err
-    assert main(["expert", "classifier", files[0], files[0], *options]) == 1
+    assert main(["expert", "classifier", files[0], files[0], *options, "--overwrite"]) == 1
     assert "two tasks or more are wanted, each once" in capsys.readouterr().err

@@ -3,18 +3,21 @@
 import json
 import math
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from zweave import Engine, Request
 from zweave.cli.main import main
 from zweave.errors import ZweaveError
-from zweave.evaluation import ExpertMethod, LabelScores, answer_together, baselines, evaluate, markdown
+from zweave.evaluation import ExpertMethod, LabelScores, Row, answer_together, baselines, evaluate, markdown
 from zweave.evaluation.baselines import Baselines, Calibrated, Majority, Regression, Restricted
-from zweave.evaluation.evaluate import standard_error
+from zweave.evaluation.evaluate import interval, standard_error
 from zweave.evaluation.label_scores import LabelScores as Scores
+from zweave.evaluation.table import print_cells, row_cells
 from zweave.experts import Expert
 from zweave.tasks import Sample, Splits, Task, label_ids
 
@@ -124,6 +127,35 @@ def test_rows(engine: Engine) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(24, 24, 0.8620, 1.0), (0, 24, 0.0, 0.1380), (12, 24, 0.3143, 0.6857), (81, 263, 0.2553, 0.3662)],
+)
+def test_the_interval_is_wilsons(right: int, n: int, low: float, high: float) -> None:
+    """81 of 263: Newcombe 1998, table I; the others by the formula."""
+    assert interval([right / n], n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_runs_that_differ_widen_the_interval() -> None:
+    one, same, apart = (interval(shares, 100) for shares in ([0.5], [0.5, 0.5], [0.4, 0.6]))
+    assert one == same and apart[0] < one[0] and apart[1] > one[1]
+    assert interval([0.0, 1.0], 10) == (0.0, 1.0)
+
+
+def test_a_terminal_gets_a_table_that_fits_and_a_pipe_markdown() -> None:
+    row = Row("task", "logistic regression on label scores", 1.0, 0.0, 24, 3, 1.25, 0.862, 1.0, 97_920)
+    for width in (80, 60):
+        terminal = Console(file=StringIO(), force_terminal=True, width=width, color_system=None)
+        print_cells(row_cells([row]), terminal)
+        lines = terminal.file.getvalue().splitlines()
+        assert all(len(line.rstrip()) <= width for line in lines) and not any("…" in line for line in lines)
+        words = " ".join(lines).split()
+        assert {"97,920", "1.000", "0.862", "24", "1.2"} <= set(words) and "|" not in words
+    pipe = Console(file=StringIO())
+    print_cells(row_cells([row]), pipe)
+    assert pipe.file.getvalue() == markdown([row]) + "\n"
+
+
 def test_standard_error_of_one_run_is_the_binomials() -> None:
     assert standard_error([0.5], 100) == 0.05
     assert standard_error([0.5, 0.5], 100) == 0.05
@@ -157,7 +189,9 @@ def test_the_command_prints_rows_with_baselines(
     assert list(rows) == [
         "base", "majority", "base, labels only", "base, calibrated", "logistic regression on label scores", expert, "e"
     ]  # fmt: skip
-    assert set(rows["base"]) == {"task", "method", "accuracy", "stderr", "n", "runs", "seconds", "parameters"}
+    assert set(rows["base"]) == {
+        "task", "method", "accuracy", "stderr", "low", "high", "n", "runs", "seconds", "parameters"
+    }  # fmt: skip
     assert rows["e"]["parameters"] == sum(len(z) for z in Expert.load(expert).z.values())
     assert rows["base"]["parameters"] == 0 and rows["majority"]["parameters"] is None
     assert rows["e"]["runs"] == 2 and rows["e"]["accuracy"] == rows[expert]["accuracy"]

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,22 @@ def test_the_dispatcher_beside_the_oracle(engine: Engine) -> None:
     }
     seconds = sum(rows[name, "dispatched"].seconds for name in EXPERTS)
     assert seconds == pytest.approx(rows["all", "dispatched"].seconds)
+
+
+def test_no_run_finds_what_another_computed(tiny_engine: TinyEngine) -> None:
+    """So that their seconds are of the same work."""
+    engine = tiny_engine(kv_tokens=8192)
+    engine.dispatcher = Crooked()
+    tasks = tasks_of(engine)
+    long = [
+        replace(of, samples=[Sample(s.prompt + " and on" * 9, s.answer) for s in of.samples]) for of in tasks
+    ]
+    before = engine.stats().tokens_computed
+    evaluate_dispatch(engine, long[1:2])
+    once = engine.stats().tokens_computed - before
+    evaluate_dispatch(engine, long[1:2])
+    assert engine.stats().tokens_computed - before == 2 * once
+    assert once >= 3 * sum(len(engine.tokenizer.encode(sample.prompt)) for sample in long[1].samples)
 
 
 def test_a_dispatcher_that_fails_is_told(engine: Engine) -> None:

@@ -66,6 +66,6 @@ def test_the_command(
     assert (row["task"], row["method"], row["n"]) == ("addition", expert, 8)
     assert row["kl"] > 0 and 0 < row["reused_tokens"] < row["prompt_tokens"]
     assert main([*arguments, "--expert", expert]) == 0
-    assert capsys.readouterr().out.startswith("| task | expert | exact | approximate | KL |")
+    assert capsys.readouterr().out.startswith("| task | expert | exact | 95% | approximate | 95% | KL |")
     assert main(arguments) == 1
     assert "name one with --expert" in capsys.readouterr().err

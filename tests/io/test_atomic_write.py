@@ -2,12 +2,20 @@
 
 import errno
 import os
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from zweave.errors import ZweaveError
 from zweave.io import atomic_write as module_under_test
-from zweave.io.atomic_write import atomic_directory, atomic_write
+from zweave.io.atomic_write import atomic_directory, atomic_write, write_text
+from zweave.io.figure import new_figure, write_png
+from zweave.tasks import Splits, Task
+from zweave.train.loop import _Training
+from zweave.train.recipe import Recipe
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
@@ -87,3 +95,38 @@ def test_full_disk_is_one_clear_line(tmp_path, monkeypatch, write, in_cache, err
 def test_other_errors_pass(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "entry"):
         (tmp_path / "absent").read_text()
+
+
+def test_a_link_stays_one_and_the_file_behind_it_is_replaced(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_a_device_is_written_and_not_replaced():
+    before = os.stat(os.devnull)
+    write_text(Path(os.devnull), "text")
+    assert os.stat(os.devnull).st_rdev == before.st_rdev and Path(os.devnull).is_char_device()
+
+
+FULL = Path("/dev/full")
+
+
+def figure(path):
+    pytest.importorskip("matplotlib")
+    write_png(new_figure(1, 1), path)
+
+
+def training_state(path):
+    task = Task("t", "", lambda data: Splits([], []))
+    adapter = SimpleNamespace(parameters=lambda: [torch.nn.Parameter(torch.ones(4))], state=dict)
+    _Training(SimpleNamespace(adapter=adapter), task, [], Recipe(), None)._save(path)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs Linux's disk that is always full")
+@pytest.mark.parametrize("write", [partial(write_text, text="text"), figure, training_state])
+def test_every_writer_says_that_the_disk_is_full(write):
+    with pytest.raises(ZweaveError, match="no space left on the disk of /dev/full: free some"):
+        write(FULL)

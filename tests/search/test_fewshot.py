@@ -68,7 +68,10 @@ def test_cem_breaks_ties_by_the_second_number_and_keeps_the_best() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: CemConfig(population=9), "at least 2 candidates"),
+        (
+            lambda: CemConfig(population=9),
+            "population 9 is too small: the best 20% of it must be two .* make it 10 at",
+        ),
         (lambda: CemConfig(low=1.0), "low must be below high"),
         (lambda: Cem(CemConfig(population=10), np.zeros(1), [np.zeros(1)] * 10), "cannot hold 10 guesses"),
         (lambda: Weighting(("a",)), "two experts or more"),
@@ -213,7 +216,7 @@ def test_the_command_writes_the_mixture(
         expected = sum(w[layer] * part.z[module].double() for w, part in zip(weights, parts, strict=True))
         torch.testing.assert_close(z.double(), expected, rtol=1e-6, atol=1e-6)
     assert expert.training["search"]["task"] == "task" and expert.base_digest == parts[0].base_digest
-    assert main([*command, *sizes, *options]) == 0
+    assert main([*command, *sizes, *options, "--overwrite"]) == 0
     assert f"{out}: " in capsys.readouterr().out
 
 
@@ -223,3 +226,8 @@ def test_the_command_says_what_is_wrong(files: list[str], capsys: pytest.Capture
     assert "two experts or more" in capsys.readouterr().err
     assert main(["expert", "search", task, "--experts", a, b, "--out", "/none/x", "--model", model]) == 1
     assert "no directory /none" in capsys.readouterr().err
+    common = ["expert", "search", task, "--experts", a, b, "--out", "x", "--model", model]
+    assert main([*common, "--population", "8"]) == 1
+    assert (
+        "population 8 is too small" in (error := capsys.readouterr().err) and "make it 10 at least" in error
+    )

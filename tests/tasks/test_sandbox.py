@@ -48,6 +48,88 @@ def test_a_program_that_fails_does_not_pass(program: str, reason: str) -> None:
     assert time.monotonic() - start < 20
 
 
+TESTS = "assert double(3) == 6 and double('ab') == 'abab'\nassert double([1]) == [1, 1]\n"
+EQUAL = "class Equal(int):\n    def __eq__(self, other):\n        return True\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "passes"),
+    [
+        ("def double(x):\n    return 2 * x", True),
+        ("def double(x):\n    return 3 * x", False),
+        (EQUAL + "def double(x):\n    return Equal()", False),
+        (
+            "class Equal:\n    def __eq__(self, other):\n        return True\ndef double(x):\n    return Equal()",
+            False,
+        ),
+        ("import os\ndef double(x):\n    os._exit(0)", False),
+        ("import sys\ndef double(x):\n    sys.exit(0)", False),
+        ("import sys\nsys.exit(0)", False),
+        (
+            "import os, __main__\nfor word in vars(__main__).values():\n    os.write(1, str(word).encode())\n"
+            "os._exit(0)",
+            False,
+        ),
+        (
+            "import os\nfor end in range(3, 10):\n    try:\n"
+            '        os.write(end, b\'{"names": {}, "modules": []}\\n\')\n'
+            "    except OSError:\n        pass\nos._exit(0)",
+            False,
+        ),
+        (
+            "import builtins\nbuiltins.AssertionError = ValueError\ndef double(x):\n    raise StopIteration",
+            False,
+        ),
+    ],
+    ids=[
+        "right",
+        "wrong",
+        "equal number",
+        "equal",
+        "_exit",
+        "exit",
+        "exit first",
+        "word",
+        "forged names",
+        "builtins",
+    ],
+)
+def test_only_what_answers_the_tests_passes_them(program: str, passes: bool) -> None:
+    assert run_program(program, QUICK, TESTS).passed is passes
+
+
+def test_tests_use_a_program_as_if_it_were_their_own() -> None:
+    """Its classes, iterators, exceptions and modules, and what a call does to a list that it is given."""
+    program = (
+        "import math, pickle\n"
+        "from collections import Counter\n"
+        "class Pair:\n"
+        "    def __init__(self, a, b):\n"
+        "        self.a, self.b = a, b\n"
+        "    def sum(self, *, scale=1):\n"
+        "        return scale * (self.a + self.b)\n"
+        "assert pickle.loads(pickle.dumps(Pair(1, 2))).a == 1\n"
+        "def total(pairs):\n    return sum(pair.sum() for pair in pairs)\n"
+        "def count(words):\n    return Counter(words)\n"
+        "def squares(n):\n    return (i * i for i in range(n))\n"
+        "def fails(x):\n    raise KeyError(x)\n"
+        "def reverse(items):\n    items.reverse()\n"
+        "LIMIT = (1, 2.5, {'a': {3}}, b'x', 2j, None, float('inf'))\n"
+    )
+    tests = (
+        "assert total([Pair(1, 2), Pair(3, 4)]) == 10\n"
+        "assert Pair(1, b=2).sum(scale=2) == 6 and Pair(5, 6).a == 5\n"
+        "assert count('aab') == {'a': 2, 'b': 1}\n"
+        "assert list(squares(4)) == [0, 1, 4, 9] and next(squares(2)) == 0\n"
+        "try:\n    fails('x')\nexcept KeyError:\n    pass\nelse:\n    raise SystemExit(1)\n"
+        "items = [1, 2, 3]\nreverse(items)\nassert items == [3, 2, 1]\n"
+        "assert LIMIT == (1, 2.5, {'a': {3}}, b'x', 2j, None, float('inf'))\n"
+        "def check(candidate):\n    assert math.isclose(candidate([Pair(0.1, 0.2)]), 0.3)\ncheck(total)\n"
+    )
+    outcome = run_program(program, Limits(), tests)
+    assert outcome.passed, outcome.reason
+
+
 def test_children_die_with_the_program(tmp_path: Path, isolation: bool) -> None:
     program = (
         f"import os, time\nif os.fork() == 0:\n    time.sleep(2)\n    open({str(tmp_path / 'late')!r}, 'w')\n"

@@ -46,6 +46,20 @@ def test_another_template_is_rendered_and_its_last_message_continued(directory: 
     assert tokenizer.decode(prompt_ids(tokenizer, prompts.chat("Hi"))) == "[user]Hi[end][assistant]"
 
 
+def test_conversations_are_rendered_turn_by_turn(directory: Path) -> None:
+    turns = [("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D")]
+    prompt = prompts.conversation([{"role": role, "content": content} for role, content in turns])
+    chatml = Tokenizer(directory)
+    assert chatml.decode(prompt_ids(chatml, prompt), skip_special=False) == prompt
+    tokenizer = other_model(directory, OTHER)
+    assert tokenizer.decode(prompt_ids(tokenizer, prompt)) == (
+        "[system]S[end][user]A[end][assistant]B[end][user]C[end][assistant]D"
+    )
+    assert prompt_ids(tokenizer, prompts.conversation([{"role": "user", "content": "Hi"}])) == prompt_ids(
+        tokenizer, prompts.chat("Hi")
+    )
+
+
 def test_without_a_template_the_bare_words_are_left(directory: Path) -> None:
     tokenizer = other_model(directory, None)
     assert tokenizer.decode(prompt_ids(tokenizer, prompts.addition(1, 2))) == "What is 1 + 2?\n1 + 2 ="

@@ -265,13 +265,27 @@ def test_a_jsonl_file_may_give_labels_and_splits(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("", "has no samples"),
-        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}', "entry 2 is not a JSON object"),
-        ('{"prompt": "a", "answer": "b", "split": "dev"}', "entry 1 is not"),
-        ("[1]", "entry 1 is not"),
-        ("{", "entry 1 is not"),
-        ('{"prompt": "a", "answer": " "}', "entry 1 is not"),
-        ('{"prompt": "a", "answer": "b"}\n{"labels": ["c"]}', "only the first line may give the labels"),
-        ('{"labels": [3]}', "entry 1 is not"),
+        ('{"prompt": "a", "answer": "b"}\n\n{"prompt": "a"}', 'line 3: has no "answer"'),
+        ('{"answer": "b"}', 'line 1: must have a "prompt" or "messages", one of the two'),
+        (
+            '{"prompt": "a", "answer": "b", "split": "dev"}',
+            """line 1: "split" is 'dev', and must be one of train, validation, test""",
+        ),
+        ('{"prompt": "a", "answer": 4}', 'line 1: "answer" is 4, and must be text: write "4"'),
+        ('{"prompt": ["a"], "answer": "b"}', """line 1: "prompt" is ['a'], and must be text"""),
+        ("[1]", "line 1: is [1], and must be a JSON object"),
+        ("{", "line 1: is not JSON (Expecting property name"),
+        ('{"prompt": "a", "answer": " "}', 'line 1: "answer" is empty'),
+        ('{"prompt": "", "answer": "b"}', 'line 1: "prompt" is empty'),
+        (
+            '{"prompt": "a", "answer": "b"}\n{"labels": ["c"]}',
+            'line 2: only the first line may give the "labels"',
+        ),
+        ('{"labels": [3]}', 'line 1: "labels" is [3], and must be a list of texts'),
+        ('{"labels": "ab"}', """line 1: "labels" is 'ab', and must be a list of texts"""),
+        ('{"messages": [], "answer": "b"}', 'line 1: "messages" is [], and must be a list'),
+        ('{"messages": [{"role": "user"}], "answer": "b"}', "and must hold"),
+        ('{"messages": [{"role": "bot", "content": "c"}], "answer": "b"}', "has the role 'bot'"),
     ],
 )
 def test_malformed_jsonl(content: str, words: str, tmp_path: Path) -> None:
@@ -279,6 +293,55 @@ def test_malformed_jsonl(content: str, words: str, tmp_path: Path) -> None:
     path.write_text(content)
     with pytest.raises(ZweaveError, match=re.escape(words)):
         resolve_task(str(path))
+
+
+def test_a_jsonl_file_is_read_as_requests_are(tmp_path: Path) -> None:
+    """With a byte order mark, CRLF, blank lines and messages."""
+    path = tmp_path / "mine.jsonl"
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+    lines = [
+        {"prompt": "à", "answer": "b", "split": "train"},
+        {"messages": messages, "answer": " 2", "split": "test"},
+        {
+            "messages": [*messages, {"role": "assistant", "content": "It is"}],
+            "answer": " 2",
+            "split": "validation",
+        },
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n \r\n".join(map(json.dumps, lines)).encode())
+    task = resolve_task(str(path))
+    (asked,), (opened,) = task.samples("test"), task.samples("validation")
+    head = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (asked.prompt, opened.prompt) == (head, head + "It is")
+    assert task.samples("train")[0] == Sample("à", "b", {}) and asked.data == {}
+
+
+def test_a_python_file_is_run_as_python_runs_it(tmp_path: Path) -> None:
+    """It imports its neighbours, also when it is used, and its dataclasses find their module."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(
+            "from __future__ import annotations\n"
+            "import pickle\n"
+            "from dataclasses import dataclass, field\n"
+            "from typing import ClassVar\n"
+            f"from zweave_test_neighbour_{name} import NAME\n"
+            "from zweave.tasks import Sample, Splits, Task\n"
+            "@dataclass\n"
+            "class Made:\n"
+            "    kinds: ClassVar[int] = 3\n"
+            "    text: str = field(default=NAME)\n"
+            "def read(data):\n"
+            f"    import zweave_test_neighbour_{name}\n"
+            "    text = pickle.loads(pickle.dumps(Made())).text\n"
+            "    return Splits([Sample(text + str(i), 'b') for i in range(9)], [Sample(text, 'b')])\n"
+            "task = Task('mine', '', read)\n"
+        )
+        (tmp_path / name / f"zweave_test_neighbour_{name}.py").write_text(f"NAME = {name!r}\n")
+    tasks = [resolve_task(str(tmp_path / name / "mine.py")) for name in ("one", "two")]
+    assert [task.samples("test")[0].prompt for task in tasks] == ["one", "two"]
 
 
 def test_a_python_file_is_a_task(tmp_path: Path) -> None:
@@ -297,7 +360,12 @@ def test_a_python_file_is_a_task(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("task = 3", "defines no task"), ("1/0", "fails: ZeroDivisionError"), ("def", "fails: SyntaxError")],
+    [
+        ("task = 3", "defines no task"),
+        ("1/0", "fails: ZeroDivisionError"),
+        ("exit()", "SystemExit"),
+        ("def", "fails: SyntaxError"),
+    ],
 )
 def test_python_files_that_fail(content: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from zweave.cli.main import main
 from zweave.cli.trace import record
 from zweave.dispatch import Dispatcher, HiddenDispatcher, PromptDispatcher, Routes
 from zweave.dispatch.early_classifier import EarlyClassifier
+from zweave.trace import plot
 from zweave.trace.timeline import Timeline, expert_text
 
 TinyEngine = Callable[..., Engine]
@@ -112,6 +114,23 @@ def test_experts_are_written_as_they_are_typed() -> None:
     ]
 
 
+def test_labels_of_a_picture_end_inside_its_frame(
+    timeline: Timeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    drawn: list[Any] = []
+    monkeypatch.setattr(plot, "write_png", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plot, "_reuse", lambda line: "a label that is rather long: 100 of 200 tokens")
+    for line in timeline.lines.values():
+        line.prompt = "costs $5 or $6"
+    plot.save_png(timeline, tmp_path / "t.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    top = figure.axes[0]
+    frame = top.get_window_extent()
+    assert top.texts and all(text.get_window_extent().x1 <= frame.x1 for text in top.texts)
+
+
 def test_the_command(
     tiny_model_and_expert: tuple[str, str],
     tmp_path: Path,
@@ -132,11 +151,11 @@ def test_the_command(
     for arguments, words in (
         (["--output", str(tmp_path / "no" / "t.json")], "--output: there is no directory"),
         (["--png", str(tmp_path / "no" / "t.png")], "--png: there is no directory"),
-        (["--output", str(tmp_path)], "cannot write"),
+        (["--output", str(tmp_path)], "is a directory: give a file name"),
     ):
-        assert main([*common, "--output", str(trace), *arguments]) == 1
+        assert main([*common, "--overwrite", "--output", str(trace), *arguments]) == 1
         error = capsys.readouterr().err
         assert words in error and "Traceback" not in error
     lines.write_text("\n")
-    assert main([*common, "--output", str(trace)]) == 1
+    assert main([*common, "--overwrite", "--output", str(trace)]) == 1
     assert "holds no request" in capsys.readouterr().err

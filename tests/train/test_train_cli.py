@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from zweave.checkpoint import Checkpoint
+from zweave.cli.main import main
 from zweave.cli.train import default_dtype
 from zweave.errors import ZweaveError
 from zweave.experts import Expert, bundled_expert
@@ -78,12 +79,44 @@ def test_a_training_leaves_an_expert_its_log_and_its_curves(
     assert expert.training == record and expert.base_digest == checkpoint.digest()
     for key, value in {"task": "letters", "steps": 4, "seed": 3, "held_out": 3, "draws": 4}.items():
         assert record[key] == value
-    log = [json.loads(line) for line in (tmp_path / "out" / "letters.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (tmp_path / "out" / "letters.log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [0, 1, 2, 3]
     assert [line["validation"] is not None for line in log] == [False, True, False, True]
     assert (tmp_path / "out" / "letters.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "out").glob("*.state"))
     assert "step 4 of 4: reward" in done.stderr
+
+
+def test_nothing_of_the_users_is_written_over(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    data = (tmp_path / "letters.jsonl").read_bytes()
+    options = ("letters.jsonl", *QUICK, "--steps", 2, "--seed")
+    arguments = [*command(*options, 1)[3:-1], "."]
+    assert main(arguments) == 0
+    assert (tmp_path / "letters.jsonl").read_bytes() == data
+    kept = Expert.load("letters.safetensors")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "is the expert of a finished training (accuracy after" in error and "--overwrite" in error
+    assert Expert.load("letters.safetensors").digest == kept.digest
+    other = [*command(*options, 2, "--overwrite")[3:-1], "."]
+    assert main(other) == 0
+    assert "the one that it replaces (accuracy after" in capsys.readouterr().err
+    # A training that fails before it has an expert of its own does not claim the one from before.
+    (tmp_path / "letters.py").write_text(
+        "from zweave.tasks import Sample, Splits, Task\nS = [Sample(c, 'a') for c in 'qwertyuiop']\n"
+        "task = Task('letters', '', lambda data: Splits(S, S[:1]), judge=lambda s, t: 1 / 0)\n"
+    )
+    assert main([*command("letters.py", *QUICK, "--overwrite")[3:-1], "."]) == 1
+    error = capsys.readouterr().err
+    assert "ZeroDivisionError" in error and "kept" not in error
 
 
 def test_lora_leaves_a_peft_directory(zweave: Run, tmp_path: Path) -> None:
@@ -129,7 +162,7 @@ def test_an_interrupted_command_goes_on(
     arguments = ("letters.jsonl", *QUICK, "--steps", 60, "--validate-every", 5, "--patience", 99)
     env = os.environ | {"ZWEAVE_CACHE": str(tmp_path / "cache")}
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
-    log = tmp_path / "out" / "letters.jsonl"
+    log = tmp_path / "out" / "letters.log.jsonl"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 7):
         time.sleep(0.05)

@@ -6,9 +6,11 @@ from pathlib import Path
 from ...checkpoint.module_name import linear_of
 from ...errors import ZweaveError
 from ...experts.expert import Expert
+from ...io.atomic_write import write_text
 from ...io.cache_dir import disk_errors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG, TENSORS)
 FORMAT = "zweave-vllm-1"
 
 
@@ -38,7 +40,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         expert.save(directory / TENSORS)
-        (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+        write_text(directory / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 def is_adapter(directory: str | Path) -> bool:

@@ -1,0 +1,75 @@
+"""`zweave bench`: one question a bench, all providers in one run, their output checked first.
+
+Every bench prints a table (docs/bench.md). It exits with 1 if the output of a provider is wrong; such a provider gets
+no times.
+"""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ...options.file_options import add_overwrite_option
+from ..parser import Deferred
+
+# The module below `zweave.bench`, and the question that it answers.
+BENCHES = {
+    "linear": (
+        "kernels.linear",
+        "How near do the linears come to the machine's roofs, and what does an expert cost?",
+    ),
+    "mix": ("kernels.mix", "What does it cost to mix experts into a scale row?"),
+    "step": ("serving.step", "How long does one decode step take, with all that belongs to it?"),
+    "engine": ("serving.engine", "How many tokens a second does a mixed batch get, here and elsewhere?"),
+    "peers": (
+        "serving.peers.peers",
+        "How fast are other servers on the same requests, and our experts inside them?",
+    ),
+    "experts": ("serving.experts", "Does the cost of a batch depend on how many experts it holds?"),
+    "prefix-tree": (
+        "serving.prefix_tree",
+        "How long does it take to find a prompt among many whose keys and values are cached?",
+    ),
+    "train": ("learning.train", "How long does a training step take, against one that rebuilds the weights?"),
+    "few-shot": (
+        "learning.few_shot",
+        "How long does a few-shot search take for a candidate, against rebuilding the weights for each?",
+    ),
+    "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
+    "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
+    "gpu-linear": ("kernels.gpu_linear", "The linears on a GPU: how near to the roofs, and to cuBLAS?"),
+    "gpu": ("gpu", "One command for a machine with a GPU and no network: builds, tests and measures."),
+}
+
+
+class _BenchParser(argparse.ArgumentParser):
+    """Adds the arguments of its bench when it parses: of a bench that is not asked nothing is loaded."""
+
+    bench: str | None = None
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        if self.bench is not None:
+            self._add_bench(self.bench)
+            self.bench = None
+        return super().parse_known_args(args, namespace)
+
+    def _add_bench(self, name: str) -> None:
+        bench = import_module(f"zweave.bench.{BENCHES[name][0]}")
+        self.description = bench.__doc__
+        bench.add_arguments(self)
+        if name == "gpu":
+            self.set_defaults(run=Deferred("bench"), bench=bench)
+            return
+        self.add_argument("--json", action="store_true", help="print a line of JSON instead of the table")
+        self.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
+        add_overwrite_option(self)
+        self.set_defaults(run=Deferred("bench", outputs=("--plot",)), bench=bench)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    benches = parser.add_subparsers(
+        title="benches", metavar="BENCH", required=True, parser_class=_BenchParser
+    )
+    for name, (_, question) in BENCHES.items():
+        benches.add_parser(name, help=question).bench = name

@@ -1,0 +1,80 @@
+"""`zweave generate`: answers prompts from arguments, a file or standard input as one batch."""
+
+import argparse
+from typing import get_args
+
+from ...names import KVReuse
+from ...options.engine_options import EXPERT_HELP, add_dispatcher_option, add_engine_options
+from ...options.file_options import add_overwrite_option
+from ..parser import Deferred
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
+    parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="input lines are JSON objects with the fields of a Request (prompt or messages, expert, "
+        "max_tokens, sampling, ...) and results are written as JSON lines with their index, as they finish",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write results there instead of standard output")
+    add_overwrite_option(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="answer what has no result in --output yet, the same input given",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "line"),
+        default="stop",
+        help="line: a wrong line of the input gets its error as its result, the others are answered (%(default)s)",
+    )
+    parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
+    parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
+    parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
+    _add_sampling(parser)
+    parser.add_argument(
+        "--kv-reuse",
+        choices=get_args(KVReuse),
+        default="exact",
+        help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
+    )
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument(
+        "--stop-token-ids",
+        action="append",
+        type=int,
+        default=[],
+        metavar="ID",
+        help="end an answer at this token, too; repeatable",
+    )
+    parser.add_argument(
+        "--add-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        help="what the tokenizer puts around a text, such as a begin token (prompts: yes, messages: no)",
+    )
+    parser.add_argument(
+        "--escape-special",
+        action="store_true",
+        help="special tokens that a prompt writes out (<|im_end|>) are plain text",
+    )
+    parser.add_argument(
+        "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
+    )
+    add_dispatcher_option(parser)
+    add_engine_options(parser)
+    parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
+    )
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
+    )
+    parser.add_argument("--seed", type=int, help="makes sampling repeatable")

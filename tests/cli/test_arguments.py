@@ -1,0 +1,70 @@
+"""What is wrong with a command's arguments is told before anything heavy is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+from zweave import names
+from zweave.checkpoint.pull import MODELS
+from zweave.cli.arguments.bench import BENCHES
+from zweave.cli.main import main
+from zweave.cli.parser import COMMANDS, Deferred, make_parser
+from zweave.engine.config import DTYPES
+from zweave.experts import bundled_experts
+
+MISTAKES = [
+    ["generate", "--nonsense"],
+    ["generate", "--input", "none.txt"],
+    ["generate", "x", "--output", "none/x"],
+    ["generate", "x", "--load", "none.safetensors"],
+    ["chat", "--load", "a=none.safetensors"],
+    ["chat", "--max-tokens", "x"],
+    ["expert", "diff", "a"],
+    ["expert", "search", "t"],
+    ["eval", "sst2", "--samples", "0"],
+    ["train"],
+    ["plan", "--tokens", "0"],
+    ["bench", "nonsense"],
+    *([command, "--help"] for command in COMMANDS),
+]
+
+
+def test_mistakes_and_help_load_no_torch() -> None:
+    code = (
+        "import io, sys\n"
+        "from contextlib import redirect_stderr, redirect_stdout\n"
+        "from zweave.cli.main import main\n"
+        f"for words in {MISTAKES}:\n"
+        "    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):\n"
+        "        try:\n"
+        "            status = main(words)\n"
+        "        except SystemExit as left:\n"
+        "            status = left.code\n"
+        "    assert status in ((0,) if '--help' in words else (1, 2)), words\n"
+        "    assert 'torch' not in sys.modules and 'numpy' not in sys.modules, words\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_the_options_offer_is_what_there_is() -> None:
+    assert tuple(MODELS) == names.PULLED_MODELS
+    assert sorted(names.DTYPES) == sorted(DTYPES)
+    assert sorted(bundled_experts()) == list(names.BUNDLED_EXPERTS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_what_runs_it(name: str) -> None:
+    lines = {"expert": [["diff", "a", "b"]], "bench": [["mix"]], "train": [["t"]], "eval": [["t"]]}
+    lines |= {"decompose": [["m"]], "pull": [["m"]], "vllm-export": [["e"]]}
+    for words in lines.get(name, [[]]):
+        args = make_parser([name]).parse_args([name, *words])
+        assert isinstance(args.run, Deferred) and callable(args.run.load())
+
+
+def test_every_bench_says_its_question(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["bench", "--help"])
+    printed = capsys.readouterr().out
+    for name in BENCHES:
+        assert name in printed

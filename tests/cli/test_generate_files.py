@@ -1,0 +1,112 @@
+"""`zweave generate` and its files: what an interrupted run left is gone on from, and a wrong line stops only itself."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zweave.cli.main import main
+from zweave.cli.result_lines import finished, open_results, result_line
+from zweave.errors import ZweaveError
+from zweave.request import Result
+
+
+@pytest.fixture
+def generate(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    monkeypatch.chdir(tmp_path)
+    model = str(tiny_model("llama", vocab_size=96))
+    rows = [{"prompt": [1, 2, i], "max_tokens": 1, "ignore_eos": True} for i in range(3, 7)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return lambda *args: main(["generate", "--model", model, "--jsonl", *args])
+
+
+def read(path: Path) -> dict[int, dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == len({line["index"] for line in lines})
+    return {line["index"]: line for line in lines}
+
+
+def test_resume_answers_what_is_missing(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out.jsonl"
+    arguments = ("--input", "in.jsonl", "--output", "out.jsonl")
+    assert generate(*arguments, "--resume") == 0
+    whole = read(out)
+    assert sorted(whole) == [0, 1, 2, 3]
+    out.write_text(f"{json.dumps(whole[2])}\n{json.dumps(whole[0])[:-9]}")
+    assert generate(*arguments) == 1 and "--overwrite" in capsys.readouterr().err
+    assert generate(*arguments, "--resume") == 0
+    assert {i: line["token_ids"] for i, line in read(out).items()} == {
+        i: line["token_ids"] for i, line in whole.items()
+    }
+    assert "3 requests" in capsys.readouterr().err
+    assert generate(*arguments, "--resume") == 0 and "all 4 results are there" in capsys.readouterr().err
+
+
+def test_on_error_line_answers_the_others(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bad = ['{"prompt": "a", "max_tokens": 1}', '{"prompt": 3}', '{"prompt": "a", "expert": "nobody"}', "{"]
+    (tmp_path / "bad.jsonl").write_text("\n".join(bad))
+    arguments = ("--input", "bad.jsonl", "--output", "out.jsonl")
+    assert generate(*arguments) == 1
+    assert "bad.jsonl, line 2: prompt must be text" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+    assert generate(*arguments, "--on-error", "line") == 1
+    found = read(tmp_path / "out.jsonl")
+    assert found[0]["error"] is None and len(found[0]["token_ids"]) == 1
+    assert [found[i]["finish_reason"] for i in (1, 2, 3)] == ["error"] * 3
+    assert "no expert 'nobody'" in found[2]["error"] and "not JSON" in found[3]["error"]
+    assert "bad.jsonl, line 3: there is no expert 'nobody'" in capsys.readouterr().err
+
+
+def test_an_unknown_expert_names_its_line(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b", "expert": "nobody"}\n')
+    assert generate("--input", "in.jsonl") == 1
+    assert "in.jsonl, line 3: there is no expert 'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("mine\n", "line 1 is no result"),
+        ('{"index": 1}\n{"index": "2"}\n', "line 2 is no result"),
+        ('{"index": 4}\n', "line 1 answers request 4, and the input has 4"),
+    ],
+)
+def test_a_file_of_anything_else_is_not_gone_on_with(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "out").write_text(content)
+    with pytest.raises(ZweaveError, match=words):
+        finished(tmp_path / "out", 4)
+    assert (tmp_path / "out").read_text() == content
+
+
+def test_resume_needs_a_file_of_json(generate: Callable[..., int], capsys: pytest.CaptureFixture) -> None:
+    assert generate("--input", "in.jsonl", "--resume") == 1
+    assert "--resume goes on with the results in --output FILE" in capsys.readouterr().err
+
+
+RESULT = Result("naïve \ud800", [1], None, None, "stop", 2)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf_8", "utf-16"])
+def test_every_line_is_json_whatever_the_stream_can_show(encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", newline="")
+    stream.write(result_line(0, RESULT, stream))
+    stream.flush()
+    assert json.loads(raw.getvalue().decode(encoding))["text"] == RESULT.text
+
+
+def test_what_utf8_cannot_hold_is_escaped_in_files(tmp_path: Path) -> None:
+    with open_results(tmp_path / "out", resume=False) as output:
+        output.write(result_line(0, RESULT, output))
+    assert json.loads((tmp_path / "out").read_text())["text"] == RESULT.text
