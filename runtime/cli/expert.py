@@ -122,7 +122,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _facts(expert: Expert) -> dict[str, Any]:
-    return {
+    facts = {
         "digest": expert.digest,
         "base": expert.base_digest or "unknown",
         "scope": expert.scope,
@@ -134,6 +134,9 @@ def _facts(expert: Expert) -> dict[str, Any]:
         "adapted": len(expert.z),
         "training": dict(expert.training),
     }
+    if expert.prompt_template is not None:
+        facts["prompt"] = asdict(expert.prompt_template)
+    return facts
 
 
 def _new(args: argparse.Namespace) -> int:

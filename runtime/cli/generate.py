@@ -15,6 +15,7 @@ from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..options.engine_options import (
     EXPERT_HELP,
+    RAW_HELP,
     add_dispatcher_option,
     add_engine_options,
     load_named,
@@ -27,7 +28,7 @@ from .request_lines import json_request, numbered, open_text, plain_request, sho
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text; see --chat and --raw")
     parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
     parser.add_argument(
         "--jsonl",
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write results there instead of standard output")
     parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--raw", action="store_true", help=RAW_HELP)
+    words.add_argument(
+        "--template", metavar="NAME", help="put prompts into this expert's words, not --expert's own"
+    )
     parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
     _add_sampling(parser)
     parser.add_argument(
@@ -72,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if not requests:
         raise ZweaveError("no prompt given: pass one as an argument, or --input FILE")
     engine = open_engine(args)
-    load_named(engine, (request.expert for request in requests))
+    load_named(engine, (name for request in requests for name in (request.expert, request.template)))
     for number, request in enumerate(requests, 1):
         try:
             engine.check(request)
@@ -99,6 +105,8 @@ def _read_requests(args: argparse.Namespace) -> Iterator[Request]:
         "stop": args.stop,
         "logprobs": args.logprobs,
         "kv_reuse": args.kv_reuse,
+        "template": args.template,
+        "raw": args.raw,
         "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
     }
     for prompt in args.prompts:
@@ -151,7 +159,20 @@ def _run_all(engine: Engine, requests: list[Request], output: IO[str], as_json: 
     return results
 
 
+def _print_asked(results: dict[int, Result]) -> None:
+    """Says which prompts were asked in their expert's words, and of a single one in which."""
+    asked = [result.asked for result in results.values() if result.asked is not None]
+    if asked:
+        what = (
+            " | ".join(asked[0].splitlines())
+            if len(results) == 1
+            else f"{len(asked)} of {len(results)} prompts"
+        )
+        stderr.print(f"asked in the expert's words (--raw: in yours): {what}", markup=False, soft_wrap=True)
+
+
 def _print_speed(results: dict[int, Result], seconds: float) -> None:
+    _print_asked(results)
     tokens = sum(len(result.token_ids) for result in results.values())
     stderr.print(
         f"{len(results)} request{'s' * (len(results) != 1)}, {tokens} tokens in {seconds:.2f} s: "

@@ -22,7 +22,7 @@ from ..options.arguments import positive_number, positive_whole, whole
 from ..options.engine_options import stderr
 from ..options.task_options import TASK_HELP, add_data_option, data_folder
 from ..train.loop import Step
-from ..train.recipe import AdapterKind, Objective, Recipe, default_recipe
+from ..train.recipe import AdapterKind, Objective, Recipe, default_objective, default_recipe
 
 CHOSEN = tuple(Recipe.__dataclass_fields__)
 
@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe", "by default what suits the task")
-    group.add_argument("--objective", choices=get_args(Objective))
+    group.add_argument(
+        "--objective", choices=get_args(Objective), help="(reinforce; sft where answers are texts to be met)"
+    )
     group.add_argument("--support", help="full, leading:K, leading:R/8, sparse:K or sparse:R/8")
     group.add_argument("--scope", choices=get_args(Scope), help="which tokens the expert acts on")
     group.add_argument("--first-layer", type=whole, metavar="L", help="adapt nothing below this layer")
@@ -88,7 +90,12 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     task = resolve_task(args.task)
+    # Missing task files are told before the model loads.
+    task.has("train", data_folder(args))
     recipe = default_recipe(task, **{name: getattr(args, name) for name in CHOSEN})
+    if args.objective is None:
+        objective, reason = default_objective(task)
+        stderr.print(f"objective {objective}: {reason} (--objective chooses another)", markup=False)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

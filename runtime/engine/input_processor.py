@@ -8,8 +8,10 @@ from ..experts.bank import Bank, ResolvedMixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker
+from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
+from .own_words import in_own_words
 
 
 class InputProcessor:
@@ -35,6 +37,8 @@ class InputProcessor:
         """
         if not isinstance(request, Request):
             raise ZweaveError(f"the engine takes zweave.Request, not {type(request).__name__}")
+        mixture = self._bank.resolve(request.mixture)
+        request, asked = in_own_words(request, self._template(request, mixture), self.tokenizer)
         tokens = self._tokens(request)
         self._check_ids(tokens)
         self._check_ids(request.score)
@@ -44,7 +48,6 @@ class InputProcessor:
             raise ZweaveError(
                 f"the prompt has {len(tokens)} tokens, this engine takes at most {self._max_length - 1}: shorten it"
             )
-        mixture = self._bank.resolve(request.mixture)
         return Sequence(
             request_id=next(self._ids) if request_id is None else request_id,
             request=request,
@@ -53,12 +56,22 @@ class InputProcessor:
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
+            asked=asked,
         )
 
     def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
         """Position of the first token that a mixture acts on."""
         spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
         return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
+
+    def _template(self, request: Request, mixture: ResolvedMixture) -> PromptTemplate | None:
+        """The prompt template that a request names, or else its expert's."""
+        if request.template is None:
+            return mixture.prompt_template
+        template = self._bank.registered(request.template).prompt_template
+        if template is None:
+            raise ZweaveError(f"the expert {request.template!r} has no prompt template: leave it out")
+        return template
 
     def _tokens(self, request: Request) -> list[int]:
         if request.messages is not None:

@@ -12,6 +12,7 @@ from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_states import LayerStates
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
+from ..text.prompt_template import Question
 from .pooling import Pooling
 
 
@@ -32,6 +33,7 @@ class Sequence:
     logprobs: of the generated tokens, if they are asked for.
     scores: log-probabilities of the request's `score` tokens.
     seed: of the sampler.
+    asked: the prompt in the words of a template, if it was put into them.
     """
 
     request_id: int
@@ -48,6 +50,7 @@ class Sequence:
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     scores: list[float] | None = None
+    asked: Question | None = None
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,4 +175,6 @@ class Sequence:
             resumed_tokens=self.kv.num_resumed_tokens,
             scores=self.scores,
             dispatch=self.dispatch,
+            asked=self.asked and self.asked.text,
+            label=self.asked and self.asked.template.label_of(self.text.shown),
         )

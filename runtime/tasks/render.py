@@ -1,36 +1,37 @@
 """Prompts and answers as token ids, for whatever chat template a model has."""
 
-import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ..errors import ZweaveError
+from ..text.chatml import chat_ids, parse_chat
+from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
-from .task import Task
-
-# What `prompts.chat` writes.
-_CHAT = re.compile(
-    r"<\|im_start\|>user\n(?P<user>.*)<\|im_end\|>\n<\|im_start\|>assistant\n(?P<opening>.*)", re.DOTALL
-)
+from .task import Sample, Task
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token ids of a sample's prompt.
+    """Token ids of a sample's prompt: one of `prompts.chat` as `chat_ids` renders it for the model.
 
-    Models of ChatML take a prompt of `prompts.chat` as it stands. Another chat template renders it, with the opening
-    as an assistant's message to be continued; a model without a chat template gets the bare words. Any other text
-    is taken as it stands, as the engine takes it.
+    Any other text is taken as it stands, as the engine takes it.
     """
-    found = _CHAT.fullmatch(prompt)
-    if found is None:
-        return tokenizer.encode(prompt)
-    if len(tokenizer.encode("<|im_start|>", special=False)) == 1:
-        return tokenizer.encode(prompt, special=False)
-    user, opening = found["user"], found["opening"]
-    if not tokenizer.assistant_header:
-        return tokenizer.encode(f"{user}\n{opening}")
-    messages = [{"role": "user", "content": user}]
-    if opening:
-        messages.append({"role": "assistant", "content": opening})
-    return tokenizer.chat(messages)
+    found = parse_chat(prompt)
+    return tokenizer.encode(prompt) if found is None else chat_ids(tokenizer, *found)
+
+
+def expert_template(task: Task, samples: Sequence[Sample]) -> PromptTemplate:
+    """The template of an expert that learns a task: the words around its texts, and how its answers end.
+
+    A task that names no words, as one from a JSONL file, has the whole user's turn as its text, if all its prompts are
+    chats with one opening; otherwise the whole prompt.
+    """
+    words = task.template
+    if words is None:
+        chats = [parse_chat(sample.prompt) for sample in samples]
+        openings = {None if found is None else found[1] for found in chats}
+        opening = openings.pop() if len(openings) == 1 else None
+        words = PromptTemplate(user=None) if opening is None else PromptTemplate(opening=opening)
+    return replace(words, labels=task.labels, max_tokens=task.max_tokens, stop=(*words.stop, *task.stop))
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:

@@ -51,6 +51,10 @@ class Tokenizer:
             raise ZweaveError("the text holds a lone surrogate, which is no character: remove it") from None
         return self._tokenizer.encode(text, add_special_tokens=special).ids
 
+    def holds_special(self, text: str) -> bool:
+        """Whether special tokens are written out in a text, as they are in a prompt with its chat markup."""
+        return any(not self.token_bytes.of(token, True) for token in self.encode(text, special=False))
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are empty."""
         text = b"".join(self.token_bytes.of(token, skip_special) for token in ids).decode("utf-8", "replace")

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checkpoint.module_name import LINEARS
 from ..errors import ZweaveError
+from ..text.prompt_template import PromptTemplate
 from .recipe import Recipe
 
 # A file beside PEFT's own with what these do not say: the scope and the training.
@@ -69,7 +70,15 @@ class LoraAdapter:
         for parameter, value in zip(self.parameters(), state["lora"], strict=True):
             parameter.data.copy_(value)
 
-    def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
+    def save(
+        self,
+        path: Path,
+        description: str,
+        training: dict[str, Any],
+        template: PromptTemplate | None = None,
+    ) -> None:
         self._peft.save_pretrained(str(path))
         record = {"scope": self._scope, "description": description, "training": training}
+        if template is not None:
+            record["prompt_template"] = json.loads(template.to_json())
         (path / RECORD).write_text(json.dumps(record), "utf-8")

@@ -15,7 +15,9 @@ from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..decomposition.decomposition import decompose
 from ..errors import ZweaveError
 from ..io.atomic_write import atomic_write
+from ..tasks.render import expert_template
 from ..tasks.task import Task
+from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
 from .curves import save_curves
@@ -108,6 +110,7 @@ class Run:
         train_samples = self.task.samples("train", self.data, self.recipe.seed)
         validation = self.task.samples("validation", self.data)[: self.recipe.validation]
         test = self.task.samples("test", self.data)[: self.held_out] if self.held_out else []
+        template = expert_template(self.task, train_samples)
         record = asdict(self.recipe) | {"task": self.task.name, "model": self.model, "dtype": self.dtype}
         log = Log(self.out / f"{self.name}.jsonl", keep=self.resumes)
         state, policy = self._state, self.policy
@@ -115,7 +118,7 @@ class Run:
             log.add(step)
             if step.improved:
                 record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
-                self._save(record | {"unfinished": True})
+                self._save(record | {"unfinished": True}, template)
             report(step)
         improvements = [line for line in log.lines if line["improved"]]
         # Empty if a kill came after the state was saved and before its line was written.
@@ -129,13 +132,13 @@ class Run:
             after = accuracy(policy, self.task, test)
             record |= {"held_out": len(test)}
             record |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
-        self._save(record)
+        self._save(record, template)
         save_curves(log.lines, self.out / f"{self.name}.png", self.name)
         state.unlink(missing_ok=True)
         return record
 
-    def _save(self, record: dict[str, Any]) -> None:
-        self.policy.adapter.save(self.path, self.task.description, record)
+    def _save(self, record: dict[str, Any], template: PromptTemplate) -> None:
+        self.policy.adapter.save(self.path, self.task.description, record, template)
 
 
 class Log:

@@ -1,0 +1,50 @@
+"""Puts a bare text into the words that its expert was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..request import Request
+from ..text.prompt_template import PromptTemplate, Question
+from ..text.tokenizer import Tokenizer
+
+
+def in_own_words(
+    request: Request, template: PromptTemplate | None, tokenizer: Tokenizer
+) -> tuple[Request, Question | None]:
+    """The request for a template's whole prompt, with its limit and stop strings, and what is asked so.
+
+    The request as it was, and None, without a template, for a prompt that is no bare text, and for a message where the
+    template has no user's turn.
+    """
+    if template is None or (template.user is None and request.messages is not None):
+        return request, None
+    text = _bare_text(request, tokenizer)
+    if text is None:
+        return request, None
+    whole = replace(
+        request,
+        prompt=template.ids(tokenizer, text),
+        messages=None,
+        max_tokens=min(request.max_tokens, template.max_tokens),
+        stop=(*request.stop_strings, *template.stop),
+    )
+    return whole, template.ask(text)
+
+
+def _bare_text(request: Request, tokenizer: Tokenizer) -> str | None:
+    """The text of a prompt that has no form yet.
+
+    None for token ids, for a conversation of more than a user's message, for text with special tokens in it, and for a
+    request that asks to be taken as it is.
+    """
+    text: object = request.prompt
+    if request.messages is not None and len(request.messages) == 1:
+        text = _user_words(request.messages[0])
+    if not isinstance(text, str) or request.raw or tokenizer.holds_special(text):
+        return None
+    return text
+
+
+def _user_words(message: object) -> object:
+    """A user's words; None for any other message, which the tokenizer may refuse with the reason."""
+    return message.get("content") if isinstance(message, Mapping) and message.get("role") == "user" else None
