@@ -28,16 +28,19 @@ class InputProcessor:
         self._max_length = max_length
         self._ids = count()
 
-    def process(self, request: object, request_id: int | None = None) -> Sequence:
+    def process(
+        self, request: object, request_id: int | None = None, chosen: ResolvedMixture | None = None
+    ) -> Sequence:
         """The sequence of a request; the base model's while its expert is "auto".
 
         request_id: a new one by default
+        chosen: the mixture of a request whose expert is "auto", once it is known
 
         Raises ZweaveError for what this model cannot take and for experts that are not loaded.
         """
         if not isinstance(request, Request):
             raise ZweaveError(f"the engine takes zweave.Request, not {type(request).__name__}")
-        mixture = self._bank.resolve(request.mixture)
+        mixture = self._bank.resolve(request.mixture if chosen is None else chosen)
         request, asked = in_own_words(request, self._template(request, mixture), self.tokenizer)
         tokens = self._tokens(request)
         self._check_ids(tokens)

@@ -99,6 +99,13 @@ class Sequence:
         # The last token has to be computed still, for its logits.
         return is_base and self.num_target_tokens < len(self.token_ids)
 
+    def take_prompt(self, other: "Sequence") -> None:
+        """Replaces the prompt, of which the cache is to hold nothing for this sequence, by that of another one."""
+        self.request, self.asked, self.text = other.request, other.asked, other.text
+        self.token_ids, self.num_prompt_tokens = other.token_ids, other.num_prompt_tokens
+        self.adapted_from, self.max_length = other.adapted_from, other.max_length
+        self.kv, self.pooling = KVState(), None
+
     def bind(self, mixture: ResolvedMixture, adapted_from: int) -> None:
         """Ends the first pass: sets the mixture that was chosen."""
         if not self.keeps_kv_valid(mixture, adapted_from):
