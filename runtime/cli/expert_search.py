@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     found = search(engine, task, shots, weighting, config, _report)
     seconds = time.perf_counter() - start
-    template = expert_template(task, shots)
+    template = expert_template(task, train)
     _save(found, experts, engine.model.config.num_layers, task.name, template, config, args)
     _print(found, seconds, args)
     return 0

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         check_folder("--png", args.png)
     requests = _requests(args)
     engine = open_engine(args)
-    load_named(engine, (request.expert for _, request in requests))
+    load_named(engine, (name for _, request in requests for name in (request.expert, request.template)))
     for _, request in requests:
         engine.check(request)
     timeline = record(engine, requests, args.interval)

@@ -95,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = default_recipe(task, **{name: getattr(args, name) for name in CHOSEN})
     if args.objective is None:
         objective, reason = default_objective(task)
-        stderr.print(f"objective {objective}: {reason} (--objective chooses another)", markup=False)
+        stderr.print(
+            f"objective {objective}: {reason} (--objective chooses another)", markup=False, soft_wrap=True
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

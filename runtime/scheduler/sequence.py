@@ -169,6 +169,7 @@ class Sequence:
         return new_text, None
 
     def result(self, reason: FinishReason, error: str | None = None) -> Result:
+        asked = self.asked
         return Result(
             text=self.text.shown,
             token_ids=self.generated,
@@ -182,6 +183,6 @@ class Sequence:
             resumed_tokens=self.kv.num_resumed_tokens,
             scores=self.scores,
             dispatch=self.dispatch,
-            asked=self.asked and self.asked.text,
-            label=self.asked and self.asked.template.label_of(self.text.shown),
+            asked=None if asked is None else asked.text,
+            label=None if asked is None else asked.template.label_of(self.text.shown),
         )
