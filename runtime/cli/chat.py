@@ -132,7 +132,7 @@ class Conversation:
     def _asks_alone(self) -> bool:
         """Whether the expert has words of its own: it was trained on one text at a time, without a conversation."""
         template = None if self._raw else self.engine.prompt_template(self.expert)
-        return template is not None and template.user is not None
+        return template is not None and template.chat
 
 
 def _name(choice: ExpertChoice) -> str:

@@ -14,9 +14,9 @@ def in_own_words(
     """The request for a template's whole prompt, with its limit and stop strings, and what is asked so.
 
     The request as it was, and None, without a template, for a prompt that is no bare text, and for a message where the
-    template has no user's turn.
+    template is no chat's.
     """
-    if template is None or (template.user is None and request.messages is not None):
+    if template is None or (request.messages is not None and not template.chat):
         return request, None
     text = _bare_text(request, tokenizer)
     if text is None:

@@ -1,13 +1,17 @@
 """Prompts and answers as token ids, for whatever chat template a model has."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from ..errors import ZweaveError
 from ..text.chatml import chat_ids, parse_chat
-from ..text.prompt_template import PromptTemplate
+from ..text.prompt_template import PLACE, PromptTemplate
 from ..text.tokenizer import Tokenizer
 from .task import Sample, Task
+
+_SPACE = re.compile(r"\s")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -22,16 +26,40 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def expert_template(task: Task, samples: Sequence[Sample]) -> PromptTemplate:
     """The template of an expert that learns a task: the words around its texts, and how its answers end.
 
-    A task that names no words, as one from a JSONL file, has the whole user's turn as its text, if all its prompts are
-    chats with one opening; otherwise the whole prompt.
+    A task that names no words, as one from a JSONL file, has those with which all its prompts begin and end.
     """
-    words = task.template
-    if words is None:
-        chats = [parse_chat(sample.prompt) for sample in samples]
-        openings = {None if found is None else found[1] for found in chats}
-        opening = openings.pop() if len(openings) == 1 else None
-        words = PromptTemplate(user=None) if opening is None else PromptTemplate(opening=opening)
+    words = task.template or _shared_words([sample.prompt for sample in samples])
     return replace(words, labels=task.labels, max_tokens=task.max_tokens, stop=(*words.stop, *task.stop))
+
+
+def _shared_words(prompts: Sequence[str]) -> PromptTemplate:
+    """The words of the user's turns, if all prompts are chats with one opening; of whole prompts, if none is a chat."""
+    chats = [parse_chat(prompt) for prompt in prompts]
+    openings = {found and found[1] for found in chats}
+    if openings == {None}:
+        return PromptTemplate(_around(prompts), chat=False)
+    if len(openings) > 1:
+        return PromptTemplate(chat=False)
+    return PromptTemplate(_around([found[0] for found in chats if found]), openings.pop() or "")
+
+
+def _around(texts: Sequence[str]) -> str:
+    """The whole words that all texts begin and end with, and a place for what is between them."""
+    shared = _beginning(texts)
+    before = shared[: len(shared) - len(_SPACE.split(shared)[-1])]
+    rests = [text[len(before) :] for text in texts]
+    shared = _beginning([rest[::-1] for rest in rests])[::-1]
+    after = shared[len(_SPACE.split(shared)[0]) :]
+    written = f"{before}{PLACE}{after}"
+    # Texts that are all the same, or with nothing between the words, tell no words.
+    is_sure = len(set(texts)) > 1 and min(map(len, rests)) > len(after) and written.count(PLACE) == 1
+    return written if is_sure else PLACE
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """What all texts begin with: what the first and the last of them in order have in common."""
+    pairs = zip(min(texts), max(texts), strict=False)
+    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import ZweaveError, shortened
-from ..validation import is_integer
-from .chatml import chat, chat_ids
+from ..validation import check_flag, is_integer
+from . import chatml
 from .tokenizer import Tokenizer
 
 VERSION = 1
@@ -19,27 +19,30 @@ _LISTS = ("labels", "stop")
 class PromptTemplate:
     """The prompt that an expert was trained on, with a place for a text.
 
-    user: the user's turn, which holds {text} once; None where the text is the whole prompt, outside any chat template.
+    user: the user's turn, which holds {text} once.
     opening: the first words of the answer, which the model continues; {text} stands for the text here too.
     labels: the answers to choose from, each with the space that it begins with; empty for free answers.
     max_tokens: of an answer, its end token included.
     stop: strings before which an answer ends.
+    chat: whether they are turns of a chat; if not, the prompt is `user` and `opening` one after the other.
     Raises ZweaveError for what cannot be a template.
     """
 
-    user: str | None = PLACE
+    user: str = PLACE
     opening: str = ""
     labels: tuple[str, ...] = ()
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    chat: bool = True
 
     def __post_init__(self) -> None:
-        if self.user is not None and not (isinstance(self.user, str) and self.user.count(PLACE) == 1):
+        check_flag("a prompt template's chat", self.chat)
+        if not (isinstance(self.user, str) and self.user.count(PLACE) == 1):
             raise ZweaveError(
                 f"a prompt template's user must hold {PLACE} once, not be {shortened(self.user)}"
             )
-        if not isinstance(self.opening, str) or (self.user is None and self.opening):
-            raise ZweaveError("a prompt template's opening must be text, and needs a user's turn before it")
+        if not isinstance(self.opening, str):
+            raise ZweaveError(f"a prompt template's opening must be text, not {shortened(self.opening)}")
         for name in _LISTS:
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(isinstance(one, str) and one for one in values):
@@ -51,8 +54,6 @@ class PromptTemplate:
 
     def fill(self, text: str) -> tuple[str, str]:
         """The user's turn with the text in its place, and the opening of the answer."""
-        if self.user is None:
-            return text, ""
         return self.user.replace(PLACE, text), self.opening.replace(PLACE, text)
 
     def bare(self, text: str) -> str:
@@ -60,9 +61,9 @@ class PromptTemplate:
 
         So "What is 1 + 2?" is asked like "1 + 2". The words are all of the template's, or those in its line alone.
         """
-        if self.user is None:
-            return text
         before, after = self.user.split(PLACE)
+        if not (self.chat or before or after):
+            return text
         bare = whole = text.strip()
         for words in (before, before.rpartition("\n")[2]):
             if words and bare.lower().startswith(words.lower()):
@@ -75,8 +76,9 @@ class PromptTemplate:
         return bare.strip() or whole
 
     def prompt(self, text: str) -> str:
-        """The whole prompt of a text as it was in training, in ChatML."""
-        return text if self.user is None else chat(*self.fill(self.bare(text)))
+        """The whole prompt of a text as it was in training, a chat in ChatML."""
+        user, opening = self.fill(self.bare(text))
+        return chatml.chat(user, opening) if self.chat else f"{user}{opening}"
 
     def ask(self, text: str) -> "Question":
         """What a text becomes in the template's words."""
@@ -84,9 +86,9 @@ class PromptTemplate:
 
     def ids(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """Token ids of the whole prompt of a text, in the model's own chat template."""
-        if self.user is None:
-            return tokenizer.encode(text)
-        return chat_ids(tokenizer, *self.fill(self.bare(text)))
+        if not self.chat:
+            return tokenizer.encode(self.prompt(text))
+        return chatml.chat_ids(tokenizer, *self.fill(self.bare(text)))
 
     def label_of(self, answer: str) -> str | None:
         """The label that an answer is, without white space around it; None if it is none of them."""

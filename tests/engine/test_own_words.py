@@ -93,7 +93,7 @@ def test_the_label_is_told(films: Engine) -> None:
 
 
 def test_an_expert_of_bare_prompts_limits_answers_and_leaves_messages_alone(films: Engine) -> None:
-    bare = PromptTemplate(user=None, max_tokens=2)
+    bare = PromptTemplate(max_tokens=2, chat=False)
     films.load_expert("bare", replace(films.bank.registered("a").read(), prompt_template=bare))
     same(films, Request(" as is ", expert="bare"), Request(" as is ", expert="a", max_tokens=2))
     assert films.generate(Request(messages=user("x"), expert="bare", max_tokens=3))[0].asked is None

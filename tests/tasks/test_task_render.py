@@ -79,7 +79,21 @@ def test_an_experts_words_are_those_of_its_task() -> None:
         (*chats, "raw"),
         (*chats, prompts.chat("Who?", "It was")),
     ):
-        assert words(*texts) == PromptTemplate(user=None, **rest)
+        assert words(*texts) == PromptTemplate(chat=False, **rest)
+    asks = "Ticket: {}\nWhich team is it for?"
+    tickets = [asks.format(text) for text in ("my printer", "my printer is late", "my holiday")]
+    # Whole words alone: they end in no part of a word, and leave something in between.
+    asked = asks.format("my {text}")
+    assert words(*tickets) == PromptTemplate(asked, chat=False, **rest)
+    assert words(*map(prompts.chat, tickets)) == PromptTemplate(asked, **rest)
+    for texts in (
+        ("What is it?", "Who is it?"),
+        ("so", "so it is", "so it"),
+        ("a {text} b", "a {text} c"),
+        ("x y",),
+    ):
+        found = words(*texts)
+        assert all(found.prompt(text) == text for text in texts) and found.user in ("{text} is it?", "{text}")
     named = PromptTemplate("Q: {text}", "A:", max_tokens=9, stop=("q",))
     found = words(*chats, template=named)
     assert found == PromptTemplate("Q: {text}", "A:", max_tokens=3, stop=("q", "\n"))

@@ -44,9 +44,11 @@ def test_words_alone_are_a_text() -> None:
     assert TYPE.bare("Question: ") == "Question:" and SUM.bare("?") == "?"
 
 
-def test_without_a_users_turn_the_text_is_the_prompt() -> None:
-    bare = PromptTemplate(user=None, labels=("a", "b"), max_tokens=1)
+def test_without_a_chat_the_words_are_plain_text() -> None:
+    bare = PromptTemplate(labels=("a", "b"), max_tokens=1, chat=False)
     assert bare.prompt(" as it is\n") == " as it is\n" and bare.ask(" x").text == " x"
+    words = PromptTemplate("Ticket: {text}\nTeam:", chat=False)
+    assert words.prompt("late ") == words.prompt("Ticket: late") == "Ticket: late\nTeam:"
 
 
 def test_labels_are_compared_but_for_white_space() -> None:
@@ -55,7 +57,7 @@ def test_labels_are_compared_but_for_white_space() -> None:
     assert SUM.label_of(" 3") is None
 
 
-@pytest.mark.parametrize("template", [SUM, TYPE, PromptTemplate(), PromptTemplate(user=None)])
+@pytest.mark.parametrize("template", [SUM, TYPE, PromptTemplate(), PromptTemplate(chat=False)])
 def test_a_file_gives_it_back(template: PromptTemplate) -> None:
     assert PromptTemplate.from_json(template.to_json()) == template
 
@@ -73,7 +75,7 @@ def test_a_file_gives_it_back(template: PromptTemplate) -> None:
         ({"user": "{text} {text}"}, r"must hold \{text\} once"),
         ({"user": 3}, r"must hold \{text\} once"),
         ({"opening": None}, "opening must be text"),
-        ({"user": None, "opening": "It is"}, "needs a user's turn"),
+        ({"chat": "yes"}, "chat must be True or False"),
         ({"labels": "ab"}, "labels must be texts"),
         ({"labels": ["a", 1]}, "labels must be texts"),
         ({"labels": ["a", "a"]}, "two or more, all different"),

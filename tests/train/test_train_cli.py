@@ -80,7 +80,7 @@ def test_a_training_leaves_an_expert_its_log_and_its_curves(
     assert (expert.support, expert.scope, expert.first_layer) == ("leading:R/4", "after_prompt", 1)
     assert expert.training == record and expert.base_digest == checkpoint.digest()
     # The prompts of a JSONL task without chat markup are the texts themselves.
-    assert expert.prompt_template == PromptTemplate(user=None, labels=("a", "b"), max_tokens=1)
+    assert expert.prompt_template == PromptTemplate(labels=("a", "b"), max_tokens=1, chat=False)
     for key, value in {"task": "letters", "steps": 4, "seed": 3, "held_out": 3, "draws": 4}.items():
         assert record[key] == value
     log = [json.loads(line) for line in (tmp_path / "out" / "letters.jsonl").read_text().splitlines()]
