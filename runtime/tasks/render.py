@@ -38,7 +38,7 @@ def _shared_words(prompts: Sequence[str]) -> PromptTemplate:
     openings = {found and found[1] for found in chats}
     if openings == {None}:
         return PromptTemplate(_around(prompts), chat=False)
-    if len(openings) > 1:
+    if len(openings) != 1:
         return PromptTemplate(chat=False)
     return PromptTemplate(_around([found[0] for found in chats if found]), openings.pop() or "")
 

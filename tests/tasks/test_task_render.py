@@ -75,6 +75,7 @@ def test_an_experts_words_are_those_of_its_task() -> None:
     chats = prompts.chat("Who?", "It is"), prompts.chat("How\nis it?", "It is")
     assert words(*chats) == PromptTemplate("{text}", "It is", **rest)
     for texts in (
+        (),
         ("raw",),
         (*chats, "raw"),
         (*chats, prompts.chat("Who?", "It was")),
