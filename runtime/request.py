@@ -69,7 +69,7 @@ class Request:
         the answer's header on, as if its scope were `after_prompt`. An expert that was not trained so answers worse,
         or wrongly (docs/kv_cache.md).
     template: the loaded expert whose words a bare text is put into, instead of the expert's own: for a mixture of
-        experts of several tasks, or the base model.
+        experts of several tasks, or the base model. Any other prompt is then an error.
     raw: take the prompt or messages as they are, whatever words the expert was trained on.
     mixture: not to be given: `expert` parsed, None for the base model and for "auto".
     """

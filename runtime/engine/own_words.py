@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ..errors import ZweaveError
 from ..request import Request
 from ..text.prompt_template import PromptTemplate, Question
 from ..text.tokenizer import Tokenizer
@@ -14,17 +15,23 @@ def in_own_words(
     """The request for a template's whole prompt, with its limit and stop strings, and what is asked so.
 
     The request as it was, and None, without a template, for a prompt that is no bare text, and for a message where the
-    template is no chat's.
+    template is no chat's; ZweaveError for the latter two if the request names the template.
     """
-    if template is None or (request.messages is not None and not template.chat):
+    if template is None:
         return request, None
-    text = _bare_text(request, tokenizer)
+    text = None if request.messages is not None and not template.chat else _bare_text(request, tokenizer)
     if text is None:
+        if request.template is not None:
+            raise ZweaveError(
+                f"the prompt does not fit into the template of {request.template!r}, which takes a text without "
+                "special tokens or, of a chat's, one user message: leave the template out"
+            )
         return request, None
     whole = replace(
         request,
         prompt=template.ids(tokenizer, text),
         messages=None,
+        template=None,
         max_tokens=min(request.max_tokens, template.max_tokens),
         stop=(*request.stop_strings, *template.stop),
     )

@@ -107,6 +107,14 @@ def test_what_cannot_be_asked_is_refused(films: Engine) -> None:
     ):
         with pytest.raises(ZweaveError, match=words):
             Request("x", **fields)
+    bare = PromptTemplate(chat=False)
+    films.load_expert("bare", replace(films.bank.registered("a").read(), prompt_template=bare))
+    for form, name in (([1], "film"), (chat("x"), "film")):
+        with pytest.raises(ZweaveError, match=f"does not fit into the template of '{name}'"):
+            films.check(Request(form, template=name))
+    for messages, name in ((user("x"), "bare"), (user("x") * 2, "film")):
+        with pytest.raises(ZweaveError, match=f"does not fit into the template of '{name}'"):
+            films.check(Request(messages=messages, template=name))
     for name, words in (("a", "'a' has no prompt template"), ("fil", "did you mean")):
         with pytest.raises(ZweaveError, match=words):
             films.check(Request("x", template=name))
