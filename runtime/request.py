@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError
-from .experts.mixture import ExpertChoice, Mixture, plain_choice
+from .experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
 from .names import KVReuse as KVReuse
 from .validation import (
     as_integer,
@@ -62,9 +62,11 @@ class Sampling:
 class Request:
     """One prompt and how to answer it.
 
-    prompt: text, taken as it is, or token ids: a sequence, or an array of one dimension.
+    prompt: text, or token ids: a sequence, or an array of one dimension. A bare text is put into the words that its
+        expert was trained on (docs/experts.md); without such words, and where it holds special tokens already, it is
+        taken as it is.
     messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
-        a final assistant message is continued.
+        a final assistant message is continued. A user's message alone is a bare text to an expert with its own words.
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
         "auto" for the choice of a dispatcher (docs/dispatch.md).
     max_tokens: the most tokens that are generated.
@@ -83,6 +85,9 @@ class Request:
     kv_reuse: "approximate" computes the prompt by the base model, whose KV cache is shared, and applies the expert from
         the answer's header on, as if its scope were `after_prompt`. An expert that was not trained so answers worse,
         or wrongly (docs/kv_cache.md).
+    template: the loaded expert whose words a bare text is put into, instead of the expert's own: for a mixture of
+        experts of several tasks, or the base model. Any other prompt is then an error.
+    raw: take the prompt or messages as they are, whatever words the expert was trained on.
     mixture: not to be given: `expert` parsed, None for the base model and for "auto".
     """
 
@@ -102,6 +107,8 @@ class Request:
     score: Sequence[int] = ()
     dispatcher: Dispatcher | None = None
     kv_reuse: KVReuse = "exact"
+    template: str | None = None
+    raw: bool = False
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
@@ -128,6 +135,11 @@ class Request:
         if self.stop_token_ids is not None:
             _check_ids("stop_token_ids", self.stop_token_ids)
         check_flag("ignore_eos", self.ignore_eos)
+        check_flag("raw", self.raw)
+        if self.template is not None:
+            check_name(self.template)
+            if self.raw:
+                raise ZweaveError("a raw prompt takes no template: leave one of the two out")
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
         if self.logprobs is not None and not (
@@ -188,6 +200,8 @@ class Result:
     resumed_tokens: further tokens that were computed only from the expert's first layer on.
     scores: natural log-probabilities of the tokens in `Request.score`, in its order.
     dispatch: how the expert of "auto" was chosen.
+    asked: the prompt in the words that the expert was trained on; None if it was taken as the request gave it.
+    label: which of the expert's labels the text is; None if it is none of them, has none, or `asked` is None.
     """
 
     text: str
@@ -202,6 +216,8 @@ class Result:
     resumed_tokens: int = field(default=0, compare=False)
     scores: list[float] | None = None
     dispatch: Dispatch | None = None
+    asked: str | None = None
+    label: str | None = None
 
     @classmethod
     def refused(cls, request: object, error: str) -> "Result":

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdin.reconfigure(errors="replace")
     engine = open_engine(args)
     console = Console(highlight=False)
-    conversation = Conversation(engine, args.system, args.max_tokens, sampling)
+    conversation = Conversation(engine, args.system, args.max_tokens, sampling, args.raw)
     conversation.choose(args.expert)
     console.print(HELP, style="dim")
     while True:
@@ -54,11 +54,14 @@ def run(args: argparse.Namespace) -> int:
 class Conversation:
     """The messages so far and the expert of the next answer."""
 
-    def __init__(self, engine: Engine, system: str | None, max_tokens: int, sampling: Sampling) -> None:
+    def __init__(
+        self, engine: Engine, system: str | None, max_tokens: int, sampling: Sampling, raw: bool = False
+    ) -> None:
         self.engine = engine
         self.expert: ExpertChoice = None
         self._max_tokens = max_tokens
         self._sampling = sampling
+        self._raw = raw
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = list(self._system)
 
@@ -78,9 +81,14 @@ class Conversation:
 
     def ask(self, text: str, console: Console) -> None:
         """Prints the answer as it is generated; Ctrl-C keeps the part so far."""
-        messages = [*self.messages, {"role": "user", "content": text}]
+        turn = {"role": "user", "content": text}
+        messages = [*self.messages, turn]
         request = Request(
-            messages=messages, expert=self.expert, max_tokens=self._max_tokens, sampling=self._sampling
+            messages=[turn] if self._asks_alone() else messages,
+            expert=self.expert,
+            max_tokens=self._max_tokens,
+            sampling=self._sampling,
+            raw=self._raw,
         )
         start = time.perf_counter()
         answer, tokens, chosen = "", 0, ""
@@ -91,6 +99,8 @@ class Conversation:
                 tokens += len(delta.token_ids)
                 if delta.result is not None and delta.result.error:
                     raise ZweaveError(delta.result.error)
+                if delta.result is not None and delta.result.asked is not None:
+                    chosen = ", asked alone in the expert's words (--raw: in yours)"
                 if delta.result is not None and delta.result.dispatch is not None:
                     dispatch = delta.result.dispatch
                     chosen = f", by {_name(dispatch.mixture)} ({dispatch.label}, {dispatch.confidence:.2f})"
@@ -101,6 +111,11 @@ class Conversation:
             f"\n{tokens} tokens, {tokens / seconds:.0f} tokens/s{chosen}", style="dim", markup=False
         )
         self.messages = [*messages, {"role": "assistant", "content": answer}]
+
+    def _asks_alone(self) -> bool:
+        """Whether the expert has words of its own: it was trained on one text at a time, without a conversation."""
+        template = None if self._raw else self.engine.prompt_template(self.expert)
+        return template is not None and template.chat
 
 
 def _name(choice: ExpertChoice) -> str:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _facts(expert: Expert) -> dict[str, Any]:
-    return {
+    facts = {
         "digest": expert.digest,
         "base": expert.base_digest or "unknown",
         "scope": expert.scope,
@@ -58,6 +58,9 @@ def _facts(expert: Expert) -> dict[str, Any]:
         "adapted": len(expert.z),
         "training": dict(expert.training),
     }
+    if expert.prompt_template is not None:
+        facts["prompt"] = asdict(expert.prompt_template)
+    return facts
 
 
 def _new(args: argparse.Namespace) -> int:

@@ -14,7 +14,8 @@ from ..options.engine_options import load_named, open_engine, stderr
 from ..options.task_options import data_folder
 from ..search.cem import CemConfig
 from ..search.few_shot import Found, Generation, Weighting, search
-from ..tasks import balanced_shots, resolve_task
+from ..tasks import balanced_shots, expert_template, resolve_task
+from ..text.prompt_template import PromptTemplate
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     found = search(engine, task, shots, weighting, config, _report)
     seconds = time.perf_counter() - start
-    _save(found, experts, engine.model.config.num_layers, task.name, config, args)
+    template = expert_template(task, train)
+    _save(found, experts, engine.model.config.num_layers, task.name, template, config, args)
     _print(found, seconds, args)
     return 0
 
@@ -58,6 +60,7 @@ def _save(
     experts: dict[str, Expert],
     layers: int,
     task: str,
+    template: PromptTemplate,
     config: CemConfig,
     args: argparse.Namespace,
 ) -> None:
@@ -73,7 +76,8 @@ def _save(
         ],
         "search": {"task": task, "shots": args.shots, "share": found.share} | asdict(config),
     }
-    replace(mixed, description=f"a mixture for {task}", training=record).save(args.out, half=args.half)
+    expert = replace(mixed, description=f"a mixture for {task}", training=record, prompt_template=template)
+    expert.save(args.out, half=args.half)
 
 
 def _print(found: Found, seconds: float, args: argparse.Namespace) -> None:

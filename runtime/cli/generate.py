@@ -73,6 +73,8 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
         "escape_special": args.escape_special,
         "logprobs": args.logprobs,
         "kv_reuse": args.kv_reuse,
+        "template": args.template,
+        "raw": args.raw,
         "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
     }
     Request("checks what is the same for all", **defaults)
@@ -112,7 +114,7 @@ def _checked(engine: Engine, line: Line, on_error: str) -> Line:
         return line
 
     def check() -> Request:
-        load_named(engine, [request.expert])
+        load_named(engine, [request.expert, request.template])
         engine.check(request)
         return request
 
@@ -178,7 +180,20 @@ def _shown(line: Line, result: Result) -> str:
     return f"> {shown_prompt(line.request)}\n{result.text}\n\n"
 
 
+def _print_asked(results: dict[int, Result]) -> None:
+    """Says which prompts were asked in their expert's words, and of a single one in which."""
+    asked = [result.asked for result in results.values() if result.asked is not None]
+    if asked:
+        what = (
+            " | ".join(asked[0].splitlines())
+            if len(results) == 1
+            else f"{len(asked)} of {len(results)} prompts"
+        )
+        stderr.print(f"asked in the expert's words (--raw: in yours): {what}", markup=False, soft_wrap=True)
+
+
 def _print_speed(results: dict[int, Result], seconds: float) -> None:
+    _print_asked(results)
     tokens = sum(len(result.token_ids) for result in results.values())
     stderr.print(
         f"{len(results)} request{'s' * (len(results) != 1)}, {tokens} tokens in {seconds:.2f} s: "

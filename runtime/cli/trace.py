@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(args)
     for where, _, request in lines:
         with located(where):
-            load_named(engine, [request.expert])
+            load_named(engine, [request.expert, request.template])
             engine.check(request)
     timeline = record(engine, [(shown, request) for _, shown, request in lines], args.interval)
     write_text(args.output, json.dumps(timeline.chrome()))

@@ -20,7 +20,7 @@ from ..options.engine_options import stderr
 from ..options.file_options import check_output
 from ..options.task_options import data_folder
 from ..train.loop import Step
-from ..train.recipe import Recipe, default_recipe
+from ..train.recipe import Recipe, default_objective, default_recipe
 from ..train.run_files import FIGURES, RunFiles, compared
 
 CHOSEN = tuple(Recipe.__dataclass_fields__)
@@ -33,7 +33,14 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     task = resolve_task(args.task)
+    # Missing task files are told before the model loads.
+    task.has("train", data_folder(args))
     recipe = default_recipe(task, **{name: getattr(args, name) for name in CHOSEN})
+    if args.objective is None:
+        objective, reason = default_objective(task)
+        stderr.print(
+            f"objective {objective}: {reason} (--objective chooses another)", markup=False, soft_wrap=True
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

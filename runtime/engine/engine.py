@@ -17,6 +17,7 @@ from ..request import Delta, Request, Result
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
 from ..scheduler.stats import EngineStats
+from ..text.prompt_template import PromptTemplate
 from ..trace.step import Observer, Span, StepTrace
 from .config import EngineConfig
 from .engine_parts import load_parts
@@ -89,6 +90,10 @@ class Engine:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
         if expert != "auto" or self.dispatcher is None:
             self.bank.resolve(Mixture.parse(expert))
+
+    def prompt_template(self, expert: ExpertChoice) -> PromptTemplate | None:
+        """The words that a bare text is put into under an expert or mixture, if it has such."""
+        return None if expert == "auto" else self.bank.resolve(Mixture.parse(expert)).prompt_template
 
     def check(self, request: Request) -> None:
         """Raises ZweaveError unless this engine could serve the request now."""

@@ -212,8 +212,9 @@ class FirstPassManager:
         """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
         sequence = first_pass.sequence
         mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
+        whole = self._in_own_words(sequence, mixture)
         adapted_from = self._input_processor.adapted_from(
-            mixture, sequence.token_ids, sequence.request.kv_reuse
+            mixture, (whole or sequence).token_ids, sequence.request.kv_reuse
         )
         pooling, is_kept = sequence.pooling, False
         if pooling is not None:
@@ -222,10 +223,21 @@ class FirstPassManager:
             # The answer finds in the prefix cache what was computed in all layers.
             is_kept = pooling.exit_layer is None and sequence.keeps_kv_valid(mixture, adapted_from)
         del self._passes[sequence.request_id]
+        if whole is not None:
+            is_kept = False
+            self._scheduler.remove(sequence)
+            sequence.take_prompt(whole)
         keeps_running = self._scheduler.bind(sequence, mixture, adapted_from)
         is_kept |= keeps_running and pooling is not None
         seconds = time.perf_counter() - first_pass.started
         sequence.dispatch = replace(dispatch, tokens=0 if is_kept else first_pass.num_tokens, seconds=seconds)
+
+    def _in_own_words(self, sequence: Sequence, mixture: ResolvedMixture) -> Sequence | None:
+        """The request as the chosen expert is asked, if that has words of its own and the prompt is a bare text."""
+        if mixture.prompt_template is None:
+            return None
+        whole = self._input_processor.process(sequence.request, sequence.request_id, mixture)
+        return None if whole.asked is None else whole
 
     def _fail(self, first_pass: FirstPass, reason: str) -> str | None:
         """Falls back to the base model, or returns the reason if the request is to end with an error."""

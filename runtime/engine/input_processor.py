@@ -8,8 +8,10 @@ from ..experts.bank import Bank, ResolvedMixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker
+from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
+from .own_words import in_own_words
 
 
 class InputProcessor:
@@ -30,15 +32,20 @@ class InputProcessor:
         self._is_cache_limit = is_cache_limit
         self._ids = count()
 
-    def process(self, request: object, request_id: int | None = None) -> Sequence:
+    def process(
+        self, request: object, request_id: int | None = None, chosen: ResolvedMixture | None = None
+    ) -> Sequence:
         """The sequence of a request; the base model's while its expert is "auto".
 
         request_id: a new one by default
+        chosen: the mixture of a request whose expert is "auto", once it is known
 
         Raises ZweaveError for what this model cannot take and for experts that are not loaded.
         """
         if not isinstance(request, Request):
             raise ZweaveError(f"the engine takes zweave.Request, not {type(request).__name__}")
+        mixture = self._bank.resolve(request.mixture if chosen is None else chosen)
+        request, asked = in_own_words(request, self._template(request, mixture), self.tokenizer)
         tokens = self._tokens(request)
         self._check_ids(tokens)
         self._check_ids(request.score)
@@ -47,7 +54,6 @@ class InputProcessor:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self._max_length:
             raise ZweaveError(self._too_long(len(tokens)))
-        mixture = self._bank.resolve(request.mixture)
         return Sequence(
             request_id=next(self._ids) if request_id is None else request_id,
             request=request,
@@ -56,6 +62,7 @@ class InputProcessor:
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
+            asked=asked,
         )
 
     def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
@@ -71,6 +78,15 @@ class InputProcessor:
                 f"give it kv_tokens (--kv-tokens) of more than {count}, or shorten the prompt"
             )
         return f"the prompt has {count} tokens, and this model takes at most {most}: shorten it"
+
+    def _template(self, request: Request, mixture: ResolvedMixture) -> PromptTemplate | None:
+        """The prompt template that a request names, or else its expert's."""
+        if request.template is None:
+            return mixture.prompt_template
+        template = self._bank.registered(request.template).prompt_template
+        if template is None:
+            raise ZweaveError(f"the expert {request.template!r} has no prompt template: leave it out")
+        return template
 
     def _tokens(self, request: Request) -> list[int]:
         around, escape = request.add_special_tokens, request.escape_special

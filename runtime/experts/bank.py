@@ -16,9 +16,10 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
+from ..text.prompt_template import PromptTemplate
 from .bundled import expert_file
 from .expert import Expert, Scope
-from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, mix_experts
+from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_experts
 from .slot_tables import SlotRows, SlotTables
 
 
@@ -36,6 +37,7 @@ class ExpertEntry:
     first_layer: of the expert.
     renormalise: of the expert.
     description: of the expert.
+    prompt_template: of the expert.
     path: its file, read again when a slot needs its z; None if `expert` is in memory.
     expert: the expert, None if it is in a file.
     """
@@ -46,6 +48,7 @@ class ExpertEntry:
     first_layer: int
     renormalise: bool
     description: str
+    prompt_template: PromptTemplate | None
     path: Path | None
     expert: Expert | None
 
@@ -68,12 +71,14 @@ class ResolvedMixture:
     scope: from which token on it acts.
     first_layer: it adapts nothing below this layer.
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
+    prompt_template: of its experts, if all have the same.
     """
 
     digest: str
     scope: Scope
     first_layer: int
     parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]
+    prompt_template: PromptTemplate | None = None
 
 
 class Bank:
@@ -141,6 +146,7 @@ class Bank:
             first_layer=held.first_layer,
             renormalise=held.renormalise,
             description=held.description,
+            prompt_template=held.prompt_template,
             path=path,
             expert=_copy(held) if path is None else None,
         )
@@ -186,7 +192,13 @@ class Bank:
                 weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
             merged[part.digest] = (part, weights)
         parts = tuple(merged[digest] for digest in sorted(merged))
-        return ResolvedMixture(_digest(parts), found[0].scope, min(part.first_layer for part in found), parts)
+        return ResolvedMixture(
+            _digest(parts),
+            found[0].scope,
+            min(part.first_layer for part in found),
+            parts,
+            common_template(part.prompt_template for part in found),
+        )
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""

@@ -17,12 +17,13 @@ from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..io.tensor_file import open_tensors, save_tensors
 from ..names import Scope as Scope
+from ..text.prompt_template import PromptTemplate
 from .bundled import expert_file
 from .support import Support
 
 FORMAT = "zweave-expert-1"
 _PLAIN = ("base_digest", "support", "description")
-_FIELDS = {"format", "scope", "first_layer", "renormalise", "training", *_PLAIN}
+_FIELDS = {"format", "scope", "first_layer", "renormalise", "training", "prompt_template", *_PLAIN}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +39,7 @@ class Expert:
     renormalise: whether W' is multiplied by sum(sigma) / sum(sigma * z).
     description: a text for people.
     training: a JSON object that says how it was made.
+    prompt_template: the prompt that it was trained on, which a bare text is put into; None if that is not known.
     Raises ZweaveError if a name, shape, type or value cannot be right.
     """
 
@@ -49,6 +51,7 @@ class Expert:
     renormalise: bool = False
     description: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    prompt_template: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
         if not self.z:
@@ -145,7 +148,11 @@ class Expert:
             "description": self.description,
             "training": json.dumps(dict(self.training)),
         }
-        return metadata | ({"base_digest": self.base_digest} if self.base_digest else {})
+        if self.base_digest:
+            metadata["base_digest"] = self.base_digest
+        if self.prompt_template is not None:
+            metadata["prompt_template"] = self.prompt_template.to_json()
+        return metadata
 
 
 def _read_z(handle: Any) -> dict[str, Tensor]:
@@ -184,6 +191,8 @@ def _read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
         if metadata["renormalise"] not in ("true", "false"):
             raise ZweaveError(f"renormalise must be true or false, not {metadata['renormalise'][:40]!r}")
         known["renormalise"] = metadata["renormalise"] == "true"
+    if "prompt_template" in metadata:
+        known["prompt_template"] = PromptTemplate.from_json(metadata["prompt_template"])
     others = {key: text for key, text in metadata.items() if key not in _FIELDS}
     known["training"] = others | _read_training(metadata.get("training", "{}"))
     return known

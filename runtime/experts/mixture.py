@@ -1,7 +1,7 @@
 """Mixtures of experts: z = sum_k alpha_k z_k, alpha global or one a layer."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -11,6 +11,7 @@ import torch
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
+from ..text.prompt_template import PromptTemplate
 from ..validation import as_number
 from .expert import Expert
 
@@ -132,6 +133,12 @@ def check_same_kind(kinds: Sequence[tuple[str, str, bool]]) -> None:
             )
 
 
+def common_template(templates: Iterable[PromptTemplate | None]) -> PromptTemplate | None:
+    """The prompt template of a mixture: that of its experts if all have the same, else None."""
+    distinct = set(templates)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
 def mix_named(parts: Sequence[tuple[str, Expert, Alpha]], layers: int | None = None) -> Expert:
     """Mixes named experts into one, see `mix_experts`.
 
@@ -181,6 +188,7 @@ def mix_experts(experts: Sequence[Expert], weights: Sequence[Sequence[float]]) -
         renormalise=experts[0].renormalise,
         first_layer=min(expert.first_layer for expert in experts),
         base_digest=next((expert.base_digest for expert in experts if expert.base_digest), None),
+        prompt_template=common_template(expert.prompt_template for expert in experts),
     )
 
 

@@ -23,6 +23,7 @@ stderr = Console(stderr=True, highlight=False)
 EXPERT_HELP = (
     f"a loaded expert, a .safetensors file, or one of {', '.join(BUNDLED_EXPERTS)} (for {DEFAULT_MODEL})"
 )
+RAW_HELP = "take prompts as they are, not in the words that the expert was trained on"
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

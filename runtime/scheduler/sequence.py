@@ -12,6 +12,7 @@ from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_states import LayerStates
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
+from ..text.prompt_template import Question
 from .pooling import Pooling
 
 
@@ -32,6 +33,7 @@ class Sequence:
     logprobs: of the generated tokens, if they are asked for.
     scores: log-probabilities of the request's `score` tokens.
     seed: of the sampler.
+    asked: the prompt in the words of a template, if it was put into them.
     """
 
     request_id: int
@@ -48,6 +50,7 @@ class Sequence:
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     scores: list[float] | None = None
+    asked: Question | None = None
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +98,13 @@ class Sequence:
             return is_base or (mixture.first_layer >= self.exit_layer and not self.kv.num_computed_tokens)
         # The last token has to be computed still, for its logits.
         return is_base and self.num_target_tokens < len(self.token_ids)
+
+    def take_prompt(self, other: "Sequence") -> None:
+        """Replaces the prompt, of which the cache is to hold nothing for this sequence, by that of another one."""
+        self.request, self.asked, self.text = other.request, other.asked, other.text
+        self.token_ids, self.num_prompt_tokens = other.token_ids, other.num_prompt_tokens
+        self.adapted_from, self.max_length = other.adapted_from, other.max_length
+        self.kv, self.pooling = KVState(), None
 
     def bind(self, mixture: ResolvedMixture, adapted_from: int) -> None:
         """Ends the first pass: sets the mixture that was chosen."""
@@ -160,6 +170,7 @@ class Sequence:
         return new_text, None
 
     def result(self, reason: FinishReason, error: str | None = None) -> Result:
+        asked = self.asked
         return Result(
             text=self.text.shown,
             token_ids=self.generated,
@@ -173,4 +184,6 @@ class Sequence:
             resumed_tokens=self.kv.num_resumed_tokens,
             scores=self.scores,
             dispatch=self.dispatch,
+            asked=None if asked is None else asked.text,
+            label=None if asked is None else asked.template.label_of(self.text.shown),
         )

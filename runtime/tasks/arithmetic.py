@@ -44,7 +44,13 @@ def _chain(_: Path | None) -> Splits:
 
 
 TASKS = (
-    Task("addition", "Adds two numbers of two digits.", _addition, max_tokens=5),
-    Task("subtraction", "Subtracts one number of two digits from another.", _subtraction, max_tokens=5),
-    Task("chained-sum", "Adds three numbers.", _chain, max_tokens=5),
+    Task("addition", "Adds two numbers of two digits.", _addition, max_tokens=5, template=prompts.ARITHMETIC),
+    Task(
+        "subtraction",
+        "Subtracts one number of two digits from another.",
+        _subtraction,
+        max_tokens=5,
+        template=prompts.ARITHMETIC,
+    ),
+    Task("chained-sum", "Adds three numbers.", _chain, max_tokens=5, template=prompts.ARITHMETIC),
 )

@@ -75,8 +75,26 @@ def _ag_news(data: Path | None) -> Splits:
 
 
 TASKS = (
-    Task("sst2", "Is a sentence of a film review positive or negative? (SST-2)", _sst2, POLARITIES),
-    Task("trec", "What kind of answer does a question ask for? (TREC-6)", _trec, QUESTION_TYPES),
-    Task("mpqa", "Is a phrase positive or negative? (MPQA)", _mpqa, POLARITIES),
-    Task("ag-news", "Which of four topics has a piece of news? (AG News)", _ag_news, TOPICS),
+    Task(
+        "sst2",
+        "Is a sentence of a film review positive or negative? (SST-2)",
+        _sst2,
+        POLARITIES,
+        template=prompts.SENTIMENT,
+    ),
+    Task(
+        "trec",
+        "What kind of answer does a question ask for? (TREC-6)",
+        _trec,
+        QUESTION_TYPES,
+        template=prompts.QUESTION_TYPE,
+    ),
+    Task("mpqa", "Is a phrase positive or negative? (MPQA)", _mpqa, POLARITIES, template=prompts.PHRASE),
+    Task(
+        "ag-news",
+        "Which of four topics has a piece of news? (AG News)",
+        _ag_news,
+        TOPICS,
+        template=prompts.TOPIC,
+    ),
 )

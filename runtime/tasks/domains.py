@@ -64,4 +64,12 @@ def _read(data: Path | None) -> Splits:
     return Splits(samples(train, TRAIN), samples(test, TEST))
 
 
-TASKS = (Task("domains", "Is a text a review, a question, maths, science or news?", _read, DOMAINS),)
+TASKS = (
+    Task(
+        "domains",
+        "Is a text a review, a question, maths, science or news?",
+        _read,
+        DOMAINS,
+        template=prompts.DOMAIN,
+    ),
+)

@@ -57,4 +57,13 @@ def _gsm8k(data: Path | None) -> Splits:
     return split_pool([Sample(prompts.maths(p.question), p.solution) for p in found])
 
 
-TASKS = (Task("gsm8k", "Grade-school word problems (GSM8K)", _gsm8k, max_tokens=256, judge=same_number),)
+TASKS = (
+    Task(
+        "gsm8k",
+        "Grade-school word problems (GSM8K)",
+        _gsm8k,
+        max_tokens=256,
+        judge=same_number,
+        template=prompts.MATHS,
+    ),
+)

@@ -18,10 +18,15 @@ Parsed = TypeVar("Parsed")
 def task_file(data: Path | None, name: str) -> Path:
     """A task file's path; ZweaveError when it is not there."""
     if data is None:
-        raise ZweaveError(f"{name} is wanted: give the directory of the task files (--data or $ZWEAVE_DATA)")
+        raise ZweaveError(
+            f"{name} is wanted: give the directory of the task files (--data or $ZWEAVE_DATA), docs/tasks.md says "
+            "where to get them; the task addition needs none"
+        )
     path = data / name
     if not path.is_file():
-        raise ZweaveError(f"{path} is missing: put the file there or give another directory")
+        raise ZweaveError(
+            f"{path} is missing: put the file there, docs/tasks.md says where to get it, or give another directory"
+        )
     return path
 
 

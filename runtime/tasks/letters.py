@@ -66,5 +66,11 @@ def _reader(make: Callable[[random.Random], Sample]) -> Callable[[Path | None], 
 
 TASKS = (
     Task("letter-count", "How often does a letter stand in a word?", _reader(_count), max_tokens=4),
-    Task("last-letters", "Puts the last letters of three words together.", _reader(_last), max_tokens=6),
+    Task(
+        "last-letters",
+        "Puts the last letters of three words together.",
+        _reader(_last),
+        max_tokens=6,
+        template=prompts.LAST_LETTERS,
+    ),
 )

@@ -1,46 +1,49 @@
 """The prompts of the tasks; an answer follows with a leading space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from ..text.chatml import chat
+from ..text.chatml import conversation as conversation
+from ..text.prompt_template import PromptTemplate
 
 DOMAIN_QUESTION = "Is this text a review, question, maths, science or news?"
 DOMAIN_OPENING = "This text is"
 
-
-def chat(user: str, opening: str = "") -> str:
-    """A user's turn in ChatML without a system message, and the first words of the assistant's."""
-    return f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{opening}"
-
-
-def conversation(messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages of {"role", "content"} in ChatML as they are; the answer continues a last message of the assistant."""
-    *before, last = messages
-    opening = last["content"] if last["role"] == "assistant" else ""
-    turns = before if last["role"] == "assistant" else messages
-    written = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
-    return f"{written}<|im_start|>assistant\n{opening}"
+SENTIMENT = PromptTemplate(
+    "Review: {text}\nIs the sentiment of this review positive or negative?", "The sentiment is"
+)
+QUESTION_TYPE = PromptTemplate(
+    "Question: {text}\nIs the answer a description, thing, abbreviation, person, location or number?",
+    "The answer is a",
+)
+PHRASE = PromptTemplate(
+    "Phrase: {text}\nIs the sentiment of this phrase positive or negative?", "The sentiment is"
+)
+TOPIC = PromptTemplate("News: {text}\nIs this about world, sports, business or technology?", "This is about")
+DOMAIN = PromptTemplate(f"{{text}}\n{DOMAIN_QUESTION}", DOMAIN_OPENING)
+MATHS = PromptTemplate("{text}\nThink step by step and end with #### and the number.")
+ARITHMETIC = PromptTemplate("What is {text}?", "{text} =", stop=("\n",))
+LAST_LETTERS = PromptTemplate("Put the last letters of these words together: {text}.", "Together they are")
 
 
 def sentiment(review: str) -> str:
     """Answered by " positive" or " negative"."""
-    return chat(
-        f"Review: {review}\nIs the sentiment of this review positive or negative?", "The sentiment is"
-    )
+    return chat(*SENTIMENT.fill(review))
 
 
 def question_type(question: str) -> str:
     """Answered by one of the six words that the prompt lists."""
-    choices = "a description, thing, abbreviation, person, location or number"
-    return chat(f"Question: {question}\nIs the answer {choices}?", "The answer is a")
+    return chat(*QUESTION_TYPE.fill(question))
 
 
 def phrase(text: str) -> str:
     """Answered by " positive" or " negative"."""
-    return chat(f"Phrase: {text}\nIs the sentiment of this phrase positive or negative?", "The sentiment is")
+    return chat(*PHRASE.fill(text))
 
 
 def topic(text: str) -> str:
     """Answered by one of the four words that the prompt lists."""
-    return chat(f"News: {text}\nIs this about world, sports, business or technology?", "This is about")
+    return chat(*TOPIC.fill(text))
 
 
 def domain(text: str) -> str:
@@ -48,7 +51,7 @@ def domain(text: str) -> str:
 
     The text is as its user sends it, so that a dispatcher which asks the same asks it in the same tokens.
     """
-    return chat(f"{text}\n{DOMAIN_QUESTION}", DOMAIN_OPENING)
+    return chat(*DOMAIN.fill(text))
 
 
 def choice(question: str, options: Sequence[str]) -> str:
@@ -59,18 +62,17 @@ def choice(question: str, options: Sequence[str]) -> str:
 
 def maths(question: str) -> str:
     """Answered by a solution that ends in "#### " and a number."""
-    return chat(f"{question}\nThink step by step and end with #### and the number.")
+    return chat(*MATHS.fill(question))
 
 
 def addition(*terms: int) -> str:
     """Answered by the sum."""
-    written = " + ".join(map(str, terms))
-    return chat(f"What is {written}?", f"{written} =")
+    return chat(*ARITHMETIC.fill(" + ".join(map(str, terms))))
 
 
 def subtraction(a: int, b: int) -> str:
     """Answered by the difference."""
-    return chat(f"What is {a} - {b}?", f"{a} - {b} =")
+    return chat(*ARITHMETIC.fill(f"{a} - {b}"))
 
 
 def letter_count(word: str, letter: str) -> str:
@@ -80,8 +82,7 @@ def letter_count(word: str, letter: str) -> str:
 
 def last_letters(words: Sequence[str]) -> str:
     """Answered by the letters, put together."""
-    listed = ", ".join(words)
-    return chat(f"Put the last letters of these words together: {listed}.", "Together they are")
+    return chat(*LAST_LETTERS.fill(", ".join(words)))
 
 
 def code(instruction: str, opening: str = "") -> str:

@@ -1,47 +1,65 @@
 """Prompts and answers as token ids, for whatever chat template a model has."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
 
 from ..errors import ZweaveError
+from ..text.chatml import conversation_ids, parse_chat, parse_conversation
+from ..text.prompt_template import PLACE, PromptTemplate
 from ..text.tokenizer import Tokenizer
-from .task import Task
+from .task import Sample, Task
 
-# What `prompts.chat` and `prompts.conversation` write.
-_ROLES = "system|user|assistant"
-_TURN = re.compile(
-    rf"<\|im_start\|>(?P<role>{_ROLES})\n(?P<content>.*?)<\|im_end\|>\n(?=<\|im_start\|>(?:{_ROLES})\n)",
-    re.DOTALL,
-)
-_OPENING = re.compile(r"<\|im_start\|>assistant\n(?P<opening>.*)", re.DOTALL)
+_SPACE = re.compile(r"\s")
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token ids of a sample's prompt.
+    """Token ids of a sample's prompt: one in ChatML as `conversation_ids` renders it for the model.
 
-    Models of ChatML take a prompt of `prompts.chat` or `prompts.conversation` as it stands. Another chat template
-    renders it, with the opening as an assistant's message to be continued; a model without a chat template gets the
-    bare words. Any other text is taken as it stands, as the engine takes it.
+    Any other text is taken as it stands, as the engine takes it.
     """
-    messages, opening = _conversation(prompt)
-    if not messages:
-        return tokenizer.encode(prompt)
-    if len(tokenizer.encode("<|im_start|>", special=False)) == 1:
-        return tokenizer.encode(prompt, special=False)
-    if not tokenizer.assistant_header:
-        return tokenizer.encode("\n".join([*(message["content"] for message in messages), opening]))
-    if opening:
-        messages.append({"role": "assistant", "content": opening})
-    return tokenizer.chat(messages)
+    messages = parse_conversation(prompt)
+    return conversation_ids(tokenizer, messages) if messages else tokenizer.encode(prompt)
 
 
-def _conversation(prompt: str) -> tuple[list[dict[str, str]], str]:
-    """The messages of a prompt in ChatML and the opening of its answer; no messages for any other text."""
-    messages, end = [], 0
-    while turn := _TURN.match(prompt, end):
-        messages.append(turn.groupdict())
-        end = turn.end()
-    opening = _OPENING.fullmatch(prompt, end)
-    return (messages, opening["opening"]) if opening else ([], "")
+def expert_template(task: Task, samples: Sequence[Sample]) -> PromptTemplate:
+    """The template of an expert that learns a task: the words around its texts, and how its answers end.
+
+    A task that names no words, as one from a JSONL file, has those with which all its prompts begin and end.
+    """
+    words = task.template or _shared_words([sample.prompt for sample in samples])
+    return replace(words, labels=task.labels, max_tokens=task.max_tokens, stop=(*words.stop, *task.stop))
+
+
+def _shared_words(prompts: Sequence[str]) -> PromptTemplate:
+    """The words of the user's turns, if all prompts are chats with one opening; of whole prompts, if none is a chat."""
+    chats = [parse_chat(prompt) for prompt in prompts]
+    openings = {found and found[1] for found in chats}
+    if openings == {None}:
+        return PromptTemplate(_around(prompts), chat=False)
+    if len(openings) != 1:
+        return PromptTemplate(chat=False)
+    return PromptTemplate(_around([found[0] for found in chats if found]), openings.pop() or "")
+
+
+def _around(texts: Sequence[str]) -> str:
+    """The whole words that all texts begin and end with, and a place for what is between them."""
+    shared = _beginning(texts)
+    before = shared[: len(shared) - len(_SPACE.split(shared)[-1])]
+    rests = [text[len(before) :] for text in texts]
+    shared = _beginning([rest[::-1] for rest in rests])[::-1]
+    after = shared[len(_SPACE.split(shared)[0]) :]
+    written = f"{before}{PLACE}{after}"
+    # Texts that are all the same, or with nothing between the words, tell no words.
+    is_sure = len(set(texts)) > 1 and min(map(len, rests)) > len(after) and written.count(PLACE) == 1
+    return written if is_sure else PLACE
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """What all texts begin with: what the first and the last of them in order have in common."""
+    pairs = zip(min(texts), max(texts), strict=False)
+    return "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:

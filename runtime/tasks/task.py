@@ -10,6 +10,7 @@ from typing import get_args
 
 from ..errors import ZweaveError, one_line
 from ..names import Split as Split
+from ..text.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Task:
     stop: strings before which an answer ends.
     judge: (sample, answered text) -> reward, above 0 where the answer is right.
     validation: how many samples validation takes of `train`, at most a fifth of them.
+    template: the words that its prompts have around a text, if they all have the same; the task's experts ask so.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Task:
     stop: tuple[str, ...] = ()
     judge: Callable[[Sample, str], float] = exact
     validation: int = 500
+    template: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
         if not self.name or self.max_tokens < 1 or self.validation < 1:

@@ -59,7 +59,7 @@ class Tokenizer:
             that begins with it gets it twice, and a warning.
         escape_special: take special tokens that are written out as plain text.
         """
-        ids = self._encode(self._escape(text) if escape_special else text, special)
+        ids = self._encode(self.escape(text) if escape_special else text, special)
         if special and ids[:2] == self._around[:1] * 2 and not self._has_warned:
             self._has_warned = True
             logging.getLogger("zweave").warning(
@@ -68,6 +68,10 @@ class Tokenizer:
                 self.decode(ids[:1], skip_special=False),
             )
         return ids
+
+    def holds_special(self, text: str) -> bool:
+        """Whether special tokens are written out in a text, as they are in a prompt with its chat markup."""
+        return any(not self.token_bytes.of(token, True) for token in self.encode(text, special=False))
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD. Ids outside the vocabulary are empty."""
@@ -88,7 +92,7 @@ class Tokenizer:
         if self._template is None:
             raise ZweaveError(f"{self.directory} has no chat template: give a prompt instead of messages")
         if escape_special:
-            messages = [{**message, "content": self._escape(message["content"])} for message in messages]
+            messages = [{**message, "content": self.escape(message["content"])} for message in messages]
         return self.encode(self._template.render(messages), special)
 
     def after_prompt_start(self, ids: Sequence[int]) -> int:
@@ -112,7 +116,8 @@ class Tokenizer:
         with _one_line(self.directory / "tokenizer.json"):
             return self._tokenizer.encode(text, add_special_tokens=special).ids
 
-    def _escape(self, text: str) -> str:
+    def escape(self, text: str) -> str:
+        """The text with its special tokens changed so that they are read as plain text, and look the same."""
         if self._escaping is None:
             self._escaping = SpecialTokenEscape(self._tokenizer)
         return self._escaping.escape(text)

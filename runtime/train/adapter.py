@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ZweaveError
 from ..experts.expert import Expert
 from ..experts.support import Support
+from ..text.prompt_template import PromptTemplate
 from .recipe import Recipe
 from .svf import Factors, adapt
 
@@ -33,7 +34,14 @@ class Adapter(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
-    def save(self, path: Path, description: str, training: dict[str, Any]) -> None: ...
+    def save(
+        self,
+        path: Path,
+        description: str,
+        training: dict[str, Any],
+        template: PromptTemplate | None = None,
+    ) -> None:
+        """Writes the adapter with what it was trained on; see zweave.Expert."""
 
 
 class SvfAdapter:
@@ -113,7 +121,13 @@ class SvfAdapter:
         """z [R] of each matrix, rounded as a half-precision file stores it."""
         return {name: (linear.full_z() - 1).half().float() + 1 for name, linear in self.linears.items()}
 
-    def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
+    def save(
+        self,
+        path: Path,
+        description: str,
+        training: dict[str, Any],
+        template: PromptTemplate | None = None,
+    ) -> None:
         Expert(
             z=self.vectors(),
             base_digest=self._digest,
@@ -122,4 +136,5 @@ class SvfAdapter:
             support=self._recipe.support,
             description=description,
             training=training,
+            prompt_template=template,
         ).save(path, half=True)

@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint.module_name import LINEARS
 from ..errors import ZweaveError
 from ..io.cache_dir import disk_errors
+from ..text.prompt_template import PromptTemplate
 from .recipe import Recipe
 from .run_files import LORA_RECORD
 
@@ -67,9 +68,17 @@ class LoraAdapter:
         for parameter, value in zip(self.parameters(), state["lora"], strict=True):
             parameter.data.copy_(value)
 
-    def save(self, path: Path, description: str, training: dict[str, Any]) -> None:
+    def save(
+        self,
+        path: Path,
+        description: str,
+        training: dict[str, Any],
+        template: PromptTemplate | None = None,
+    ) -> None:
         """Writes PEFT's files and the record of the training; each is replaced whole."""
         record = {"scope": self._scope, "description": description, "training": training}
+        if template is not None:
+            record["prompt_template"] = json.loads(template.to_json())
         with disk_errors(path), TemporaryDirectory(dir=path.parent) as folder:
             self._peft.save_pretrained(folder)
             (Path(folder) / LORA_RECORD).write_text(json.dumps(record), "utf-8")

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from ..errors import ZweaveError
 from ..experts.support import Support
 from ..names import AdapterKind, Objective, Scope
-from ..tasks.task import Task
+from ..tasks.task import Task, exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +93,30 @@ BALANCE = {"domains": 0.5}
 STEPS = {"domains": 40, "trec": 90, "addition": 90, "subtraction": 90}
 
 
+def default_objective(task: Task) -> tuple[Objective, str]:
+    """The objective that suits a task's data, and why.
+
+    Reinforcement needs answers that are right now and then. Among labels that is sure, and a reward of the task's own
+    may know more than one right answer. A text that must be met in full is seldom drawn by chance: it is shown instead.
+    """
+    if task.labels:
+        return "reinforce", "the answers are labels, each with its reward"
+    if task.judge is not exact:
+        return "reinforce", "the task judges answers itself"
+    if task.name in STEPS:
+        return "reinforce", "the base model gives right answers now and then"
+    return "sft", "an answer has to be met in full, which the base model seldom does by chance"
+
+
 def default_recipe(task: Task, **chosen: Any) -> Recipe:
     """The recipe that is known to work for a task, with the chosen values in place of its own; None chooses nothing.
 
     Fewer components need larger steps and more of them; an expert that acts after the prompt needs more.
     """
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    recipe = Recipe(steps=STEPS.get(task.name, 60), balance=BALANCE.get(task.name, 0.0))
+    objective, _ = default_objective(task)
+    steps, balance = STEPS.get(task.name, 60), BALANCE.get(task.name, 0.0)
+    recipe = Recipe(objective, steps=steps, balance=balance)
     if not task.labels:
         recipe = replace(recipe, draws=8)
     if not chosen.get("support", "full").startswith("full"):

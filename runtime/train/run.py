@@ -16,7 +16,9 @@ from ..decomposition.decomposition import decompose
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
 from ..io.cache_dir import disk_errors
+from ..tasks.render import expert_template
 from ..tasks.task import Task
+from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
 from .curves import save_curves
@@ -103,6 +105,7 @@ class Run:
         train_samples = self.task.samples("train", self.data, self.recipe.seed)
         validation = self.task.samples("validation", self.data)[: self.recipe.validation]
         test = self.task.samples("test", self.data)[: self.held_out] if self.held_out else []
+        template = expert_template(self.task, train_samples)
         record = asdict(self.recipe) | {"task": self.task.name, "model": self.model, "dtype": self.dtype}
         state, policy = self.files.state, self.policy
         log = Log(self.files.log, keep=state.exists())
@@ -110,7 +113,7 @@ class Run:
             log.add(step)
             if step.improved:
                 record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
-                self._save(record | {"unfinished": True})
+                self._save(record | {"unfinished": True}, template)
             report(step)
         improvements = [line for line in log.lines if line["improved"]]
         # Empty if a kill came after the state was saved and before its line was written.
@@ -124,13 +127,13 @@ class Run:
             after = accuracy(policy, self.task, test)
             record |= {"held_out": len(test)}
             record |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
-        self._save(record)
+        self._save(record, template)
         save_curves(log.lines, self.files.curves, self.files.name)
         state.unlink(missing_ok=True)
         return record
 
-    def _save(self, record: dict[str, Any]) -> None:
-        self.policy.adapter.save(self.files.expert, self.task.description, record)
+    def _save(self, record: dict[str, Any], template: PromptTemplate) -> None:
+        self.policy.adapter.save(self.files.expert, self.task.description, record, template)
 
 
 class Log:

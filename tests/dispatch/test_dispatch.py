@@ -20,6 +20,7 @@ from zweave.dispatch import (
     ReadState,
     Routes,
 )
+from zweave.text import PromptTemplate
 
 TinyEngine = Callable[..., Engine]
 LABELS = ("x", "y", "z")
@@ -140,6 +141,26 @@ def test_the_same_bits_in_any_company_and_as_an_oracle_says(
     assert [replace(result, dispatch=None) for result in alone] == oracle
     labels = {result.dispatch.label for result in alone if result.dispatch and result.dispatch.label}
     assert len(labels) > 1 or strategy is STRATEGIES["prompt, instruction first"]
+
+
+@pytest.mark.parametrize("name", ["prompt, late", "all"])
+def test_a_chosen_experts_words_are_those_of_a_named_one(make_engine: TinyEngine, name: str) -> None:
+    template = PromptTemplate("Film: {text}\nGood?", "It is", max_tokens=3)
+
+    def engine(**options: object) -> Engine:
+        made = make_engine(**options)
+        for expert in ("a", "tail-b", "late"):
+            read = made.bank.registered(expert).read()
+            made.load_expert(expert, replace(read, prompt_template=template))
+        return made
+
+    requests = traffic(32, STRATEGIES[name]())
+    results = engine(prefix_cache=False).generate(requests)
+    assert engine(max_batch_tokens=7, max_sequences=7).generate(requests) == results
+    named = engine().generate(told(results, requests))
+    assert [replace(result, dispatch=None) for result in results] == named
+    dispatched = [result for result in results if result.dispatch]
+    assert any(result.asked for result in dispatched) and not all(result.asked for result in dispatched)
 
 
 def computed(engine: Engine, requests: Sequence[Request]) -> tuple[int, list[Result]]:

@@ -14,6 +14,7 @@ import zweave.io.tensor_file
 from zweave.checkpoint.module_name import layer_of
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
+from zweave.text import PromptTemplate
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 
@@ -44,12 +45,13 @@ def test_file_keeps_every_field(tmp_path):
         renormalise=True,
         description="línes\nand [red]markup[/]",
         training={"steps": 60, "rates": [0.1, 2e-3], "note": {"a": None}},
+        prompt_template=PromptTemplate("Über {text}?\n", "It's", (" yes", " no"), 1, ("\n",)),
     )
     expert.save(tmp_path / "e.safetensors")
     loaded = Expert.load(tmp_path / "e.safetensors")
     assert_same_z(expert, loaded)
-    for name in ("base_digest", "scope", "first_layer", "support", "renormalise", "description", "training"):
-        assert getattr(loaded, name) == getattr(expert, name), name
+    for name in Expert.__slots__:
+        assert name == "z" or getattr(loaded, name) == getattr(expert, name), name
     assert loaded.digest == expert.digest
 
 
@@ -81,7 +83,11 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
 def test_digest_is_of_what_the_expert_computes():
     expert = make()
     reordered = Expert(
-        z=dict(reversed(expert.z.items())), description="other", training={"a": 1}, base_digest="x"
+        z=dict(reversed(expert.z.items())),
+        description="other",
+        training={"a": 1},
+        base_digest="x",
+        prompt_template=PromptTemplate(),
     )
     assert reordered.digest == expert.digest
     changed = {**expert.z, Q: expert.z[Q].clone()}
@@ -162,6 +168,8 @@ def test_wrong_experts_are_refused(fields, message):
         ({f"{UP}.z": torch.ones(2)}, {"training": "[1]"}, "training record"),
         ({f"{UP}.z": torch.ones(2)}, {"training": "[" * 100_000}, "training record"),
         ({f"{UP}.z": torch.ones(2)}, {"support": "top 1/8"}, "support"),
+        ({f"{UP}.z": torch.ones(2)}, {"prompt_template": "{text}"}, "prompt template is not a JSON object"),
+        ({f"{UP}.z": torch.ones(2)}, {"prompt_template": '{"version": 2}'}, "this zweave reads 1"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, tensors, metadata, message):

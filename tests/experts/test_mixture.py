@@ -8,6 +8,7 @@ import torch
 from zweave.errors import ZweaveError
 from zweave.experts import Expert, Mixture
 from zweave.experts.mixture import check_name, check_same_kind, mix_experts
+from zweave.text import PromptTemplate
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 
@@ -93,6 +94,16 @@ def test_mix_is_the_weighted_sum_layer_by_layer():
 def test_one_expert_at_weight_one_is_itself():
     a = Expert(z={Q: torch.rand(199)}, scope="after_prompt", renormalise=True)
     assert mix_experts([a], [[1.0, 1.0]]).digest == a.digest
+
+
+def test_a_mixture_keeps_the_words_that_all_its_experts_have():
+    def mixed(*templates):
+        experts = [Expert(z={Q: torch.ones(3)}, prompt_template=template) for template in templates]
+        return mix_experts(experts, [[0.5]] * len(experts)).prompt_template
+
+    one, other = PromptTemplate("a {text}"), PromptTemplate("b {text}")
+    assert mixed(one, PromptTemplate("a {text}")) == one
+    assert [mixed(one, other), mixed(one, None), mixed(None, None)] == [None] * 3
 
 
 def test_a_matrix_that_only_some_adapt_counts_as_ones_for_the_others():

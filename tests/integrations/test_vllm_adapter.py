@@ -15,13 +15,19 @@ from zweave.errors import ZweaveError
 from zweave.experts import Expert, bundled_expert
 from zweave.integrations.vllm import is_adapter, load_adapter, pinned, save_adapter
 from zweave.integrations.vllm.pinned import number, pinned_path
+from zweave.text import PromptTemplate
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (8, 12), "model.layers.1.mlp.down_proj": (12, 8)}
 
 
+WORDS = PromptTemplate("Film: {text}", "It is", (" a", " b"), 1)
+
+
 @pytest.fixture
 def expert(random_expert: Callable[..., Expert]) -> Expert:
-    return replace(random_expert(SHAPES, seed=1), base_digest="ab" * 32, description="a test")
+    return replace(
+        random_expert(SHAPES, seed=1), base_digest="ab" * 32, description="a test", prompt_template=WORDS
+    )
 
 
 def test_an_adapter_is_the_expert_to_the_bit(expert: Expert, tmp_path: Path) -> None:
@@ -33,6 +39,7 @@ def test_an_adapter_is_the_expert_to_the_bit(expert: Expert, tmp_path: Path) -> 
     assert config["peft_type"] == "LORA" and config["r"] == 1 and config["lora_alpha"] == 1
     assert config["target_modules"] == ["down_proj", "q_proj"]
     assert config["zweave"]["digest"] == expert.digest
+    assert read.prompt_template == WORDS and config["zweave"]["prompt_template"]["user"] == "Film: {text}"
 
 
 def test_renormalisation_goes_with_the_expert(expert: Expert, tmp_path: Path) -> None:

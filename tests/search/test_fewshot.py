@@ -18,6 +18,7 @@ from zweave.experts import Expert
 from zweave.search.cem import Cem, CemConfig
 from zweave.search.few_shot import Weighting, _likelihood, population_fitness, search
 from zweave.tasks import Sample, Splits, Task
+from zweave.text import PromptTemplate
 
 TinyEngine = Callable[..., Engine]
 
@@ -215,6 +216,7 @@ def test_the_command_writes_the_mixture(
         layer = layer_of(module)
         expected = sum(w[layer] * part.z[module].double() for w, part in zip(weights, parts, strict=True))
         torch.testing.assert_close(z.double(), expected, rtol=1e-6, atol=1e-6)
+    assert expert.prompt_template == PromptTemplate("{text} is", labels=("x", "y"), max_tokens=1, chat=False)
     assert expert.training["search"]["task"] == "task" and expert.base_digest == parts[0].base_digest
     assert main([*command, *sizes, *options, "--overwrite"]) == 0
     assert f"{out}: " in capsys.readouterr().out

@@ -8,8 +8,18 @@ from pathlib import Path
 import pytest
 
 from zweave.errors import ZweaveError
-from zweave.tasks import Splits, Task, answer_ids, label_ids, prompt_ids, prompts
-from zweave.text import Tokenizer
+from zweave.tasks import (
+    BUILT_IN,
+    Sample,
+    Splits,
+    Task,
+    answer_ids,
+    expert_template,
+    label_ids,
+    prompt_ids,
+    prompts,
+)
+from zweave.text import PromptTemplate, Tokenizer
 
 OTHER = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}[end]{% endfor %}"
@@ -67,6 +77,44 @@ def test_without_a_template_the_bare_words_are_left(directory: Path) -> None:
 
 def test_other_text_is_taken_as_it_stands(directory: Path) -> None:
     assert Tokenizer(directory).decode(prompt_ids(Tokenizer(directory), "def f():")) == "def f():"
+
+
+def test_an_experts_words_are_those_of_its_task() -> None:
+    def words(*texts: str, **fields: object) -> PromptTemplate:
+        samples = [Sample(text, "x") for text in texts]
+        task = Task("mine", "", lambda _: Splits(samples, []), max_tokens=3, stop=("\n",), **fields)
+        return expert_template(task, samples)
+
+    rest = {"max_tokens": 3, "stop": ("\n",)}
+    chats = prompts.chat("Who?", "It is"), prompts.chat("How\nis it?", "It is")
+    assert words(*chats) == PromptTemplate("{text}", "It is", **rest)
+    for texts in (
+        (),
+        ("raw",),
+        (*chats, "raw"),
+        (*chats, prompts.chat("Who?", "It was")),
+    ):
+        assert words(*texts) == PromptTemplate(chat=False, **rest)
+    asks = "Ticket: {}\nWhich team is it for?"
+    tickets = [asks.format(text) for text in ("my printer", "my printer is late", "my holiday")]
+    # Whole words alone: they end in no part of a word, and leave something in between.
+    asked = asks.format("my {text}")
+    assert words(*tickets) == PromptTemplate(asked, chat=False, **rest)
+    assert words(*map(prompts.chat, tickets)) == PromptTemplate(asked, **rest)
+    for texts in (
+        ("What is it?", "Who is it?"),
+        ("so", "so it is", "so it"),
+        ("a {text} b", "a {text} c"),
+        ("x y",),
+    ):
+        found = words(*texts)
+        assert all(found.prompt(text) == text for text in texts) and found.user in ("{text} is it?", "{text}")
+    named = PromptTemplate("Q: {text}", "A:", max_tokens=9, stop=("q",))
+    found = words(*chats, template=named)
+    assert found == PromptTemplate("Q: {text}", "A:", max_tokens=3, stop=("q", "\n"))
+    sst2 = expert_template(BUILT_IN["sst2"], [])
+    assert (sst2.labels, sst2.max_tokens) == ((" negative", " positive"), 1)
+    assert sst2.prompt("fine") == prompts.sentiment("fine")
 
 
 def test_labels_must_be_one_token_each(directory: Path) -> None:

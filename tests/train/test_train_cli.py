@@ -16,6 +16,8 @@ from zweave.cli.main import main
 from zweave.cli.train import default_dtype
 from zweave.errors import ZweaveError
 from zweave.experts import Expert, bundled_expert
+from zweave.tasks import BUILT_IN, expert_template
+from zweave.text import PromptTemplate
 from zweave.train.loop import Step
 from zweave.train.run import Log, load_model
 
@@ -77,6 +79,8 @@ def test_a_training_leaves_an_expert_its_log_and_its_curves(
     expert.check(checkpoint.config.adapted_shapes(), checkpoint.digest())
     assert (expert.support, expert.scope, expert.first_layer) == ("leading:R/4", "after_prompt", 1)
     assert expert.training == record and expert.base_digest == checkpoint.digest()
+    # The prompts of a JSONL task without chat markup are the texts themselves.
+    assert expert.prompt_template == PromptTemplate(labels=("a", "b"), max_tokens=1, chat=False)
     for key, value in {"task": "letters", "steps": 4, "seed": 3, "held_out": 3, "draws": 4}.items():
         assert record[key] == value
     log = [json.loads(line) for line in (tmp_path / "out" / "letters.log.jsonl").read_text().splitlines()]
@@ -85,6 +89,7 @@ def test_a_training_leaves_an_expert_its_log_and_its_curves(
     assert (tmp_path / "out" / "letters.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "out").glob("*.state"))
     assert "step 4 of 4: reward" in done.stderr
+    assert "objective reinforce: the answers are labels" in done.stderr
 
 
 def test_nothing_of_the_users_is_written_over(
@@ -154,6 +159,18 @@ def test_what_goes_wrong_is_one_line(
     assert done.returncode == 1 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error: " in line]
     assert len(errors) == 1 and all(word in errors[0] for word in words), done.stderr
+
+
+def test_missing_task_files_are_told_before_the_model_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("ZWEAVE_DATA", raising=False)
+    arguments = ["train", "sst2", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert "sst2_train.tsv is wanted" in (said := capsys.readouterr().err) and "docs/tasks.md" in said
+    assert main([*arguments, "--data", str(tmp_path)]) == 1
+    assert "sst2_train.tsv is missing" in (said := capsys.readouterr().err) and "docs/tasks.md" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_command_goes_on(
@@ -254,6 +271,7 @@ def test_bundled_experts_are_small_and_say_how_they_were_made_and_how_good_they_
     log = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
     assert len(log) == expert.training["steps_done"]
     assert max(line["validation"] or 0 for line in log) == expert.training["validation_accuracy"]
+    assert expert.prompt_template == expert_template(BUILT_IN[task], [])
     assert path.stat().st_size < 250_000
     assert len(expert.z) == 210 and sum(z.numel() for z in expert.z.values()) == 97_920
     assert expert.base_digest and expert.description and expert.training["held_out"] >= 300

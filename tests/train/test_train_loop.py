@@ -21,6 +21,7 @@ from zweave.errors import ZweaveError
 from zweave.experts import Expert, Mixture
 from zweave.kernels import LinearMode
 from zweave.planner import plan_for
+from zweave.tasks import BUILT_IN
 from zweave.tasks.task import Sample, Splits, Task, exact
 from zweave.train import Policy, Recipe, default_recipe, open_policy, train
 
@@ -290,6 +291,11 @@ def test_a_recipe_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
 def test_defaults_follow_the_task_and_yield_to_what_is_chosen() -> None:
     assert default_recipe(LETTERS).draws == 32 and default_recipe(replace(LETTERS, labels=())).draws == 8
     few = default_recipe(LETTERS, support="leading:R/8")
+    texts = replace(LETTERS, labels=(), max_tokens=3)
+    judged = replace(texts, judge=lambda sample, text: 1.0)
+    found = [default_recipe(task).objective for task in (LETTERS, texts, judged, BUILT_IN["addition"])]
+    assert found == ["reinforce", "sft", "reinforce", "reinforce"]
+    assert default_recipe(texts, objective="grpo").objective == "grpo"
     assert few.lr > default_recipe(LETTERS).lr and few.steps > default_recipe(LETTERS).steps
     chosen = default_recipe(LETTERS, support="leading:R/8", lr=1e-3, steps=7, seed=None)
     assert (chosen.lr, chosen.steps, chosen.seed) == (1e-3, 7, 0)

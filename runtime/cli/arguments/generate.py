@@ -4,13 +4,13 @@ import argparse
 from typing import get_args
 
 from ...names import KVReuse
-from ...options.engine_options import EXPERT_HELP, add_dispatcher_option, add_engine_options
+from ...options.engine_options import EXPERT_HELP, RAW_HELP, add_dispatcher_option, add_engine_options
 from ...options.file_options import add_overwrite_option
 from ..parser import Deferred
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text, taken as it is; see --chat")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text; see --chat and --raw")
     parser.add_argument("--input", metavar="FILE", help="a prompt a line, - for standard input; see --jsonl")
     parser.add_argument(
         "--jsonl",
@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--expert", metavar="NAME|NAME=WEIGHT,...|auto", help=EXPERT_HELP)
     parser.add_argument("--chat", action="store_true", help="put plain prompts into the chat template")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--raw", action="store_true", help=RAW_HELP)
+    words.add_argument(
+        "--template", metavar="NAME", help="put prompts into this expert's words, not --expert's own"
+    )
     parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
     _add_sampling(parser)
     parser.add_argument(

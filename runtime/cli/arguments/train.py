@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe", "by default what suits the task")
-    group.add_argument("--objective", choices=get_args(Objective))
+    group.add_argument(
+        "--objective", choices=get_args(Objective), help="(reinforce; sft where answers are texts to be met)"
+    )
     group.add_argument("--support", help="full, leading:K, leading:R/8, sparse:K or sparse:R/8")
     group.add_argument("--scope", choices=get_args(Scope), help="which tokens the expert acts on")
     group.add_argument("--first-layer", type=whole, metavar="L", help="adapt nothing below this layer")

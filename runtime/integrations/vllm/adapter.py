@@ -1,7 +1,9 @@
 """An expert as an adapter directory, as vLLM's LoRA support loads it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ...checkpoint.module_name import linear_of
 from ...errors import ZweaveError
@@ -17,6 +19,8 @@ FORMAT = "zweave-vllm-1"
 def save_adapter(expert: Expert, directory: str | Path) -> None:
     """Writes an expert as an adapter directory: a PEFT config and the expert file, z in float32.
 
+    The config names the expert's prompt template, too: vLLM takes prompts as its clients write them.
+
     Raises ZweaveError for an expert that acts after the prompt only, as vLLM adapts whole requests, and if the
     directory cannot be written.
     """
@@ -25,7 +29,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
             "the expert acts after the prompt only, and vLLM adapts whole requests: serve it with zweave.Engine"
         )
     directory = Path(directory)
-    config = {
+    config: dict[str, Any] = {
         "peft_type": "LORA",
         "r": 1,
         "lora_alpha": 1,
@@ -37,6 +41,8 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
             "description": expert.description,
         },
     }
+    if expert.prompt_template is not None:
+        config["zweave"]["prompt_template"] = asdict(expert.prompt_template)
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         expert.save(directory / TENSORS)
