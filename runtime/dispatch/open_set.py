@@ -8,7 +8,7 @@ none of them has one variance in all directions:
     d(h) = min over c of  sum_i (p_i . x)^2 / variance_i + (|x|^2 - sum_i (p_i . x)^2) / rest
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -68,13 +68,11 @@ class OpenSet:
         scale = states.std(dim=0, correction=0).clamp(min=1e-6)
         spread = (states - centers[classes]) / scale
         values, vectors = torch.linalg.eigh(spread.T @ spread / len(spread))
-        n = min(DIRECTIONS, len(values) - 1)
-        rest = values[:-n].mean() if n else values.mean()
-        variances = torch.cat([values[-n:], rest[None]]).clamp(min=1e-6)
-        parts = [centers, scale, vectors[:, -n:].T.contiguous(), variances]
-        unscaled = cls(*(part.float() for part in parts), limit=torch.ones(1))
-        limit = unscaled.distances(validation).max().clamp(min=1e-6)
-        return cls(unscaled.centers, unscaled.scale, unscaled.directions, unscaled.variances, limit[None])
+        n = max(1, min(DIRECTIONS, len(values) - 1))
+        variances = torch.cat([values[-n:], values[:-n].mean()[None]]).clamp(min=1e-6)
+        directions = vectors[:, -n:].T.contiguous()
+        found = cls(centers.float(), scale.float(), directions.float(), variances.float(), torch.ones(1))
+        return replace(found, limit=found.distances(validation).max().clamp(min=1e-6)[None])
 
     def distances(self, states: Tensor) -> Tensor:
         """d / limit of each state, [prompts] float32. states: [prompts, hidden] float32."""
