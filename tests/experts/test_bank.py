@@ -209,6 +209,7 @@ def test_expert_objects_are_copied():
     )
 
 
+@pytest.mark.slow
 def test_ten_thousand_experts_cost_no_memory_but_their_names(tmp_path):
     path = tmp_path / "a.safetensors"
     expert(1).save(path)

@@ -124,6 +124,7 @@ def test_nothing_of_the_users_is_written_over(
     assert "ZeroDivisionError" in error and "kept" not in error
 
 
+@pytest.mark.slow
 def test_lora_leaves_a_peft_directory(zweave: Run, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     done = zweave("letters.jsonl", *QUICK, "--steps", 2, "--adapter", "lora", "--rank", 2, "--name", "low")
@@ -173,6 +174,7 @@ def test_missing_task_files_are_told_before_the_model_loads(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_goes_on(
     command: Callable[..., list[str]], zweave: Run, tmp_path: Path
 ) -> None:
