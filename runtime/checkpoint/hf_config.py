@@ -1,12 +1,12 @@
 """What a Hugging Face `config.json` says, as transformers 4 or 5 writes it."""
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError, shortened
+from ..io.json_text import parse_json
 from ..validation import is_integer
 from .rope_config import LIMIT, read_rope
 
@@ -66,10 +66,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ZweaveError if it cannot be read or holds something else."""
     try:
         # A byte order mark is what some editors begin a file with.
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ZweaveError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ZweaveError(f"{path} is not valid JSON: download the model again") from None
     if not isinstance(content, dict):
         raise ZweaveError(f"{path} does not hold a JSON object: download the model again")

@@ -1,13 +1,13 @@
 """Requests from text: one prompt or one JSON object on each line."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ZweaveError
+from ..io.json_text import parse_json
 from ..request import Request, Sampling
 
 REQUEST_KEYS = {field.name for field in dataclasses.fields(Request) if field.init} - {"dispatcher"}
@@ -33,7 +33,7 @@ def plain_request(prompt: str, chat: bool, defaults: dict[str, Any]) -> Request:
 def json_request(line: str, defaults: dict[str, Any]) -> Request:
     """A request from a JSON object, with `defaults` for missing fields; ZweaveError says what is wrong."""
     try:
-        fields = json.loads(line)
+        fields = parse_json(line)
         if not isinstance(fields, dict):
             raise ZweaveError("a line must be a JSON object")
         unknown = fields.keys() - REQUEST_KEYS
@@ -44,7 +44,7 @@ def json_request(line: str, defaults: dict[str, Any]) -> Request:
                 raise ZweaveError('sampling must be an object such as {"temperature": 0.7, "seed": 1}')
             fields["sampling"] = Sampling(**fields["sampling"])
         return Request(**{**defaults, **fields})
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ZweaveError(f"not JSON: {error}") from None
     except TypeError as error:
         raise ZweaveError(str(error)) from None

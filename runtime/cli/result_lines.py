@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import ZweaveError
+from ..io.json_text import parse_json
 from ..request import Result
 from .request_lines import open_text
 
@@ -32,8 +33,8 @@ def finished(path: Path, total: int) -> set[int]:
             if not line.endswith("\n"):
                 break
             try:
-                index = json.loads(line)["index"]
-            except (ValueError, KeyError, TypeError, RecursionError):
+                index = parse_json(line)["index"]
+            except (ValueError, KeyError, TypeError):
                 index = None
             if not isinstance(index, int):
                 raise ZweaveError(f"--resume: {path}, line {number} is no result of zweave generate --jsonl")

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..engine.engine import Engine
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
+from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors, save_tensors
+from ..validation import is_integer
 from .open_set import OpenSet
 
 FORMAT = "zweave-early-classifier-1"
@@ -102,17 +104,22 @@ class EarlyClassifier:
                 raise ZweaveError(f"{path}: is not a classifier ({FORMAT} or {OPEN_FORMAT})")
             try:
                 parts = {name: handle.get_tensor(name).clone() for name in _OPEN_TENSORS if is_open}
-                facts = json.loads(metadata["classifier"])
+                facts = parse_json(metadata["classifier"])
+                labels, layer = facts["labels"], facts["layer"]
+                if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+                    raise ZweaveError("its labels must be a list of texts")
+                if not is_integer(layer):
+                    raise ZweaveError(f"its layer must be a whole number, not {shortened(layer)}")
                 return cls(
-                    labels=tuple(str(label) for label in facts["labels"]),
-                    layer=int(facts["layer"]),
+                    labels=tuple(labels),
+                    layer=layer,
                     weight=handle.get_tensor("weight").clone(),
                     bias=handle.get_tensor("bias").clone(),
                     base_digest=metadata.get("base_digest") or None,
                     training=dict(facts["training"]),
                     open_set=OpenSet(**parts) if is_open else None,
                 )
-            except (KeyError, ValueError, TypeError, IndexError):
+            except (KeyError, ValueError, TypeError):
                 raise ZweaveError(f"{path}: the classifier's metadata is malformed") from None
             except ZweaveError as error:
                 raise ZweaveError(f"{path}: {error}") from None

@@ -1,6 +1,5 @@
 """Loads a dispatcher from a file: JSON that names a strategy, or Python that defines one (docs/dispatch.md)."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from ..dispatcher import Dispatcher, probe_method
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
+from ..io.json_text import parse_json
 from ..io.python_file import python_object
 from ..validation import is_integer
 from .early_classifier import EarlyClassifier
@@ -48,11 +48,11 @@ def load_dispatcher(engine: Engine, path: Path, load: Load = lambda engine, choi
             )
         return dispatcher
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(fields, dict):
             raise ZweaveError("it must be a JSON object")
         return _from_fields(engine, fields, path.parent, load)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ZweaveError(f"{path} is not JSON in UTF-8") from None
     except ZweaveError as error:
         raise ZweaveError(f"{path}: {error}") from None

@@ -1,6 +1,5 @@
 """LoRA adapters as methods: PEFT directories, run by the forward pass of training."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from ..checkpoint.checkpoint import resolve_model
 from ..errors import ZweaveError, one_line
 from ..experts.expert import Scope
+from ..io.json_text import parse_json
 from ..tasks import Sample, Task
 from ..text.tokenizer import Tokenizer
 from ..train.adapter import Adapter
@@ -106,7 +106,7 @@ def _scope(directory: Path) -> Scope:
     if not (directory / LORA_RECORD).is_file():
         return "always"
     try:
-        scope: Scope = json.loads((directory / LORA_RECORD).read_text("utf-8"))["scope"]
+        scope: Scope = parse_json((directory / LORA_RECORD).read_text("utf-8"))["scope"]
     except (ValueError, KeyError, TypeError, OSError):
         raise ZweaveError(f"{directory / LORA_RECORD} is damaged: train the adapter again") from None
     if scope not in get_args(Scope):

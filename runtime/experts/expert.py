@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
+from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors, save_tensors
 from ..names import Scope as Scope
 from ..text.prompt_template import PromptTemplate
@@ -200,8 +201,8 @@ def _read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _read_training(text: str) -> dict[str, Any]:
     try:
-        training = json.loads(text)
-    except (ValueError, RecursionError):
+        training = parse_json(text)
+    except ValueError:
         training = None
     if not isinstance(training, dict):
         raise ZweaveError("the training record is not a JSON object")

@@ -3,13 +3,13 @@
 import csv
 import gzip
 import io
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ZweaveError
+from ..io.json_text import parse_json
 from .task import Sample, Splits
 
 Parsed = TypeVar("Parsed")
@@ -66,12 +66,12 @@ def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
 
 
 def read_json_lines(path: Path, reader: Callable[[Any], Parsed], what: str) -> list[Parsed]:
-    return read_lines(path, lambda line: reader(json.loads(line)), what)
+    return read_lines(path, lambda line: reader(parse_json(line)), what)
 
 
 def read_json_list(path: Path, reader: Callable[[Any], Parsed], what: str) -> list[Parsed]:
     try:
-        entries = json.loads(read_text(path))
+        entries = parse_json(read_text(path))
     except ValueError as error:
         raise ZweaveError(f"{path} is not JSON ({error})") from None
     if not isinstance(entries, list):

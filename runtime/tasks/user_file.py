@@ -1,6 +1,5 @@
 """A user's own task: a JSONL file of prompts and answers, or a Python file that makes a Task."""
 
-import json
 import random
 from collections.abc import Mapping
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import ZweaveError, shortened
+from ..io.json_text import parse_json
 from ..io.python_file import python_object
 from . import prompts
 from .files import text_lines
@@ -66,8 +66,8 @@ def jsonl_task(path: Path) -> Task:
 
 def _object(line: str) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line)
+    except ValueError as error:
         raise ZweaveError(f"is not JSON ({error})") from None
     if not isinstance(entry, dict):
         raise ZweaveError(f"is {shortened(entry)}, and must be a JSON object")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import ZweaveError, shortened
+from ..io.json_text import parse_json
 from ..validation import check_flag, is_integer
 from . import chatml
 from .tokenizer import Tokenizer
@@ -103,8 +104,8 @@ class PromptTemplate:
     def from_json(cls, text: str) -> "PromptTemplate":
         """Reads and checks what `to_json` wrote; ZweaveError for anything else, and for a newer version."""
         try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
+            fields = parse_json(text)
+        except ValueError:
             fields = None
         if not isinstance(fields, dict):
             raise ZweaveError("the prompt template is not a JSON object")

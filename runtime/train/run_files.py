@@ -1,12 +1,12 @@
 """The files of a training, and what one of the same name left there before."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError
 from ..experts.expert import Expert
+from ..io.json_text import parse_json
 from ..names import AdapterKind
 
 # Beside PEFT's own files of a LoRA: the scope and the training, which those do not say.
@@ -64,7 +64,7 @@ class RunFiles:
         """The record of the expert that is there; empty if there is none that can be read."""
         if self.adapter == "lora":
             try:
-                record = json.loads((self.expert / LORA_RECORD).read_text("utf-8"))["training"]
+                record = parse_json((self.expert / LORA_RECORD).read_text("utf-8"))["training"]
             except (OSError, ValueError, KeyError, TypeError):
                 return {}
             return record if isinstance(record, dict) else {}

@@ -10,6 +10,7 @@ from ...errors import ZweaveError
 from ...experts.expert import Expert
 from ...io.atomic_write import write_text
 from ...io.cache_dir import disk_errors
+from ...io.json_text import parse_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG, TENSORS)
@@ -52,7 +53,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
 def is_adapter(directory: str | Path) -> bool:
     """Whether `save_adapter` wrote a directory; false for other kinds of adapters."""
     try:
-        config = json.loads((Path(directory) / CONFIG).read_text())
+        config = parse_json((Path(directory) / CONFIG).read_text())
         return config["zweave"]["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError):
         return False
