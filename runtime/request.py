@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from .dispatcher import Dispatch, Dispatcher
-from .errors import ZweaveError
+from .errors import ZweaveError, shortened
 from .experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
 from .names import KVReuse as KVReuse
 from .validation import (
@@ -47,15 +47,17 @@ class Sampling:
         normalise(self, ("temperature", "top_p", "min_p"), as_number)
         normalise(self, ("top_k", "seed"), as_integer)
         if not (is_number(self.temperature) and 0 <= self.temperature <= 100):
-            raise ZweaveError(f"temperature must be from 0 to 100, not {self.temperature!r}")
+            raise ZweaveError(f"temperature must be from 0 to 100, not {shortened(self.temperature)}")
         if not (is_integer(self.top_k) and self.top_k >= 0):
-            raise ZweaveError(f"top_k must be an integer of at least 0 (0 keeps all), not {self.top_k!r}")
+            raise ZweaveError(
+                f"top_k must be an integer of at least 0 (0 keeps all), not {shortened(self.top_k)}"
+            )
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ZweaveError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
+            raise ZweaveError(f"top_p must be above 0 and at most 1, not {shortened(self.top_p)}")
         if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
-            raise ZweaveError(f"min_p must be from 0 to 1, not {self.min_p!r}")
+            raise ZweaveError(f"min_p must be from 0 to 1, not {shortened(self.min_p)}")
         if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**64):
-            raise ZweaveError(f"seed must be an integer from 0 to 2**64 - 1, not {self.seed!r}")
+            raise ZweaveError(f"seed must be an integer from 0 to 2**64 - 1, not {shortened(self.seed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +147,13 @@ class Request:
         if self.logprobs is not None and not (
             is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
         ):
-            raise ZweaveError(f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {self.logprobs!r}")
+            raise ZweaveError(
+                f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {shortened(self.logprobs)}"
+            )
         if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
         if self.kv_reuse not in ("exact", "approximate"):
-            raise ZweaveError(f"kv_reuse must be 'exact' or 'approximate', not {self.kv_reuse!r}")
+            raise ZweaveError(f"kv_reuse must be 'exact' or 'approximate', not {shortened(self.kv_reuse)}")
         check_flag("escape_special", self.escape_special)
         if self.add_special_tokens is not None:
             check_flag("add_special_tokens", self.add_special_tokens)

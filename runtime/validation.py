@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import TypeGuard
 
-from .errors import ZweaveError
+from .errors import ZweaveError, shortened
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -69,13 +69,13 @@ def _is_scalar(value: object) -> bool:
 def check_integer(name: str, value: object, least: int) -> None:
     """Raises ZweaveError unless a value is an integer of at least `least`."""
     if not (is_integer(value) and value >= least):
-        raise ZweaveError(f"{name} must be an integer of at least {least}, not {value!r}")
+        raise ZweaveError(f"{name} must be an integer of at least {least}, not {shortened(value)}")
 
 
 def check_flag(name: str, value: object) -> None:
     """Raises ZweaveError unless a value is True or False."""
     if not isinstance(value, bool):
-        raise ZweaveError(f"{name} must be True or False, not {value!r}")
+        raise ZweaveError(f"{name} must be True or False, not {shortened(value)}")
 
 
 def is_positive(value: object) -> TypeGuard[int | float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.module_name import layer_of
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors, save_tensors
 from ..names import Scope as Scope
@@ -58,7 +58,9 @@ class Expert:
         if not self.z:
             raise ZweaveError("the expert holds no z vectors")
         if self.scope not in get_args(Scope):
-            raise ZweaveError(f"the scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}")
+            raise ZweaveError(
+                f"the scope must be one of {', '.join(get_args(Scope))}, not {shortened(self.scope)}"
+            )
         support = Support.parse(self.support)
         if any("\ud800" <= character <= "\udfff" for character in self.description):
             raise ZweaveError("the description holds a lone surrogate, which no file can: leave it out")
@@ -179,7 +181,7 @@ def _read_z(handle: Any) -> dict[str, Tensor]:
 def _read_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     form = metadata.get("format", FORMAT)
     if form.startswith("zweave-") and form != FORMAT:
-        raise ZweaveError(f"the file's format is {form!r}, this zweave reads {FORMAT!r}")
+        raise ZweaveError(f"the file's format is {shortened(form)}, this zweave reads {FORMAT!r}")
     known: dict[str, Any] = {key: metadata[key] for key in _PLAIN if key in metadata}
     if "scope" in metadata:
         # Older files go on after a comma with how many tokens it was trained on.

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 
 _FORM = re.compile(r"(leading|sparse):(?:(R)/)?([1-9][0-9]{0,5})")
 
@@ -33,7 +33,7 @@ class Support:
         match = _FORM.fullmatch(text)
         if match is None:
             raise ZweaveError(
-                f"the support must be full, leading:K, leading:R/d, sparse:K or sparse:R/d, not {text!r}"
+                f"the support must be full, leading:K, leading:R/d, sparse:K or sparse:R/d, not {shortened(text)}"
             )
         return cls("leading" if match[1] == "leading" else "sparse", int(match[3]), match[2] is not None)
 

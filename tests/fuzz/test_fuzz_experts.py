@@ -121,7 +121,11 @@ def path(tmp_path_factory):
 
 
 @given(
-    st.dictionaries(NAMES, ARRAYS, max_size=3), st.fixed_dictionaries({}, optional=METADATA), st.booleans()
+    st.dictionaries(NAMES, ARRAYS, max_size=3),
+    st.dictionaries(st.sampled_from(list(METADATA)), st.none(), max_size=3).flatmap(
+        lambda keys: st.fixed_dictionaries({key: METADATA[key] for key in keys})
+    ),
+    st.booleans(),
 )
 def test_any_expert(path, tensors, metadata, good):
     # Half of the files hold a sound z, so that the metadata decide.

@@ -31,43 +31,55 @@ MESSAGES = st.lists(
     ),
     max_size=3,
 )
-SAMPLING = st.fixed_dictionaries(
-    {},
-    optional=dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "seed", "else"), JUNK),
+
+
+def _some(sensible):
+    """Sensible values for some of the keys, with up to one that is anything."""
+    return st.builds(
+        lambda one, other: one | other,
+        st.fixed_dictionaries({}, optional=sensible),
+        st.dictionaries(st.sampled_from([*sensible, "else"]), JUNK, max_size=1),
+    )
+
+
+SAMPLING = _some(
+    {
+        "temperature": st.sampled_from([0, 0.7]),
+        "top_k": st.just(3),
+        "top_p": st.sampled_from([1, 0.5]),
+        "min_p": st.just(0.1),
+        "seed": st.integers(0, 9),
+    }
 )
-REQUEST = st.fixed_dictionaries(
-    {},
-    optional={
-        "prompt": st.one_of(st.sampled_from(["Hello", [1, 2]]), JUNK),
-        "messages": st.one_of(MESSAGES, JUNK),
-        "expert": st.one_of(st.sampled_from(["sst2", {"a": 0.5, "b": 0.5}, {"a": [1, 2]}, "auto"]), JUNK),
-        "max_tokens": st.one_of(st.integers(1, 9), JUNK),
-        "stop": st.one_of(st.just(["\n"]), JUNK),
-        "stop_token_ids": st.one_of(st.just([2]), JUNK),
-        "ignore_eos": JUNK,
-        "add_special_tokens": JUNK,
-        "escape_special": JUNK,
-        "sampling": st.one_of(SAMPLING, JUNK),
-        "logprobs": JUNK,
-        "salt": JUNK,
-        "score": JUNK,
-        "kv_reuse": st.one_of(st.just("exact"), JUNK),
-        "template": JUNK,
-        "raw": JUNK,
-        "dispatcher": JUNK,
-    },
+REQUEST = _some(
+    {
+        "expert": st.sampled_from(["sst2", {"a": 0.5, "b": 0.5}, {"a": [1, 2]}, "auto", None]),
+        "max_tokens": st.integers(1, 9),
+        "stop": st.sampled_from([["\n"], "a", None]),
+        "stop_token_ids": st.just([2]),
+        "ignore_eos": st.booleans(),
+        "add_special_tokens": st.sampled_from([True, False, None]),
+        "escape_special": st.booleans(),
+        "sampling": SAMPLING,
+        "logprobs": st.integers(0, 3),
+        "salt": st.just("a"),
+        "score": st.lists(st.integers(0, 9), max_size=2),
+        "kv_reuse": st.sampled_from(["exact", "approximate"]),
+        "template": st.just("trec"),
+        "raw": st.just(False),
+    }
 )
-SAMPLE = st.fixed_dictionaries(
-    {},
-    optional={
-        "prompt": st.one_of(st.sampled_from(["Hello", "Bye"]), JUNK),
-        "messages": st.one_of(MESSAGES, JUNK),
-        "answer": st.one_of(st.sampled_from([" yes", " no"]), JUNK),
-        "split": st.one_of(st.sampled_from(["train", "test", "validation", "dev"]), JUNK),
-        "labels": st.one_of(st.just([" yes", " no"]), JUNK),
-        "text": JUNK,
-    },
+PROMPT = st.one_of(
+    st.builds(lambda prompt: {"prompt": prompt}, st.one_of(st.sampled_from(["Hello", [1, 2]]), JUNK)),
+    st.builds(lambda messages: {"messages": messages}, st.one_of(MESSAGES, JUNK)),
 )
+SAMPLE = st.builds(
+    lambda prompt, fields: prompt | fields,
+    PROMPT,
+    _some({"answer": st.sampled_from([" yes", " no"]), "text": st.just("b")}),
+)
+LABELS = st.one_of(st.just({"labels": [" yes", " no"]}), st.builds(lambda value: {"labels": value}, JUNK))
+SPLITS = st.sampled_from(["train", "test", "validation", "dev"])
 SOUND = {"prompt": "Hello", "answer": " yes"}
 
 
@@ -80,8 +92,9 @@ def _or_none(call):
         return None
 
 
-@given(st.one_of(REQUEST, REQUEST.map(lambda fields: {"prompt": "Hello"} | fields)))
-def test_any_request(fields):
+@given(st.one_of(PROMPT, st.just({"prompt": "Hello"})), REQUEST)
+def test_any_request(prompt, fields):
+    fields = prompt | fields
     request = _or_none(lambda: json_request(json.dumps(fields), {"max_tokens": 7}))
     if request is None:
         return
@@ -114,7 +127,14 @@ def _read(path, content):
     return [sample for samples in found for sample in samples or ()]
 
 
-@given(st.lists(st.one_of(SAMPLE, st.just(SOUND)), max_size=4))
+@given(
+    st.builds(
+        lambda labels, samples, last: [*labels, *samples, *last],
+        st.lists(LABELS, max_size=1),
+        st.lists(st.one_of(st.just(SOUND), SPLITS.map(lambda split: SOUND | {"split": split})), max_size=4),
+        st.lists(SAMPLE, max_size=1),
+    )
+)
 def test_any_samples(path, entries):
     content = "".join(json.dumps(entry) + "\n" for entry in entries)
     prompts = {entry.get("prompt") for entry in entries if isinstance(entry.get("prompt"), str)}
