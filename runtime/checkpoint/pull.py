@@ -13,7 +13,7 @@ from ..io.atomic_write import atomic_directory
 from ..io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ..io.progress import Report, silent
 from ..names import DEFAULT_MODEL as DEFAULT_MODEL
-from .gguf.convert import convert, file_digest
+from .gguf.convert import VERSION, convert, file_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ _UNREACHABLE = "connection broken|connection error|NewConnectionError|ConnectTim
 
 
 def model_directory(name: str) -> Path:
-    """Where a pulled model lies; the directory exists if and only if the model was pulled."""
-    return cache_dir() / "models" / name
+    """Where a pulled model lies; the directory exists if and only if the model was pulled and converted as it is now."""
+    return cache_dir() / "models" / f"{name}-{VERSION}"
 
 
 def pull(name: str, progress: Report = silent) -> Path:

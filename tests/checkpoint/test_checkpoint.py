@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from zweave.checkpoint import Checkpoint, resolve_model
+from zweave.checkpoint.pull import model_directory
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
 
@@ -335,5 +336,5 @@ def test_resolve_model(tiny_model, tmp_path, monkeypatch):
         resolve_model("nothing")
     with pytest.raises(ZweaveError, match=r"config\.json is no GGUF file: give one, or the directory"):
         resolve_model(directory / "config.json")
-    shutil.copytree(directory, tmp_path / "models" / "smollm2")
-    assert resolve_model("smollm2").directory == tmp_path / "models" / "smollm2"
+    shutil.copytree(directory, model_directory("smollm2"))
+    assert resolve_model("smollm2").directory == model_directory("smollm2")

@@ -218,7 +218,7 @@ def test_ctrl_c_during_the_download(index, tmp_path):
     assert run.returncode != 0
     assert "KeyboardInterrupt" in errors
     assert _cached(tmp_path) == []
-    assert os.listdir(tmp_path / "cache" / "models") == [".tiny.lock"]
+    assert os.listdir(tmp_path / "cache" / "models") == [f".{model_directory('tiny').name}.lock"]
 
 
 @pytest.mark.slow

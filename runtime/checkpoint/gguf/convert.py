@@ -25,7 +25,7 @@ from .split import GgufModel, part_paths
 from .tokenizer import GgufTokenizer
 
 # Of what this package makes of a file: a directory in the cache is of one version.
-_VERSION = 2
+VERSION = 2
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -49,7 +49,7 @@ def convert_cached(path: Path) -> Path:
 
     The entry's name is the SHA-256 of the file. Raises ZweaveError as `convert` does.
     """
-    target = cache_dir() / "models" / f"gguf-{_VERSION}-{_model_digest(path)}"
+    target = cache_dir() / "models" / f"gguf-{VERSION}-{_model_digest(path)}"
     if target.is_dir():
         return target
     with lock(target), progress_bar() as report:
