@@ -45,7 +45,7 @@ _UNREACHABLE = "connection broken|connection error|NewConnectionError|ConnectTim
 
 
 def model_directory(name: str) -> Path:
-    """Where a pulled model lies; the directory exists if and only if the model was pulled and converted as it is now."""
+    """Where a pulled model lies; the directory is there if the model was pulled and converted as it would be now."""
     return cache_dir() / "models" / f"{name}-{VERSION}"
 
 
