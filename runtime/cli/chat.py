@@ -12,6 +12,7 @@ from ..errors import ZweaveError
 from ..experts.bundled import bundled_experts
 from ..experts.mixture import ExpertChoice
 from ..options.engine_options import (
+    check_named,
     load_named,
     open_engine,
     parse_expert,
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     Request("checks the options before the model loads", max_tokens=args.max_tokens, sampling=sampling)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
+    check_named(args, [parse_expert(args.expert)])
     engine = open_engine(args)
     console = Console(highlight=False)
     conversation = Conversation(engine, args.system, args.max_tokens, sampling, args.raw)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..options.engine_options import (
+    check_named,
     load_named,
     open_engine,
     parse_expert,
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.output is None else Path(args.output)
     if args.resume and not (args.jsonl and path):
         raise ZweaveError("--resume goes on with the results in --output FILE, and needs --jsonl")
-    lines = list(_read_lines(args))
+    lines = [_named(args, line) for line in _read_lines(args)]
     if not lines:
         raise ZweaveError("no prompt given: pass one as an argument, or --input FILE")
     done = finished(path, len(lines)) if args.resume and path else set()
@@ -105,6 +106,19 @@ def _line(where: str, on_error: str, make: Callable[[], Request]) -> Line:
         if on_error == "stop":
             raise ZweaveError(f"{where}: {error}") from None
         return Line(where, None, str(error))
+
+
+def _named(args: argparse.Namespace, line: Line) -> Line:
+    """The line, if its experts can be found; asked before the model loads."""
+    request = line.request
+    if request is None:
+        return line
+
+    def check() -> Request:
+        check_named(args, [request.expert, request.template])
+        return request
+
+    return _line(line.where, args.on_error, check)
 
 
 def _checked(engine: Engine, line: Line, on_error: str) -> Line:

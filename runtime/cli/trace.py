@@ -13,11 +13,7 @@ from collections.abc import Sequence
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
-from ..options.engine_options import (
-    load_named,
-    open_engine,
-    stderr,
-)
+from ..options.engine_options import check_named, load_named, open_engine, stderr
 from ..request import Request
 from ..trace.plot import save_png
 from ..trace.timeline import Timeline
@@ -29,6 +25,9 @@ _SHOWN = 40
 
 def run(args: argparse.Namespace) -> int:
     lines = _requests(args)
+    for where, _, request in lines:
+        with located(where):
+            check_named(args, [request.expert, request.template])
     engine = open_engine(args)
     for where, _, request in lines:
         with located(where):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,18 +123,38 @@ def expert_path(name: str) -> Path | None:
     return bundled_experts().get(name, Path(name) if name.endswith(".safetensors") else None)
 
 
+def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice]) -> None:
+    """Raises ZweaveError, before a model is loaded, for names that `load_named` will not find."""
+    loaded = {item.partition("=")[0] for item in args.load}
+    for name in _names(choices):
+        if name not in loaded:
+            _file_of(name)
+
+
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
     """Loads the bundled experts and the expert files that the choices name, unless they are loaded already."""
+    for name in _names(choices):
+        if name not in engine.experts():
+            engine.load_expert(name, _file_of(name))
+
+
+def _names(choices: Iterable[ExpertChoice]) -> Iterator[str]:
+    """The experts that choices name, without the base and the dispatcher's choice."""
     from ..experts.mixture import RESERVED_NAMES
 
     for choice in choices:
         for name in [choice] if isinstance(choice, str) else choice or ():
-            if name in engine.experts() or name in RESERVED_NAMES:
-                continue
-            path = expert_path(name)
-            if path is None:
-                raise ZweaveError(
-                    f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
-                    f"or use {', '.join(BUNDLED_EXPERTS)}"
-                )
-            engine.load_expert(name, path)
+            if name not in RESERVED_NAMES:
+                yield name
+
+
+def _file_of(name: str) -> Path:
+    path = expert_path(name)
+    if path is None:
+        raise ZweaveError(
+            f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
+            f"or use {', '.join(BUNDLED_EXPERTS)}"
+        )
+    if not path.is_file():
+        raise ZweaveError(f"{path}: there is no such file")
+    return path

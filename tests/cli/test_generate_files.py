@@ -66,12 +66,19 @@ def test_on_error_line_answers_the_others(
     assert "bad.jsonl, line 3: there is no expert 'nobody'" in capsys.readouterr().err
 
 
-def test_an_unknown_expert_names_its_line(
-    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+def test_an_unknown_expert_names_its_line_before_the_model_loads(
+    generate: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delattr("zweave.cli.generate.open_engine")
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": "b", "expert": "nobody"}\n')
     assert generate("--input", "in.jsonl") == 1
     assert "in.jsonl, line 3: there is no expert 'nobody'" in capsys.readouterr().err
+    (tmp_path / "in.jsonl").write_text('{"prompt": "b", "expert": {"sst2": 1, "no/such.safetensors": 1}}')
+    assert generate("--input", "in.jsonl") == 1
+    assert "in.jsonl, line 1: no/such.safetensors: there is no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
