@@ -175,7 +175,7 @@ def _load(path: Path) -> tokenizers.Tokenizer:
         )
     with _one_line(path):
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    # Settings of the session that wrote the file, not of the model.
+    # Settings of the call that saved the file, not of the model.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if isinstance(tokenizer.model, tokenizers.models.BPE):
