@@ -1,9 +1,9 @@
-"""Runs chunks of sequences through the model: chunks in, logits and captured states out."""
+"""Runs chunks of sequences through the model on a CPU: chunks in, sampled tokens and captured states out."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -27,33 +27,8 @@ from ..planner.cost_model import cost_model
 from ..planner.plan import Plan
 from ..scheduler.chunk import Chunk
 from .config import EngineConfig
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogits:
-    """What the model says of a sequence's next token.
-
-    logits: [vocabulary] float32
-    greedy_id: the likeliest token
-    is_finite: whether all logits are finite
-    """
-
-    logits: Tensor
-    greedy_id: int
-    is_finite: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkOutput:
-    """What the model computed for a chunk.
-
-    next_token: None unless the chunk is complete, i.e. reaches the end of its sequence
-    states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
-    """
-
-    chunk: Chunk
-    next_token: TokenLogits | None
-    states: Mapping[int, Tensor]
+from .sampler import sample
+from .step import ChunkOutput, LaunchedStep, SampledToken
 
 
 class ModelRunner:
@@ -61,7 +36,10 @@ class ModelRunner:
 
     cache: where keys and values go
     max_length: tokens that a sequence may have
+    lookahead: steps that may be in flight when the next one is launched
     """
+
+    lookahead = 0
 
     def __init__(
         self,
@@ -92,11 +70,11 @@ class ModelRunner:
             policy = MergePolicy.of(plan, config.torch_dtype, costs, config.merge_memory)
             self._merger = Merger(decomposition, self._bank, self.model.decoder, policy)
 
-    def run(self, chunks: Iterable[Chunk]) -> list[ChunkOutput]:
-        """Computes chunks as one batch. The outputs come in the order of the batch, which is not that of the chunks."""
+    def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
+        """Computes chunks as one batch, in an order of its own."""
         ordered = sorted(chunks, key=self._batch_order)
-        batch = self._apply_batch_plan(self.prepare(ordered))
-        return _outputs(ordered, self.model.forward(batch))
+        output = self.model.forward(self._apply_batch_plan(self.prepare(ordered)))
+        return LaunchedStep(ordered, _output_of(ordered, output))
 
     def prepare(self, chunks: Seq[Chunk]) -> Batch:
         """The tensors of chunks in the order given, which must be one that LayerSchedule allows."""
@@ -132,19 +110,27 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _outputs(chunks: Seq[Chunk], output: ModelOutput) -> list[ChunkOutput]:
-    greedy_ids, is_finite = greedy(output.logits)
-    next_tokens = map(TokenLogits, output.logits, greedy_ids.tolist(), is_finite.tolist())
-    complete = [chunk for chunk in chunks if chunk.complete]
-    next_token = dict(zip(complete, next_tokens, strict=True))
-    return [
-        ChunkOutput(
-            chunk,
-            next_token.get(chunk),
-            {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers},
+def _output_of(chunks: Seq[Chunk], output: ModelOutput) -> Callable[[int], ChunkOutput]:
+    """Gives the output of each chunk by its index; a token is sampled when it is asked for."""
+    greedy_ids, is_finite = (values.tolist() for values in greedy(output.logits))
+    complete = {chunk: row for row, chunk in enumerate(chunk for chunk in chunks if chunk.complete)}
+    ranges = row_ranges(chunks)
+
+    def sampled(chunk: Chunk) -> SampledToken | None:
+        if chunk not in complete:
+            return None
+        row, sequence = complete[chunk], chunk.sequence
+        logits = output.logits[row]
+        return sample(
+            logits, greedy_ids[row], is_finite[row], sequence.request, sequence.seed, chunk.num_generated
         )
-        for chunk, (first, last) in zip(chunks, row_ranges(chunks), strict=True)
-    ]
+
+    def output_of(index: int) -> ChunkOutput:
+        chunk, (first, last) = chunks[index], ranges[index]
+        states = {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers}
+        return ChunkOutput(chunk, sampled(chunk), states)
+
+    return output_of
 
 
 def row_ranges(chunks: Seq[Chunk]) -> list[tuple[int, int]]:

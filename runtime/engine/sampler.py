@@ -6,7 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..request import Sampling, TokenLogprob
+from ..request import Request, Sampling, TokenLogprob
+from .step import SampledToken
+
+
+def sample(
+    logits: Tensor, greedy_id: int, is_finite: bool, request: Request, seed: int, index: int
+) -> SampledToken:
+    """Samples a request's index-th token, with what the request wants to know of it.
+
+    logits: [vocabulary], float32.
+    greedy_id: the likeliest token.
+    is_finite: whether all logits are finite; nothing is sampled if not.
+    """
+    if not is_finite:
+        return SampledToken(greedy_id, is_finite)
+    token_id = greedy_id
+    if request.sampling.temperature > 0:
+        token_id = sample_token(logits, request.sampling, seed, index)
+    return SampledToken(
+        token_id,
+        is_finite,
+        logprob=None if request.logprobs is None else logprobs(logits, token_id, request.logprobs),
+        scores=scores(logits, request.score) if request.score and index == 0 else None,
+    )
 
 
 def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:

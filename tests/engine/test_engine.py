@@ -275,8 +275,8 @@ def test_a_step_that_fails_can_be_taken_again(
 
         return call
 
-    monkeypatch.setattr("zweave.engine.output_processor.sample_token", interrupted(sample_token))
-    monkeypatch.setattr("zweave.engine.output_processor.logprobs", interrupted(logprobs))
+    monkeypatch.setattr("zweave.engine.sampler.sample_token", interrupted(sample_token))
+    monkeypatch.setattr("zweave.engine.sampler.logprobs", interrupted(logprobs))
     ids = [engine.add(request) for request in requests]
     results = {}
     for _ in range(500):

@@ -1,0 +1,58 @@
+"""A step of the engine: the chunks that a runner was given, and what it computed for them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..request import TokenLogprob
+from ..scheduler.chunk import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The next token of a sequence.
+
+    is_finite: whether all its logits are finite; if not, the token means nothing
+    logprob: if the request asks for log-probabilities
+    scores: log-probabilities of the request's `score` tokens, with its first token
+    """
+
+    token_id: int
+    is_finite: bool
+    logprob: TokenLogprob | None = None
+    scores: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutput:
+    """What was computed for a chunk.
+
+    sampled: None unless the chunk is complete, i.e. reaches the end of its sequence
+    states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
+    """
+
+    chunk: Chunk
+    sampled: SampledToken | None
+    states: Mapping[int, Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class LaunchedStep:
+    """A step that a runner was given, and that may still run on a device.
+
+    chunks: in the order of the batch
+    output_of: the output of the chunk of an index, once it is there
+    num_taken: outputs that were taken in
+    """
+
+    chunks: Seq[Chunk]
+    output_of: Callable[[int], ChunkOutput]
+    num_taken: int = 0
+
+    def outputs(self) -> Iterator[ChunkOutput]:
+        """The outputs. One is taken when the next is asked for: after an interruption a second call goes on with it."""
+        while self.num_taken < len(self.chunks):
+            yield self.output_of(self.num_taken)
+            self.num_taken += 1
