@@ -27,8 +27,8 @@ class EngineConfig:
     """What an engine is told when it is made; raises ZweaveError for values that it cannot work with.
 
     dtype: "bfloat16" or "float32", of weights, activations and cache.
-    device: "cpu" or a CUDA device. On CUDA only the linears have kernels of their own so far, the rest runs in
-        PyTorch.
+    device: "cpu", a CUDA device, or "reference": the steps of a CUDA device on a CPU, with PyTorch in the place of
+        kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
     max_sequences: requests that one step may work on.
     max_batch_tokens: tokens that one step computes; longer prompts take several steps.
@@ -41,8 +41,8 @@ class EngineConfig:
     max_error: what of a matrix an expert may lose for a cheaper mode, as a share of the matrix's spectral norm.
     batch_invariant: a token's mode follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
-        merge the weights of experts in steady use.
-    merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False.
+        merge the weights of experts in steady use. None: True on a CPU, False on a GPU, where it costs time.
+    merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False and a CPU.
     dispatch_timeout: seconds after which a call of a blocking dispatcher fails.
     on_dispatch_error: what happens if a request's dispatcher raises, takes too long or names an unknown expert:
         "error" ends the request with the reason, "base" lets the base model answer.
@@ -59,7 +59,7 @@ class EngineConfig:
     prefix_cache: bool = True
     max_memory: int | None = None
     max_error: float = 0.0
-    batch_invariant: bool = True
+    batch_invariant: bool | None = None
     merge_memory: int = 0
     dispatch_timeout: float = 10.0
     on_dispatch_error: Literal["base", "error"] = "error"
@@ -96,14 +96,16 @@ class EngineConfig:
         error = self.max_error
         if not (is_number(error) and 0 <= error < 1):
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
+        if self.batch_invariant is None:
+            object.__setattr__(self, "batch_invariant", self.device == "cpu")
         for name in ("batch_invariant", "prefix_cache"):
             check_flag(name, getattr(self, name))
+        if self.merge_memory and self.device != "cpu":
+            raise ZweaveError("merge_memory is for device='cpu'")
         if self.merge_memory and self.batch_invariant:
             raise ZweaveError(
                 "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"
             )
-        if self.device != "cpu" and not self.batch_invariant:
-            raise ZweaveError("batch_invariant=False is for device='cpu': elsewhere everything is factored")
 
     def _check_dispatch(self) -> None:
         timeout = self.dispatch_timeout
@@ -113,6 +115,8 @@ class EngineConfig:
             raise ZweaveError(f"on_dispatch_error must be 'base' or 'error', not {self.on_dispatch_error!r}")
 
     def _check_device(self) -> None:
+        if self.device == "reference":
+            return
         try:
             device = torch.device(self.device)
         except (RuntimeError, TypeError):
@@ -128,9 +132,14 @@ class EngineConfig:
             raise ZweaveError("no CUDA device is available to this torch: use device='cpu'")
 
     @property
+    def plans_for(self) -> Literal["cpu", "gpu"]:
+        """The kind of device whose modes are planned."""
+        return "cpu" if self.device == "cpu" else "gpu"
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.device)
+        return torch.device("cpu" if self.device == "reference" else self.device)

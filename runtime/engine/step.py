@@ -1,11 +1,14 @@
-"""A step of the engine: the chunks that a runner was given, and what it computed for them."""
+"""A step of the engine: the chunks that a runner is given, and what it computes for them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
+from ..kv_cache.block_pool import KVCache
+from ..model.layer_schedule import StateCapture
 from ..request import TokenLogprob
 from ..scheduler.chunk import Chunk
 
@@ -56,3 +59,25 @@ class LaunchedStep:
         while self.num_taken < len(self.chunks):
             yield self.output_of(self.num_taken)
             self.num_taken += 1
+
+
+class Runner(Protocol):
+    """What computes steps.
+
+    cache: where keys and values go
+    max_length: tokens that a sequence may have
+    lookahead: steps that may be in flight when the next one is launched
+    """
+
+    cache: KVCache
+    max_length: int
+    lookahead: int
+
+    def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
+        """Computes chunks as one batch, in an order of its own; may return before that is done."""
+
+    def states(self, chunks: Seq[Chunk], layers: Seq[int]) -> Mapping[StateCapture, Tensor]:
+        """The base model's states of chunks as they enter some layers; nothing above the highest is computed.
+
+        Returns [tokens, hidden] float32 for the rows of each chunk and each layer.
+        """

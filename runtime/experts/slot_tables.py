@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from zweave.kernels import LinearMode, empty_in_huge_pages
 
 from ..errors import ZweaveError
+from ..io.submit import Submit, at_once
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
 from ..planner.plan import MatrixPlan, Plan
 from .expert import Expert
@@ -48,6 +50,7 @@ class SlotTables:
     max_error: share of a matrix's largest singular value. Components whose sigma * |z - 1| is at most that may be
         left out where this opens a cheaper mode. As U and V are orthonormal, the spectral norm of the difference
         is then at most this share of that of the matrix.
+    submit: has a row of `scale` and `delta` written, in its order among steps in flight; by default at once.
 
     scale: [slots, sum of R] float32, sigma * z of all matrices side by side.
     delta: [slots, sum of K] float32, sigma * (z - 1) of the leading components that the plan keeps.
@@ -62,7 +65,9 @@ class SlotTables:
         device: torch.device | str = "cpu",
         plan: Plan | None = None,
         max_error: float = 0.0,
+        submit: Submit = at_once,
     ) -> None:
+        self._submit = submit
         self._sigmas = {module: sigma.detach().cpu().double().numpy() for module, sigma in sigmas.items()}
         self._index = {module: index for index, module in enumerate(self._sigmas)}
         self._plan = plan or {module: MatrixPlan((s.size, s.size)) for module, s in self._sigmas.items()}
@@ -83,6 +88,14 @@ class SlotTables:
     def delta_columns(self, module: str) -> Tensor:
         """A matrix's columns of `delta`, [S, K], a view like `columns`."""
         return self.delta[:, self._delta_columns[module]]
+
+    def stacked_columns(self, modules: Seq[str]) -> Tensor:
+        """The columns of `scale` of matrices that follow each other, [S, sum of R], a view like `columns`."""
+        return self.scale[:, _joined([self._columns[module] for module in modules])]
+
+    def stacked_delta_columns(self, modules: Seq[str]) -> Tensor:
+        """The columns of `delta` of matrices that follow each other, [S, sum of K], a view like `columns`."""
+        return self.delta[:, _joined([self._delta_columns[module] for module in modules])]
 
     def modes_of(self, module: str) -> Tensor:
         """A matrix's row of `modes`, [S] uint8, a view."""
@@ -132,8 +145,12 @@ class SlotTables:
 
     def write(self, slot: int, rows: SlotRows) -> None:
         """Writes the rows of a slot."""
-        self.scale[slot].copy_(rows.scale)
-        self.delta[slot].copy_(rows.delta)
+
+        def work() -> None:
+            self.scale[slot].copy_(rows.scale, non_blocking=True)
+            self.delta[slot].copy_(rows.delta, non_blocking=True)
+
+        self._submit(work)
         self.modes[:, slot].copy_(rows.modes)
         self.supports[:, slot].copy_(rows.supports)
 
@@ -188,6 +205,13 @@ def _columns(sizes: Mapping[str, int]) -> dict[str, slice]:
     ends = list(accumulate(sizes.values()))
     starts = [0, *ends[:-1]] if ends else []
     return dict(zip(sizes, map(slice, starts, ends), strict=True))
+
+
+def _joined(parts: Seq[slice]) -> slice:
+    """Consecutive stretches as one."""
+    if any(one.stop != other.start for one, other in pairwise(parts)):
+        raise ValueError("the matrices do not follow each other in the tables")
+    return slice(parts[0].start, parts[-1].stop)
 
 
 def _poisoned(slots: int, width: int, device: torch.device) -> Tensor:

@@ -69,10 +69,10 @@ def test_w_goes_first_where_it_saves_least() -> None:
 
 
 def test_a_gpu_goes_factored() -> None:
-    plan = make_plan(SHAPES, "cuda")
+    plan = make_plan(SHAPES, "gpu")
     assert {matrix.mode_of(0) for matrix in plan.values()} == {LinearMode.FACTORED}
     with pytest.raises(ZweaveError, match="max_memory"):
-        make_plan(SHAPES, "cuda", max_memory=1000)
+        make_plan(SHAPES, "gpu", max_memory=1000)
 
 
 def test_impossible_plans_are_refused() -> None:
