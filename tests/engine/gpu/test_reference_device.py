@@ -18,7 +18,9 @@ def traffic(count: int, seed: int) -> list[Request]:
     trunk = [random.randrange(3, 90) for _ in range(60)]
     requests = []
     for index in range(count):
-        prompt = trunk[: random.randrange(1, 50)] + [random.randrange(3, 90) for _ in range(random.randrange(6))]
+        prompt = trunk[: random.randrange(1, 50)] + [
+            random.randrange(3, 90) for _ in range(random.randrange(6))
+        ]
         sampling = Sampling(temperature=random.choice([0.0, 0.0, 0.7]), seed=index)
         requests.append(
             Request(
