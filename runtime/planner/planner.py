@@ -36,11 +36,15 @@ class Budget:
     value_bytes: int
 
     def fits(self, plan: Plan) -> bool:
-        return memory(plan, self.value_bytes) <= self.max_memory
+        return self.needs(plan) <= self.max_memory
+
+    def needs(self, plan: Plan) -> int:
+        """Bytes that a plan takes."""
+        return memory(plan, self.value_bytes)
 
     def refusal(self, least: Plan) -> ZweaveError:
         """The error for a budget that the smallest plan exceeds."""
-        needed = memory(least, self.value_bytes)
+        needed = self.needs(least)
         return ZweaveError(
             f"max_memory allows {self.max_memory / (1 << 20):.1f} MiB for the adapted matrices and the least that "
             f"would do is {math.ceil(needed / (1 << 20) * 10) / 10:.1f}: allow more"
@@ -113,7 +117,8 @@ def _gpu_plan(shapes: Shapes, budget: Budget | None, batch_invariant: bool) -> d
     assert budget is not None
     leading = {} if batch_invariant else _most_leading(shapes, None, budget)
     if not leading:
-        raise budget.refusal(factored)
+        least = {module: _leading(shape, 1, None) for module, shape in shapes.items()}
+        raise budget.refusal(factored if batch_invariant else min(factored, least, key=budget.needs))
     return leading
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from zweave.engine import Engine
+from zweave.experts import Expert
 from zweave.request import Request, Result, Sampling
 
 CHOICES: list[Any] = [None, "a", "b", "late", {"a": 0.5, "b": 0.25}]
@@ -46,3 +47,39 @@ def test_a_mixed_batch(tiny_engine: Callable[..., Engine]) -> None:
     for one, other in zip(given, wanted, strict=True):
         for a, b in zip(one.logprobs or (), other.logprobs or (), strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and set(a.top) == set(b.top)
+
+
+def drive(engine: Engine, experts: list[Expert], seed: int) -> dict[int, Result]:
+    """Results of requests that arrive, are cancelled, and reload experts, while others run."""
+    random = Random(seed)
+    waiting, results = traffic(60, seed), {}
+    while waiting or engine.has_work:
+        for _ in range(min(random.randrange(4), len(waiting))):
+            engine.add(waiting.pop())
+        if random.random() < 0.1:
+            engine.load_expert(random.choice("ab"), random.choice(experts))
+        if random.random() < 0.1:
+            engine.cancel(random.randrange(60))
+        for delta in engine.step():
+            if delta.result is not None:
+                results[delta.request_id] = delta.result
+    return results
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_trace(
+    seed: int, tiny_engine: Callable[..., Engine], random_expert: Callable[..., Expert]
+) -> None:
+    """Arrivals, cancellations, preemption, hot loads, and more experts than slots."""
+    options = {"kv_tokens": 120, "max_sequences": 9, "max_batch_tokens": 48, "slots": 3}
+    engines = [tiny_engine(**options), tiny_engine(device="reference", **options)]
+    shapes = engines[0].model.config.adapted_shapes()
+    experts = [random_expert(shapes, seed=10 + index) for index in range(4)]
+    wanted, given = (drive(engine, experts, seed) for engine in engines)
+    assert all(engine.stats().preemptions > 0 for engine in engines)
+    assert given.keys() == wanted.keys()
+    for request_id, result in given.items():
+        known = min(len(result.token_ids), len(wanted[request_id].token_ids))
+        if "cancelled" not in (result.finish_reason, wanted[request_id].finish_reason):
+            assert essence(result) == essence(wanted[request_id])
+        assert result.token_ids[:known] == wanted[request_id].token_ids[:known]
