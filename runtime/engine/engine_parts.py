@@ -119,7 +119,6 @@ def _allocate(
             base_digest=decomposition.digest,
             plan=plan,
             max_error=config.max_error,
-            submit=submit,
         )
         num_blocks = config.kv_tokens // config.block_size
         cache = KVCache(

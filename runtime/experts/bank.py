@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
-from ..io.submit import Submit, at_once
 from ..planner.plan import Plan
 from ..text.prompt_template import PromptTemplate
 from .bundled import expert_file
@@ -105,7 +104,6 @@ class Bank:
         base_digest: str | None = None,
         plan: Plan | None = None,
         max_error: float = 0.0,
-        submit: Submit = at_once,
     ) -> None:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
@@ -113,7 +111,7 @@ class Bank:
         self._shapes = {module: tuple(sigma.shape) for module, sigma in sigmas.items()}
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
-        self.tables = SlotTables(sigmas, slots, device, plan, max_error, submit)
+        self.tables = SlotTables(sigmas, slots, device, plan, max_error)
         self._experts: dict[str, ExpertEntry] = {}
         self.first_layers: tuple[int, ...] = ()
         self._free = list(range(slots - 1, 0, -1))

@@ -15,7 +15,6 @@ from torch import Tensor
 from zweave.kernels import LinearMode, empty_in_huge_pages
 
 from ..errors import ZweaveError
-from ..io.submit import Submit, at_once
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
 from ..planner.plan import MatrixPlan, Plan
 from .expert import Expert
@@ -50,7 +49,6 @@ class SlotTables:
     max_error: share of a matrix's largest singular value. Components whose sigma * |z - 1| is at most that may be
         left out where this opens a cheaper mode. As U and V are orthonormal, the spectral norm of the difference
         is then at most this share of that of the matrix.
-    submit: has a row of `scale` and `delta` written, in its order among steps in flight; by default at once.
 
     scale: [slots, sum of R] float32, sigma * z of all matrices side by side.
     delta: [slots, sum of K] float32, sigma * (z - 1) of the leading components that the plan keeps.
@@ -65,9 +63,7 @@ class SlotTables:
         device: torch.device | str = "cpu",
         plan: Plan | None = None,
         max_error: float = 0.0,
-        submit: Submit = at_once,
     ) -> None:
-        self._submit = submit
         self._sigmas = {module: sigma.detach().cpu().double().numpy() for module, sigma in sigmas.items()}
         self._index = {module: index for index, module in enumerate(self._sigmas)}
         self._plan = plan or {module: MatrixPlan((s.size, s.size)) for module, s in self._sigmas.items()}
@@ -144,13 +140,9 @@ class SlotTables:
         return SlotRows(*map(torch.from_numpy, parts))
 
     def write(self, slot: int, rows: SlotRows) -> None:
-        """Writes the rows of a slot."""
-
-        def work() -> None:
-            self.scale[slot].copy_(rows.scale, non_blocking=True)
-            self.delta[slot].copy_(rows.delta, non_blocking=True)
-
-        self._submit(work)
+        """Writes the rows of a slot; on a device after what was launched there, and without waiting."""
+        for table, row in ((self.scale, rows.scale), (self.delta, rows.delta)):
+            table[slot].copy_(row.pin_memory() if table.is_cuda else row, non_blocking=True)
         self.modes[:, slot].copy_(rows.modes)
         self.supports[:, slot].copy_(rows.supports)
 

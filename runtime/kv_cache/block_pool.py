@@ -78,10 +78,11 @@ class KVCache:
 
     def copy_below(self, layer: int, sources: Seq[int], targets: Seq[int]) -> None:
         """Copies blocks' keys and values in the layers below `layer`."""
-        here, there = list(sources), list(targets)
+        pairs = list(zip(sources, targets, strict=True))
 
         def work() -> None:
             for values in (self._k[:layer], self._v[:layer]):
-                values[:, there] = values[:, here]
+                for source, target in pairs:
+                    values[:, target].copy_(values[:, source])
 
         self._submit(work)

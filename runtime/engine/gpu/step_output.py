@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...model.layer_schedule import StateCapture
-from ...request import Request, TokenLogprob
+from ...request import TokenLogprob
 from ...scheduler.chunk import Chunk
 from ..step import ChunkOutput, SampledToken
 from ..step_arrays import row_ranges
@@ -23,6 +23,37 @@ class _Logprobs:
     best: Tensor
     ids: Tensor
     scores: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Which log-probabilities a request asks for.
+
+    count: of the likeliest tokens.
+    scored: [n] int64, the ids of `score`, on the host, where the device can read them.
+    """
+
+    count: int
+    scored: Tensor
+    device: torch.device
+
+    @classmethod
+    def of(cls, chunk: Chunk, backend: Backend) -> "_Asked | None":
+        """What is asked for the token after a chunk; None for nothing."""
+        request = chunk.sequence.request
+        scored = request.score if chunk.num_generated == 0 else ()
+        if request.logprobs is None and not scored:
+            return None
+        ids = backend.host_buffer(2 * len(scored)).view(torch.int64)
+        ids.copy_(torch.tensor(scored, dtype=torch.int64))
+        return cls(request.logprobs or 0, ids, backend.device)
+
+    def logprobs_of(self, logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fields of `_Logprobs` on the device. logits: [vocabulary] float32; token: [1] int64."""
+        values = torch.log_softmax(logits.double(), dim=-1)
+        best, ids = values.topk(min(self.count, values.numel()))
+        scored = self.scored.to(self.device, non_blocking=True)
+        return values.index_select(0, token), best, ids, values.index_select(0, scored)
 
 
 class StepOutput:
@@ -45,6 +76,7 @@ class StepOutput:
         self._rows = {id(chunk): row for row, chunk in enumerate(self.complete)}
         self._to_host: Callable[[Tensor], Tensor] = backend.to_host
         self._tokens = self._finite = torch.empty(0)
+        self._asked = {row: _Asked.of(chunk, backend) for row, chunk in enumerate(self.complete)}
         self._logprobs: dict[int, _Logprobs] = {}
 
     def receive(self, logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
@@ -53,11 +85,10 @@ class StepOutput:
         logits: [n, vocabulary] float32; tokens, finite: [n] at least, of the complete chunks.
         """
         self._tokens, self._finite = self._to_host(tokens), self._to_host(finite)
-        for row, chunk in enumerate(self.complete):
-            request = chunk.sequence.request
-            scored = request.score if chunk.num_generated == 0 else ()
-            if request.logprobs is not None or scored:
-                self._logprobs[row] = self._logprobs_of(logits[row], tokens[row], request, scored or ())
+        for row, asked in self._asked.items():
+            if asked is not None:
+                parts = asked.logprobs_of(logits[row], tokens[row : row + 1])
+                self._logprobs[row] = _Logprobs(*map(self._to_host, parts))
 
     def output_of(self, index: int) -> ChunkOutput:
         """The output of a chunk; waits for the step."""
@@ -71,21 +102,14 @@ class StepOutput:
         if row is None:
             return None
         token_id, is_finite = int(self._tokens[row]), bool(self._finite[row])
-        asked = self._logprobs.get(row)
-        if asked is None or not is_finite:
+        found = self._logprobs.get(row)
+        if found is None or not is_finite:
             return SampledToken(token_id, is_finite)
-        count = chunk.sequence.request.logprobs
-        best = dict(zip(asked.ids.tolist(), asked.best.tolist(), strict=True))
+        best = dict(zip(found.ids.tolist(), found.best.tolist(), strict=True))
+        asked_for = chunk.sequence.request.logprobs is not None
         return SampledToken(
             token_id,
             is_finite,
-            logprob=None if count is None else TokenLogprob(token_id, float(asked.chosen), best),
-            scores=asked.scores.tolist() or None,
+            logprob=TokenLogprob(token_id, float(found.chosen), best) if asked_for else None,
+            scores=found.scores.tolist() or None,
         )
-
-    def _logprobs_of(self, logits: Tensor, token: Tensor, request: Request, scored: Seq[int]) -> _Logprobs:
-        values = torch.log_softmax(logits.double(), dim=-1)
-        best, ids = values.topk(min(request.logprobs or 0, values.numel()))
-        wanted = torch.tensor(scored, dtype=torch.int64, device=logits.device)
-        parts = values[token], best, ids, values[wanted]
-        return _Logprobs(*map(self._to_host, parts))
