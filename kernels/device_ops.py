@@ -15,6 +15,8 @@ from .prefill_attention import prefill_attention_ref
 from .rms_norm import add_rms_norm_ref
 from .rope_store import rope_store_ref
 from .sample import sample_ref
+from .scale_by_slot import scale_by_slot_ref
+from .silu_mul import silu_mul_ref
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class DeviceOps:
     grouped_linear: Callable[..., Tensor]
     grouped_delta_linear: Callable[..., Tensor]
     add_rms_norm: Callable[..., Tensor]
+    silu_mul: Callable[..., Tensor]
+    scale_by_slot: Callable[..., None]
     rope_store: Callable[..., None]
     decode_attention: Callable[..., Tensor]
     prefill_attention: Callable[..., Tensor]
@@ -36,8 +40,15 @@ REFERENCE_OPS = DeviceOps(
     grouped_linear=grouped_linear_ref,
     grouped_delta_linear=grouped_delta_linear_ref,
     add_rms_norm=add_rms_norm_ref,
+    silu_mul=silu_mul_ref,
+    scale_by_slot=scale_by_slot_ref,
     rope_store=rope_store_ref,
     decode_attention=decode_attention_ref,
     prefill_attention=prefill_attention_ref,
     sample=sample_ref,
 )
+
+
+def triton_ops() -> DeviceOps:
+    """The ops by their kernels."""
+    raise NotImplementedError

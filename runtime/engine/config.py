@@ -22,6 +22,11 @@ from ..validation import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+_ON_GPU = {"max_batch_tokens": 2048, "block_size": 32, "batch_invariant": False}
+_ON_CPU = {"max_batch_tokens": 512, "block_size": 16, "batch_invariant": True, "kv_tokens": KV_TOKENS}
+_DEFAULTS: dict[str, dict[str, int]] = {"cuda": _ON_GPU, "reference": _ON_GPU | {"kv_tokens": KV_TOKENS}}
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What an engine is told when it is made; raises ZweaveError for values that it cannot work with.
@@ -31,10 +36,13 @@ class EngineConfig:
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
     max_sequences: requests that one step may work on.
-    max_batch_tokens: tokens that one step computes; longer prompts take several steps.
-    kv_tokens: token positions in the KV cache, for all requests together.
+    max_batch_tokens: tokens that one step computes; longer prompts take several steps. None: 512 on a CPU, 2048 on a
+        GPU, which is busy from there on.
+    kv_tokens: token positions in the KV cache, for all requests together. None: 16384 on a CPU, on a GPU as many as
+        its memory has room for.
     max_model_len: tokens that a prompt and its answer may have together; None for what the model is made for.
-    block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU.
+    block_size: token positions in a block of the cache, an even number in bfloat16 on a CPU, a power of two on a GPU.
+        None: 16 on a CPU, 32 on a GPU.
     prefix_cache: keys and values stay in the cache when a request ends, for requests with the same prefix, and are
         shared by requests that run at once; results are the same (docs/kv_cache.md).
     max_memory: bytes for the weights of the adapted matrices; None for as many as the fastest modes take.
@@ -52,10 +60,10 @@ class EngineConfig:
     device: str = "cpu"
     slots: int = SLOTS
     max_sequences: int = 64
-    max_batch_tokens: int = 512
-    kv_tokens: int = KV_TOKENS
+    max_batch_tokens: int | None = None
+    kv_tokens: int | None = None
     max_model_len: int | None = None
-    block_size: int = 16
+    block_size: int | None = None
     prefix_cache: bool = True
     max_memory: int | None = None
     max_error: float = 0.0
@@ -67,24 +75,37 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        counts = ("slots", "max_sequences", "max_batch_tokens", "kv_tokens", "block_size")
-        normalise(self, (*counts, "max_model_len", "max_memory", "merge_memory"), as_integer)
+        self._fill_in()
+        counts = ("slots", "max_sequences", "max_batch_tokens", "block_size")
+        normalise(self, (*counts, "kv_tokens", "max_model_len", "max_memory", "merge_memory"), as_integer)
         normalise(self, ("max_error", "dispatch_timeout"), as_number)
         for name in counts:
             check_integer(name, getattr(self, name), 1)
         if self.max_model_len is not None:
             check_integer("max_model_len", self.max_model_len, 2)
+        assert self.max_batch_tokens is not None and self.block_size is not None
         if self.max_batch_tokens < self.max_sequences:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"
             )
         if self.block_size % 2 and self.dtype == "bfloat16" and self.device == "cpu":
             raise ZweaveError(f"block_size must be even for bfloat16 on a CPU, not {self.block_size}")
-        if self.kv_tokens < self.block_size:
+        if self.plans_for == "gpu" and self.block_size & (self.block_size - 1):
+            raise ZweaveError(f"block_size must be a power of two on a GPU, not {self.block_size}")
+        if self.kv_tokens is not None:
+            check_integer("kv_tokens", self.kv_tokens, 1)
+        if self.kv_tokens is not None and self.kv_tokens < self.block_size:
             raise ZweaveError(f"kv_tokens ({self.kv_tokens}) must hold a block of {self.block_size} tokens")
         self._check_plan()
         self._check_dispatch()
         self._check_device()
+
+    def _fill_in(self) -> None:
+        """Sets what was left to the kind of device."""
+        defaults = _DEFAULTS.get(str(self.device).partition(":")[0], _ON_CPU)
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def _check_plan(self) -> None:
         for name, least in (("max_memory", 1), ("merge_memory", 0)):
@@ -96,8 +117,6 @@ class EngineConfig:
         error = self.max_error
         if not (is_number(error) and 0 <= error < 1):
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
-        if self.batch_invariant is None:
-            object.__setattr__(self, "batch_invariant", self.device == "cpu")
         for name in ("batch_invariant", "prefix_cache"):
             check_flag(name, getattr(self, name))
         if self.merge_memory and self.device != "cpu":

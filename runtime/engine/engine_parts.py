@@ -4,15 +4,12 @@ import warnings
 from dataclasses import dataclass
 from os import PathLike
 
-from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition, decompose
 from ..errors import ZweaveError
 from ..experts.bank import Bank
-from ..io.submit import at_once
 from ..kv_cache.block_pool import KVCache
-from ..model.gpu_model import GpuModel
-from ..model.gpu_weights import GpuWeights
 from ..planner.plan import Plan
 from ..planner.planner import plan_for
 from ..scheduler.block_manager import BlockManager
@@ -20,8 +17,7 @@ from ..scheduler.scheduler import Scheduler
 from ..text.tokenizer import Tokenizer
 from .config import EngineConfig
 from .first_pass import FirstPassManager
-from .gpu.backend import Backend, backend_of
-from .gpu.gpu_runner import GpuRunner
+from .gpu.build import gpu_runner
 from .input_processor import InputProcessor
 from .model_runner import ModelRunner
 from .output_processor import OutputProcessor
@@ -56,18 +52,12 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         config.max_error,
         bool(config.batch_invariant),
     )
-    backend = None if config.plans_for == "cpu" else backend_of(config.torch_device)
-    bank, cache = _allocate(checkpoint.config, decomposition, plan, config, backend)
-    max_length = min(_max_model_len(config, checkpoint.config), cache.num_blocks * cache.block_size)
-    runner: Runner
-    if backend is None:
-        runner = ModelRunner(config, checkpoint, decomposition, plan, bank, cache, max_length)
-    else:
-        dtype, device = config.torch_dtype, config.torch_device
-        weights = GpuWeights(checkpoint, decomposition, bank, plan, dtype, device, backend.ops)
-        model = GpuModel(weights, checkpoint.config, cache, max_length, backend.ops)
-        runner = GpuRunner(model, bank.tables, cache, backend, max_length, config.max_sequences)
-    blocks = BlockManager(cache, config.prefix_cache)
+    max_model_len = _max_model_len(config, checkpoint.config)
+    bank = _bank(decomposition, plan, config)
+    make = _cpu_runner if config.plans_for == "cpu" else gpu_runner
+    runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
+    assert config.max_batch_tokens is not None
+    blocks = BlockManager(runner.cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
     input_processor = InputProcessor(
         tokenizer,
@@ -102,17 +92,10 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _allocate(
-    model_config: ModelConfig,
-    decomposition: Decomposition,
-    plan: Plan,
-    config: EngineConfig,
-    backend: Backend | None,
-) -> tuple[Bank, KVCache]:
-    """The tables and the cache whose sizes the user sets; ZweaveError if there is no memory for them."""
-    submit = backend.submit if backend is not None else at_once
+def _bank(decomposition: Decomposition, plan: Plan, config: EngineConfig) -> Bank:
+    """The tables of as many slots as the user asks for; ZweaveError if there is no memory for them."""
     try:
-        bank = Bank(
+        return Bank(
             {name: decomposition.sigma(name) for name in decomposition.names},
             slots=config.slots + 1,
             device=config.torch_device,
@@ -120,19 +103,30 @@ def _allocate(
             plan=plan,
             max_error=config.max_error,
         )
-        num_blocks = config.kv_tokens // config.block_size
+    except RuntimeError as error:
+        raise ZweaveError(
+            f"no memory for {config.slots} slots: lower them ({str(error).splitlines()[0][:80]})"
+        ) from None
+
+
+def _cpu_runner(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    decomposition: Decomposition,
+    plan: Plan,
+    bank: Bank,
+    max_model_len: int,
+) -> Runner:
+    """The runner of a CPU, with a cache of the size that the user asks for."""
+    assert config.kv_tokens is not None and config.block_size is not None
+    num_blocks = config.kv_tokens // config.block_size
+    try:
         cache = KVCache(
-            model_config,
-            num_blocks,
-            config.block_size,
-            config.torch_dtype,
-            config.torch_device,
-            packed=backend is None,
-            submit=submit,
+            checkpoint.config, num_blocks, config.block_size, config.torch_dtype, config.torch_device
         )
     except RuntimeError as error:
         raise ZweaveError(
-            f"no memory for {config.slots} slots and {config.kv_tokens} kv_tokens: lower them "
-            f"({str(error).splitlines()[0][:80]})"
+            f"no memory for {config.kv_tokens} kv_tokens: lower them ({str(error).splitlines()[0][:80]})"
         ) from None
-    return bank, cache
+    max_length = min(max_model_len, num_blocks * config.block_size)
+    return ModelRunner(config, checkpoint, decomposition, plan, bank, cache, max_length)

@@ -19,7 +19,7 @@ from .stacked_linear import StackedLinear
 
 @dataclass(frozen=True, slots=True)
 class GpuLayer:
-    """Weights and cache of a layer; the norms as in `DecoderLayer`."""
+    """Weights of a layer; the norms as in `DecoderLayer`."""
 
     input_norm: Tensor
     mlp_norm: Tensor
@@ -29,7 +29,6 @@ class GpuLayer:
     o: StackedLinear
     gate_up: StackedLinear
     down: StackedLinear
-    cache: LayerCache
     window: int
 
 
@@ -37,20 +36,23 @@ class GpuModel:
     """Computes a batch's keys and values into its cache and the logits of its sampled tokens, without waiting for them.
 
     What it launches follows from shapes and the mode alone, so a graph can be captured of it.
+
+    max_length: tokens that a sequence may have
+    cache: set before the first step; its size may depend on what the weights leave of a device's memory
     """
 
-    def __init__(
-        self, weights: GpuWeights, config: ModelConfig, cache: KVCache, max_length: int, ops: DeviceOps
-    ) -> None:
+    cache: KVCache
+
+    def __init__(self, weights: GpuWeights, config: ModelConfig, max_length: int, ops: DeviceOps) -> None:
         self.config = config
         self.ops = ops
         self.embedding = weights.tensor("model.embed_tokens.weight")
         self.head = self.embedding if config.tie_embeddings else weights.tensor("lm_head.weight")
         self.norm = weights.tensor("model.norm.weight")
         self._cos, self._sin = (table.to(weights.device) for table in rope_tables(config, max_length))
-        self.layers = [self._layer(weights, index, part) for index, part in enumerate(cache.layers)]
+        self.layers = [self._layer(weights, index) for index in range(config.num_layers)]
 
-    def _layer(self, weights: GpuWeights, index: int, cache: LayerCache) -> GpuLayer:
+    def _layer(self, weights: GpuWeights, index: int) -> GpuLayer:
         prefix, config = f"model.layers.{index}", self.config
         norm = f"{prefix}.self_attn.{{}}_norm.weight"
         return GpuLayer(
@@ -62,7 +64,6 @@ class GpuModel:
             o=weights.stacked(index, ("o_proj",)),
             gate_up=weights.stacked(index, ("gate_proj", "up_proj"), silu=True),
             down=weights.stacked(index, ("down_proj",)),
-            cache=cache,
             window=config.sliding_window[index],
         )
 
@@ -85,15 +86,23 @@ class GpuModel:
                 continue
             rows, part = segment.rows, batch.rows(segment.first_row, segment.stop_row)
             y = x[rows]
-            for layer in self.layers[segment.first_layer : segment.stop_layer]:
-                y = self._run(layer, y, residual[rows], part, mode)
+            for index in range(segment.first_layer, segment.stop_layer):
+                y = self._run(self.layers[index], self.cache.layers[index], y, residual[rows], part, mode)
             x = y if len(y) == len(x) else x.index_copy(0, torch.arange(len(x), device=x.device)[rows], y)
         x = self.ops.add_rms_norm(
             x[batch.sampled], residual[batch.sampled], self.norm, self.config.rms_norm_eps
         )
         return self.ops.linear(x, self.head, out_dtype=torch.float32), states
 
-    def _run(self, layer: GpuLayer, x: Tensor, residual: Tensor, batch: GpuBatch, mode: LinearMode) -> Tensor:
+    def _run(
+        self,
+        layer: GpuLayer,
+        cache: LayerCache,
+        x: Tensor,
+        residual: Tensor,
+        batch: GpuBatch,
+        mode: LinearMode,
+    ) -> Tensor:
         ops, config = self.ops, self.config
         h = ops.add_rms_norm(x, residual, layer.input_norm, config.rms_norm_eps)
         q, k, v = (
@@ -101,7 +110,6 @@ class GpuModel:
             .unflatten(1, (-1, config.head_dim))
             .split([config.num_heads, config.num_kv_heads, config.num_kv_heads], 1)
         )
-        cache = layer.cache
         ops.rope_store(
             q,
             k,

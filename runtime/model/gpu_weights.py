@@ -16,7 +16,10 @@ from .stacked_linear import Stack, StackedLinear
 
 
 class GpuWeights:
-    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident."""
+    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident.
+
+    library_from: see `StackedLinear`
+    """
 
     def __init__(
         self,
@@ -27,12 +30,14 @@ class GpuWeights:
         dtype: torch.dtype,
         device: torch.device,
         ops: DeviceOps,
+        library_from: int | None,
     ) -> None:
         self._checkpoint = checkpoint
         self._decomposition = decomposition
         self._bank = bank
         self._plan = plan
         self._ops = ops
+        self._library_from = library_from
         self._present = frozenset(checkpoint.names())
         self.dtype = dtype
         self.device = device
@@ -63,6 +68,7 @@ class GpuWeights:
             delta=tables.stacked_delta_columns(modules) if all(ranks) else None,
             bias=self._bias(modules, [len(part) for part in u]),
             silu=silu,
+            library_from=self._library_from,
         )
 
     def _bias(self, modules: Sequence[str], sizes: Sequence[int]) -> Tensor | None:

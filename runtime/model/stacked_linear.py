@@ -1,5 +1,6 @@
 """Linears of one input as one: q, k and v, or gate and up, in each of the modes of a step on a GPU."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,8 @@ class StackedLinear:
     delta: [S, sum of those] float32, sigma * (z - 1) of the leading components, or None
     bias: [sum of M], or None
     silu: the result is silu(y of the first) * (y of the second)
+    library_from: tokens from which on the products are PyTorch's, whose order of sums depends on the number of tokens;
+        None for never
     """
 
     ops: DeviceOps
@@ -49,22 +52,64 @@ class StackedLinear:
     delta: Tensor | None
     bias: Tensor | None
     silu: bool = False
+    library_from: int | None = None
 
     def __call__(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
         """y [T, sum of M], or half as much with `silu`, of x [T, N] and slot [T] int32.
 
         mode: of all tokens. DENSE leaves slots out, DELTA is for slots that adapt leading components alone.
         """
+        if self.library_from is not None and len(x) >= self.library_from:
+            return self._by_library(x, slot, mode)
         ops = self.ops
         if mode == LinearMode.DENSE:
             assert self.dense is not None
             return ops.grouped_linear(x, self.dense.parts, bias=self.bias, silu=self.silu)
         if mode == LinearMode.DELTA:
             assert self.dense is not None and self.vt is not None
-            kept = zip(self.vt.parts, self.u, self.delta_rank, strict=True)
-            vt, u = zip(*((vt[:rank], u[:, :rank]) for vt, u, rank in kept), strict=True)
+            vt, u = self._leading()
             h = ops.grouped_linear(x, vt, table=self.delta, slot=slot)
             return ops.grouped_delta_linear(x, self.dense.parts, h, u, slot, bias=self.bias, silu=self.silu)
         assert self.vt is not None
         h = ops.grouped_linear(x, self.vt.parts, table=self.scale, slot=slot)
         return ops.grouped_linear(h, self.u, shared=False, bias=self.bias, silu=self.silu)
+
+    def _leading(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """vt and u of each linear's leading components, views."""
+        assert self.vt is not None
+        vt = tuple(part[:rank] for part, rank in zip(self.vt.parts, self.delta_rank, strict=True))
+        return vt, tuple(part[:, :rank] for part, rank in zip(self.u, self.delta_rank, strict=True))
+
+    def _by_library(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
+        """As `__call__`, by matrix products of PyTorch: for many tokens, where arithmetic takes the time."""
+        y = self._many(x, slot, mode)
+        if self.bias is not None:
+            y += self.bias
+        return self.ops.silu_mul(*y.chunk(2, 1)) if self.silu else y
+
+    def _many(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
+        """The products for many tokens, without bias and gate."""
+        if mode == LinearMode.FACTORED:
+            assert self.vt is not None and self.scale is not None
+            h = x @ self.vt.whole.T
+            self.ops.scale_by_slot(h, self.scale, slot)
+            y = x.new_empty(len(x), sum(map(len, self.u)))
+            for target, part, u in self._blocks(y, h, self.u):
+                torch.mm(part, u.T, out=target)
+            return y
+        assert self.dense is not None
+        y = x @ self.dense.whole.T
+        if mode == LinearMode.DELTA:
+            assert self.delta is not None
+            vt, u = self._leading()
+            h = torch.cat([x @ part.T for part in vt], 1)
+            self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
+            for target, part, leading in self._blocks(y, h, u):
+                target.addmm_(part, leading.T)
+        return y
+
+    @staticmethod
+    def _blocks(y: Tensor, h: Tensor, u: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The columns of y and of h that belong to each u, and u."""
+        outputs = y.split([len(part) for part in u], 1)
+        yield from zip(outputs, h.split([part.shape[1] for part in u], 1), u, strict=True)

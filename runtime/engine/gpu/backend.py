@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zweave.kernels import REFERENCE_OPS, DeviceOps
+from zweave.kernels import REFERENCE_OPS, DeviceOps, triton_ops
 
 from ...io.submit import Work
 
@@ -73,6 +73,61 @@ class ReferenceBackend:
             self._num_done += 1
 
 
-def backend_of(device: torch.device) -> Backend:
-    """The backend of a device."""
-    return ReferenceBackend()
+class CudaBackend:
+    """A CUDA device: kernels queue up on its current stream, and steps that repeat become graphs.
+
+    All graphs share one pool of memory, since never two of them run at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ops = triton_ops()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def submit(self, work: Work) -> None:
+        with torch.cuda.device(self.device):
+            work()
+
+    def mark(self) -> Work:
+        with torch.cuda.device(self.device):
+            event = torch.cuda.Event()
+            event.record()
+        return event.synchronize
+
+    def capture(self, work: Work) -> Work:
+        return _Graph(work, self._pool)
+
+    def host_buffer(self, size: int) -> Tensor:
+        # PyTorch keeps pinned memory that a copy still reads from being handed out again.
+        return torch.empty(size, dtype=torch.int32, pin_memory=True)
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+
+class _Graph:
+    """Work that is done once as it is, which compiles its kernels, then captured, and replayed from then on."""
+
+    def __init__(self, work: Work, pool: tuple[int, int]) -> None:
+        self._work = work
+        self._pool = pool
+        self._is_warm = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        if not self._is_warm:
+            self._work()
+            self._is_warm = True
+            return
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._work()
+            self._graph = graph
+        self._graph.replay()
+
+
+def backend_of(device: str) -> Backend:
+    """The backend of a device, as `EngineConfig` names it."""
+    return ReferenceBackend() if device == "reference" else CudaBackend(torch.device(device))
