@@ -1,7 +1,8 @@
 """CUDA implementations of the ops.
 
-`linear`, `svf_linear`, `svf_delta_linear` and `mix` launch Triton; the other ops run their PyTorch references there, by
-explicit registration. Any other device is an error of the dispatcher that names the op and the device.
+`linear`, `svf_linear`, `svf_delta_linear`, `mix`, `silu_mul` and the norms launch Triton; the other ops run their
+PyTorch references there, by explicit registration. Any other device is an error of the dispatcher that names the op and
+the device.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from ..layout.packed import FORMATS
 from ..layout.quantize import Quantized
 from ..linear import linear_triton
 from ..mix import mix_triton
-from ..rms_norm import add_rms_norm_ref, rms_norm_ref
+from ..rms_norm import add_rms_norm_triton, rms_norm_triton
 from ..rope import rope_ref
-from ..silu_mul import silu_mul_ref
+from ..silu_mul import silu_mul_triton
 from ..svf_delta_linear import svf_delta_linear_triton
 from ..svf_linear import DTYPES, svf_linear_triton
 from ..triton.checks import Factor
@@ -108,10 +109,10 @@ _CUDA: dict[str, Callable[..., Any]] = {
     "svf_delta_linear": _svf_delta_linear_cuda,
     "mix": mix_triton,
     "greedy": greedy_ref,
-    "rms_norm": rms_norm_ref,
-    "add_rms_norm": add_rms_norm_ref,
+    "rms_norm": rms_norm_triton,
+    "add_rms_norm": add_rms_norm_triton,
     "rope": rope_ref,
-    "silu_mul": silu_mul_ref,
+    "silu_mul": silu_mul_triton,
     "write_kv": write_kv_ref,
     "paged_attention": paged_attention_ref,
 }

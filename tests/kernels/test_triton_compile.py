@@ -12,6 +12,12 @@ import pytest
 import torch
 
 from zweave.kernels.mix import _mix_kernel, mix_config
+from zweave.kernels.pool_states import BLOCK_N as POOL_BLOCK_N
+from zweave.kernels.pool_states import _pool_states_kernel
+from zweave.kernels.rms_norm import MAX_WIDTH, _rms_norm_kernel
+from zweave.kernels.rope_store import BLOCK_H, _rope_store_kernel
+from zweave.kernels.scale_by_slot import _scale_by_slot_kernel
+from zweave.kernels.silu_mul import _silu_mul_kernel
 from zweave.kernels.triton.gemm import _gemm_kernel
 from zweave.kernels.triton.gemm_config import (
     Device,
@@ -21,6 +27,7 @@ from zweave.kernels.triton.gemm_config import (
     split_size,
     tile_config,
 )
+from zweave.kernels.triton.row_config import row_config, whole_row_config
 
 triton = pytest.importorskip("triton")
 
@@ -87,7 +94,7 @@ def compiled(
 
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    odd = {"T", "S", "E", "steps", "w_splits", "u_splits"} | set(constants)
+    odd = {"T", "S", "E", "P", "eps", "steps", "w_splits", "u_splits"} | set(constants)
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if aligned and name not in odd
     }
@@ -191,6 +198,56 @@ def test_mix(arch, tmp_path) -> None:
         used = resources(binary, tmp_path)
         print(f"sm_{arch} {config}: {used}")
         assert used["STACK"] == used["LOCAL"] == 0
+
+
+def row_kernels(dtype: torch.dtype) -> Iterator[tuple[Any, dict[str, str], dict[str, object], int]]:
+    """The kernels between the products of a layer: kernel, types by argument, constants, warps."""
+    value = VALUE[dtype]
+    types = dict.fromkeys(("x", "y", "gate", "up", "h", "q", "k", "v", "k_cache", "v_cache"), value)
+    types |= dict.fromkeys(("residual", "weight", "table", "cos", "sin", "q_norm", "k_norm"), "*fp32")
+    types |= dict.fromkeys(("slot", "position", "query_start", "row", "first", "count"), "*i32")
+    types |= {"kv_index": "*i64", "sums": "*fp64", "eps": "fp32"}
+    for width in (64, 576, 4096, MAX_WIDTH):
+        config = whole_row_config(width)
+        tile = {"BLOCK_T": config.block_t, "BLOCK_N": config.block_n}
+        yield _rms_norm_kernel, types, {"residual": None, **tile}, config.num_warps
+        yield _rms_norm_kernel, types, tile, config.num_warps
+    for width in (64, 14336):
+        config = row_config(width)
+        yield _silu_mul_kernel, types, {"BLOCK_N": config.block_n}, config.num_warps
+        for zero_base in (False, True):
+            constants = {"ZERO_BASE": zero_base, "BLOCK_R": config.block_n}
+            yield _scale_by_slot_kernel, types, constants, config.num_warps
+    for size, absent in ((64, {"q_norm": None, "k_norm": None}), (128, {}), (256, {})):
+        heads = {"H": 9, "G": 3, "D": size, "BLOCK_SIZE": 16, "BLOCK_H": BLOCK_H, "BLOCK_D": size // 2}
+        yield _rope_store_kernel, types, absent | heads, 1
+    yield _pool_states_kernel, types, {"BLOCK_N": POOL_BLOCK_N}, POOL_BLOCK_N // 32
+
+
+ROW_TARGETS = [
+    pytest.param(
+        arch, dtype, "all", id=f"sm_{arch}-{str(dtype)[6:]}-every tile", marks=pytest.mark.exhaustive
+    )
+    for arch, dtype in product((80, 86, 89, 90, 100, 120), VALUE)
+]
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "extent"),
+    [pytest.param(90, torch.bfloat16, "last", id="sm_90-bfloat16"), *ROW_TARGETS],
+)
+def test_kernels_of_rows(arch, dtype, extent, tmp_path) -> None:
+    cases = list(row_kernels(dtype))
+    if extent == "last":
+        cases = list({case[0]: case for case in cases}.values())
+    for kernel, types, constants, num_warps in cases:
+        binary = compiled(kernel, arch, types, constants, True, num_warps=num_warps)
+        used = resources(binary, tmp_path)
+        print(f"sm_{arch} {kernel.__name__} {constants}: {used}")
+        assert used["STACK"] == used["LOCAL"] == 0, f"{kernel.__name__} spills"
+        assert used["SHARED"] <= 48 * 1024
+        if kernel in (_silu_mul_kernel, _scale_by_slot_kernel):
+            assert re.search(r"ld\.global\S*\.v4\.b32", binary.asm["ptx"]), "accesses of less than 16 bytes"
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
