@@ -1,7 +1,7 @@
 """The engine's settings."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,8 @@ from ..validation import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+# None: what a kind of device wants. No field is None once the configuration is made, but for `kv_tokens` on CUDA.
+_FILLED_IN: Any = None
 _ON_GPU = {"max_batch_tokens": 2048, "block_size": 32, "batch_invariant": False}
 _ON_CPU = {"max_batch_tokens": 512, "block_size": 16, "batch_invariant": True, "kv_tokens": KV_TOKENS}
 _DEFAULTS: dict[str, dict[str, int]] = {"cuda": _ON_GPU, "reference": _ON_GPU | {"kv_tokens": KV_TOKENS}}
@@ -60,14 +62,14 @@ class EngineConfig:
     device: str = "cpu"
     slots: int = SLOTS
     max_sequences: int = 64
-    max_batch_tokens: int | None = None
+    max_batch_tokens: int = _FILLED_IN
     kv_tokens: int | None = None
     max_model_len: int | None = None
-    block_size: int | None = None
+    block_size: int = _FILLED_IN
     prefix_cache: bool = True
     max_memory: int | None = None
     max_error: float = 0.0
-    batch_invariant: bool | None = None
+    batch_invariant: bool = _FILLED_IN
     merge_memory: int = 0
     dispatch_timeout: float = 10.0
     on_dispatch_error: Literal["base", "error"] = "error"
@@ -83,7 +85,6 @@ class EngineConfig:
             check_integer(name, getattr(self, name), 1)
         if self.max_model_len is not None:
             check_integer("max_model_len", self.max_model_len, 2)
-        assert self.max_batch_tokens is not None and self.block_size is not None
         if self.max_batch_tokens < self.max_sequences:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"

@@ -50,13 +50,12 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         config.torch_dtype,
         config.max_memory,
         config.max_error,
-        bool(config.batch_invariant),
+        config.batch_invariant,
     )
     max_model_len = _max_model_len(config, checkpoint.config)
     bank = _bank(decomposition, plan, config)
     make = _cpu_runner if config.plans_for == "cpu" else gpu_runner
-    runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
-    assert config.max_batch_tokens is not None
+    runner: Runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
     blocks = BlockManager(runner.cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
     input_processor = InputProcessor(
@@ -118,7 +117,7 @@ def _cpu_runner(
     max_model_len: int,
 ) -> Runner:
     """The runner of a CPU, with a cache of the size that the user asks for."""
-    assert config.kv_tokens is not None and config.block_size is not None
+    assert config.kv_tokens is not None
     num_blocks = config.kv_tokens // config.block_size
     try:
         cache = KVCache(

@@ -8,7 +8,9 @@ from typing import Protocol
 from torch import Tensor
 
 from ..kv_cache.block_pool import KVCache
+from ..model.gpu_model import GpuModel
 from ..model.layer_schedule import StateCapture
+from ..model.model import Model
 from ..request import TokenLogprob
 from ..scheduler.chunk import Chunk
 
@@ -64,6 +66,7 @@ class LaunchedStep:
 class Runner(Protocol):
     """What computes steps.
 
+    model: what it runs
     cache: where keys and values go
     max_length: tokens that a sequence may have
     lookahead: steps that may be in flight when the next one is launched
@@ -72,6 +75,9 @@ class Runner(Protocol):
     cache: KVCache
     max_length: int
     lookahead: int
+
+    @property
+    def model(self) -> Model | GpuModel: ...
 
     def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
         """Computes chunks as one batch, in an order of its own; may return before that is done."""

@@ -94,8 +94,8 @@ class StackedLinear:
             h = x @ self.vt.whole.T
             self.ops.scale_by_slot(h, self.scale, slot)
             y = x.new_empty(len(x), sum(map(len, self.u)))
-            for target, part, u in self._blocks(y, h, self.u):
-                torch.mm(part, u.T, out=target)
+            for target, part, whole in self._blocks(y, h, self.u):
+                torch.mm(part, whole.T, out=target)
             return y
         assert self.dense is not None
         y = x @ self.dense.whole.T

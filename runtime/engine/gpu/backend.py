@@ -1,7 +1,7 @@
 """Where the steps of the GPU engine run: on a CUDA device, or on a CPU with references in the place of kernels."""
 
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class CudaBackend:
 class _Graph:
     """Work that is done once as it is, which compiles its kernels, then captured, and replayed from then on."""
 
-    def __init__(self, work: Work, pool: tuple[int, int]) -> None:
+    def __init__(self, work: Work, pool: Any) -> None:
         self._work = work
         self._pool = pool
         self._is_warm = False

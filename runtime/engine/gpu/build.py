@@ -55,7 +55,6 @@ def gpu_runner(
 
 def _cache(config: EngineConfig, model: ModelConfig, backend: Backend) -> KVCache:
     """The cache that the user asks for, or as much as the device has memory for."""
-    assert config.block_size is not None
     block_bytes = (
         2 * model.num_layers * model.num_kv_heads * model.head_dim * config.block_size
     ) * config.torch_dtype.itemsize
@@ -84,7 +83,6 @@ def _cache(config: EngineConfig, model: ModelConfig, backend: Backend) -> KVCach
 def _bytes_left(config: EngineConfig, model: ModelConfig, device: torch.device) -> int:
     """Bytes that a cache may take of a device: what is free, less a reserve and what the largest step needs."""
     free, total = torch.cuda.mem_get_info(device)
-    assert config.max_batch_tokens is not None
     width = 4 * model.hidden_size + 3 * model.intermediate_size
     step = config.max_batch_tokens * width * 4 + 4 * config.max_sequences * model.vocab_size * 4
     return max(0, int(free - _RESERVE * total - step))

@@ -84,7 +84,7 @@ def batch_of(
 ) -> GpuBatch:
     """The batch whose tensors lie in a buffer on the device."""
     return GpuBatch(
-        **{name: fields[name] for name in _BATCH},  # type: ignore[arg-type]
+        **{name: fields[name] for name in _BATCH},
         num_decode=num_decode,
         max_query_len=max_query_len,
         schedule=schedule,
