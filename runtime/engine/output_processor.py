@@ -80,7 +80,10 @@ class OutputProcessor:
         chunk, sequence = output.chunk, output.chunk.sequence
         pooling = sequence.pooling
         assert pooling is not None
-        pooling.add(chunk.start, output.states[pooling.layer])
+        if output.pooled is None:
+            pooling.add(chunk.start, output.states[pooling.layer])
+        else:
+            pooling.add_sum(chunk.start, chunk.count, output.pooled.numpy())
         sequence.land(chunk.count, chunk.complete)
         if pooling.exit_layer is None:
             sequence.advance(chunk.count)

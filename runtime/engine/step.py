@@ -36,11 +36,13 @@ class ChunkOutput:
 
     sampled: None unless the chunk is complete, i.e. reaches the end of its sequence
     states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
+    pooled: [hidden] float64, on the host, the sum of those that a first pass pools; None if they are to be added here
     """
 
     chunk: Chunk
     sampled: SampledToken | None
     states: Mapping[int, Tensor]
+    pooled: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -106,7 +106,8 @@ class GpuRunner:
         def work() -> None:
             fields = packing.views(host.to(self._backend.device, non_blocking=True))
             batch = batch_of(fields, schedule, step.num_decode, step.max_query_len, step.chunk_starts)
-            logits, output.states = self.model.forward(batch, mode, self._sampled)
+            logits, states = self.model.forward(batch, mode, self._sampled)
+            output.receive_states(states)
             if output.complete:
                 tokens, finite = self._backend.ops.sample(logits, *sampling_of(fields))
                 self._sampled[: len(tokens)].copy_(tokens)

@@ -63,7 +63,7 @@ class StepOutput:
 
     complete: those after which a token is sampled, in the order of the sampled tokens.
     wait: returns when the step has landed; set once it is submitted.
-    states: of each capture, on the device; filled by the step.
+    states: of each capture, on the device.
     """
 
     def __init__(self, chunks: Seq[Chunk], backend: Backend) -> None:
@@ -71,6 +71,12 @@ class StepOutput:
         self.wait: Work = lambda: None
         self.states: Mapping[StateCapture, Tensor] = {}
         self._chunks = chunks
+        self._pooled_layers = {
+            index: chunk.sequence.pooling.layer
+            for index, chunk in enumerate(chunks)
+            if chunk.sequence.pooling is not None
+        }
+        self._pooled: dict[int, Tensor] = {}
         self._captures = [chunk.capture_layers for chunk in chunks]
         self._ranges = row_ranges(chunks)
         self._rows = {id(chunk): row for row, chunk in enumerate(self.complete)}
@@ -78,6 +84,13 @@ class StepOutput:
         self._tokens = self._finite = torch.empty(0)
         self._asked = {row: _Asked.of(chunk, backend) for row, chunk in enumerate(self.complete)}
         self._logprobs: dict[int, _Logprobs] = {}
+
+    def receive_states(self, states: Mapping[StateCapture, Tensor]) -> None:
+        """Takes the states that the schedule captured, and sums up those that are pooled; within the step's work."""
+        self.states = states
+        for index, layer in self._pooled_layers.items():
+            pooled = states[StateCapture(layer, *self._ranges[index])].sum(0, dtype=torch.float64)
+            self._pooled[index] = self._to_host(pooled)
 
     def receive(self, logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
         """Takes what the step has sampled; called within the step's work.
@@ -95,7 +108,7 @@ class StepOutput:
         self.wait()
         chunk, (first, last) = self._chunks[index], self._ranges[index]
         states = {layer: self.states[StateCapture(layer, first, last)] for layer in self._captures[index]}
-        return ChunkOutput(chunk, self._sampled(chunk), states)
+        return ChunkOutput(chunk, self._sampled(chunk), states, self._pooled.get(index))
 
     def _sampled(self, chunk: Chunk) -> SampledToken | None:
         row = self._rows.get(id(chunk))
