@@ -27,9 +27,9 @@ class Case:
 
 CASES = {
     "chunks": Case(((0, 20), (33, 1), (-1, 5), (15, 18), (7, 0))),
-    "tiles of a chunk": Case(((30, 70),), heads=8, kv_heads=2),
-    "beyond 512": Case(((511, 3), (1030, 2)), heads=1, kv_heads=1, block_size=32),
-    "window": Case(((0, 90), (40, 9)), heads=3, kv_heads=1, window=33),
+    "tiles of a chunk": Case(((30, 70),), kv_heads=1),
+    "beyond 512": Case(((511, 3),), heads=1, kv_heads=1, block_size=32),
+    "window": Case(((0, 60), (40, 9)), heads=3, kv_heads=1, window=33),
     "window of 1": Case(((5, 20),), window=1),
     "window of everything": Case(((5, 9),), window=2**40),
     "no sharing, one token": Case(((0, 1), (64, 1)), heads=3, kv_heads=3),
@@ -40,6 +40,7 @@ CASES = {
 }
 MORE = {
     "heads as SmolLM2's": Case(((0, 63), (100, 1), (63, 70), (7, 17)), heads=9, kv_heads=3, size=64),
+    "beyond 1024": Case(((1030, 2), (500, 30)), heads=2, kv_heads=1),
     "64 heads share": Case(((70, 5), (0, 3)), heads=64, kv_heads=1),
     "8 heads share": Case(((70, 33),), heads=8, kv_heads=1, block_size=1),
     "window in the middle of tiles": Case(((500, 199),), heads=2, kv_heads=1, window=100, block_size=32),
@@ -123,16 +124,15 @@ def in_chunks(arguments: tuple, size: int) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize("window", [0, 20])
-def test_interpreted_chunks_of_a_prompt_are_the_whole(window, problem, interpreted, tolerance) -> None:
-    arguments, _ = problem(Case(((0, 50),), window=window), torch.float32)
+def test_interpreted_chunks_of_a_prompt_are_the_whole(problem, interpreted, tolerance) -> None:
+    arguments, _ = problem(Case(((0, 40),), kv_heads=1, window=20), torch.float32)
     whole = interpreted(prefill_attention_triton, *arguments)
     parts = [interpreted(prefill_attention_triton, *call) for call in in_chunks(arguments, 23)]
     torch.testing.assert_close(torch.cat(parts), whole, **tolerance(torch.float32))
 
 
 def test_interpreted_chunks_do_not_depend_on_the_batch(problem, interpreted) -> None:
-    arguments, _ = problem(Case(((0, 40), (-1, 3), (100, 9))), torch.float32)
+    arguments, _ = problem(Case(((0, 30), (-1, 3), (70, 9)), kv_heads=1), torch.float32)
     q, k, v, table, start, first, *rest = arguments
     whole = interpreted(prefill_attention_triton, *arguments)
     for c in (0, 2):
