@@ -1,8 +1,8 @@
 """CUDA implementations of the ops.
 
-`linear`, `svf_linear`, `svf_delta_linear`, `mix`, `silu_mul` and the norms launch Triton; the other ops run their
-PyTorch references there, by explicit registration. Any other device is an error of the dispatcher that names the op and
-the device.
+`linear`, `svf_linear`, `svf_delta_linear`, `mix`, `silu_mul`, `paged_attention` and the norms launch Triton; the other ops
+run their PyTorch references there, by explicit registration. Any other device is an error of the dispatcher that names the
+op and the device.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,8 @@ from torch import Tensor
 
 import zweave.kernels._C  # noqa: F401  defines the ops
 
-from ..attention import paged_attention_ref, write_kv_ref
+from ..attention import write_kv_ref
+from ..decode_attention import decode_attention_triton
 from ..greedy import greedy_ref
 from ..layout.packed import FORMATS
 from ..layout.quantize import Quantized
@@ -81,6 +82,20 @@ def _factor(data: Tensor, scale: Tensor | None, group: int, shape: tuple[int, in
     return Quantized(data, scale, shape, FORMATS[data.dtype], group or max(shape[1], 1))
 
 
+def _paged_attention_cuda(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    sequence: Tensor,
+    position: Tensor,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Each token is a row of its own, of decoding and of prompts alike."""
+    return decode_attention_triton(q, k_cache, v_cache, block_table, position, scale, window, sequence)
+
+
 def _check_plain(op: str, weight: Tensor) -> None:
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight on {weight.device} was packed for a CPU: move it, then pack it")
@@ -114,7 +129,7 @@ _CUDA: dict[str, Callable[..., Any]] = {
     "rope": rope_ref,
     "silu_mul": silu_mul_triton,
     "write_kv": write_kv_ref,
-    "paged_attention": paged_attention_ref,
+    "paged_attention": _paged_attention_cuda,
 }
 # An implementation lasts as long as the library object that it was registered through.
 _LIBRARY = torch.library.Library("zweave", "IMPL", "CUDA")

@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -40,18 +38,6 @@ FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
 QUANTISED = {name: name for name in ("int8", "int8 groups", "int4", "fp8")}
 FORMATS = pytest.mark.parametrize("format", [None, *QUANTISED])
 DTYPES = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> Iterator[Launch]:
-    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN."""
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
-    ) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(mix_triton, torch.ones(1, 1), torch.ones(1, 1)).result()
-        yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
 
 
 @pytest.fixture

@@ -14,10 +14,18 @@ import torch
 from zweave.kernels.mix import _mix_kernel, mix_config
 from zweave.kernels.pool_states import BLOCK_N as POOL_BLOCK_N
 from zweave.kernels.pool_states import _pool_states_kernel
+from zweave.kernels.prefill_attention import _prefill_attention_kernel
 from zweave.kernels.rms_norm import MAX_WIDTH, _rms_norm_kernel
 from zweave.kernels.rope_store import BLOCK_H, _rope_store_kernel
 from zweave.kernels.scale_by_slot import _scale_by_slot_kernel
 from zweave.kernels.silu_mul import _silu_mul_kernel
+from zweave.kernels.triton.attention_config import decode_config, prefill_config
+from zweave.kernels.triton.decode_attention import (
+    BLOCK_S,
+    SPLIT_SIZE,
+    _combine_splits_kernel,
+    _decode_attention_kernel,
+)
 from zweave.kernels.triton.gemm import _gemm_kernel
 from zweave.kernels.triton.gemm_config import (
     Device,
@@ -94,7 +102,8 @@ def compiled(
 
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    odd = {"T", "S", "E", "P", "eps", "steps", "w_splits", "u_splits"} | set(constants)
+    odd = {"T", "S", "E", "P", "H", "eps", "scale", "window", "splits", "steps", "w_splits", "u_splits"}
+    odd |= set(constants)
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if aligned and name not in odd
     }
@@ -287,3 +296,51 @@ def test_splits_fill_a_large_chip_and_are_not_too_short() -> None:
     assert split_size(576, 1536, device) == 256
     assert split_size(64, 1, device) == 128
     assert split_size(64, 0, device) == 128
+
+
+# Attention is compiled for the consumers' chips, too.
+ATTENTION_SHARED_MEMORY = SHARED_MEMORY | dict.fromkeys((86, 89, 120), 99 * 1024)
+
+
+def attention_targets() -> Iterator[Any]:
+    """Architecture, dtype, head size, query heads to a key-value head."""
+    for target in product(ATTENTION_SHARED_MEMORY, VALUE, (64, 80, 128, 256), (3, 48)):
+        arch, dtype, size, group = target
+        marks = () if target == (90, torch.bfloat16, 128, 3) else pytest.mark.exhaustive
+        yield pytest.param(*target, id=f"sm_{arch}-{VALUE[dtype][1:]}-{size}-{group}", marks=marks)
+
+
+def check_attention(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str) -> None:
+    """Prints what a kernel takes; it spills nothing, fits the device, and copies pages asynchronously."""
+    used = resources(binary, folder)
+    print(f"sm_{arch} {name}: {used}")
+    # Two or four words wait on the stack for the end of the sums, stored and loaded once a tile.
+    assert used["STACK"] <= 16 and used["LOCAL"] == 0, f"{name} spills"
+    assert used["SHARED"] <= ATTENTION_SHARED_MEMORY[arch]
+    ptx = binary.asm["ptx"]
+    assert "cp.async.c" in ptx
+    assert ("fma.rn.f32" if dtype == torch.float32 else "mma") in ptx
+    assert "mma" not in ptx or dtype != torch.float32
+
+
+@pytest.mark.parametrize(("arch", "dtype", "size", "group"), list(attention_targets()))
+def test_attention(arch, dtype, size, group, tmp_path) -> None:
+    types = dict.fromkeys(("q", "k_cache", "v_cache", "y"), VALUE[dtype]) | {"scale": "fp32"}
+    types |= dict.fromkeys(("acc_splits", "max_splits", "sum_splits"), "*fp32")
+    types |= dict.fromkeys(("block_table", "sequence", "position", "query_start", "first_position"), "*i32")
+    shapes = {"GROUP": group, "HEAD_SIZE": size, "BLOCK_SIZE": 16}
+    decode = decode_config(group, size, dtype)
+    prefill = prefill_config(size, dtype, Device(divmod(arch, 10), 132))
+    one_split = dict.fromkeys(("sequence", "acc_splits", "max_splits", "sum_splits"))
+    for kernel, config, constants in (
+        (_decode_attention_kernel, decode, {"SPLIT_SIZE": SPLIT_SIZE}),
+        (_decode_attention_kernel, decode, {"SPLIT_SIZE": SPLIT_SIZE} | one_split),
+        (_prefill_attention_kernel, prefill, {}),
+    ):
+        tile = {"BLOCK_M": config.block_m, "BLOCK_D": config.block_d, "BLOCK_J": config.block_j}
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        binary = compiled(kernel, arch, types, shapes | constants | tile, True, **options)
+        check_attention(binary, arch, dtype, tmp_path, f"{kernel.__name__} {config}")
+    constants = {"HEAD_SIZE": size, "SPLIT_SIZE": SPLIT_SIZE, "BLOCK_S": BLOCK_S, "BLOCK_D": decode.block_d}
+    used = resources(compiled(_combine_splits_kernel, arch, types, constants, True, num_warps=4), tmp_path)
+    assert used["STACK"] == used["LOCAL"] == 0
