@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .decode_attention import decode_attention_ref
+from .decode_attention import decode_attention_ref, decode_attention_triton
 from .grouped_linear import grouped_delta_linear_ref, grouped_linear_ref
-from .linear import linear_ref
-from .prefill_attention import prefill_attention_ref
-from .rms_norm import add_rms_norm_ref
-from .rope_store import rope_store_ref
+from .linear import linear_ref, linear_triton
+from .prefill_attention import prefill_attention_ref, prefill_attention_triton
+from .rms_norm import add_rms_norm_ref, add_rms_norm_triton
+from .rope_store import rope_store_ref, rope_store_triton
 from .sample import sample_ref
-from .scale_by_slot import scale_by_slot_ref
-from .silu_mul import silu_mul_ref
+from .scale_by_slot import scale_by_slot_ref, scale_by_slot_triton
+from .silu_mul import silu_mul_ref, silu_mul_triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +51,15 @@ REFERENCE_OPS = DeviceOps(
 
 def triton_ops() -> DeviceOps:
     """The ops by their kernels."""
-    raise NotImplementedError
+    return DeviceOps(
+        linear=linear_triton,
+        grouped_linear=grouped_linear_ref,
+        grouped_delta_linear=grouped_delta_linear_ref,
+        add_rms_norm=add_rms_norm_triton,
+        silu_mul=silu_mul_triton,
+        scale_by_slot=scale_by_slot_triton,
+        rope_store=rope_store_triton,
+        decode_attention=decode_attention_triton,
+        prefill_attention=prefill_attention_triton,
+        sample=sample_ref,
+    )

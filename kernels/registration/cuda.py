@@ -1,8 +1,7 @@
 """CUDA implementations of the ops.
 
-`linear`, `svf_linear`, `svf_delta_linear`, `mix`, `silu_mul`, `paged_attention` and the norms launch Triton; the other ops
-run their PyTorch references there, by explicit registration. Any other device is an error of the dispatcher that names the
-op and the device.
+The linears, `mix`, `silu_mul`, `paged_attention` and the norms launch Triton; the other ops run their references there,
+by explicit registration. Any other device is an error of the dispatcher that names the op and the device.
 """
 
 from collections.abc import Callable
