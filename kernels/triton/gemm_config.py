@@ -21,7 +21,8 @@ from .optional_triton import triton
 Scales: TypeAlias = Literal["none", "row", "group"]
 SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
-MAX_SPLITS = 16
+# One program adds them all up, and what a split saves shrinks with their number.
+MAX_SPLITS = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,8 +177,8 @@ def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path
     cases = [(tile, "serial") for tile in (tiles if extent == "all" else tiles[-1:])]
     for tile, plan in [*cases, (tiles[0], "parallel")]:
         binary = gemm_kernel(arch, aligned, tile, dense, weights, plan, False)
-        # In float32 for sm_100 two words wait on the stack for the end of the sums, stored and loaded once a tile.
-        stack = 8 if arch == 100 and weights.dtype == torch.float32 and plan == "serial" else 0
+        # In float32 up to four words wait on the stack for the end of the sums, stored and loaded once a tile.
+        stack = 16 if weights.dtype == torch.float32 else 0
         check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}", stack)
 
 
@@ -226,7 +226,7 @@ def test_splits_fill_a_large_chip_and_are_not_too_short() -> None:
     device = DEVICES[90]
     assert split_size(4096, 4096, device) == 1024
     assert split_size(14336, 4096, device) == 4096
-    assert split_size(1024, 4096, device) == 256
+    assert split_size(1024, 4096, device) == 1024
     assert split_size(576, 1536, device) == 256
     assert split_size(64, 1, device) == 128
     assert split_size(64, 0, device) == 128
