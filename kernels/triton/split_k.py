@@ -1,6 +1,5 @@
 """Split-K: the sums over the inputs of a tile, cut into splits that are added up in order.
 
-    none       one split, summed by one program
     serial     one program sums the splits one after the other
     parallel   a program for each split; the last one of a tile to finish reduces
 
@@ -18,7 +17,7 @@ from .gemm_config import MAX_SPLITS, Device, TileConfig
 from .optional_triton import tl, triton
 from .semaphores import zeroed_semaphores
 
-Plan: TypeAlias = Literal["none", "serial", "parallel"]
+Plan: TypeAlias = Literal["serial", "parallel"]
 # What the reduction costs, as so many splits summed: a round trip through memory and one through a semaphore.
 REDUCTION_COST = 1
 LOADS = tl.constexpr(MAX_SPLITS)
@@ -29,8 +28,6 @@ def split_k_plan(splits: int, tiles: int, num_sms: int) -> Plan:
 
     More tiles than SMs are never cut: that bounds the workspace and the semaphores.
     """
-    if splits == 1:
-        return "none"
     serial = triton.cdiv(tiles, num_sms) * splits
     parallel = triton.cdiv(tiles * splits, num_sms) + REDUCTION_COST
     return "parallel" if parallel < serial and tiles <= num_sms else "serial"
@@ -42,7 +39,7 @@ class SplitK:
 
     plan: see the module's docstring.
     programs: how many there are for each tile.
-    workspace: [splits, tiles, block_m, block_t] float32, the sums that wait for the reduction; parallel only.
+    workspace: [splits, sums, tiles, block_m, block_t] float32, what waits for the reduction; parallel only.
     semaphores: one a tile, at zero; parallel only.
     """
 
@@ -53,14 +50,20 @@ class SplitK:
 
     @classmethod
     def plan_for(
-        cls, splits: int, tiles: tuple[int, int], config: TileConfig, device: Device, on: torch.device
+        cls,
+        splits: int,
+        tiles: tuple[int, int],
+        config: TileConfig,
+        device: Device,
+        on: torch.device,
+        sums: int = 1,
     ) -> "SplitK":
-        """Plans the splits of all tiles, see `split_k_plan`."""
+        """Plans the splits of all tiles, see `split_k_plan`. sums: those that a program makes of its split."""
         num_tiles = tiles[0] * tiles[1]
         plan = split_k_plan(splits, num_tiles, device.num_sms)
         if plan != "parallel":
             return cls(plan, 1, None, None)
-        size = splits * num_tiles * config.block_t * config.block_m
+        size = sums * splits * num_tiles * config.block_t * config.block_m
         workspace = torch.empty(size, dtype=torch.float32, device=on)
         return cls(plan, splits, workspace, zeroed_semaphores(num_tiles, on))
 

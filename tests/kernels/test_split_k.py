@@ -23,18 +23,18 @@ CPU = torch.device("cpu")
         (64, 4096, 4096, "parallel", 4),
         (64, 1024, 4096, "parallel", 4),
         (64, 4096, 14336, "parallel", 4),
-        (64, 14336, 4096, "none", 1),
+        (64, 14336, 4096, "serial", 1),
         (512, 4096, 4096, "serial", 4),
         (512, 1024, 4096, "serial", 4),
         (512, 4096, 14336, "serial", 4),
-        (512, 14336, 4096, "none", 1),
+        (512, 14336, 4096, "serial", 1),
         (1, 576, 1536, "parallel", 4),
     ],
 )
 def test_plan_of_a_layer(tokens, out_features, in_features, plan, splits) -> None:
     config = tile_config(tokens, out_features, torch.bfloat16, "none", HOPPER, True)
     count = -(-in_features // split_size(out_features, in_features, HOPPER))
-    chosen = SplitK.plan_for(count, config.tiles(tokens, out_features), config, HOPPER, CPU)
+    chosen = SplitK.plan_for(count, config.tiles(tokens, (out_features,)), config, HOPPER, CPU)
     assert (chosen.plan, count) == (plan, splits)
 
 
@@ -50,7 +50,9 @@ def test_a_device_of_few_sms_takes_another_plan_and_the_same_splits() -> None:
     for out_features in (40, 60):
         assert split_size(out_features, 1000, HOPPER) == split_size(out_features, 1000, few) == 384
     config = tile_config(70, 40, torch.bfloat16, "none", HOPPER, False)
-    plans = [SplitK.plan_for(3, config.tiles(70, 40), config, device, CPU).plan for device in (HOPPER, few)]
+    plans = [
+        SplitK.plan_for(3, config.tiles(70, (40,)), config, device, CPU).plan for device in (HOPPER, few)
+    ]
     assert plans == ["parallel", "serial"]
 
 
@@ -66,10 +68,11 @@ def graph_buffer(interpreted) -> Iterator[Callable[[str], None]]:
     interpreted(exec, state + "s.inside.__exit__(None, None, None); del s.buffer, s.inside")
 
 
-def test_a_graph_has_one_buffer_and_a_reset_mends_it(interpreted, graph_buffer) -> None:
-    x, w = torch.randn(2, 1000), torch.randn(8, 1000)
+def test_a_graph_has_one_buffer_and_a_reset_mends_it(interpreted, graph_buffer, tolerance) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, w = torch.randn(2, 1000, generator=random), torch.randn(8, 1000, generator=random) / 32
     right = interpreted(linear_triton, x, w)
-    torch.testing.assert_close(right, x @ w.T)
+    torch.testing.assert_close(right.double(), x.double() @ w.double().T, **tolerance(torch.float32))
     assert torch.equal(interpreted(linear_triton, x, w), right)
     graph_buffer("assert not buffer.any()")
     # As a launch leaves it that dies after a first program has arrived.
