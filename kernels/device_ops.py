@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .decode_attention import decode_attention_ref, decode_attention_triton
-from .grouped_linear import grouped_delta_linear_ref, grouped_linear_ref
+from .grouped_linear import (
+    grouped_delta_linear,
+    grouped_delta_linear_ref,
+    grouped_linear,
+    grouped_linear_ref,
+)
 from .linear import linear_ref, linear_triton
 from .prefill_attention import prefill_attention_ref, prefill_attention_triton
 from .rms_norm import add_rms_norm_ref, add_rms_norm_triton
@@ -53,8 +58,8 @@ def triton_ops() -> DeviceOps:
     """The ops by their kernels."""
     return DeviceOps(
         linear=linear_triton,
-        grouped_linear=grouped_linear_ref,
-        grouped_delta_linear=grouped_delta_linear_ref,
+        grouped_linear=grouped_linear,
+        grouped_delta_linear=grouped_delta_linear,
         add_rms_norm=add_rms_norm_triton,
         silu_mul=silu_mul_triton,
         scale_by_slot=scale_by_slot_triton,

@@ -15,20 +15,8 @@ from torch import Tensor
 
 from zweave.kernels.mix import mix_triton
 
+Launch = Callable[..., Tensor]
 NAN = float("nan")
-
-
-@pytest.fixture(scope="session")
-def interpreted() -> Iterator[Callable[..., Tensor]]:
-    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN."""
-    pytest.importorskip("triton")
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
-    ) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(mix_triton, torch.ones(1, 1), torch.ones(1, 1)).result()
-        yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
 
 
 @dataclass(frozen=True)
@@ -132,3 +120,32 @@ def _cases(choices: dict[str, dict[str, object]]) -> list[object]:
         values = (choice[name] for name, choice in zip(ids, choices.values(), strict=True))
         cases.append(pytest.param(*values, id="-".join(ids), marks=marks))
     return cases
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> Iterator[Launch]:
+    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN."""
+    with ProcessPoolExecutor(
+        1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
+    ) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(mix_triton, torch.ones(1, 1), torch.ones(1, 1)).result()
+        yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
+
+
+@pytest.fixture
+def on_few_sms(interpreted) -> Launch:
+    """Launches as on a chip of two SMs: a few tiles occupy it, and their splits are summed serially."""
+    patch = (
+        "from zweave.kernels.triton import gemm, gemm_config, silu_gemm; gemm.device_of = silu_gemm.device_of = {}"
+    ).format
+
+    def launch(launcher: Callable[..., Tensor], *arguments: object) -> Tensor:
+        interpreted(exec, patch("lambda index, few=gemm_config.Device((9, 0), 2): few"))
+        try:
+            return interpreted(launcher, *arguments)
+        finally:
+            interpreted(exec, patch("gemm_config.device_of"))
+
+    return launch

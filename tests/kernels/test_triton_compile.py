@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -31,17 +31,18 @@ from zweave.kernels.triton.gemm_config import (
     Device,
     Scales,
     TileConfig,
-    delta_tile_config,
+    paired_tile_config,
     split_size,
     tile_config,
 )
 from zweave.kernels.triton.row_config import row_config, whole_row_config
+from zweave.kernels.triton.silu_gemm import _silu_gemm_kernel
 
 triton = pytest.importorskip("triton")
 
-# Shared memory that one program may use, in bytes (CUDA programming guide, technical specifications).
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+# Shared memory that one program may use, in KiB (CUDA programming guide, technical specifications).
+SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+INSTRUCTION = dict.fromkeys(SHARED_MEMORY, "mma.sync") | {90: "wgmma.mma_async", 100: "tcgen05.mma"}
 VALUE = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 TOKENS = (1, 16, 17, 33, 65, 128, 4096)
 OUT_FEATURES = (192, 576, 14336)
@@ -93,8 +94,25 @@ def kept_kernels(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
+Types: TypeAlias = "str | tuple[Types, ...]"
+
+
+def leaves(kind: Types, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Where the values of an argument lie, within its tuples."""
+    if isinstance(kind, tuple):
+        for i, inner in enumerate(kind):
+            yield from leaves(inner, (*path, i))
+    else:
+        yield path
+
+
 def compiled(
-    kernel: Any, arch: int, types: dict[str, str], constants: dict[str, object], aligned: bool, **options: int
+    kernel: Any,
+    arch: int,
+    types: dict[str, Types],
+    constants: dict[str, object],
+    aligned: bool,
+    **options: int,
 ) -> Any:
     """Compiles a kernel for an architecture. types: by argument, i32 for the rest; aligned: to 16, what can be."""
     from triton.backends.compiler import GPUTarget
@@ -105,7 +123,10 @@ def compiled(
     odd = {"T", "S", "E", "P", "H", "eps", "scale", "window", "splits", "steps", "w_splits", "u_splits"}
     odd |= set(constants)
     attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if aligned and name not in odd
+        path: [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if aligned and name not in odd
+        for path in leaves(signature[name], (i,))
     }
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -127,7 +148,7 @@ def check(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str, s
     used = resources(binary, folder)
     print(f"sm_{arch} {name}: {used}")
     assert used["STACK"] <= stack and used["LOCAL"] == 0, f"{name} spills"
-    assert used["SHARED"] <= SHARED_MEMORY[arch]
+    assert used["SHARED"] <= SHARED_MEMORY[arch] * 1024
     # Another kind of instruction might sum in another order.
     ptx = binary.asm["ptx"]
     assert ("fma.rn.f32" if dtype == torch.float32 else INSTRUCTION[arch]) in ptx
@@ -135,20 +156,30 @@ def check(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str, s
     assert not any(other in ptx for other in INSTRUCTION.values() if other != wanted)
 
 
+def operands(w: Weights, groups: int) -> Types:
+    """Types of the operands of a kernel."""
+    scale = w.data if w.scales == "none" else "*fp32"
+    return tuple((kind,) * groups for kind in (VALUE[w.dtype], w.data, scale, "i32", "i32", "i32", "i32"))
+
+
 def gemm_kernel(
-    arch: int, aligned: bool, tile: TileConfig, w: Weights, u: Weights | None, plan: str, by_slot: bool
+    arch: int,
+    aligned: bool,
+    tile: TileConfig,
+    w: Weights,
+    u: Weights | None,
+    plan: str,
+    by_slot: bool,
+    groups: int = 1,
+    splits: int = 4,
 ) -> Any:
     """The GEMM compiled. w: its weights; u: those of a delta; by_slot: scaled by slot, without a bias."""
-    value = VALUE[w.dtype]
-    types = dict.fromkeys(("x", "h", "y", "bias"), value) | {"w": w.data, "u": u.data if u else ""}
-    types |= dict.fromkeys(("w_scale", "u_scale", "table", "workspace"), "*fp32")
-    types |= dict.fromkeys(("slot", "semaphores"), "*i32")
+    types = {"products": operands(w, groups), "deltas": operands(u, groups) if u else "constexpr"}
+    types |= {"outputs": ("i32",) * groups} | dict.fromkeys(("y", "bias"), VALUE[w.dtype])
+    types |= dict.fromkeys(("table", "workspace"), "*fp32") | dict.fromkeys(("slot", "semaphores"), "*i32")
     absent = {"bias"} if by_slot else {"table"}
     absent |= {"slot"} if u is None and not by_slot else set()
-    absent |= {"h", "u", "u_scale"} if u is None else set()
-    absent |= {
-        f"{name}_scale" for name, weights in (("w", w), ("u", u)) if weights and weights.kind == "plain"
-    }
+    absent |= {"deltas"} if u is None else set()
     absent |= set() if plan == "parallel" else {"workspace", "semaphores"}
     constants: dict[str, object] = dict.fromkeys(absent)
     constants |= {"W_FORMAT": w.kind, "W_GROUP": w.group}
@@ -156,7 +187,7 @@ def gemm_kernel(
     constants |= {"SKIP_BASE": by_slot, "SPLIT_K": plan}
     constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     # Triton makes a constant of an argument that is 1.
-    constants |= {"w_splits": 1} if plan == "none" else {}
+    constants |= {"w_splits": 1} if splits == 1 else {}
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     return compiled(_gemm_kernel, arch, types, constants, aligned, **options)
 
@@ -173,29 +204,84 @@ def test_tiles_of_the_gemm(arch, aligned, weights, extent, tmp_path) -> None:
         for t, m in product(TOKENS, OUT_FEATURES)
     )
     # Of the plans serial sums need most registers, and of the epilogues the scales of slots.
-    cases = [(tile, "serial", True) for tile in (tiles if extent == "all" else tiles[-1:])]
-    cases += [(tiles[0], "none", False), (tiles[0], "parallel", True), (tiles[-1], "parallel", True)]
-    for tile, plan, by_slot in cases:
-        binary = gemm_kernel(arch, aligned, tile, weights, None, plan, by_slot)
+    cases = [(tile, "serial", True, 4) for tile in (tiles if extent == "all" else tiles[-1:])]
+    cases += [(tiles[0], "serial", False, 1)] + [
+        (tile, "parallel", True, 4) for tile in (tiles[0], tiles[-1])
+    ]
+    for tile, plan, by_slot, splits in cases:
+        binary = gemm_kernel(arch, aligned, tile, weights, None, plan, by_slot, splits=splits)
         # Where the scales of slots lie is worked out before the sum, and waits on the stack for its end: at most 72
         # bytes a thread, stored and loaded once a tile.
-        stack = 72 if by_slot and plan == "serial" else 0
+        stack = 72 if by_slot else 0
         check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {tile} {plan}", stack)
 
 
 @TARGETS
 def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path) -> None:
+    dense = next(w for w in WEIGHTS.values() if w.kind == "plain" and w.dtype == weights.dtype)
+    scales: Scales = "group" if weights.scales == "group" else "none"
     tiles = by_size(
-        delta_tile_config(t, m, weights.dtype, weights.scales, DEVICES[arch], aligned)
+        tile_config(t, m, weights.dtype, scales, DEVICES[arch], aligned)
         for t, m in product(TOKENS, OUT_FEATURES)
     )
-    dense = next(w for w in WEIGHTS.values() if w.kind == "plain" and w.dtype == weights.dtype)
     cases = [(tile, "serial") for tile in (tiles if extent == "all" else tiles[-1:])]
     for tile, plan in [*cases, (tiles[0], "parallel")]:
         binary = gemm_kernel(arch, aligned, tile, dense, weights, plan, False)
-        # In float32 for sm_100 two words wait on the stack for the end of the sums, stored and loaded once a tile.
-        stack = 8 if arch == 100 and weights.dtype == torch.float32 and plan == "serial" else 0
-        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}", stack)
+        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}")
+
+
+def silu_gemm_kernel(
+    arch: int, aligned: bool, tile: TileConfig, w: Weights, plan: str, delta: bool, shared: bool
+) -> Any:
+    """The gated GEMM compiled, with a bias."""
+    types: dict[str, Types] = {"products": operands(w, 2), "deltas": operands(w, 2)}
+    types |= {"y": VALUE[w.dtype], "bias": VALUE[w.dtype], "slot": "*i32"}
+    types |= {"workspace": "*fp32", "semaphores": "*i32"}
+    constants: dict[str, object] = {"table": None} | ({} if delta else {"deltas": None, "slot": None})
+    constants |= {} if plan == "parallel" else {"workspace": None, "semaphores": None}
+    constants |= {"SHARED": shared, "SPLIT_K": plan}
+    constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    return compiled(_silu_gemm_kernel, arch, types, constants, aligned, **options)
+
+
+GROUPED = pytest.mark.parametrize(
+    ("arch", "aligned", "name"),
+    [
+        pytest.param(
+            *target,
+            id=f"sm_{target[0]}-{'aligned' if target[1] else 'odd'}-{target[2]}",
+            marks=() if target == (90, True, "bf16") else pytest.mark.exhaustive,
+        )
+        for target in product(SHARED_MEMORY, (True, False), ("bf16", "f32"))
+    ],
+)
+
+
+@GROUPED
+def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
+    w = WEIGHTS[name]
+    tiles = by_size(
+        tile_config(t, m, w.dtype, "none", DEVICES[arch], aligned) for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    for tile, plan in ((tiles[0], "parallel"), (tiles[-1], "serial")):
+        binary = gemm_kernel(arch, aligned, tile, w, w, plan, False, groups=3)
+        check(binary, arch, w.dtype, tmp_path, f"groups {name} {tile} {plan}")
+        if aligned:
+            # The choice of a pointer leaves it aligned.
+            assert re.search(r"cp\.async\S* \[[^]]*\], \[[^]]*\], 0x10", binary.asm["ptx"])
+
+
+@GROUPED
+def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
+    w = WEIGHTS[name]
+    tiles = by_size(
+        paired_tile_config(t, m, w.dtype, DEVICES[arch], aligned) for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    cases = [(tiles[0], "parallel", True, False), (tiles[-1], "serial", True, True)]
+    for tile, plan, delta, shared in cases:
+        binary = silu_gemm_kernel(arch, aligned, tile, w, plan, delta, shared)
+        check(binary, arch, w.dtype, tmp_path, f"gated {name} {tile} {plan}")
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY, ids="sm_{}".format)
@@ -264,7 +350,7 @@ def test_quantised_weights_stay_small_until_they_are_in_registers(format) -> Non
     """On Hopper the left operand comes from registers, and the pipeline's copies are of quantised bytes."""
     weights = WEIGHTS[format]
     tile = tile_config(16, 576, weights.dtype, weights.scales, DEVICES[90], True)
-    binary = gemm_kernel(90, True, tile, weights, None, "none", False)
+    binary = gemm_kernel(90, True, tile, weights, None, "serial", False, splits=1)
     assert re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", binary.asm["ptx"])
     assert "fma.rn.bf16x2" in binary.asm["ptx"]
     byte = tile.block_m * tile.block_n // (2 if format == "int4" else 1)
@@ -278,22 +364,17 @@ def test_the_order_of_a_sum_does_not_depend_on_the_tokens() -> None:
             configs = {
                 tile_config(t, out_features, weights.dtype, weights.scales, device, True) for t in TOKENS
             }
-            deltas = {
-                delta_tile_config(t, out_features, weights.dtype, weights.scales, device, True)
-                for t in TOKENS
-            }
             assert len(configs) > 1
             assert len({config.block_n for config in configs}) == 1
-            assert len({config.block_n for config in deltas}) == 1
-            assert all(size % config.block_n == 0 for config in configs | deltas)
+            assert all(size % config.block_n == 0 for config in configs)
 
 
 def test_splits_fill_a_large_chip_and_are_not_too_short() -> None:
     device = DEVICES[90]
     assert split_size(4096, 4096, device) == 1024
     assert split_size(14336, 4096, device) == 4096
-    assert split_size(1024, 4096, device) == 256
-    assert split_size(576, 1536, device) == 256
+    assert split_size(1024, 4096, device) == 1024
+    assert split_size(576, 1536, device) == 384
     assert split_size(64, 1, device) == 128
     assert split_size(64, 0, device) == 128
 
