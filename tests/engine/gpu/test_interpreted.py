@@ -35,15 +35,8 @@ results = engine.generate(pickle.loads((folder / "requests").read_bytes()))
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "batch_invariant"),
-    [
-        ("qwen3", False),
-        pytest.param("llama", True, marks=pytest.mark.slow),
-        pytest.param("llama", False, marks=pytest.mark.slow),
-        pytest.param("qwen2", False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "batch_invariant"), [("qwen3", False), ("qwen2", True)])
 def test_tokens(
     kind: str, batch_invariant: bool, tiny_model: Any, random_expert: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -59,7 +52,7 @@ def test_tokens(
         Request(
             prompt,
             expert=(None, "a", "b", {"a": 0.5, "b": 0.5})[i],
-            max_tokens=4,
+            max_tokens=3,
             ignore_eos=True,
             sampling=Sampling(temperature=float(i % 2), top_k=10, seed=i),
         )
