@@ -1,12 +1,14 @@
 """Where the steps of the GPU engine run: on a CUDA device, or on a CPU with references in the place of kernels."""
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from zweave.kernels import REFERENCE_OPS, DeviceOps, triton_ops
+from zweave.kernels.triton.semaphores import for_graph, new_semaphores, reset_semaphores
 
 from ...io.submit import Work
 
@@ -73,16 +75,30 @@ class ReferenceBackend:
             self._num_done += 1
 
 
+@dataclass(frozen=True, slots=True)
+class GraphMemory:
+    """What graphs that never run at once share.
+
+    pool: of torch's allocator.
+    semaphores: of split-K.
+    """
+
+    pool: Any
+    semaphores: Tensor
+
+
 class CudaBackend:
     """A CUDA device: kernels queue up on its current stream, and steps that repeat become graphs.
 
-    All graphs share one pool of memory, since never two of them run at once.
+    All graphs share their memory, since never two of them run at once.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.ops = triton_ops()
-        self._pool = torch.cuda.graph_pool_handle()
+        # What an engine that died in a launch may have left behind.
+        reset_semaphores()
+        self._memory = GraphMemory(torch.cuda.graph_pool_handle(), new_semaphores(device))
 
     def submit(self, work: Work) -> None:
         with torch.cuda.device(self.device):
@@ -95,7 +111,7 @@ class CudaBackend:
         return event.synchronize
 
     def capture(self, work: Work) -> Work:
-        return _Graph(work, self._pool)
+        return _Graph(work, self._memory)
 
     def host_buffer(self, size: int) -> Tensor:
         # PyTorch keeps pinned memory that a copy still reads from being handed out again.
@@ -109,9 +125,9 @@ class CudaBackend:
 class _Graph:
     """Work that is done once as it is, which compiles its kernels, then captured, and replayed from then on."""
 
-    def __init__(self, work: Work, pool: Any) -> None:
+    def __init__(self, work: Work, memory: GraphMemory) -> None:
         self._work = work
-        self._pool = pool
+        self._memory = memory
         self._is_warm = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -122,7 +138,7 @@ class _Graph:
             return
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with for_graph(self._memory.semaphores), torch.cuda.graph(graph, pool=self._memory.pool):
                 self._work()
             self._graph = graph
         self._graph.replay()
