@@ -225,7 +225,7 @@ class Engine:
             self._launched.append((step, self._spans(step.chunks), start))
         except BaseException:
             for chunk in chunks:
-                chunk.sequence.land(chunk.count, chunk.complete)
+                chunk.sequence.withdraw(chunk.count, chunk.complete)
             raise
 
     def _land(self, in_flight: int) -> int:

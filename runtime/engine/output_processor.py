@@ -16,7 +16,7 @@ _NOT_FINITE = "the model's logits are not finite: its weights or the expert's sc
 class OutputProcessor:
     """Knows the unfinished requests, and keeps their deltas until they are delivered.
 
-    A sequence is marked as computed last, after its token is appended.
+    A sequence is marked as computed after its token is appended.
 
     eos_ids: the tokens that end an answer
     """
@@ -58,22 +58,27 @@ class OutputProcessor:
     def process(self, output: ChunkOutput) -> None:
         """Marks a chunk as computed, and appends the token that was sampled after it.
 
-        Ignores the chunk of a sequence that ended while it was in flight.
+        Ignores the chunk of a sequence that ended while it was in flight. If it is interrupted it may be called again:
+        what was done is not done twice.
         """
         chunk, sequence = output.chunk, output.chunk.sequence
-        if not sequence.in_flight or chunk.start != sequence.landed_position:
-            return
-        for layer in chunk.cache_layers:
-            sequence.cache_states(layer, chunk.start, output.states[layer])
-        if sequence.pooling is not None:
-            self._pool_states(output)
-        elif output.sampled is None:
-            sequence.land(chunk.count, chunk.complete)
-            sequence.advance(chunk.count)
-        elif not output.sampled.is_finite:
-            self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
-        else:
-            self._append_token(chunk, output.sampled)
+        text, token_ids = "", list[int]()
+        if sequence.in_flight and chunk.start == sequence.landed_position:
+            for layer in chunk.cache_layers:
+                sequence.cache_states(layer, chunk.start, output.states[layer])
+            if sequence.pooling is not None:
+                self._pool_states(output)
+            elif output.sampled is None:
+                sequence.land(chunk.count, chunk.complete)
+            elif not output.sampled.is_finite:
+                self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
+            else:
+                text, token_ids = self._append_token(chunk, output.sampled)
+        if sequence.ended is not None:
+            reason, sequence.ended = sequence.ended, None
+            self._finish(sequence, text, token_ids, reason)
+        elif token_ids:
+            self._deltas.append(Delta(sequence.request_id, text, token_ids))
 
     def _pool_states(self, output: ChunkOutput) -> None:
         """Adds a chunk's states to the mean that a first pass wants."""
@@ -84,26 +89,22 @@ class OutputProcessor:
             pooling.add(chunk.start, output.states[pooling.layer])
         else:
             pooling.add_sum(chunk.start, chunk.count, output.pooled.numpy())
-        sequence.land(chunk.count, chunk.complete)
-        if pooling.exit_layer is None:
-            sequence.advance(chunk.count)
-        else:
-            sequence.advance_below(output.states[pooling.exit_layer])
+        exit_layer = pooling.exit_layer
+        sequence.land(chunk.count, chunk.complete, None if exit_layer is None else output.states[exit_layer])
         if pooling.done:
             self._first_passes.on_pooled(sequence)
 
-    def _append_token(self, chunk: Chunk, sampled: SampledToken) -> None:
-        """Appends the next token with its text."""
-        sequence, token_id = chunk.sequence, sampled.token_id
+    def _append_token(self, chunk: Chunk, sampled: SampledToken) -> tuple[str, list[int]]:
+        """Appends the next token, unless that was done before; returns what it adds to the request."""
+        sequence = chunk.sequence
         if sampled.scores is not None:
             sequence.scores = sampled.scores
-        text, reason = sequence.append(token_id, sampled.logprob, self._eos_ids)
+        text, token_ids = "", list[int]()
+        if len(sequence.token_ids) == chunk.stop:
+            text, _ = sequence.append(sampled.token_id, sampled.logprob, self._eos_ids)
+            token_ids = [sampled.token_id]
         sequence.land(chunk.count, chunk.complete)
-        sequence.advance(chunk.count)
-        if reason is None:
-            self._deltas.append(Delta(sequence.request_id, text, [token_id]))
-        else:
-            self._finish(sequence, text, [token_id], reason)
+        return text, token_ids
 
     def _finish(
         self,

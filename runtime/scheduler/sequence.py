@@ -36,6 +36,7 @@ class Sequence:
     asked: the prompt in the words of a template, if it was put into them.
     in_flight: tokens whose step is launched and has not landed.
     num_awaited: tokens that launched steps sample: they follow those of `token_ids`, and are not known yet.
+    ended: why the answer ends with the last of `token_ids`, until the request's result is made.
     """
 
     request_id: int
@@ -55,6 +56,7 @@ class Sequence:
     asked: Question | None = None
     in_flight: int = 0
     num_awaited: int = 0
+    ended: FinishReason | None = None
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,10 +139,18 @@ class Sequence:
         self.in_flight += count
         self.num_awaited += samples
 
-    def land(self, count: int, samples: bool) -> None:
-        """Takes `launch` back: the step is to be marked as computed, or it did not happen."""
+    def withdraw(self, count: int, samples: bool) -> None:
+        """Takes `launch` back."""
         self.in_flight -= count
         self.num_awaited -= samples
+
+    def land(self, count: int, samples: bool, states: Tensor | None = None) -> None:
+        """Marks tokens in flight as computed: in all layers, or below the exit layer, which `states` enter."""
+        self.withdraw(count, samples)
+        if states is None:
+            self.advance(count)
+        else:
+            self.advance_below(states)
 
     def advance(self, count: int) -> None:
         """Marks the next tokens as computed in all layers."""
@@ -184,6 +194,10 @@ class Sequence:
         self.token_ids.append(token_id)
         if entry is not None:
             self.logprobs.append(entry)
+        text, self.ended = self._after(token_id, eos_ids)
+        return text, self.ended
+
+    def _after(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
         stops = self.request.stop_token_ids or ()
         if token_id in stops or (token_id in eos_ids and not self.request.ignore_eos):
             return self.text.finish(), "stop"

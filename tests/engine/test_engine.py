@@ -11,6 +11,7 @@ from tokenizers import processors
 
 from zweave import Engine, Request, Sampling, ZweaveError
 from zweave.engine.sampler import logprobs, sample_token
+from zweave.scheduler import Sequence
 
 TinyEngine = Callable[..., Engine]
 PROMPT = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32, 38, 46, 26, 4]
@@ -269,7 +270,7 @@ def test_a_step_that_fails_can_be_taken_again(
 
     def interrupted(function: Callable[..., object]) -> Callable[..., object]:
         def call(*args: object) -> object:
-            if next(calls) % 3 == 1:
+            if next(calls) % 7 == 1:
                 raise KeyboardInterrupt
             return function(*args)
 
@@ -277,6 +278,8 @@ def test_a_step_that_fails_can_be_taken_again(
 
     monkeypatch.setattr("zweave.engine.sampler.sample_token", interrupted(sample_token))
     monkeypatch.setattr("zweave.engine.sampler.logprobs", interrupted(logprobs))
+    monkeypatch.setattr(Sequence, "land", interrupted(Sequence.land))
+    monkeypatch.setattr(Sequence, "append", interrupted(Sequence.append))
     ids = [engine.add(request) for request in requests]
     results = {}
     for _ in range(500):
