@@ -52,8 +52,9 @@ def prefill_config(head_size: int, dtype: torch.dtype, device: Device) -> Attent
         return AttentionConfig(block_m, block_d, 16, num_warps=block_m // 4, num_stages=3)
     if block_d > 128:
         return AttentionConfig(64, block_d, 32, num_warps=8, num_stages=3)
-    # On Ampere and Ada a tile of 64 positions of 128 numbers takes more registers than there are.
-    block_j = 32 if block_d == 128 and device.capability < (9, 0) else 64
+    # Where products go through the registers of a warp, 64 positions of 128 numbers take more than there are.
+    by_warp = device.capability[0] in (8, 12)
+    block_j = 32 if block_d == 128 and by_warp else 64
     return AttentionConfig(128, block_d, block_j, num_warps=8, num_stages=3)
 
 
