@@ -1,17 +1,18 @@
 """The loss of a batch under each objective."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..tasks.render import label_ids
+from ..tasks.render import label_tokens, target_tokens
 from ..tasks.task import Sample, Task
 from . import estimators
-from .policy import Policy
+from .policy import Policy, PromptTree
 from .recipe import Recipe
-from .rollout import Rollout, sample_answers, teacher_forced
+from .rollout import Rollout, add_answer, sample_answers, teacher_forced
 
 # Nodes whose logits are in memory at once: 100 MB at a vocabulary of 49,152.
 CHUNK = 512
@@ -61,25 +62,64 @@ def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: lis
 def _labels(
     policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample], generator: torch.Generator
 ) -> Loss:
-    labels = torch.tensor(label_ids(policy.tokenizer, task))
+    tokens = label_tokens(policy.tokenizer, task)
     reward = torch.tensor([[task.reward(sample, label) for label in task.labels] for sample in batch])
     prompts = policy.prefill([sample.prompt for sample in batch])
-    logits = policy.logits(policy.hidden(prompts, prompts.leaves)).cpu()
-    value = estimators.label_loss(
-        logits,
-        labels,
-        reward,
-        draws=recipe.draws,
-        entropy=recipe.entropy_at(step),
-        mass=recipe.mass,
-        balance=recipe.balance,
-        generator=generator,
-    )
+    weights: dict[str, Any] = {
+        "draws": recipe.draws,
+        "entropy": recipe.entropy_at(step),
+        "mass": recipe.mass,
+        "balance": recipe.balance,
+        "generator": generator,
+    }
+    if all(len(ids) == 1 for ids in tokens):
+        labels = torch.tensor(tokens).flatten()
+        logits = policy.logits(policy.hidden(prompts, prompts.leaves)).cpu()
+        value = estimators.label_loss(logits, labels, reward, **weights)
+        scores, is_greedy = logits[:, labels], logits.argmax(-1, keepdim=True) == labels
+    else:
+        targets = target_tokens(policy.tokenizer, task, task.labels)
+        scores, is_greedy = label_log_probs(policy, prompts, targets)
+        value = estimators.choice_loss(scores, scores.logsumexp(-1), reward, **weights)
     with torch.no_grad():
-        expected = (logits[:, labels].softmax(-1) * reward).sum(-1).mean().item()
-        is_label = logits.argmax(-1, keepdim=True) == labels
-        right = (is_label & (reward > 0)).any(-1).float().mean().item()
+        expected = (scores.softmax(-1) * reward).sum(-1).mean().item()
+        right = (is_greedy & (reward > 0)).any(-1).float().mean().item()
     return Loss(value, expected, right, bool((reward == reward[:, :1]).all()))
+
+
+def label_log_probs(policy: Policy, prompts: PromptTree, labels: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [prompts, labels] of labels of several tokens, and whether the greedy answer is that label.
+
+    Labels are branches of the prompts: what begins alike is computed once.
+
+    labels: token ids of each, its end token included where it has one.
+    """
+    answers = [add_answer(prompts, leaf, label) for leaf in prompts.leaves for label in labels]
+    steps = [step for answer in answers for step in answer]
+    nodes = sorted({node for node, _ in steps})
+    hidden = policy.hidden(prompts, nodes)
+    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for start in range(0, len(nodes), CHUNK):
+        row = {node: i for i, node in enumerate(nodes[start : start + CHUNK])}
+        mine = list(dict.fromkeys(step for step in steps if step[0] in row))
+        at = torch.tensor([row[node] for node, _ in mine], device=hidden.device)
+        token = torch.tensor([token for _, token in mine], device=hidden.device)
+        arguments = (policy, hidden[start : start + CHUNK], at, token)
+        # Recomputing in the backward pass saves memory only if there are several chunks.
+        if len(nodes) <= CHUNK:
+            log_p, is_greedy = _chunk_log_probs(*arguments)
+        else:
+            log_p, is_greedy = checkpoint(_chunk_log_probs, *arguments, use_reentrant=False)
+        found |= zip(mine, zip(log_p.cpu(), is_greedy.cpu(), strict=True), strict=True)
+    shape = (len(prompts.leaves), len(labels))
+    scores = torch.stack([torch.stack([found[step][0] for step in answer]).sum() for answer in answers])
+    greedy = torch.tensor([all(bool(found[step][1]) for step in answer) for answer in answers])
+    return scores.view(shape), greedy.view(shape)
+
+
+def _chunk_log_probs(policy: Policy, hidden: Tensor, at: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    log_policy = policy.logits(hidden).log_softmax(-1)
+    return log_policy[at, token], log_policy.argmax(-1)[at] == token
 
 
 def _likelihood(policy: Policy, task: Task, batch: list[Sample]) -> Loss:
