@@ -95,26 +95,29 @@ def label_log_probs(policy: Policy, prompts: PromptTree, labels: list[list[int]]
     labels: token ids of each, its end token included where it has one.
     """
     answers = [add_answer(prompts, leaf, label) for leaf in prompts.leaves for label in labels]
-    steps = [step for answer in answers for step in answer]
+    steps = sorted({step for answer in answers for step in answer})
     nodes = sorted({node for node, _ in steps})
     hidden = policy.hidden(prompts, nodes)
-    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    parts = []
     for start in range(0, len(nodes), CHUNK):
         row = {node: i for i, node in enumerate(nodes[start : start + CHUNK])}
-        mine = list(dict.fromkeys(step for step in steps if step[0] in row))
-        at = torch.tensor([row[node] for node, _ in mine], device=hidden.device)
-        token = torch.tensor([token for _, token in mine], device=hidden.device)
+        pairs = [(row[node], token) for node, token in steps if node in row]
+        at, token = (torch.tensor(column, device=hidden.device) for column in zip(*pairs, strict=True))
         arguments = (policy, hidden[start : start + CHUNK], at, token)
         # Recomputing in the backward pass saves memory only if there are several chunks.
         if len(nodes) <= CHUNK:
-            log_p, is_greedy = _chunk_log_probs(*arguments)
+            parts.append(_chunk_log_probs(*arguments))
         else:
-            log_p, is_greedy = checkpoint(_chunk_log_probs, *arguments, use_reentrant=False)
-        found |= zip(mine, zip(log_p.cpu(), is_greedy.cpu(), strict=True), strict=True)
+            parts.append(checkpoint(_chunk_log_probs, *arguments, use_reentrant=False))
+    log_p, is_likeliest = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    # Steps are in the order of their nodes, as the chunks are.
+    place = {step: i for i, step in enumerate(steps)}
+    taken = torch.tensor([place[step] for answer in answers for step in answer])
+    owner = torch.tensor([i for i, answer in enumerate(answers) for _ in answer])
+    scores = torch.zeros(len(answers)).index_add(0, owner, log_p[taken])
+    misses = torch.zeros(len(answers)).index_add(0, owner, (~is_likeliest[taken]).float())
     shape = (len(prompts.leaves), len(labels))
-    scores = torch.stack([torch.stack([found[step][0] for step in answer]).sum() for answer in answers])
-    greedy = torch.tensor([all(bool(found[step][1]) for step in answer) for answer in answers])
-    return scores.view(shape), greedy.view(shape)
+    return scores.view(shape), (misses == 0).view(shape)
 
 
 def _chunk_log_probs(policy: Policy, hidden: Tensor, at: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
