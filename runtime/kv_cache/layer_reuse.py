@@ -30,14 +30,19 @@ class LayerHit:
     layer: tokens resume here, from the states that the nodes have.
     first_block: index of the first block in the sequence. Blocks before it that are not in the prefix match are
         computed in all layers, since their states were not stored.
-    nodes: of the blocks.
+    path: nodes from the root of the tree to the last of the blocks.
     num_tokens: position at which the copied tokens end.
     """
 
     layer: int
     first_block: int
-    nodes: list[Node]
+    path: list[Node]
     num_tokens: int
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Of the blocks."""
+        return self.path[self.first_block :]
 
     def states(self, block_size: int) -> LayerStates:
         """The states that enter `layer`, from the beginning of the first block on."""
@@ -92,7 +97,7 @@ class LayerReuse:
                 num_tokens = min(first_block * size + length, match.num_tokens)
                 stop_block = -(-num_tokens // size)
                 if first_block < stop_block:
-                    yield LayerHit(layer, first_block, nodes[first_block:stop_block], num_tokens)
+                    yield LayerHit(layer, first_block, nodes[:stop_block], num_tokens)
 
 
 def _longest_run(nodes: Seq[Node], layer: int, block_size: int) -> tuple[int, int]:

@@ -83,7 +83,7 @@ class BlockManager:
     def can_allocate(self, sequence: Sequence, hit: PrefixHit) -> bool:
         """Whether there are blocks for all tokens of a sequence but those of the hit's shared blocks."""
         num_fresh = self._cache.blocks_for(len(sequence.token_ids)) - len(hit.prefix.nodes)
-        num_acquired = sum(node.ref_count == 0 for node in hit.nodes)
+        num_acquired = sum(node.ref_count == 0 for node in set(hit.nodes))
         return self.num_available - num_acquired >= num_fresh
 
     def allocate(self, sequence: Sequence, hit: PrefixHit) -> None:
@@ -127,7 +127,7 @@ class BlockManager:
         states = hit.states(self.block_size)
         kv.cached_states[hit.layer] = states
         kv.partial_states = states.since(kv.num_computed_tokens)
-        self._tree.release(hit.nodes)
+        self._tree.release(hit.path)
 
     def swap_in_shared(self, sequence: Sequence) -> None:
         """Replaces blocks that the sequence computed in some layers by shared ones that have all layers."""

@@ -25,8 +25,8 @@ class PrefixHit:
 
     @property
     def nodes(self) -> list[Node]:
-        """Nodes that must not be evicted before their blocks are shared or copied."""
-        return self.prefix.nodes + (self.layer_hit.nodes if self.layer_hit else [])
+        """Nodes that must not be evicted before their blocks are shared or copied: whole paths."""
+        return self.prefix.nodes + (self.layer_hit.path if self.layer_hit else [])
 
 
 class PrefixLookup:
