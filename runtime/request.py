@@ -205,7 +205,7 @@ class Result:
     scores: natural log-probabilities of the tokens in `Request.score`, in its order.
     dispatch: how the expert of "auto" was chosen.
     asked: the prompt in the words that the expert was trained on; None if it was taken as the request gave it.
-    label: which of the expert's labels the text is; None if it is none of them, has none, or `asked` is None.
+    label: which of the expert's labels the text begins with; None if it is none of them, has none, or `asked` is None.
     """
 
     text: str

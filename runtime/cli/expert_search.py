@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     found = search(engine, task, shots, weighting, config, _report)
     seconds = time.perf_counter() - start
-    template = expert_template(task, train)
+    template = expert_template(task, train, engine.tokenizer)
     _save(found, experts, engine.model.config.num_layers, task.name, template, config, args)
     _print(found, seconds, args)
     return 0

@@ -128,7 +128,9 @@ def _label_ids(tokenizer: Tokenizer, labels: tuple[str, ...]) -> tuple[int, ...]
     ids = [answer_ids(tokenizer, label) for label in labels]
     for label, found in zip(labels, ids, strict=True):
         if len(found) != 1:
-            raise ZweaveError(f"the label {label!r} is {len(found)} tokens, it must be one")
+            raise ZweaveError(
+                f"the label {label!r} is {len(found)} tokens, it must be one: take another word"
+            )
     if len({found[0] for found in ids}) != len(ids):
         raise ZweaveError("two labels are the same token for this model")
     return tuple(found[0] for found in ids)

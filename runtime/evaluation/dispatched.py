@@ -13,7 +13,7 @@ from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
 from ..request import Request, Result
-from ..tasks import Sample, Task, prompt_ids
+from ..tasks import Sample, Task, answer_limit, prompt_ids
 from .evaluate import Row, interval, standard_error
 from .table import Cells
 
@@ -106,6 +106,10 @@ def evaluate_dispatch(
 
 
 def _run(engine: Engine, arrivals: Sequence[_Arrival], choice: Callable[[_Arrival], ExpertChoice]) -> _Run:
+    limits = {
+        arrival.of.task.name: answer_limit(engine.tokenizer, arrival.of.task)
+        for arrival in {arrival.of.task.name: arrival for arrival in arrivals}.values()
+    }
     start = time.perf_counter()
     # Of a salt of its own: no run finds in the cache what another has computed.
     salt = uuid4().hex
@@ -113,7 +117,7 @@ def _run(engine: Engine, arrivals: Sequence[_Arrival], choice: Callable[[_Arriva
         Request(
             arrival.tokens,
             expert=choice(arrival),
-            max_tokens=arrival.of.task.max_tokens,
+            max_tokens=limits[arrival.of.task.name],
             stop=arrival.of.task.stop,
             salt=salt,
         )

@@ -9,7 +9,7 @@ from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice
 from ..experts.support import Support
 from ..request import Request, Result
-from ..tasks import Sample, Task, prompt_ids
+from ..tasks import Sample, Task, answer_limit, prompt_ids
 
 
 class Method(Protocol):
@@ -66,11 +66,12 @@ def answer_together(
     Raises ZweaveError if a request ends in an error.
     """
     prompts = [prompt_ids(engine.tokenizer, sample.prompt) for sample in samples]
+    limit = answer_limit(engine.tokenizer, task)
     results = answered(
         engine,
         task,
         [
-            Request(prompt, expert=choice, max_tokens=task.max_tokens, stop=task.stop, logprobs=logprobs)
+            Request(prompt, expert=choice, max_tokens=limit, stop=task.stop, logprobs=logprobs)
             for prompt in prompts
             for choice in choices
         ],

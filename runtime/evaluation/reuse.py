@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ..engine.engine import Engine
 from ..experts.mixture import ExpertChoice
 from ..request import MAX_LOGPROBS, Request, Result
-from ..tasks import Sample, Task, prompt_ids
+from ..tasks import Sample, Task, answer_limit, prompt_ids
 from .evaluate import interval, share_right, standard_error
 from .method import answered
 from .table import Cells, as_markdown, span
@@ -52,8 +52,9 @@ def reuse_cost(
     """
     prompts = [prompt_ids(engine.tokenizer, sample.prompt) for sample in samples]
     likeliest = min(MAX_LOGPROBS, engine.model.config.vocab_size - 1)
+    limit = answer_limit(engine.tokenizer, task)
     requests = [
-        Request(prompt, expert=choice, max_tokens=task.max_tokens, stop=task.stop, logprobs=likeliest)
+        Request(prompt, expert=choice, max_tokens=limit, stop=task.stop, logprobs=likeliest)
         for prompt in prompts
     ]
     exact = answered(engine, task, requests)

@@ -23,13 +23,17 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return conversation_ids(tokenizer, messages) if messages else tokenizer.encode(prompt)
 
 
-def expert_template(task: Task, samples: Sequence[Sample]) -> PromptTemplate:
+def expert_template(
+    task: Task, samples: Sequence[Sample], tokenizer: Tokenizer | None = None
+) -> PromptTemplate:
     """The template of an expert that learns a task: the words around its texts, and how its answers end.
 
     A task that names no words, as one from a JSONL file, has those with which all its prompts begin and end.
+    tokenizer: the model's, without which labels are taken for one token each.
     """
     words = task.template or _shared_words([sample.prompt for sample in samples])
-    return replace(words, labels=task.labels, max_tokens=task.max_tokens, stop=(*words.stop, *task.stop))
+    longest = answer_limit(tokenizer, task) if tokenizer else task.max_tokens
+    return replace(words, labels=task.labels, max_tokens=longest, stop=(*words.stop, *task.stop))
 
 
 def _shared_words(prompts: Sequence[str]) -> PromptTemplate:
@@ -73,17 +77,43 @@ def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
     return tokenizer.encode(answer, special=False)
 
 
+def label_tokens(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
+    """Token ids of each of a task's labels; ZweaveError when two labels have the same."""
+    found = [answer_ids(tokenizer, label) for label in task.labels]
+    if not all(found):
+        raise ZweaveError(f"a label of {task.name} has no tokens for this model")
+    if len(set(map(tuple, found))) != len(found):
+        raise ZweaveError(f"two labels of {task.name} are the same tokens for this model")
+    return found
+
+
 def label_ids(tokenizer: Tokenizer, task: Task) -> list[int]:
-    """Token ids of a task's labels; ZweaveError when a label is not one token of its own."""
-    found = []
-    for label in task.labels:
-        ids = answer_ids(tokenizer, label)
+    """Token ids of labels of one token each; ZweaveError when a label has several."""
+    found = label_tokens(tokenizer, task)
+    for label, ids in zip(task.labels, found, strict=True):
         if len(ids) != 1:
             raise ZweaveError(
                 f"the label {label!r} of {task.name} is {len(ids)} tokens, it must be one: "
                 "take others, or leave the labels out, and answers are generated"
             )
-        found.append(ids[0])
-    if len(set(found)) != len(found):
-        raise ZweaveError(f"two labels of {task.name} are the same token for this model")
-    return found
+    return [ids[0] for ids in found]
+
+
+def target_tokens(tokenizer: Tokenizer, task: Task, answers: Sequence[str]) -> list[list[int]]:
+    """The tokens that a model learns to say for each answer.
+
+    The end token is one of them, but where all labels are one token: those are read without going on.
+    """
+    end = [] if _has_short_labels(tokenizer, task) else list(tokenizer.eos_ids)[:1]
+    return [answer_ids(tokenizer, answer) + end for answer in answers]
+
+
+def answer_limit(tokenizer: Tokenizer, task: Task) -> int:
+    """The most tokens of an answer, its end token included: what its longest label takes, or `max_tokens`."""
+    if _has_short_labels(tokenizer, task):
+        return task.max_tokens
+    return max([task.max_tokens, *(len(answer_ids(tokenizer, label)) + 1 for label in task.labels)])
+
+
+def _has_short_labels(tokenizer: Tokenizer, task: Task) -> bool:
+    return bool(task.labels) and all(len(answer_ids(tokenizer, label)) == 1 for label in task.labels)

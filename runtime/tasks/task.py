@@ -10,6 +10,7 @@ from typing import get_args
 
 from ..errors import ZweaveError, one_line
 from ..names import Split as Split
+from ..text.labels import label_said
 from ..text.prompt_template import PromptTemplate
 
 
@@ -44,14 +45,19 @@ def exact(sample: Sample, text: str) -> float:
     return 1.0 if "".join(text.split()) == "".join(sample.answer.split()) else -1.0
 
 
+def says_label(labels: Sequence[str]) -> Callable[[Sample, str], float]:
+    """A judge that reads the label that a text begins with: what a model goes on with after it does not count."""
+    return lambda sample, text: exact(sample, label_said(text, labels) or text)
+
+
 @dataclass(frozen=True)
 class Task:
     """Where samples come from and what an answer is worth.
 
     read: (directory of the task files, None without one) -> samples. The splits follow from the files alone and
         never from a seed: what one seed trains on, no other seed tests on.
-    labels: the possible answers, each one token; empty when the answer is generated.
-    max_tokens: of an answer, its end token included.
+    labels: the possible answers; empty when the answer is any text.
+    max_tokens: of an answer, its end token included; labels take as many tokens as the longest of them has.
     stop: strings before which an answer ends.
     judge: (sample, answered text) -> reward, above 0 where the answer is right.
     validation: how many samples validation takes of `train`, at most a fifth of them.

@@ -11,7 +11,7 @@ from ..io.json_text import parse_json
 from ..io.python_file import python_object
 from . import prompts
 from .files import text_lines
-from .task import Sample, Split, Splits, Task
+from .task import Sample, Split, Splits, Task, exact, says_label
 
 MAX_TOKENS = 256
 _KEYS = ("prompt", "messages", "answer", "split")
@@ -31,7 +31,8 @@ def jsonl_task(path: Path) -> Task:
     `Sample.data`.
 
     The first line may be {"labels": [...]} alone: the answers are then chosen among those. Without any "split" a
-    fifth of the prompts is held out. An answer is right when it is the sample's but for white space.
+    fifth of the prompts is held out. An answer is right when it is the sample's but for white
+    space; among labels, when it begins with the sample's.
     Raises ZweaveError with the line, the key and the reason where a line is anything else.
     """
     labels: tuple[str, ...] = ()
@@ -61,6 +62,7 @@ def jsonl_task(path: Path) -> Task:
         labels=labels,
         max_tokens=1 if labels else min(longest + 1, MAX_TOKENS),
         stop=("\n",) if one_line and not labels else (),
+        judge=says_label(labels) if labels else exact,
     )
 
 

@@ -9,6 +9,7 @@ from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
 from ..validation import check_flag, is_integer
 from . import chatml
+from .labels import label_said
 from .tokenizer import Tokenizer
 
 VERSION = 1
@@ -92,9 +93,9 @@ class PromptTemplate:
         return chatml.chat_ids(tokenizer, *self.fill(self.bare(text)))
 
     def label_of(self, answer: str) -> str | None:
-        """The label that an answer is, without white space around it; None if it is none of them."""
-        found = answer.strip()
-        return found if found in (label.strip() for label in self.labels) else None
+        """The label that an answer begins with, without white space around it; None if it is none of them."""
+        found = label_said(answer, self.labels)
+        return None if found is None else found.strip()
 
     def to_json(self) -> str:
         """The template as an expert file holds it."""

@@ -1,17 +1,18 @@
 """The loss of a batch under each objective."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..tasks.render import label_ids
+from ..tasks.render import label_tokens, target_tokens
 from ..tasks.task import Sample, Task
 from . import estimators
-from .policy import Policy
+from .policy import Policy, PromptTree
 from .recipe import Recipe
-from .rollout import Rollout, sample_answers, teacher_forced
+from .rollout import Rollout, add_answer, sample_answers, teacher_forced
 
 # Nodes whose logits are in memory at once: 100 MB at a vocabulary of 49,152.
 CHUNK = 512
@@ -61,25 +62,67 @@ def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: lis
 def _labels(
     policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample], generator: torch.Generator
 ) -> Loss:
-    labels = torch.tensor(label_ids(policy.tokenizer, task))
+    tokens = label_tokens(policy.tokenizer, task)
     reward = torch.tensor([[task.reward(sample, label) for label in task.labels] for sample in batch])
     prompts = policy.prefill([sample.prompt for sample in batch])
-    logits = policy.logits(policy.hidden(prompts, prompts.leaves)).cpu()
-    value = estimators.label_loss(
-        logits,
-        labels,
-        reward,
-        draws=recipe.draws,
-        entropy=recipe.entropy_at(step),
-        mass=recipe.mass,
-        balance=recipe.balance,
-        generator=generator,
-    )
+    weights: dict[str, Any] = {
+        "draws": recipe.draws,
+        "entropy": recipe.entropy_at(step),
+        "mass": recipe.mass,
+        "balance": recipe.balance,
+        "generator": generator,
+    }
+    if all(len(ids) == 1 for ids in tokens):
+        labels = torch.tensor(tokens).flatten()
+        logits = policy.logits(policy.hidden(prompts, prompts.leaves)).cpu()
+        value = estimators.label_loss(logits, labels, reward, **weights)
+        scores, is_greedy = logits[:, labels], logits.argmax(-1, keepdim=True) == labels
+    else:
+        targets = target_tokens(policy.tokenizer, task, task.labels)
+        scores, is_greedy = label_log_probs(policy, prompts, targets)
+        value = estimators.choice_loss(scores, scores.logsumexp(-1), reward, **weights)
     with torch.no_grad():
-        expected = (logits[:, labels].softmax(-1) * reward).sum(-1).mean().item()
-        is_label = logits.argmax(-1, keepdim=True) == labels
-        right = (is_label & (reward > 0)).any(-1).float().mean().item()
+        expected = (scores.softmax(-1) * reward).sum(-1).mean().item()
+        right = (is_greedy & (reward > 0)).any(-1).float().mean().item()
     return Loss(value, expected, right, bool((reward == reward[:, :1]).all()))
+
+
+def label_log_probs(policy: Policy, prompts: PromptTree, labels: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [prompts, labels] of labels of several tokens, and whether the greedy answer is that label.
+
+    Labels are branches of the prompts: what begins alike is computed once.
+
+    labels: token ids of each, its end token included where it has one.
+    """
+    answers = [add_answer(prompts, leaf, label) for leaf in prompts.leaves for label in labels]
+    steps = sorted({step for answer in answers for step in answer})
+    nodes = sorted({node for node, _ in steps})
+    hidden = policy.hidden(prompts, nodes)
+    parts = []
+    for start in range(0, len(nodes), CHUNK):
+        row = {node: i for i, node in enumerate(nodes[start : start + CHUNK])}
+        pairs = [(row[node], token) for node, token in steps if node in row]
+        at, token = (torch.tensor(column, device=hidden.device) for column in zip(*pairs, strict=True))
+        arguments = (policy, hidden[start : start + CHUNK], at, token)
+        # Recomputing in the backward pass saves memory only if there are several chunks.
+        if len(nodes) <= CHUNK:
+            parts.append(_chunk_log_probs(*arguments))
+        else:
+            parts.append(checkpoint(_chunk_log_probs, *arguments, use_reentrant=False))
+    log_p, is_likeliest = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    # Steps are in the order of their nodes, as the chunks are.
+    place = {step: i for i, step in enumerate(steps)}
+    taken = torch.tensor([place[step] for answer in answers for step in answer])
+    owner = torch.tensor([i for i, answer in enumerate(answers) for _ in answer])
+    scores = torch.zeros(len(answers)).index_add(0, owner, log_p[taken])
+    misses = torch.zeros(len(answers)).index_add(0, owner, (~is_likeliest[taken]).float())
+    shape = (len(prompts.leaves), len(labels))
+    return scores.view(shape), (misses == 0).view(shape)
+
+
+def _chunk_log_probs(policy: Policy, hidden: Tensor, at: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    log_policy = policy.logits(hidden).log_softmax(-1)
+    return log_policy[at, token], log_policy.argmax(-1)[at] == token
 
 
 def _likelihood(policy: Policy, task: Task, batch: list[Sample]) -> Loss:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..tasks.render import answer_ids
+from ..tasks.render import answer_limit, target_tokens
 from ..tasks.task import Sample, Task
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from .forward import hidden_states
@@ -50,7 +50,8 @@ def sample_answers(
         for leaf in leaves
     ]
     live = list(range(len(leaves)))
-    for position in range(task.max_tokens):
+    limit = answer_limit(policy.tokenizer, task)
+    for position in range(limit):
         nodes = sorted({leaves[i] for i in live})
         logits = policy.logits(hidden_states(policy.model, tree, nodes, cache, extend=True))
         row = {node: index for index, node in enumerate(nodes)}
@@ -62,7 +63,7 @@ def sample_answers(
         for i, token in zip(live, drawn, strict=True):
             steps[i].append((leaves[i], token))
         live = [i for i, token in zip(live, drawn, strict=True) if not _ends(policy, texts[i], token)]
-        if not live or position == task.max_tokens - 1:
+        if not live or position == limit - 1:
             break
         for i in live:
             leaves[i] = tree.add([steps[i][-1][1]], leaves[i])
@@ -98,15 +99,16 @@ def _ends(policy: Policy, text: StopChecker, token: int) -> bool:
 
 
 def teacher_forced(policy: Policy, task: Task, samples: list[Sample]) -> Rollout:
-    """The samples' own answers as a rollout, closed by the end token where the task's answers are generated."""
+    """The samples' own answers as a rollout, as `target_tokens` has them."""
     prompts = policy.prefill([sample.prompt for sample in samples])
-    steps = []
-    for sample, leaf in zip(samples, prompts.leaves, strict=True):
-        tokens = answer_ids(policy.tokenizer, sample.answer)
-        if not task.labels:
-            tokens += list(policy.tokenizer.eos_ids)[:1]
-        nodes = [leaf]
-        for token in tokens[:-1]:
-            nodes.append(prompts.tree.add([token], nodes[-1]))
-        steps.append(list(zip(nodes, tokens, strict=True)))
+    targets = target_tokens(policy.tokenizer, task, [sample.answer for sample in samples])
+    steps = [add_answer(prompts, leaf, tokens) for leaf, tokens in zip(prompts.leaves, targets, strict=True)]
     return Rollout(prompts, steps, [sample.answer for sample in samples])
+
+
+def add_answer(prompts: PromptTree, leaf: int, tokens: list[int]) -> list[tuple[int, int]]:
+    """Adds an answer below a prompt, shared with others that begin alike; returns its steps."""
+    nodes = [leaf]
+    for token in tokens[:-1]:
+        nodes.append(prompts.tree.add([token], nodes[-1]))
+    return list(zip(nodes, tokens, strict=True))

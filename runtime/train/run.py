@@ -105,7 +105,7 @@ class Run:
         train_samples = self.task.samples("train", self.data, self.recipe.seed)
         validation = self.task.samples("validation", self.data)[: self.recipe.validation]
         test = self.task.samples("test", self.data)[: self.held_out] if self.held_out else []
-        template = expert_template(self.task, train_samples)
+        template = expert_template(self.task, train_samples, self.policy.tokenizer)
         record = asdict(self.recipe) | {"task": self.task.name, "model": self.model, "dtype": self.dtype}
         state, policy = self.files.state, self.policy
         log = Log(self.files.log, keep=state.exists())

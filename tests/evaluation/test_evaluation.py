@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from zweave import Engine, Request
@@ -70,6 +72,37 @@ def test_label_scores_are_the_models_and_computed_once(
         assert list(row) == [result.logprobs[0].top[token] for token in ids]
     monkeypatch.setattr(engine, "generate", lambda requests: [*requests])
     np.testing.assert_array_equal(scores.of(task, samples[::-1]), found[::-1])
+
+
+def test_a_labels_score_is_the_sum_over_its_tokens(
+    tiny_model: Callable[..., Path], tiny_engine: TinyEngine
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    engine = tiny_engine()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_model("llama", vocab_size=96), dtype=torch.float32
+    )
+    task = make_task(labels=("x", "xyz", "xyw", "a long one"))
+    samples = [Sample(prompt, "x") for prompt in ("word", "word word 1", "w", "xy", "x")]
+    found = LabelScores(engine).of(task, samples)
+    for row, sample in zip(found, samples, strict=True):
+        prompt = engine.tokenizer.encode(sample.prompt)
+        for score, label in zip(row, task.labels, strict=True):
+            ids = engine.tokenizer.encode(label, special=False)
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+            assert score == pytest.approx(logits.log_softmax(-1)[range(len(ids)), ids].sum().item(), abs=1e-3)
+
+
+def test_labels_of_several_tokens_are_generated_in_full(engine: Engine) -> None:
+    samples = [Sample("word", ""), Sample("some word", "")]
+    (results,) = answer_together(engine, make_task(labels=(), max_tokens=4), samples, [None])
+    labels = tuple(result.text for result in results)
+    assert len(set(labels)) == 2
+    task = make_task(labels)
+    given = [replace(sample, answer=label) for sample, label in zip(samples, labels, strict=True)]
+    (again,) = answer_together(engine, task, given, [None])
+    assert all(result.text.startswith(label) for result, label in zip(again, labels, strict=True))
 
 
 def test_baselines_compute_what_they_say() -> None:

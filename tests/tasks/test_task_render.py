@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from zweave.tasks import (
     Splits,
     Task,
     answer_ids,
+    answer_limit,
     expert_template,
     label_ids,
+    label_tokens,
     prompt_ids,
     prompts,
 )
@@ -124,3 +127,15 @@ def test_labels_must_be_one_token_each(directory: Path) -> None:
     assert label_ids(tokenizer, task) == [tokenizer.encode("a")[0], tokenizer.encode("b")[0]]
     with pytest.raises(ZweaveError, match=r"the label ' yes' of mine is \d tokens"):
         label_ids(tokenizer, Task("mine", "", lambda _: Splits([], []), labels=(" yes", " no")))
+
+
+def test_an_answer_takes_as_many_tokens_as_the_longest_label(directory: Path) -> None:
+    tokenizer = Tokenizer(directory)
+    short = Task("mine", "", lambda _: Splits([], []), labels=("a", "b"))
+    long = replace(short, labels=("a", "very good"))
+    assert answer_limit(tokenizer, short) == 1
+    limit = len(tokenizer.encode("very good", special=False)) + 1
+    assert answer_limit(tokenizer, long) == limit > 2
+    assert expert_template(long, [], tokenizer).max_tokens == limit
+    assert expert_template(short, [], tokenizer).max_tokens == 1
+    assert label_tokens(tokenizer, long) == [answer_ids(tokenizer, label) for label in long.labels]

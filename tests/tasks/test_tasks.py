@@ -261,6 +261,15 @@ def test_a_jsonl_file_may_give_labels_and_splits(tmp_path: Path) -> None:
     assert len(task.samples("test")) == 10
 
 
+def test_an_answer_that_goes_on_after_its_label_counts_as_the_label(tmp_path: Path) -> None:
+    lines = [{"labels": [" good", " very good"]}, {"prompt": "a", "answer": " good"}]
+    lines.append({"prompt": "b", "answer": " very good"})
+    task = resolve_task(write_jsonl(tmp_path / "mine.jsonl", lines))
+    sample = Sample("b", " very good")
+    assert task.reward(sample, " very good.\nNext: dull") == 1
+    assert task.reward(sample, " good") == task.reward(sample, " very goodness") == -1
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -12,6 +12,7 @@ from torch import Tensor
 from zweave.errors import ZweaveError
 from zweave.tasks.task import Sample, Splits, Task
 from zweave.train import Policy, Recipe, objective, open_policy
+from zweave.train.estimators import choice_loss
 from zweave.train.objective import accuracy, answer_loss, batch_loss
 from zweave.train.rollout import Rollout, sample_answers, teacher_forced
 
@@ -151,10 +152,66 @@ def test_the_reward_of_generated_answers_is_the_tasks(policy: Policy, kind: Any)
     assert again.no_signal == (kind != "plain")
 
 
-def test_labels_must_be_single_tokens(policy: Policy) -> None:
-    task = replace(TASK, labels=("ab", "c"))
-    with pytest.raises(ZweaveError, match="'ab' of texts is 2 tokens"):
-        batch_loss(policy, task, Recipe(), 0, [Sample("x", "c")])
+@pytest.mark.parametrize("chunk", [512, 3], ids=["one chunk", "several"])
+def test_labels_of_several_tokens_have_the_probability_of_all_their_tokens(
+    policy: Policy, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objective, "CHUNK", chunk)
+    # One label begins like another, and one prompt like another with a label.
+    task = replace(TASK, labels=("ab", "abc", "d"), max_tokens=1)
+    samples = [Sample("x", "abc"), Sample("xab", "d")]
+    ends = list(policy.tokenizer.eos_ids)[:1]
+    by_hand = []
+    for sample in samples:
+        prompt = policy.tokenizer.encode(sample.prompt)
+        for label in task.labels:
+            ids = policy.tokenizer.encode(label, special=False) + ends
+            rows = logits_alone(policy, prompt + ids)[len(prompt) - 1 : -1].log_softmax(-1)
+            by_hand.append(rows[range(len(ids)), ids].sum())
+    scores = torch.stack(by_hand).view(2, 3)
+    reward = torch.tensor([[-1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    recipe = Recipe(draws=16)
+    expected = choice_loss(
+        scores,
+        scores.logsumexp(-1),
+        reward,
+        draws=16,
+        entropy=recipe.entropy_at(2),
+        mass=recipe.mass,
+        generator=torch.Generator().manual_seed(2),
+    )
+    loss = batch_loss(policy, task, recipe, 2, samples)
+    torch.testing.assert_close(loss.value, expected, rtol=1e-4, atol=1e-4)
+    assert loss.reward == pytest.approx((scores.softmax(-1) * reward).sum(-1).mean().item(), abs=1e-4)
+    z = policy.adapter.parameters()
+    found, wanted = (torch.autograd.grad(value, z) for value in (loss.value, expected))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_batch_is_right_where_the_greedy_answer_is_the_label(policy: Policy) -> None:
+    prompts = ("ab", "acd", "zzzz")
+    greedy = [
+        tokens[0] for tokens in tokens_of(sample_answers(policy, TASK, [Sample(p, "") for p in prompts]))
+    ]
+    paths = [[token] for token in greedy] + [[3, 4]]
+    tree = policy.prefill(prompts)
+    _, is_greedy = objective.label_log_probs(policy, tree, paths)
+    assert is_greedy.tolist() == [[path[0] == token and len(path) == 1 for path in paths] for token in greedy]
+
+
+def test_labels_of_several_tokens_are_shown_with_an_end_and_generated_in_full(policy: Policy) -> None:
+    task = replace(TASK, labels=("ab", "abcde", "c"), max_tokens=1)
+    ends = list(policy.tokenizer.eos_ids)[:1]
+    samples = [Sample("x", "c"), Sample("xy", "abcde")]
+    shown = teacher_forced(policy, task, samples)
+    expected = [policy.tokenizer.encode(s.answer, special=False) + ends for s in samples]
+    assert tokens_of(shown) == expected
+    longest = max(map(len, tokens_of(sample_answers(policy, task, samples, 8))))
+    assert 1 < longest <= len(expected[1])
+    short = replace(task, labels=("a", "c"))
+    assert tokens_of(teacher_forced(policy, short, samples[:1])) == [expected[0][:1]]
+    assert {len(answer) for answer in tokens_of(sample_answers(policy, short, samples))} == {1}
 
 
 def test_accuracy_is_the_share_of_right_greedy_answers(policy: Policy) -> None:
