@@ -20,7 +20,7 @@ from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.decomposition import Decomposition, decompose
 from zweave.engine import Engine
 from zweave.evaluation import ExpertMethod, evaluate
-from zweave.experts import Expert, bundled_expert
+from zweave.experts import Expert
 from zweave.experts.transfer import by_kind, overlaps, shuffled, transfer
 from zweave.io.cache_dir import CACHE_VARIABLE
 from zweave.io.progress import Report as Progress
@@ -157,7 +157,7 @@ def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list
     task = resolve_task(args.task)
     samples = task.samples("test", data_folder(args))[: args.samples]
     source = resolve_model(args.model)
-    expert = _expert(args.expert)
+    expert = Expert.load(args.expert)
     # Before anything is written, so that an expert for another model is an error at once.
     expert.check(source.config.adapted_shapes(), source.digest())
     directory = folder / "rounded"
@@ -171,10 +171,6 @@ def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list
         target = Checkpoint(directory)
         rows += evaluation.carried("copy", source, target, expert, args.controls)
         return rows + _overlap_rows("rounded", original, decompose(target))
-
-
-def _expert(name: str) -> Expert:
-    return Expert.load(Path(name) if Path(name).is_file() else bundled_expert(name))
 
 
 @contextmanager

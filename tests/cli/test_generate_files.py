@@ -81,6 +81,14 @@ def test_an_unknown_expert_names_its_line_before_the_model_loads(
     assert "in.jsonl, line 1: no/such.safetensors: there is no such file" in capsys.readouterr().err
 
 
+def test_names_of_load_are_checked_before_the_model_loads(
+    generate: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("zweave.engine.engine.Engine.__init__")
+    assert generate("--input", "in.jsonl", "--load", "base=in.jsonl") == 1
+    assert "the expert name 'base' is reserved" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

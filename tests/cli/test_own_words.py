@@ -66,6 +66,22 @@ def test_chat_asks_an_expert_with_words_of_its_own_alone(
     assert roles == ["system", "user", "assistant", "user", "assistant"]
 
 
+def test_chat_escapes_special_tokens_on_request(
+    tiny_model_and_expert: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option, which has the conversation's requests say so."""
+    words = ["chat", "--escape-special", "--model", tiny_model_and_expert[0], "--max-tokens", "1"]
+    asked: list[bool] = []
+    stream = Engine.stream
+    monkeypatch.setattr(
+        Engine, "stream", lambda self, request: asked.append(request.escape_special) or stream(self, request)
+    )
+    for arguments in (words, [words[0], *words[2:]]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+        assert main(arguments) == 0
+    assert asked == [True, False]
+
+
 def test_show_prints_the_words(
     generate: Callable, tiny_model_and_expert: tuple[str, str], capsys: pytest.CaptureFixture
 ) -> None:
