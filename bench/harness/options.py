@@ -1,13 +1,18 @@
 """Options that the benches share, and lists in them."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.errors import ZweaveError
+from zweave.names import DEFAULT_MODEL
 from zweave.options.arguments import positive_number, positive_whole
 
-from .harness import Pace
+# Loaded when a bench runs: its arguments are checked before.
+if TYPE_CHECKING:
+    from .harness import Pace
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +35,8 @@ def add_pace(parser: argparse.ArgumentParser, rounds: int, seconds: float | None
 
 def pace(args: argparse.Namespace, warmup: int = 1) -> Pace:
     """The pace that the options of `add_pace` say; no warm-up where the check of the output is one."""
+    from .harness import Pace
+
     return Pace(args.rounds, args.seconds or float("inf"), at_least=min(3, args.rounds), warmup=warmup)
 
 

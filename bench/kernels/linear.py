@@ -1,8 +1,4 @@
-"""How near do the linears come to the machine's roofs, and what does an expert cost?
-
-Shapes of well-known models, T tokens under E experts. Weights rotate so that they come from memory, the forms run
-in turn, and no form gets a time unless its output agrees with float64.
-"""
+"""How near do the linears come to the machine's roofs, and what does an expert cost?"""
 
 import argparse
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -10,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import torch
 
 from ..harness.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
-from ..harness.options import add_pace, chosen, numbers, pace
+from ..harness.options import chosen, numbers, pace
 from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
 from .integer_forms import INTEGER_FORMS
@@ -38,22 +34,6 @@ COLUMNS = (
     Column("vs_bound", "/ bound", ".2f"),
     Column("vs_e1", "/ E=1", ".3f"),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_cases(parser, "smollm2,llama3-8b")
-    parser.add_argument("--providers", help=f"of {', '.join(ALL)} (the first {len(FORMS)})")
-    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
-    add_pace(parser, rounds=15, seconds=1.5)
-
-
-def add_cases(parser: argparse.ArgumentParser, shapes: str) -> None:
-    """Shapes, numbers of tokens and numbers of experts."""
-    parser.add_argument(
-        "--shapes", default=shapes, help=f"of {', '.join(MODELS)}; separated by commas (%(default)s)"
-    )
-    parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
-    parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -1,15 +1,10 @@
-"""Does the cost of a batch depend on how many experts it holds?
-
-16 requests of 64 prompt and 64 new tokens, greedy, under 1 expert and under 16 different ones, in turn.
-"""
+"""Does the cost of a batch depend on how many experts it holds?"""
 
 import argparse
 from functools import partial
 
-from zweave.options.arguments import positive_whole
-
 from ..harness.harness import find, measure, per_second, ratio
-from ..harness.options import add_model, add_pace, numbers, pace
+from ..harness.options import numbers, pace
 from ..harness.report import Column, Report
 from .fixtures import Answers, Fixtures
 from .workload import Workload
@@ -22,14 +17,6 @@ COLUMNS = (
     Column("vs_one", "time / first", ".3f"),
     Column("error", "regret", ".4f"),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    for name, value in (("requests", 16), ("prompt", 64), ("new", 64)):
-        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--experts", default="1,16", metavar="E,...", help="(%(default)s)")
-    add_pace(parser, rounds=7)
 
 
 def run(args: argparse.Namespace) -> Report:
