@@ -10,8 +10,8 @@ import torch
 
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
-from zweave.experts import Expert, bundled_expert, bundled_experts
-from zweave.options.engine_options import load_named
+from zweave.experts import Expert, bundled_experts
+from zweave.options.engine_options import check_named, load_named
 from zweave.options.task_options import data_folder
 from zweave.tasks import Sample, Task, balanced_shots, prompt_ids, resolve_task
 
@@ -37,7 +37,8 @@ COLUMNS = (
 
 def run(args: argparse.Namespace) -> Report:
     data = data_folder(args)
-    names = args.experts or [n for n in bundled_experts() if Expert.load(bundled_expert(n)).scope == "always"]
+    names = args.experts or [name for name in bundled_experts() if Expert.load(name).scope == "always"]
+    check_named(args, names)
     shots: list[tuple[Task, list[Sample]]] = []
     for task in map(resolve_task, args.tasks):
         train = task.samples("train", data)

@@ -128,7 +128,7 @@ def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice]) -> No
     from ..experts.bundled import expert_file
     from ..experts.mixture import check_name
 
-    loaded = {item.partition("=")[0] for item in args.load}
+    loaded = {item.partition("=")[0] for item in getattr(args, "load", ())}
     for name in _names(choices):
         if name not in loaded:
             expert_file(check_name(name))

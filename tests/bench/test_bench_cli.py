@@ -190,6 +190,7 @@ def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
         (("mix", "--mixtures", ""), "--mixtures"),
         (("gpu-linear",), "CUDA"),
         (("few-shot", "mpqa", "--data", "/nowhere"), "mpqa.all"),
+        (("few-shot", "--experts", "nobody", "--model", "gpt-17"), "no expert 'nobody'"),
         (("two-pass", "--prompts", "64,x"), "--prompts"),
         (("two-pass", "--data", "/nowhere"), "sst2_train.tsv"),
     ],
