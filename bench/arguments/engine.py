@@ -10,7 +10,7 @@ import argparse
 
 from zweave.options.arguments import positive_whole
 
-from ..harness.options import add_model, add_pace
+from ..harness.options import add_model, add_pace, names_of
 
 PROVIDERS = (
     "base",
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--providers", help=f"of {', '.join(PROVIDERS)} (all of them)")
+    parser.add_argument(
+        "--providers", type=names_of(PROVIDERS), help=f"of {', '.join(PROVIDERS)} (all of them)"
+    )
     parser.add_argument("--no-single", action="store_true", help="leave out the request alone")
     add_pace(parser, rounds=3)

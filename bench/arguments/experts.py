@@ -7,12 +7,12 @@ import argparse
 
 from zweave.options.arguments import positive_whole
 
-from ..harness.options import add_model, add_pace
+from ..harness.options import add_model, add_pace, numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     for name, value in (("requests", 16), ("prompt", 64), ("new", 64)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--experts", default="1,16", metavar="E,...", help="(%(default)s)")
+    parser.add_argument("--experts", type=numbers, default="1,16", metavar="E,...", help="(%(default)s)")
     add_pace(parser, rounds=7)

@@ -6,7 +6,7 @@ formula, and a grouped LoRA in Triton on top of cuBLAS, at rank 16 and 64.
 
 import argparse
 
-from ..harness.options import add_pace
+from ..harness.options import add_pace, names_of
 from .linear import add_cases
 
 GPU_FORMS = (
@@ -27,6 +27,8 @@ GPU_FORMS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cases(parser, "llama3-8b,smollm2")
-    parser.add_argument("--providers", help=f"of {', '.join(GPU_FORMS)} (all of them)")
+    parser.add_argument(
+        "--providers", type=names_of(GPU_FORMS), help=f"of {', '.join(GPU_FORMS)} (all of them)"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16"], help="(%(default)s)")
     add_pace(parser, rounds=20, seconds=2.0)

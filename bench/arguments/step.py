@@ -8,12 +8,14 @@ import argparse
 
 from zweave.options.arguments import positive_whole
 
-from ..harness.options import add_model, add_pace
+from ..harness.options import add_model, add_pace, numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--tokens", default="1,16", metavar="T,...", help="rows of a step (%(default)s)")
+    parser.add_argument(
+        "--tokens", type=numbers, default="1,16", metavar="T,...", help="rows of a step (%(default)s)"
+    )
     parser.add_argument("--prompt", type=positive_whole, default=64, help="(%(default)s)")
     parser.add_argument("--experts", type=positive_whole, default=8, help="at most (%(default)s)")
     add_pace(parser, rounds=30, seconds=20.0)

@@ -11,11 +11,15 @@ from zweave.names import DEFAULT_MODEL
 from zweave.options.arguments import positive_whole
 from zweave.options.task_options import TASK_HELP, add_data_option
 
+from ..harness.options import names_of
+
 PAIRS = ("seeds", "rounded")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", default="seeds", help=f"of {', '.join(PAIRS)} (%(default)s)")
+    parser.add_argument(
+        "--pairs", type=names_of(PAIRS), default="seeds", help=f"of {', '.join(PAIRS)} (%(default)s)"
+    )
     parser.add_argument(
         "--samples", type=positive_whole, default=500, metavar="N", help="held out (%(default)s)"
     )

@@ -10,21 +10,27 @@ import argparse
 from zweave.options.arguments import positive_whole
 from zweave.options.task_options import add_data_option
 
-from ..harness.options import add_model, add_pace
+from ..harness.options import add_model, add_pace, names_of, numbers
 
 WORKLOADS = ("alone", "stream")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="(%(default)s)")
+    parser.add_argument(
+        "--workloads", type=names_of(WORKLOADS), default=",".join(WORKLOADS), help="(%(default)s)"
+    )
     parser.add_argument(
         "--reference-dtype",
         choices=["bfloat16", "float32"],
         help="the faster one where the processor does not multiply bfloat16 (that of --dtype)",
     )
     parser.add_argument(
-        "--prompts", default="64,512,2048", metavar="N,...", help="tokens, of requests alone (%(default)s)"
+        "--prompts",
+        type=numbers,
+        default="64,512,2048",
+        metavar="N,...",
+        help="tokens, of requests alone (%(default)s)",
     )
     for name, value, what in (
         ("new", 64, "tokens of their answers"),

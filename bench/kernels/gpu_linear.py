@@ -7,7 +7,6 @@ import torch
 from zweave.errors import ZweaveError
 
 from ..harness.graph_clock import GraphClock
-from ..harness.options import chosen
 from ..harness.report import Report
 from ..harness.roofs import cuda_roof_providers
 from . import linear
@@ -17,7 +16,7 @@ from .gpu_forms import GPU_FORMS, GPU_ONCE
 def run(args: argparse.Namespace) -> Report:
     if not torch.cuda.is_available():
         raise ZweaveError("no CUDA device is available to this torch: use `zweave bench linear` for the CPU")
-    names = chosen(args.providers, GPU_FORMS, "--providers") if args.providers else list(GPU_FORMS)
+    names = args.providers or list(GPU_FORMS)
     return linear.report(
         "gpu-linear",
         args,

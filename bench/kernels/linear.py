@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import torch
 
 from ..harness.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
-from ..harness.options import chosen, numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
 from .integer_forms import INTEGER_FORMS
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
-    names = chosen(args.providers, ALL, "--providers") if args.providers else list(FORMS)
+    names = args.providers or list(FORMS)
     operands = operands_of(args)
     forms = {name: ALL[name] for name in names}
     return report("linear", args, operands, forms, lambda: roof_providers(DTYPES[args.dtype]))
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> Report:
 
 def operands_of(args: argparse.Namespace, device: str = "cpu") -> list[Operands]:
     """Operands of the shapes that the arguments name; a shape that models share comes once."""
-    shapes = _distinct(chosen(args.shapes, MODELS, "--shapes"))
-    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    shapes = _distinct(args.shapes)
+    tokens, experts = args.tokens, args.experts
     return [Operands(shape, max(tokens), max(experts), DTYPES[args.dtype], device) for shape in shapes]
 
 
@@ -63,7 +63,7 @@ def report(
 
     once: names of the forms whose cost does not depend on the experts.
     """
-    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    tokens, experts = args.tokens, args.experts
     rows: list[Row] = []
     roofs: list[Roofs] = []
     missing: dict[str, str] = {}

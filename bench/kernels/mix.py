@@ -11,7 +11,7 @@ from torch import Tensor
 from zweave.kernels import mix, mix_ref
 
 from ..harness.harness import Outcome, Provider, find, measure, ratio, row_error
-from ..harness.options import numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
 from .linear_case import rotated
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> Report:
     roofs = roof_providers(torch.float32)
     rows: list[Row] = []
     best: list[Roofs] = []
-    cases = product(numbers(args.experts, "--experts"), numbers(args.mixtures, "--mixtures"))
+    cases = product(args.experts, args.mixtures)
     for E, B in cases:
         outcomes = measure([*roofs, *mix_providers(E, B, args.components)], pace(args))
         roof = Roofs.of(outcomes)

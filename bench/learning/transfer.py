@@ -22,8 +22,6 @@ from zweave.io.progress import progress_bar
 from zweave.options.task_options import data_folder
 from zweave.tasks import Sample, Task, resolve_task
 
-from ..arguments.transfer import PAIRS
-from ..harness.options import chosen
 from ..harness.report import Column, Report, Row
 from .rounded import write_rounded
 from .twins import TASK, make_model
@@ -42,7 +40,7 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
-    pairs = chosen(args.pairs, PAIRS, "--pairs")
+    pairs = args.pairs
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="zweave-") as folder, progress_bar() as progress:
         for pair in pairs:

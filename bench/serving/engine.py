@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from zweave.errors import ZweaveError
 
 from ..harness.harness import Outcome, Provider, find, measure, per_second, ratio
-from ..harness.options import chosen, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from .fixtures import Fixtures
 from .peers.peer_providers import AttachedExperts, PeftLora, Recompose, generate
@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
-    names = chosen(args.providers, PROVIDERS, "--providers") if args.providers else list(PROVIDERS)
+    names = args.providers or list(PROVIDERS)
     fixtures = Fixtures(args.model, args.dtype)
     if args.prompt + args.new > fixtures.config.max_position:
         raise ZweaveError(f"the model takes {fixtures.config.max_position} tokens: lower --prompt or --new")

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 
 from ..harness.harness import find, measure, per_second, ratio
-from ..harness.options import numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report
 from .fixtures import Answers, Fixtures
 from .workload import Workload
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> Report:
     fixtures = Fixtures(args.model, args.dtype)
     workload = Workload(args.requests, args.prompt, args.new)
     prompts = workload.prompts(fixtures.config)
-    counts = numbers(args.experts, "--experts")
+    counts = args.experts
 
     def regret(count: int, answers: Answers) -> float:
         return fixtures.regret(prompts, answers, "always", count)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..harness.harness import Outcome, Provider, find, measure, per_second, ratio
-from ..harness.options import numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from .engine_server import EngineSteps
 from .fixtures import Fixtures
@@ -28,7 +28,7 @@ COLUMNS = (
 def run(args: argparse.Namespace) -> Report:
     fixtures = Fixtures(args.model, args.dtype)
     rows: list[Row] = []
-    for tokens in numbers(args.tokens, "--tokens"):
+    for tokens in args.tokens:
         workload = Workload(tokens, args.prompt, 1)
         outcomes = measure(_providers(fixtures, workload, min(args.experts, tokens)), pace(args))
         transformers = find(outcomes, "transformers")

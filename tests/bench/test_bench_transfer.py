@@ -105,8 +105,7 @@ def test_a_rounded_copy(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--pairs", "triplets"), "--pairs knows no 'triplets'"),
-        (("--pairs", "rounded", "--expert", "nobody"), "no expert 'nobody' comes with zweave"),
+        (("--pairs", "rounded", "--expert", "nobody"), "there is no expert 'nobody'"),
         (("--pairs", "rounded", "--expert", "sst2"), "trained for other weights"),
         (("--pairs", "rounded", "--task", "sst2", "--data", "/nowhere"), "sst2_train.tsv is missing"),
     ],

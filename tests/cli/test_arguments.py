@@ -36,6 +36,8 @@ MISTAKES = [
     ["bench", "nonsense"],
     ["bench", "linear", "--nonsense"],
     ["bench", "gpu"],
+    ["bench", "linear", "--providers", "magic"],
+    ["bench", "mix", "--experts", "0"],
     ["bench", "mix", "--plot", "none/x.png"],
     *(["bench", name, "--rounds", "0"] for name in BENCHES),
     *(["bench", name, "--help"] for name in BENCHES),

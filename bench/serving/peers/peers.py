@@ -77,7 +77,7 @@ def _peers(many: int) -> dict[str, Peer]:
 
 def run(args: argparse.Namespace) -> Report:
     peers = _peers(args.experts)
-    names = chosen(args.providers, peers, "--providers") if args.providers else list(peers)
+    names = chosen(args.providers, peers) if args.providers else list(peers)
     fixtures = Fixtures(args.model, args.dtype)
     if args.prompt + args.new > fixtures.config.max_position:
         raise ZweaveError(f"the model takes {fixtures.config.max_position} tokens: lower --prompt or --new")

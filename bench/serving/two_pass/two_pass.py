@@ -6,8 +6,7 @@ from zweave.errors import ZweaveError
 from zweave.io.progress import progress_bar
 from zweave.options.task_options import data_folder
 
-from ...arguments.two_pass import WORKLOADS
-from ...harness.options import chosen, numbers, pace
+from ...harness.options import pace
 from ...harness.report import Column, Report, Row
 from ..fixtures import Fixtures
 from .alone import Alone
@@ -31,8 +30,8 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
-    lengths, data = numbers(args.prompts, "--prompts"), data_folder(args)
-    workloads = chosen(args.workloads, WORKLOADS, "--workloads")
+    lengths, data = args.prompts, data_folder(args)
+    workloads = args.workloads
     notes: list[str] = []
     stream = None
     if "stream" in workloads and data is None:
