@@ -193,8 +193,8 @@ class Result:
     token_ids: all generated tokens, the end token included.
     logprobs: of each generated token, if the request asked for them.
     expert: what the request said, or what was chosen for "auto".
-    finish_reason: "stop" (end token or stop string), "length" (max_tokens or the model's context is used up),
-        "cancelled", or "error" with the reason in `error`.
+    finish_reason: "stop" (end token, stop string, or one of the expert's labels and no more), "length" (max_tokens or
+        the model's context is used up), "cancelled", or "error" with the reason in `error`.
     prompt_tokens: length of the prompt.
     error: why the request failed.
     reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused

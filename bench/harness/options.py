@@ -1,13 +1,18 @@
 """Options that the benches share, and lists in them."""
 
-import argparse
-from collections.abc import Iterable
+from __future__ import annotations
 
-from zweave.checkpoint.pull import DEFAULT_MODEL
+import argparse
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
 from zweave.errors import ZweaveError
+from zweave.names import DEFAULT_MODEL
 from zweave.options.arguments import positive_number, positive_whole
 
-from .harness import Pace
+# Loaded when a bench runs: its arguments are checked before.
+if TYPE_CHECKING:
+    from .harness import Pace
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -30,22 +35,33 @@ def add_pace(parser: argparse.ArgumentParser, rounds: int, seconds: float | None
 
 def pace(args: argparse.Namespace, warmup: int = 1) -> Pace:
     """The pace that the options of `add_pace` say; no warm-up where the check of the output is one."""
+    from .harness import Pace
+
     return Pace(args.rounds, args.seconds or float("inf"), at_least=min(3, args.rounds), warmup=warmup)
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers of at least 1, separated by commas, ascending and each once."""
-    try:
-        return sorted({positive_whole(item.strip()) for item in text.split(",")})
-    except argparse.ArgumentTypeError as error:
-        raise ZweaveError(f"{option}: {error}") from None
+def numbers(text: str) -> list[int]:
+    """Whole numbers of at least 1, separated by commas, ascending and each once; the type of an option."""
+    return sorted({positive_whole(item.strip()) for item in text.split(",")})
 
 
-def chosen(text: str, known: Iterable[str], option: str) -> list[str]:
-    """Names separated by commas, all of them known."""
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """The type of an option: names separated by commas, all of them known."""
+
+    def names(text: str) -> list[str]:
+        try:
+            return chosen(text, known)
+        except ZweaveError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return names
+
+
+def chosen(text: str, known: Iterable[str]) -> list[str]:
+    """Names separated by commas; ZweaveError for one that is not known."""
     names = [item.strip() for item in text.split(",")]
     known = list(known)
     for name in names:
         if name not in known:
-            raise ZweaveError(f"{option} knows no {name!r}: use {', '.join(known)}")
+            raise ZweaveError(f"there is no {name!r}: use {', '.join(known)}")
     return list(dict.fromkeys(names))

@@ -1,8 +1,4 @@
-"""How near do the linears come to the machine's roofs, and what does an expert cost?
-
-Shapes of well-known models, T tokens under E experts. Weights rotate so that they come from memory, the forms run
-in turn, and no form gets a time unless its output agrees with float64.
-"""
+"""How near do the linears come to the machine's roofs, and what does an expert cost?"""
 
 import argparse
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -10,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import torch
 
 from ..harness.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
-from ..harness.options import add_pace, chosen, numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
 from .integer_forms import INTEGER_FORMS
@@ -40,24 +36,8 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_cases(parser, "smollm2,llama3-8b")
-    parser.add_argument("--providers", help=f"of {', '.join(ALL)} (the first {len(FORMS)})")
-    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES), help="(%(default)s)")
-    add_pace(parser, rounds=15, seconds=1.5)
-
-
-def add_cases(parser: argparse.ArgumentParser, shapes: str) -> None:
-    """Shapes, numbers of tokens and numbers of experts."""
-    parser.add_argument(
-        "--shapes", default=shapes, help=f"of {', '.join(MODELS)}; separated by commas (%(default)s)"
-    )
-    parser.add_argument("--tokens", default="1,4,16,64,512", metavar="T,...", help="(%(default)s)")
-    parser.add_argument("--experts", default="1,16,64", metavar="E,...", help="(%(default)s)")
-
-
 def run(args: argparse.Namespace) -> Report:
-    names = chosen(args.providers, ALL, "--providers") if args.providers else list(FORMS)
+    names = args.providers or list(FORMS)
     operands = operands_of(args)
     forms = {name: ALL[name] for name in names}
     return report("linear", args, operands, forms, lambda: roof_providers(DTYPES[args.dtype]))
@@ -65,8 +45,8 @@ def run(args: argparse.Namespace) -> Report:
 
 def operands_of(args: argparse.Namespace, device: str = "cpu") -> list[Operands]:
     """Operands of the shapes that the arguments name; a shape that models share comes once."""
-    shapes = _distinct(chosen(args.shapes, MODELS, "--shapes"))
-    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    shapes = _distinct(args.shapes)
+    tokens, experts = args.tokens, args.experts
     return [Operands(shape, max(tokens), max(experts), DTYPES[args.dtype], device) for shape in shapes]
 
 
@@ -83,7 +63,7 @@ def report(
 
     once: names of the forms whose cost does not depend on the experts.
     """
-    tokens, experts = numbers(args.tokens, "--tokens"), numbers(args.experts, "--experts")
+    tokens, experts = args.tokens, args.experts
     rows: list[Row] = []
     roofs: list[Roofs] = []
     missing: dict[str, str] = {}

@@ -1,7 +1,4 @@
-"""What does it cost to mix experts into a scale row?
-
-All z of a model, E experts, B mixtures at a time.
-"""
+"""What does it cost to mix experts into a scale row?"""
 
 import argparse
 from collections.abc import Callable
@@ -14,12 +11,11 @@ from torch import Tensor
 from zweave.kernels import mix, mix_ref
 
 from ..harness.harness import Outcome, Provider, find, measure, ratio, row_error
-from ..harness.options import add_pace, numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
 from .linear_case import rotated
 
-SMOLLM2_COMPONENTS = 97_920
 # Every product is rounded to float32 and added in turn: E roundings at most.
 LIMIT = 1e-5
 COLUMNS = (
@@ -34,21 +30,12 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experts", default="1,4,16,64", metavar="E,...", help="(%(default)s)")
-    parser.add_argument("--mixtures", default="1,16", metavar="B,...", help="(%(default)s)")
-    parser.add_argument(
-        "--components", type=int, default=SMOLLM2_COMPONENTS, help="of all matrices together (%(default)s)"
-    )
-    add_pace(parser, rounds=15, seconds=2.0)
-
-
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> Report:
     roofs = roof_providers(torch.float32)
     rows: list[Row] = []
     best: list[Roofs] = []
-    cases = product(numbers(args.experts, "--experts"), numbers(args.mixtures, "--mixtures"))
+    cases = product(args.experts, args.mixtures)
     for E, B in cases:
         outcomes = measure([*roofs, *mix_providers(E, B, args.components)], pace(args))
         roof = Roofs.of(outcomes)

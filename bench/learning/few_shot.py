@@ -1,9 +1,4 @@
-"""How long does a few-shot search take for a candidate, against rebuilding the weights for each?
-
-A population of mixtures answers a task's shots: on our engine as one mixed batch, and candidate after candidate with
-weights rebuilt as the paper's code does it, answered by transformers or by our own forward pass. Every round is a
-population of its own. The reference model, transformers in float32, checks the answers and their log-likelihoods first.
-"""
+"""How long does a few-shot search take for a candidate, against rebuilding the weights for each?"""
 
 import argparse
 from collections.abc import Sequence
@@ -15,14 +10,13 @@ import torch
 
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
-from zweave.experts import Expert, bundled_expert, bundled_experts
-from zweave.options.arguments import positive_whole
-from zweave.options.engine_options import EXPERT_HELP, load_named
-from zweave.options.task_options import TASK_HELP, add_data_option, data_folder
+from zweave.experts import Expert, bundled_experts
+from zweave.options.engine_options import check_named, load_named
+from zweave.options.task_options import data_folder
 from zweave.tasks import Sample, Task, balanced_shots, prompt_ids, resolve_task
 
 from ..harness.harness import Outcome, Provider, measure, ratio
-from ..harness.options import add_model, add_pace, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from ..serving.fixtures import Fixtures
 from .candidates import Answering, MixedBatch, Population, RebuiltInEngine, RebuiltModel
@@ -41,32 +35,10 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tasks", nargs="*", default=["subtraction"], metavar="TASK", help=f"{TASK_HELP} (subtraction)"
-    )
-    add_model(parser)
-    parser.add_argument(
-        "--experts",
-        nargs="+",
-        metavar="NAME",
-        help=f"{EXPERT_HELP} (those that come with zweave and act always)",
-    )
-    for name, value, what in (
-        ("shots", 16, "samples"),
-        ("population", 32, "candidates a generation"),
-        ("rebuilt", 2, "candidates that are rebuilt a round"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=positive_whole, default=value, metavar="N", help=f"{what} (%(default)s)"
-        )
-    add_data_option(parser)
-    add_pace(parser, rounds=3)
-
-
 def run(args: argparse.Namespace) -> Report:
     data = data_folder(args)
-    names = args.experts or [n for n in bundled_experts() if Expert.load(bundled_expert(n)).scope == "always"]
+    names = args.experts or [name for name in bundled_experts() if Expert.load(name).scope == "always"]
+    check_named(args, names)
     shots: list[tuple[Task, list[Sample]]] = []
     for task in map(resolve_task, args.tasks):
         train = task.samples("train", data)

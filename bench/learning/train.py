@@ -1,10 +1,4 @@
-"""How long does a training step take, against one that rebuilds the weights?
-
-A step is forward and backward of a batch of prompts whose last tokens are scored. The rebuilt weights are
-U diag(sigma z) Vt of each matrix, made anew each step, with autograd through them; once inside our own forward pass,
-so that the linears alone differ, and once inside transformers' with its padded batch. Every provider's gradient of z
-is compared with that of transformers with rebuilt weights in float32.
-"""
+"""How long does a training step take, against one that rebuilds the weights?"""
 
 import argparse
 import copy
@@ -17,13 +11,12 @@ from torch.nn import functional as F
 
 from zweave.checkpoint.module_name import LINEARS, linear_of
 from zweave.experts import Support
-from zweave.options.arguments import positive_whole
 from zweave.train.forward import TreeCache, hidden_states
 from zweave.train.svf import adapt
 from zweave.train.token_tree import TokenTree
 
 from ..harness.harness import Outcome, Provider, find, measure, ratio
-from ..harness.options import add_model, add_pace, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from ..serving.fixtures import Fixtures
 
@@ -51,13 +44,6 @@ class RecomposedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = (self.u * (self.sigma * self.z).to(self.u.dtype)) @ self.vt
         return F.linear(x, weight, self.bias)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    parser.add_argument("--batch", type=positive_whole, default=16, help="prompts (%(default)s)")
-    parser.add_argument("--prompt", type=positive_whole, default=60, help="tokens, about (%(default)s)")
-    add_pace(parser, rounds=7, seconds=60.0)
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -1,9 +1,4 @@
-"""What is an expert worth on another model of the same shapes?
-
-Pair "seeds": two small models are trained from different seeds on the same corpus, an expert is trained on the one and
-carried over to the other. Pair "rounded": a model and a copy of it whose matrices were rounded to eight bits a row.
-The control has the same values of z in random places. A second table says how alike the models' components are.
-"""
+"""What is an expert worth on another model of the same shapes?"""
 
 import argparse
 import os
@@ -16,25 +11,21 @@ from pathlib import Path
 import torch
 
 from zweave.checkpoint import Checkpoint, resolve_model
-from zweave.checkpoint.pull import DEFAULT_MODEL
 from zweave.decomposition import Decomposition, decompose
 from zweave.engine import Engine
 from zweave.evaluation import ExpertMethod, evaluate
-from zweave.experts import Expert, bundled_expert
+from zweave.experts import Expert
 from zweave.experts.transfer import by_kind, overlaps, shuffled, transfer
 from zweave.io.cache_dir import CACHE_VARIABLE
 from zweave.io.progress import Report as Progress
 from zweave.io.progress import progress_bar
-from zweave.options.arguments import positive_whole
-from zweave.options.task_options import TASK_HELP, add_data_option, data_folder
+from zweave.options.task_options import data_folder
 from zweave.tasks import Sample, Task, resolve_task
 
-from ..harness.options import chosen
 from ..harness.report import Column, Report, Row
 from .rounded import write_rounded
 from .twins import TASK, make_model
 
-PAIRS = ("seeds", "rounded")
 COLUMNS = (
     Column("pair", "pair"),
     Column("provider", "model and expert, or matrix"),
@@ -48,29 +39,8 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", default="seeds", help=f"of {', '.join(PAIRS)} (%(default)s)")
-    parser.add_argument(
-        "--samples", type=positive_whole, default=500, metavar="N", help="held out (%(default)s)"
-    )
-    parser.add_argument(
-        "--controls", type=positive_whole, default=3, metavar="N", help="shuffled experts (%(default)s)"
-    )
-    small = parser.add_argument_group("seeds")
-    small.add_argument(
-        "--pretraining", type=positive_whole, default=1000, metavar="STEPS", help="(%(default)s)"
-    )
-    small.add_argument("--steps", type=positive_whole, default=150, help="of the experts (%(default)s)")
-    rounded = parser.add_argument_group("rounded")
-    rounded.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
-    rounded.add_argument("--expert", default="addition", metavar="NAME|FILE", help="(%(default)s)")
-    rounded.add_argument("--task", default="addition", help=f"{TASK_HELP} (%(default)s)")
-    rounded.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
-    add_data_option(rounded)
-
-
 def run(args: argparse.Namespace) -> Report:
-    pairs = chosen(args.pairs, PAIRS, "--pairs")
+    pairs = args.pairs
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="zweave-") as folder, progress_bar() as progress:
         for pair in pairs:
@@ -157,7 +127,7 @@ def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list
     task = resolve_task(args.task)
     samples = task.samples("test", data_folder(args))[: args.samples]
     source = resolve_model(args.model)
-    expert = _expert(args.expert)
+    expert = Expert.load(args.expert)
     # Before anything is written, so that an expert for another model is an error at once.
     expert.check(source.config.adapted_shapes(), source.digest())
     directory = folder / "rounded"
@@ -171,10 +141,6 @@ def _rounded(args: argparse.Namespace, folder: Path, progress: Progress) -> list
         target = Checkpoint(directory)
         rows += evaluation.carried("copy", source, target, expert, args.controls)
         return rows + _overlap_rows("rounded", original, decompose(target))
-
-
-def _expert(name: str) -> Expert:
-    return Expert.load(Path(name) if Path(name).is_file() else bundled_expert(name))
 
 
 @contextmanager

@@ -1,19 +1,12 @@
-"""How many tokens a second does a mixed batch get, here and elsewhere?
-
-16 requests of 64 prompt and 64 new tokens, greedy, whatever they say, under no, one or eight experts, by our engine,
-transformers, our experts attached to its model, PEFT's mixed batch of LoRA adapters, and by the paper's procedure,
-which rebuilds the weights for each expert; then one request alone. A reference model in float32 checks every answer
-first.
-"""
+"""How many tokens a second does a mixed batch get, here and elsewhere?"""
 
 import argparse
 from collections.abc import Callable, Sequence
 
 from zweave.errors import ZweaveError
-from zweave.options.arguments import positive_whole
 
 from ..harness.harness import Outcome, Provider, find, measure, per_second, ratio
-from ..harness.options import add_model, add_pace, chosen, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from .fixtures import Fixtures
 from .peers.peer_providers import AttachedExperts, PeftLora, Recompose, generate
@@ -32,17 +25,8 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
-        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--providers", help=f"of {', '.join(PROVIDERS)} (all of them)")
-    parser.add_argument("--no-single", action="store_true", help="leave out the request alone")
-    add_pace(parser, rounds=3)
-
-
 def run(args: argparse.Namespace) -> Report:
-    names = chosen(args.providers, PROVIDERS, "--providers") if args.providers else list(PROVIDERS)
+    names = args.providers or list(PROVIDERS)
     fixtures = Fixtures(args.model, args.dtype)
     if args.prompt + args.new > fixtures.config.max_position:
         raise ZweaveError(f"the model takes {fixtures.config.max_position} tokens: lower --prompt or --new")

@@ -1,15 +1,10 @@
-"""Does the cost of a batch depend on how many experts it holds?
-
-16 requests of 64 prompt and 64 new tokens, greedy, under 1 expert and under 16 different ones, in turn.
-"""
+"""Does the cost of a batch depend on how many experts it holds?"""
 
 import argparse
 from functools import partial
 
-from zweave.options.arguments import positive_whole
-
 from ..harness.harness import find, measure, per_second, ratio
-from ..harness.options import add_model, add_pace, numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report
 from .fixtures import Answers, Fixtures
 from .workload import Workload
@@ -24,19 +19,11 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    for name, value in (("requests", 16), ("prompt", 64), ("new", 64)):
-        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--experts", default="1,16", metavar="E,...", help="(%(default)s)")
-    add_pace(parser, rounds=7)
-
-
 def run(args: argparse.Namespace) -> Report:
     fixtures = Fixtures(args.model, args.dtype)
     workload = Workload(args.requests, args.prompt, args.new)
     prompts = workload.prompts(fixtures.config)
-    counts = numbers(args.experts, "--experts")
+    counts = args.experts
 
     def regret(count: int, answers: Answers) -> float:
         return fixtures.regret(prompts, answers, "always", count)

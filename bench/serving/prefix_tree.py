@@ -1,8 +1,4 @@
-"""How long does it take to find a prompt among many whose keys and values are cached?
-
-Prompts of random tokens, whole in the tree. A lookup starts from the prompt's token ids, as for a new request. No
-model is involved: the tree knows block numbers.
-"""
+"""How long does it take to find a prompt among many whose keys and values are cached?"""
 
 import argparse
 from functools import partial
@@ -12,10 +8,9 @@ import torch
 from zweave.errors import ZweaveError
 from zweave.kv_cache import PrefixTree
 from zweave.kv_cache.prefix_key import KEY_BYTES, PrefixKeys
-from zweave.options.arguments import positive_whole
 
 from ..harness.harness import Provider, measure
-from ..harness.options import add_pace, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report
 
 VOCABULARY = 49_152
@@ -62,16 +57,6 @@ class Cached:
         nodes = self.tree.match(self.keys(tokens)).nodes
         self.tree.acquire(nodes)
         self.tree.release(nodes)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cached", type=positive_whole, default=10_000, help="prompts (%(default)s)")
-    parser.add_argument("--tokens", type=positive_whole, default=2048, help="of a prompt (%(default)s)")
-    parser.add_argument(
-        "--shared", type=int, default=1024, help="tokens that all prompts begin with (%(default)s)"
-    )
-    parser.add_argument("--block-size", type=positive_whole, default=16, help="(%(default)s)")
-    add_pace(parser, rounds=50)
 
 
 def run(args: argparse.Namespace) -> Report:

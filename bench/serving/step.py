@@ -1,16 +1,10 @@
-"""How long does one decode step take, with all that belongs to it?
-
-Sequences past a prompt of 64 tokens, one token each: our engine's whole step, scheduling and sampling included,
-against transformers' forward with its own cache and an argmax. All contexts grow alike while they are timed.
-"""
+"""How long does one decode step take, with all that belongs to it?"""
 
 import argparse
 from collections.abc import Sequence
 
-from zweave.options.arguments import positive_whole
-
 from ..harness.harness import Outcome, Provider, find, measure, per_second, ratio
-from ..harness.options import add_model, add_pace, numbers, pace
+from ..harness.options import pace
 from ..harness.report import Column, Report, Row
 from .engine_server import EngineSteps
 from .fixtures import Fixtures
@@ -31,18 +25,10 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    parser.add_argument("--tokens", default="1,16", metavar="T,...", help="rows of a step (%(default)s)")
-    parser.add_argument("--prompt", type=positive_whole, default=64, help="(%(default)s)")
-    parser.add_argument("--experts", type=positive_whole, default=8, help="at most (%(default)s)")
-    add_pace(parser, rounds=30, seconds=20.0)
-
-
 def run(args: argparse.Namespace) -> Report:
     fixtures = Fixtures(args.model, args.dtype)
     rows: list[Row] = []
-    for tokens in numbers(args.tokens, "--tokens"):
+    for tokens in args.tokens:
         workload = Workload(tokens, args.prompt, 1)
         outcomes = measure(_providers(fixtures, workload, min(args.experts, tokens)), pace(args))
         transformers = find(outcomes, "transformers")

@@ -83,6 +83,11 @@ def _indexed(directory: Path) -> dict[str, StoredTensor]:
     return {name: StoredTensor(handles[shard], name) for name, shard in weight_map.items()}
 
 
+def is_listed(directory: Path) -> bool:
+    """Whether the weights are one file of the usual name, or shards with an index: what other libraries look for."""
+    return any((directory / name).is_file() for name in (_SINGLE, _INDEX))
+
+
 def _shards(directory: Path) -> list[Path]:
     """The files NAME-00001-of-0000N.safetensors in order; ZweaveError if one is missing, or two sets are there."""
     found = [match for path in directory.glob("*") if (match := _SHARD.fullmatch(path.name))]

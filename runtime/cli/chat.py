@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     check_named(args, [parse_expert(args.expert)])
     engine = open_engine(args)
     console = Console(highlight=False)
-    conversation = Conversation(engine, args.system, args.max_tokens, sampling, args.raw)
+    conversation = Conversation(engine, args.system, args.max_tokens, sampling, args.raw, args.escape_special)
     conversation.choose(args.expert)
     console.print(HELP, style="dim")
     while True:
@@ -57,13 +57,20 @@ class Conversation:
     """The messages so far and the expert of the next answer."""
 
     def __init__(
-        self, engine: Engine, system: str | None, max_tokens: int, sampling: Sampling, raw: bool = False
+        self,
+        engine: Engine,
+        system: str | None,
+        max_tokens: int,
+        sampling: Sampling,
+        raw: bool = False,
+        escape_special: bool = False,
     ) -> None:
         self.engine = engine
         self.expert: ExpertChoice = None
         self._max_tokens = max_tokens
         self._sampling = sampling
         self._raw = raw
+        self._escape_special = escape_special
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = list(self._system)
 
@@ -91,6 +98,7 @@ class Conversation:
             max_tokens=self._max_tokens,
             sampling=self._sampling,
             raw=self._raw,
+            escape_special=self._escape_special,
         )
         start = time.perf_counter()
         answer, tokens, chosen = "", 0, ""

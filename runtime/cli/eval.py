@@ -29,6 +29,7 @@ from ..evaluation.reuse import reuse_cells
 from ..evaluation.table import Cells, print_cells, row_cells
 from ..experts.mixture import ExpertChoice
 from ..options.engine_options import (
+    check_named,
     load_named,
     open_engine,
     parse_expert,
@@ -36,7 +37,7 @@ from ..options.engine_options import (
 )
 from ..options.task_options import data_folder
 from ..tasks import Sample, Task, resolve_task
-from .eval_dispatch import run_dispatch
+from .eval_dispatch import right_choices, run_dispatch
 
 AnyRow = TypeVar("AnyRow", Row, ReuseRow)
 
@@ -46,13 +47,18 @@ def run(args: argparse.Namespace) -> int:
     data = data_folder(args)
     # Read before the model loads, so that a missing file is an error at once.
     samples = {task.name: task.samples(args.split, data)[: args.samples] for task in tasks}
+    if args.kv_reuse and not args.expert:
+        raise ZweaveError("--kv-reuse compares experts: name one with --expert")
+    named = _experts_named(args)
+    right = right_choices(args.right, tasks)
+    check_named(args, [*(choice for _, choice in named), *right.values()])
     engine = open_engine(args)
     if args.dispatch is not None:
-        return run_dispatch(engine, args, tasks, samples, _facts(args))
+        return run_dispatch(engine, args, tasks, samples, right, _facts(args))
     if args.kv_reuse:
-        _print(_reuse_rows(engine, args, tasks, samples), reuse_cells, args)
+        _print(_reuse_rows(engine, named, tasks, samples), reuse_cells, args)
         return 0
-    experts: list[Method] = [*_experts(engine, args.expert, args.runs), *_loras(args)]
+    experts: list[Method] = [*_experts(engine, named), *_loras(args)]
     scores = LabelScores(engine)
     rows: list[Row] = []
     for task in tasks:
@@ -66,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reuse_rows(
-    engine: Engine, args: argparse.Namespace, tasks: Sequence[Task], samples: Mapping[str, Sequence[Sample]]
+    engine: Engine,
+    named: Sequence[tuple[str, ExpertChoice]],
+    tasks: Sequence[Task],
+    samples: Mapping[str, Sequence[Sample]],
 ) -> list[ReuseRow]:
-    if not args.expert:
-        raise ZweaveError("--kv-reuse compares experts: name one with --expert")
-    experts = _experts(engine, args.expert, [])
+    experts = _experts(engine, named)
     rows = []
     for task in tasks:
         for expert in experts:
@@ -79,10 +86,13 @@ def _reuse_rows(
     return rows
 
 
-def _experts(engine: Engine, choices: Sequence[str], runs: Sequence[str]) -> list[ExpertMethod]:
-    """The methods of the experts; a mixture is named as it was written."""
-    named: list[tuple[str, ExpertChoice]] = [(text, parse_expert(text)) for text in choices]
-    named += _named("--runs", runs)
+def _experts_named(args: argparse.Namespace) -> list[tuple[str, ExpertChoice]]:
+    """The experts and what the table calls them; a mixture is named as it was written."""
+    named: list[tuple[str, ExpertChoice]] = [(text, parse_expert(text)) for text in args.expert]
+    return named if args.kv_reuse else [*named, *_named("--runs", args.runs)]
+
+
+def _experts(engine: Engine, named: Sequence[tuple[str, ExpertChoice]]) -> list[ExpertMethod]:
     load_named(engine, [choice for _, choice in named])
     for _, choice in named:
         engine.check_expert(choice)

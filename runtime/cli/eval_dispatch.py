@@ -15,15 +15,27 @@ from ..options.engine_options import load_named, parse_expert, stderr
 from ..tasks import Sample, Task
 
 
+def right_choices(items: Sequence[str], tasks: Sequence[Task]) -> dict[str, ExpertChoice]:
+    """The right experts of tasks as --right names them."""
+    found: dict[str, ExpertChoice] = {}
+    for item in items:
+        name, separator, expert = item.partition("=")
+        if not separator or name not in {task.name for task in tasks}:
+            raise ZweaveError(f"--right takes TASK=EXPERT of a task that is evaluated, not {item!r}")
+        found[name] = parse_expert(expert)
+    return found
+
+
 def run_dispatch(
     engine: Engine,
     args: argparse.Namespace,
     tasks: Sequence[Task],
     samples: Mapping[str, Sequence[Sample]],
+    named: Mapping[str, ExpertChoice],
     facts: Mapping[str, str],
 ) -> int:
     engine.dispatcher = load_dispatcher(engine, args.dispatch, load_named)
-    right = _right(engine, args.right, tasks)
+    right = _right(engine, named, tasks)
     labelled = [Labelled(task, samples[task.name], right[task.name]) for task in tasks]
     found = evaluate_dispatch(engine, labelled, lambda text: stderr.print(text, style="dim"))
     if args.json:
@@ -40,16 +52,13 @@ def run_dispatch(
     return 0
 
 
-def _right(engine: Engine, items: Sequence[str], tasks: Sequence[Task]) -> dict[str, ExpertChoice]:
-    """The right expert of each task, loaded."""
+def _right(
+    engine: Engine, named: Mapping[str, ExpertChoice], tasks: Sequence[Task]
+) -> dict[str, ExpertChoice]:
+    """The right expert of each task, named or the dispatcher's own for it, loaded."""
     routes = getattr(engine.dispatcher, "routes", None)
     known = {} if routes is None else {label.strip(): choice for label, choice in routes.experts.items()}
-    found: dict[str, ExpertChoice] = {}
-    for item in items:
-        name, separator, expert = item.partition("=")
-        if not separator or name not in {task.name for task in tasks}:
-            raise ZweaveError(f"--right takes TASK=EXPERT of a task that is evaluated, not {item!r}")
-        found[name] = parse_expert(expert)
+    found = dict(named)
     for task in tasks:
         if task.name in found:
             continue

@@ -115,9 +115,11 @@ def _part(text: str) -> tuple[Path, Alpha]:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    found = differences(Expert.load(args.a), Expert.load(args.b))
+    a, b = Expert.load(args.a), Expert.load(args.b)
+    found, same_prompt = differences(a, b), a.prompt_template == b.prompt_template
     if args.json:
-        print(json.dumps({"matrices": [asdict(entry) for entry in found[:-1]], "total": asdict(found[-1])}))
+        matrices, total = [asdict(entry) for entry in found[:-1]], asdict(found[-1])
+        print(json.dumps({"matrices": matrices, "total": total, "same_prompt": same_prompt}))
         return 0
     console = Console(highlight=False)
     console.print(_difference_table(_summary(found)))
@@ -125,6 +127,8 @@ def _diff(args: argparse.Namespace) -> int:
         console.print(_difference_table(found[:-1]))
     else:
         console.print(f"each of the {len(found) - 1} matrices: --all, or --json")
+    if not same_prompt:
+        console.print("their prompt templates differ: zweave expert show FILE prints each")
     return 0
 
 

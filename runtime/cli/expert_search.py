@@ -10,7 +10,7 @@ from pathlib import Path
 from ..engine.engine import Engine
 from ..experts.expert import Expert
 from ..experts.mixture import mix_experts
-from ..options.engine_options import load_named, open_engine, stderr
+from ..options.engine_options import check_named, load_named, open_engine, stderr
 from ..options.task_options import data_folder
 from ..search.cem import CemConfig
 from ..search.few_shot import Found, Generation, Weighting, search
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     task = resolve_task(args.task)
     train = task.samples("train", data_folder(args), args.seed)
     shots = balanced_shots(train, task.labels, args.seed, args.shots)
+    check_named(args, args.experts)
     engine = open_engine(args)
     experts = _load(engine, args.experts)
     layers = engine.model.config.num_layers if args.per_layer else 1

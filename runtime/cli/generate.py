@@ -24,7 +24,7 @@ from ..options.engine_options import (
 )
 from ..request import Request, Result, Sampling
 from .request_lines import json_request, numbered, open_text, plain_request, shown_prompt
-from .result_lines import finished, open_results, result_line
+from .result_lines import finished, open_results, request_digest, result_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     lines = [_named(args, line) for line in _read_lines(args)]
     if not lines:
         raise ZweaveError("no prompt given: pass one as an argument, or --input FILE")
-    done = finished(path, len(lines)) if args.resume and path else set()
+    digests = [request_digest(line.request) for line in lines]
+    done = finished(path, digests) if args.resume and path else set()
     if len(done) == len(lines):
         stderr.print(f"all {len(lines)} results are there", highlight=False)
         return 0
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if len(lines) == 1 and not args.jsonl and lines[0].request:
             results = _stream_one(engine, lines[0].request, output)
         else:
-            results = _run_all(engine, lines, todo, output, args.jsonl)
+            results = _run_all(engine, lines, todo, output, digests if args.jsonl else None)
     errors = [(index, result.error) for index, result in sorted(results.items()) if result.error]
     for index, reason in errors:
         stderr.print(f"zweave: error: {lines[index].where}: {reason}", markup=False, soft_wrap=True)
@@ -149,11 +150,16 @@ def _stream_one(engine: Engine, request: Request, output: IO[str]) -> dict[int, 
 
 
 def _run_all(
-    engine: Engine, lines: Sequence[Line], todo: Sequence[int], output: IO[str], as_json: bool
+    engine: Engine,
+    lines: Sequence[Line],
+    todo: Sequence[int],
+    output: IO[str],
+    digests: Sequence[str | None] | None,
 ) -> dict[int, Result]:
     """Writes results as they finish: JSON lines in any order, plain text in the order of the prompts.
 
     todo: the indices of the lines that are to be answered.
+    digests: of the lines' requests, for JSON; None for plain text.
     """
     start = time.perf_counter()
     results: dict[int, Result] = {}
@@ -165,9 +171,9 @@ def _run_all(
         for index, result in _answers(engine, lines, todo):
             results[index] = result
             progress.advance(task)
-            if as_json:
-                output.write(result_line(index, result, output))
-            while not as_json and following in results:
+            if digests is not None:
+                output.write(result_line(index, digests[index], result, output))
+            while digests is None and following in results:
                 output.write(_shown(lines[following], results[following]))
                 following = next(order, None)
             output.flush()

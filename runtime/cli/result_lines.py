@@ -1,28 +1,41 @@
 """Results as JSON lines in a file: which of them an earlier run left there, and writing on behind them."""
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from ..errors import ZweaveError
 from ..io.json_text import parse_json
-from ..request import Result
+from ..request import Request, Result
 from .request_lines import open_text
 
 
-def result_line(index: int, result: Result, output: IO[str]) -> str:
-    """A result as a line of JSON, in characters that the stream has: what it escaped itself would be no JSON."""
+def request_digest(request: Request | None) -> str | None:
+    """What tells a request from others, its options included; None for a line that is none."""
+    if request is None:
+        return None
+    text = json.dumps(dataclasses.asdict(request), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def result_line(index: int, digest: str | None, result: Result, output: IO[str]) -> str:
+    """A result as a line of JSON, with its request's index and digest.
+
+    In characters that the stream has: what it escaped itself would be no JSON.
+    """
     is_unicode = (getattr(output, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
-    return json.dumps({"index": index, **dataclasses.asdict(result)}, ensure_ascii=not is_unicode) + "\n"
+    fields = {"index": index, "request": digest, **dataclasses.asdict(result)}
+    return json.dumps(fields, ensure_ascii=not is_unicode) + "\n"
 
 
-def finished(path: Path, total: int) -> set[int]:
+def finished(path: Path, digests: Sequence[str | None]) -> set[int]:
     """The indices of the results that a file holds, none if there is no file. A last line that was cut off is none.
 
-    total: requests that the results may be of.
+    digests: of the requests that the results may be of.
     Raises ZweaveError for a file that holds anything else.
     """
     if not path.exists():
@@ -33,15 +46,21 @@ def finished(path: Path, total: int) -> set[int]:
             if not line.endswith("\n"):
                 break
             try:
-                index = parse_json(line)["index"]
+                fields = parse_json(line)
+                index, digest = fields["index"], fields["request"]
             except (ValueError, KeyError, TypeError):
                 index = None
             if not isinstance(index, int):
                 raise ZweaveError(f"--resume: {path}, line {number} is no result of zweave generate --jsonl")
-            if not 0 <= index < total:
+            if not 0 <= index < len(digests):
                 raise ZweaveError(
-                    f"--resume: {path}, line {number} answers request {index}, and the input has {total}: "
+                    f"--resume: {path}, line {number} answers request {index}, and the input has {len(digests)}: "
                     "give the same input as before"
+                )
+            if digest != digests[index]:
+                raise ZweaveError(
+                    f"--resume: {path}, line {number} answers another request {index} than the input's: "
+                    "give the same input and options as before, or another --output"
                 )
             found.add(index)
     return found

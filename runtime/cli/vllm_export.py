@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ZweaveError
-from ..experts.bundled import bundled_experts
 from ..experts.expert import Expert
 from ..experts.mixture import mix_named
 from ..integrations.vllm import ADAPTER_FILES, save_adapter
-from ..options.engine_options import expert_path, parse_expert
+from ..options.engine_options import parse_expert
 from ..options.file_options import check_output
 
 
@@ -24,20 +23,12 @@ def run(args: argparse.Namespace) -> int:
         for name in ADAPTER_FILES:
             check_output(args, "--output", directory / name)
     if isinstance(choice, Mapping):
-        expert = mix_named([(name, _load(name), alpha) for name, alpha in choice.items()])
+        expert = mix_named([(name, Expert.load(name), alpha) for name, alpha in choice.items()])
     else:
-        expert = _load(choice)
+        expert = Expert.load(choice)
     save_adapter(expert, directory)
     print(directory)
     return 0
-
-
-def _load(name: str) -> Expert:
-    path = expert_path(name)
-    if path is None:
-        known = ", ".join(bundled_experts())
-        raise ZweaveError(f"there is no expert {name!r}: give a .safetensors file, or use {known}")
-    return Expert.load(path)
 
 
 def _directory_name(text: str) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
-from ..experts.bundled import bundled_expert
 from ..experts.expert import Expert
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Delta, Request, Result
@@ -75,11 +74,11 @@ class Engine:
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
 
-        expert: an Expert, its file, or the name of one that comes with zweave (docs/experts.md), by default the name
-            itself.
+        expert: an Expert, its file, or the name of one that comes with zweave (docs/experts.md), by default what the
+            name itself stands for.
         Raises ZweaveError if there is none, or it is not for this model.
         """
-        self.bank.load(name, bundled_expert(name) if expert is None else expert)
+        self.bank.load(name, name if expert is None else expert)
 
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""

@@ -63,7 +63,7 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         bank,
         checkpoint.config.vocab_size,
         runner.max_length,
-        is_cache_limit=runner.max_length < checkpoint.config.max_position,
+        is_cache_limit=runner.max_length < (config.max_model_len or checkpoint.config.default_max_model_len),
     )
     first_passes = FirstPassManager(config, input_processor, scheduler, bank, checkpoint.config.num_layers)
     return EngineParts(

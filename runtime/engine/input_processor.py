@@ -77,7 +77,10 @@ class InputProcessor:
                 f"the prompt has {count} tokens, and the KV cache of this engine takes at most {most}: "
                 f"give it kv_tokens (--kv-tokens) of more than {count}, or shorten the prompt"
             )
-        return f"the prompt has {count} tokens, and this model takes at most {most}: shorten it"
+        return (
+            f"the prompt has {count} tokens, and this model takes at most {most}: shorten it, or give the engine "
+            f"max_model_len (--max-model-len) of more than {count}"
+        )
 
     def _template(self, request: Request, mixture: ResolvedMixture) -> PromptTemplate | None:
         """The prompt template that a request names, or else its expert's."""

@@ -1,6 +1,6 @@
 """The experts that come with the package, trained for the default model."""
 
-from os import PathLike
+import os
 from pathlib import Path
 
 from ..errors import ZweaveError
@@ -19,19 +19,23 @@ def bundled_expert(name: str) -> Path:
     return found[name]
 
 
-def expert_file(expert: str | PathLike[str]) -> Path:
+def expert_file(expert: str | os.PathLike[str]) -> Path:
     """The file that a path, or the name of a bundled expert, stands for; a file that is there goes before a name.
 
-    Raises ZweaveError for a bare name that is neither.
+    Raises ZweaveError if there is neither.
     """
     path, bundled = Path(expert), bundled_experts()
-    if path.is_file() or path.suffix or path.name != str(path):
+    # Not Path.is_file, which raises for what can be no path, such as a name that is too long.
+    if os.path.isfile(path):
         return path
-    if path.name in bundled:
+    is_bare = path.name == str(path)
+    if is_bare and path.name in bundled:
         return bundled[path.name]
-    if not path.exists():
-        raise ZweaveError(
-            f"{path}: there is no such file, and no expert of that name comes with zweave: "
-            f"there are {', '.join(bundled)}"
-        )
-    return path
+    if os.path.exists(path):
+        raise ZweaveError(f"{path}: is not a file")
+    if path.suffix or not is_bare:
+        raise ZweaveError(f"{path}: there is no such file")
+    raise ZweaveError(
+        f"there is no expert {path.name!r}: give a file, or one that comes with zweave: {', '.join(bundled)} "
+        "(commands that answer prompts take names of --load, too)"
+    )

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 stderr = Console(stderr=True, highlight=False)
 
-EXPERT_HELP = (
-    f"a loaded expert, a .safetensors file, or one of {', '.join(BUNDLED_EXPERTS)} (for {DEFAULT_MODEL})"
-)
+EXPERT_HELP = f"a loaded expert, an expert file, or one of {', '.join(BUNDLED_EXPERTS)} (for {DEFAULT_MODEL})"
 RAW_HELP = "take prompts as they are, not in the words that the expert was trained on"
 
 
@@ -74,11 +72,23 @@ def add_dispatcher_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_escape_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--escape-special",
+        action="store_true",
+        help="special tokens that a prompt writes out (<|im_end|>) are plain text",
+    )
+
+
 def open_engine(args: argparse.Namespace) -> Engine:
     """Loads the model, the experts of --load and the dispatcher."""
     from ..dispatch import load_dispatcher
     from ..engine.engine import Engine
+    from ..experts.mixture import check_name
 
+    files = [item.partition("=")[::2] for item in args.load]
+    for name, _ in files:
+        check_name(name)
     engine = Engine(
         args.model,
         dtype=args.dtype,
@@ -88,14 +98,11 @@ def open_engine(args: argparse.Namespace) -> Engine:
         slots=args.slots,
         prefix_cache=not args.no_prefix_cache,
     )
-    for item in args.load:
-        name, separator, path = item.partition("=")
-        if not (separator and name and path):
-            raise ZweaveError(f"--load takes NAME=FILE, not {item!r}")
+    for name, path in files:
         engine.load_expert(name, path)
-    path = getattr(args, "dispatcher", None)
-    if path is not None:
-        engine.dispatcher = load_dispatcher(engine, path, load_named)
+    dispatcher = getattr(args, "dispatcher", None)
+    if dispatcher is not None:
+        engine.dispatcher = load_dispatcher(engine, dispatcher, load_named)
     return engine
 
 
@@ -117,26 +124,22 @@ def parse_expert(text: str | None) -> ExpertChoice:
     return mixture
 
 
-def expert_path(name: str) -> Path | None:
-    """The file of a bundled expert, or the file that is named; None for another name."""
-    from ..experts.bundled import bundled_experts
-
-    return bundled_experts().get(name, Path(name) if name.endswith(".safetensors") else None)
-
-
 def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice]) -> None:
     """Raises ZweaveError, before a model is loaded, for names that `load_named` will not find."""
-    loaded = {item.partition("=")[0] for item in args.load}
+    from ..experts.bundled import expert_file
+    from ..experts.mixture import check_name
+
+    loaded = {item.partition("=")[0] for item in getattr(args, "load", ())}
     for name in _names(choices):
         if name not in loaded:
-            _file_of(name)
+            expert_file(check_name(name))
 
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
     """Loads the bundled experts and the expert files that the choices name, unless they are loaded already."""
     for name in _names(choices):
         if name not in engine.experts():
-            engine.load_expert(name, _file_of(name))
+            engine.load_expert(name)
 
 
 def _names(choices: Iterable[ExpertChoice]) -> Iterator[str]:
@@ -147,15 +150,3 @@ def _names(choices: Iterable[ExpertChoice]) -> Iterator[str]:
         for name in [choice] if isinstance(choice, str) else choice or ():
             if name not in RESERVED_NAMES:
                 yield name
-
-
-def _file_of(name: str) -> Path:
-    path = expert_path(name)
-    if path is None:
-        raise ZweaveError(
-            f"there is no expert {name!r}: load one with --load, give a .safetensors file, "
-            f"or use {', '.join(BUNDLED_EXPERTS)}"
-        )
-    if not path.is_file():
-        raise ZweaveError(f"{path}: there is no such file")
-    return path

@@ -210,6 +210,8 @@ class Sequence:
 
     def result(self, reason: FinishReason, error: str | None = None) -> Result:
         asked = self.asked
+        if reason == "length" and asked is not None and asked.template.is_answered_by(self.text.shown):
+            reason = "stop"
         return Result(
             text=self.text.shown,
             token_ids=self.generated,

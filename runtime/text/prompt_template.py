@@ -92,6 +92,11 @@ class PromptTemplate:
             return tokenizer.encode(self.prompt(text))
         return chatml.chat_ids(tokenizer, *self.fill(self.bare(text)))
 
+    def is_answered_by(self, answer: str) -> bool:
+        """Whether an answer is one of the labels, no other begins with it, and so nothing is left to say."""
+        said = answer.strip()
+        return [label.strip() for label in self.labels if label.strip().startswith(said)] == [said]
+
     def label_of(self, answer: str) -> str | None:
         """The label that an answer begins with, without white space around it; None if it is none of them."""
         found = label_said(answer, self.labels)

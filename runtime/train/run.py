@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
+from ..checkpoint.tensor_files import is_listed
 from ..decomposition.decomposition import decompose
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
@@ -33,12 +34,17 @@ Report = Callable[[Step], None]
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """The transformers model of a checkpoint; ZweaveError when transformers is not installed."""
+    """The transformers model of a checkpoint; ZweaveError without transformers, and for what it does not read."""
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
         raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
+    if not is_listed(checkpoint.directory):
+        raise ZweaveError(
+            f"{checkpoint.directory} holds shards without model.safetensors.index.json: transformers, which training "
+            "runs on, needs it; download it, too (answering prompts needs none)"
+        )
     logging.disable_progress_bar()
     # transformers 4 ties the head wherever the config says so, even one that differs.
     return AutoModelForCausalLM.from_pretrained(

@@ -180,17 +180,11 @@ def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("linear", "--shapes", "gpt-17"), "gpt-17"),
-        (("linear", "--tokens", "1,x"), "--tokens"),
-        (("linear", "--experts", "0"), "--experts"),
-        (("linear", "--providers", "magic"), "magic"),
         (("linear", "--plot", "missing/out.png"), "missing"),
-        (("engine", "--providers", "magic"), "magic"),
         (("engine", "--model", "gpt-17"), "gpt-17"),
-        (("mix", "--mixtures", ""), "--mixtures"),
         (("gpu-linear",), "CUDA"),
         (("few-shot", "mpqa", "--data", "/nowhere"), "mpqa.all"),
-        (("two-pass", "--prompts", "64,x"), "--prompts"),
+        (("few-shot", "--experts", "nobody", "--model", "gpt-17"), "no expert 'nobody'"),
         (("two-pass", "--data", "/nowhere"), "sst2_train.tsv"),
     ],
     ids=str,
@@ -202,6 +196,28 @@ def test_bad_input_gives_one_line(
     assert main(["bench", *args]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith("zweave: error: ") and words in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("linear", "--shapes", "gpt-17"), "gpt-17"),
+        (("linear", "--tokens", "1,x"), "--tokens"),
+        (("linear", "--experts", "0"), "--experts"),
+        (("linear", "--providers", "magic"), "magic"),
+        (("engine", "--providers", "magic"), "magic"),
+        (("mix", "--mixtures", ""), "--mixtures"),
+        (("two-pass", "--prompts", "64,x"), "--prompts"),
+        (("transfer", "--pairs", "magic"), "use seeds, rounded"),
+    ],
+    ids=str,
+)
+def test_lists_are_checked_with_the_arguments(
+    capsys: pytest.CaptureFixture, args: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", *args])
+    assert words in capsys.readouterr().err
 
 
 def test_usage() -> None:

@@ -2,10 +2,18 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 from zweave import names
+from zweave.bench.arguments import engine as engine_arguments
+from zweave.bench.arguments import gpu_linear as gpu_arguments
+from zweave.bench.arguments import linear as linear_arguments
+from zweave.bench.arguments import peers as peers_arguments
+from zweave.bench.kernels import linear
+from zweave.bench.serving import engine
+from zweave.bench.serving.peers import peers
 from zweave.checkpoint.pull import MODELS
 from zweave.cli.arguments.bench import BENCHES
 from zweave.cli.main import main
@@ -26,6 +34,13 @@ MISTAKES = [
     ["train"],
     ["plan", "--tokens", "0"],
     ["bench", "nonsense"],
+    ["bench", "linear", "--nonsense"],
+    ["bench", "gpu"],
+    ["bench", "linear", "--providers", "magic"],
+    ["bench", "mix", "--experts", "0"],
+    ["bench", "mix", "--plot", "none/x.png"],
+    *(["bench", name, "--rounds", "0"] for name in BENCHES),
+    *(["bench", name, "--help"] for name in BENCHES),
     *([command, "--help"] for command in COMMANDS),
 ]
 
@@ -60,6 +75,15 @@ def test_every_command_has_what_runs_it(name: str) -> None:
     for words in lines.get(name, [[]]):
         args = make_parser([name]).parse_args([name, *words])
         assert isinstance(args.run, Deferred) and callable(args.run.load())
+
+
+def test_the_providers_that_benches_name_are_those_that_they_have() -> None:
+    forms, integer = linear_arguments.FORMS, linear_arguments.INTEGER_FORMS
+    assert (forms, (*forms, *integer)) == (tuple(linear.FORMS), tuple(linear.ALL))
+    assert tuple(engine.PROVIDERS) == engine_arguments.PROVIDERS
+    assert tuple(peers._peers(8)) == peers_arguments.PEERS
+    pytest.importorskip("triton")
+    assert tuple(import_module("zweave.bench.kernels.gpu_forms").GPU_FORMS) == gpu_arguments.GPU_FORMS
 
 
 def test_every_bench_says_its_question(capsys: pytest.CaptureFixture) -> None:

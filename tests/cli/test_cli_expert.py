@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from zweave.checkpoint import Checkpoint
 from zweave.cli.parser import make_parser
 from zweave.errors import ZweaveError
 from zweave.experts import Expert, heatmap
+from zweave.text import PromptTemplate
 
 Q, UP, DOWN = (f"model.layers.{name}" for name in ("0.self_attn.q_proj", "1.mlp.up_proj", "1.mlp.down_proj"))
 
@@ -208,6 +210,15 @@ def test_diff(zweave, files):
     assert figures["total"]["distance"] == pytest.approx(expected, rel=1e-6)
     printed = zweave("expert", "diff", files / "a.safetensors", files / "a.safetensors")
     assert ["total", "0.00000", "0.00000", "1.0000"] in [line.split() for line in printed.splitlines()]
+
+
+def test_diff_tells_of_other_prompts(zweave, files):
+    same, other = files / "a.safetensors", files / "asks.safetensors"
+    replace(Expert.load(same), prompt_template=PromptTemplate("Sum: {text}")).save(other)
+    assert "prompt templates differ" in zweave("expert", "diff", same, other)
+    assert "prompt templates" not in zweave("expert", "diff", other, other)
+    for file, is_same in ((same, False), (other, True)):
+        assert json.loads(zweave("expert", "diff", file, other, "--json"))["same_prompt"] is is_same
 
 
 def test_diff_is_a_summary_and_all_of_it_on_request(zweave, tmp_path):

@@ -49,6 +49,26 @@ def test_resume_answers_what_is_missing(
     assert generate(*arguments, "--resume") == 0 and "all 4 results are there" in capsys.readouterr().err
 
 
+def test_resume_of_other_input_is_refused(
+    generate: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, arguments = tmp_path / "out.jsonl", ("--output", "out.jsonl")
+    assert generate("--input", "in.jsonl", *arguments) == 0
+    before = out.read_bytes()
+    rows = (tmp_path / "in.jsonl").read_text().splitlines()
+    (tmp_path / "other.jsonl").write_text("\n".join(reversed(rows)))
+    monkeypatch.delattr("zweave.cli.generate.open_engine")
+    capsys.readouterr()
+    for other in (("--input", "other.jsonl"), ("--input", "in.jsonl", "--temperature", "1")):
+        assert generate(*other, *arguments, "--resume") == 1
+        assert "answers another request" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert generate("--input", "in.jsonl", *arguments, "--resume") == 0
+
+
 def test_on_error_line_answers_the_others(
     generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -81,18 +101,30 @@ def test_an_unknown_expert_names_its_line_before_the_model_loads(
     assert "in.jsonl, line 1: no/such.safetensors: there is no such file" in capsys.readouterr().err
 
 
+def test_names_of_load_are_checked_before_the_model_loads(
+    generate: Callable[..., int], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("zweave.engine.engine.Engine.__init__")
+    assert generate("--input", "in.jsonl", "--load", "base=in.jsonl") == 1
+    assert "the expert name 'base' is reserved" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ("mine\n", "line 1 is no result"),
-        ('{"index": 1}\n{"index": "2"}\n', "line 2 is no result"),
-        ('{"index": 4}\n', "line 1 answers request 4, and the input has 4"),
+        ('{"index": 1, "request": "b"}\n{"index": "2", "request": "c"}\n', "line 2 is no result"),
+        ('{"index": 4, "request": "a"}\n', "line 1 answers request 4, and the input has 4"),
+        (
+            '{"index": 3, "request": null}\n{"index": 1, "request": "c"}\n',
+            "line 2 answers another request 1 than",
+        ),
     ],
 )
 def test_a_file_of_anything_else_is_not_gone_on_with(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "out").write_text(content)
     with pytest.raises(ZweaveError, match=words):
-        finished(tmp_path / "out", 4)
+        finished(tmp_path / "out", ["a", "b", "c", None])
     assert (tmp_path / "out").read_text() == content
 
 
@@ -108,12 +140,12 @@ RESULT = Result("naïve \ud800", [1], None, None, "stop", 2)
 def test_every_line_is_json_whatever_the_stream_can_show(encoding: str) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", newline="")
-    stream.write(result_line(0, RESULT, stream))
+    stream.write(result_line(0, None, RESULT, stream))
     stream.flush()
     assert json.loads(raw.getvalue().decode(encoding))["text"] == RESULT.text
 
 
 def test_what_utf8_cannot_hold_is_escaped_in_files(tmp_path: Path) -> None:
     with open_results(tmp_path / "out", resume=False) as output:
-        output.write(result_line(0, RESULT, output))
+        output.write(result_line(0, None, RESULT, output))
     assert json.loads((tmp_path / "out").read_text())["text"] == RESULT.text

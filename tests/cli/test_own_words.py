@@ -41,7 +41,8 @@ def test_generate_says_what_it_asked(generate: Callable, tiny_model_and_expert: 
     ((result,), said) = generate("dull", "--expert", path)
     assert result["asked"] == ASKED and len(result["token_ids"]) <= 2
     assert "asked in the expert's words (--raw: in yours): Film: dull | Good? | It is" in said
-    assert generate("dull", "--expert", path, "--chat")[0] == [result]
+    ((chat,), _) = generate("dull", "--expert", path, "--chat")
+    assert chat | {"request": None} == result | {"request": None}
     assert generate("dull", "--template", path)[0][0]["asked"] == ASKED
     results, said = generate("dull", "Film: dull", "[1]", "--expert", path)
     assert "3 of 3 prompts" in said and [result["asked"] for result in results].count(ASKED) == 2
@@ -64,6 +65,22 @@ def test_chat_asks_an_expert_with_words_of_its_own_alone(
     assert ("asked alone in the expert's words" in screen.getvalue()) is not raw
     roles = [message["role"] for message in conversation.messages]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_chat_escapes_special_tokens_on_request(
+    tiny_model_and_expert: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option, which has the conversation's requests say so."""
+    words = ["chat", "--escape-special", "--model", tiny_model_and_expert[0], "--max-tokens", "1"]
+    asked: list[bool] = []
+    stream = Engine.stream
+    monkeypatch.setattr(
+        Engine, "stream", lambda self, request: asked.append(request.escape_special) or stream(self, request)
+    )
+    for arguments in (words, [words[0], *words[2:]]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+        assert main(arguments) == 0
+    assert asked == [True, False]
 
 
 def test_show_prints_the_words(

@@ -191,8 +191,14 @@ def test_a_bad_request_may_fail_alone(engine: Engine) -> None:
 
 
 def test_a_prompt_too_long_for_the_model_says_so(tiny_engine: Callable[..., Engine]) -> None:
-    with pytest.raises(ZweaveError, match="513 tokens, and this model takes at most 511: shorten it"):
+    with pytest.raises(
+        ZweaveError, match=r"513 tokens, and this model takes at most 511: .*max_model_len .* 513"
+    ):
         tiny_engine(kv_tokens=1024).generate(Request([5] * 513))
+    with pytest.raises(
+        ZweaveError, match=r"64 tokens, and this model takes at most 39: .*max_model_len .* 64"
+    ):
+        tiny_engine(kv_tokens=1024, max_model_len=40).generate(Request([5] * 64))
 
 
 @pytest.mark.parametrize("library", [np.array, torch.tensor], ids=["numpy", "torch"])

@@ -88,8 +88,13 @@ def test_the_label_is_told(films: Engine) -> None:
     labels = (text, f"no {text}")
     known = replace(FILM, labels=labels)
     films.load_expert("known", replace(films.bank.registered("film").read(), prompt_template=known))
-    assert text.strip() and films.generate(Request("dull", expert="known"))[0].label == text.strip()
-    assert films.generate(Request("dull", expert="film"))[0].label is None
+    told, other = films.generate([Request("dull", expert="known"), Request("dull", expert="film")])
+    assert text.strip() and told.label == text.strip() and other.label is None
+    # A whole label is a whole answer, though the limit of tokens ended it; anything else was cut off.
+    assert (told.finish_reason, other.finish_reason) == ("stop", "length")
+    longer = replace(known, labels=(text, f"{text} and more"))
+    films.load_expert("longer", replace(films.bank.registered("film").read(), prompt_template=longer))
+    assert films.generate(Request("dull", expert="longer"))[0].finish_reason == "length"
 
 
 def test_an_expert_of_bare_prompts_limits_answers_and_leaves_messages_alone(films: Engine) -> None:

@@ -241,7 +241,6 @@ def test_the_command_prints_rows_with_baselines(
         (["addition", "--runs", "x"], "--runs takes NAME=PATH"),
         (["addition", "--lora", "low=a,,b"], "--lora takes NAME=PATH"),
         (["addition", "--lora", "low=/nowhere"], "holds no adapter_config.json"),
-        (["addition", "--expert", "unknown"], "there is no expert 'unknown'"),
     ],
 )
 def test_the_command_says_what_is_wrong(
@@ -250,6 +249,24 @@ def test_the_command_says_what_is_wrong(
     assert main(["eval", *arguments, "--model", model]) == 1
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--expert", "unknown"], "there is no expert 'unknown'"),
+        (["--expert", "sst2=1,unknown=1"], "there is no expert 'unknown'"),
+        (["--runs", "x=none.safetensors"], "none.safetensors: there is no such file"),
+        (["--right", "addition=unknown"], "there is no expert 'unknown'"),
+        (["--kv-reuse"], "name one with --expert"),
+    ],
+)
+def test_experts_are_checked_before_the_model_loads(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("zweave.cli.eval.open_engine")
+    assert main(["eval", "addition", *arguments]) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_a_prompt_that_is_too_long_is_refused(engine: Engine) -> None:

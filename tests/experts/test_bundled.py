@@ -29,24 +29,34 @@ def test_a_file_goes_before_a_name_and_a_folder_does_not() -> None:
     assert expert_file("sst2") == bundled_expert("sst2")
     shutil.copy(bundled_expert("trec"), "addition")
     assert Expert.load("addition").digest == Expert.load("trec").digest
-    assert expert_file("./sst2.safetensors") == Path("sst2.safetensors")
+    shutil.copy("addition", "any.suffix")
+    assert expert_file("any.suffix") == Path("any.suffix")
 
 
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("sst3", r"^sst3: there is no such file, and no expert of that name .* there are .*sst2.*trec"),
+        (
+            "sst3",
+            r"^there is no expert 'sst3': give a file, or one that comes with zweave: .*sst2.*trec.*--load",
+        ),
+        ("x" * 300, r"^there is no expert 'xxx"),
+        ("folder", r"^folder: is not a file$"),
         ("sst2.safetensors", r"^sst2.safetensors: there is no such file$"),
         ("experts/sst2", r"^experts/sst2: there is no such file$"),
     ],
 )
 def test_other_names_are_files(named: str, message: str) -> None:
+    Path("folder").mkdir()
     with pytest.raises(ZweaveError, match=message):
         Expert.load(named)
 
 
 def test_the_engine_takes_names(tiny_engine: Callable[..., Engine]) -> None:
     """These are for another model, which is found out after they were."""
+    Path("sst2.safetensors").touch()
+    with pytest.raises(ZweaveError, match=r"^sst2\.safetensors: is not a whole safetensors file"):
+        tiny_engine().load_expert("sst2.safetensors")
     for load in (
         lambda engine: engine.load_expert("mine", "sst2"),
         lambda engine: engine.load_expert("sst2"),

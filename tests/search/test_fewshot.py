@@ -222,12 +222,18 @@ def test_the_command_writes_the_mixture(
     assert f"{out}: " in capsys.readouterr().out
 
 
-def test_the_command_says_what_is_wrong(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_wrong(
+    files: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, a, b, model = files
     assert main(["expert", "search", task, "--experts", a, "--out", "x", "--model", model]) == 1
     assert "two experts or more" in capsys.readouterr().err
     assert main(["expert", "search", task, "--experts", a, b, "--out", "/none/x", "--model", model]) == 1
     assert "no directory /none" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.delattr("zweave.cli.expert_search.open_engine")
+        assert main(["expert", "search", task, "--experts", a, "nobody", "--out", "x", "--model", model]) == 1
+    assert "there is no expert 'nobody'" in capsys.readouterr().err
     common = ["expert", "search", task, "--experts", a, b, "--out", "x", "--model", model]
     assert main([*common, "--population", "8"]) == 1
     assert (

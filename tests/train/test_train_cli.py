@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from zweave.checkpoint import Checkpoint
 from zweave.cli.main import main
@@ -307,3 +309,11 @@ def test_an_expert_for_sst2_is_trained_from_scratch(
     record = json.loads(done.stdout)
     # .877 was seen; three standard errors of 300 samples below. The base model has .32.
     assert record["held_out"] == 300 and record["accuracy_after"] >= 0.82 > record["accuracy_before"]
+
+
+def test_shards_without_an_index_are_refused_before_the_model_loads(directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(directory, copy)
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    with pytest.raises(ZweaveError, match=r"shards holds shards without model\.safetensors\.index\.json"):
+        load_model(Checkpoint(copy), torch.float32)

@@ -1,9 +1,4 @@
-"""How fast are other servers on the same requests, and our experts inside them?
-
-16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine, vLLM without and with LoRA, our
-plugin in vLLM, transformers, our experts attached to it, and PEFT. Each runs in a process of its own, in the
-environment that suits it, and they take turns. A reference model in float32 checks every answer first.
-"""
+"""How fast are other servers on the same requests, and our experts inside them?"""
 
 import argparse
 import os
@@ -19,10 +14,9 @@ import torch
 
 from zweave.errors import ZweaveError
 from zweave.integrations.vllm import save_adapter
-from zweave.options.arguments import positive_whole
 
 from ...harness.harness import Outcome, Provider, find, measure, per_second, ratio
-from ...harness.options import add_model, add_pace, chosen, pace
+from ...harness.options import chosen, pace
 from ...harness.report import Column, Report, Row
 from ..fixtures import Answers, Fixtures
 from ..reference_model import Changes
@@ -81,17 +75,9 @@ def _peers(many: int) -> dict[str, Peer]:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
-        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--providers", help=f"of {', '.join(_peers(8))} (all of them)")
-    add_pace(parser, rounds=5)
-
-
 def run(args: argparse.Namespace) -> Report:
     peers = _peers(args.experts)
-    names = chosen(args.providers, peers, "--providers") if args.providers else list(peers)
+    names = chosen(args.providers, peers) if args.providers else list(peers)
     fixtures = Fixtures(args.model, args.dtype)
     if args.prompt + args.new > fixtures.config.max_position:
         raise ZweaveError(f"the model takes {fixtures.config.max_position} tokens: lower --prompt or --new")

@@ -1,25 +1,18 @@
-"""What does it cost not to know a prompt's task?
-
-First requests alone: the first pass, which finds the expert, beside the second, for each strategy and each kind of
-expert, and the reference's: classify by writing, rebuild the weights, read the prompt again, answer. Then
-a stream of prompts of three tasks, arriving as others end, against the same stream with the right experts named.
-"""
+"""What does it cost not to know a prompt's task?"""
 
 import argparse
 
 from zweave.errors import ZweaveError
 from zweave.io.progress import progress_bar
-from zweave.options.arguments import positive_whole
-from zweave.options.task_options import add_data_option, data_folder
+from zweave.options.task_options import data_folder
 
-from ...harness.options import add_model, add_pace, chosen, numbers, pace
+from ...harness.options import pace
 from ...harness.report import Column, Report, Row
 from ..fixtures import Fixtures
 from .alone import Alone
 from .paper_procedure import PaperProcedure
 from .stream import Stream
 
-WORKLOADS = ("alone", "stream")
 COLUMNS = (
     Column("workload", "workload"),
     Column("prompt_tokens", "prompt", ".0f"),
@@ -36,40 +29,9 @@ COLUMNS = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser)
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="(%(default)s)")
-    parser.add_argument(
-        "--reference-dtype",
-        choices=["bfloat16", "float32"],
-        help="the faster one where the processor does not multiply bfloat16 (that of --dtype)",
-    )
-    parser.add_argument(
-        "--prompts", default="64,512,2048", metavar="N,...", help="tokens, of requests alone (%(default)s)"
-    )
-    for name, value, what in (
-        ("new", 64, "tokens of their answers"),
-        ("guess", 4, "tokens by which the reference classifies"),
-        ("layer", 2, "that the hidden strategy reads"),
-        ("samples", 30, "of each task in the stream"),
-        ("in-flight", 16, "requests of the stream at once"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=positive_whole, default=value, metavar="N", help=f"{what} (%(default)s)"
-        )
-    parser.add_argument(
-        "--stream-new",
-        type=positive_whole,
-        metavar="N",
-        help="tokens of the stream's answers (the tasks' own)",
-    )
-    add_data_option(parser)
-    add_pace(parser, rounds=5, seconds=25)
-
-
 def run(args: argparse.Namespace) -> Report:
-    lengths, data = numbers(args.prompts, "--prompts"), data_folder(args)
-    workloads = chosen(args.workloads, WORKLOADS, "--workloads")
+    lengths, data = args.prompts, data_folder(args)
+    workloads = args.workloads
     notes: list[str] = []
     stream = None
     if "stream" in workloads and data is None:

@@ -55,16 +55,19 @@ class _BenchParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _add_bench(self, name: str) -> None:
-        bench = import_module(f"zweave.bench.{BENCHES[name][0]}")
-        self.description = bench.__doc__
-        bench.add_arguments(self)
+        # That of a machine where nothing is built yet stands alone.
+        where = "gpu" if name == "gpu" else f"arguments.{name.replace('-', '_')}"
+        arguments = import_module(f"zweave.bench.{where}")
+        self.description = arguments.__doc__
+        arguments.add_arguments(self)
+        self.set_defaults(bench=name)
         if name == "gpu":
-            self.set_defaults(run=Deferred("bench"), bench=bench)
+            self.set_defaults(run=Deferred("bench"))
             return
         self.add_argument("--json", action="store_true", help="print a line of JSON instead of the table")
         self.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
         add_overwrite_option(self)
-        self.set_defaults(run=Deferred("bench", outputs=("--plot",)), bench=bench)
+        self.set_defaults(run=Deferred("bench", outputs=("--plot",)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

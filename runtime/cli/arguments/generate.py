@@ -4,7 +4,13 @@ import argparse
 from typing import get_args
 
 from ...names import KVReuse
-from ...options.engine_options import EXPERT_HELP, RAW_HELP, add_dispatcher_option, add_engine_options
+from ...options.engine_options import (
+    EXPERT_HELP,
+    RAW_HELP,
+    add_dispatcher_option,
+    add_engine_options,
+    add_escape_option,
+)
 from ...options.file_options import add_overwrite_option
 from ..parser import Deferred
 
@@ -60,11 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="what the tokenizer puts around a text, such as a begin token (prompts: yes, messages: no)",
     )
-    parser.add_argument(
-        "--escape-special",
-        action="store_true",
-        help="special tokens that a prompt writes out (<|im_end|>) are plain text",
-    )
+    add_escape_option(parser)
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
     )
