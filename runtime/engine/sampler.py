@@ -36,7 +36,8 @@ def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> i
     """Samples a request's index-th token. logits: [vocabulary], float32.
 
     Temperature first, then top-k, top-p and min-p, all judged on the tempered distribution. The random
-    number is a pure function of (seed, index), so a request that was preempted draws the same again.
+    number is a pure function of (seed, index), so a request that was preempted draws the same again. It picks
+    from the cumulative sum of the kept tokens in the order of their ids, which a device has without sorting.
     """
     if sampling.temperature == 0:
         return int(logits.argmax())
@@ -47,6 +48,9 @@ def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> i
         scores, ids = _largest(scores, sampling.top_k)
     if sampling.top_p < 1:
         scores, ids = _nucleus(scores, ids, sampling.top_p)
+    if ids is not None:
+        ids, order = ids.sort()
+        scores = scores[order]
     weights = torch.softmax(scores, dim=-1)
     if sampling.min_p > 0:
         weights = weights * (weights >= sampling.min_p * weights.max())
