@@ -19,7 +19,7 @@ from .linear import linear_ref, linear_triton
 from .prefill_attention import prefill_attention_ref, prefill_attention_triton
 from .rms_norm import add_rms_norm_ref, add_rms_norm_triton
 from .rope_store import rope_store_ref, rope_store_triton
-from .sample import sample_ref
+from .sample import sample_ref, sample_triton
 from .scale_by_slot import scale_by_slot_ref, scale_by_slot_triton
 from .silu_mul import silu_mul_ref, silu_mul_triton
 
@@ -66,5 +66,5 @@ def triton_ops() -> DeviceOps:
         rope_store=rope_store_triton,
         decode_attention=decode_attention_triton,
         prefill_attention=prefill_attention_triton,
-        sample=sample_ref,
+        sample=sample_triton,
     )

@@ -48,7 +48,11 @@ def test_filters_keep_exactly_the_right_tokens(sampling: Sampling, kept: set[int
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(temperature=1, top_k=6), Sampling(temperature=1, top_p=0.8), Sampling(temperature=1, min_p=0.2)],
+    [
+        Sampling(temperature=1, top_k=6),
+        Sampling(temperature=1, top_p=0.8),
+        Sampling(temperature=1, min_p=0.2),
+    ],
     ids=str,
 )
 def test_a_draw_walks_the_kept_tokens_in_the_order_of_their_ids(sampling: Sampling) -> None:

@@ -17,6 +17,7 @@ from zweave.kernels.pool_states import _pool_states_kernel
 from zweave.kernels.prefill_attention import _prefill_attention_kernel
 from zweave.kernels.rms_norm import MAX_WIDTH, _rms_norm_kernel
 from zweave.kernels.rope_store import BLOCK_H, _rope_store_kernel
+from zweave.kernels.sample import sample_config
 from zweave.kernels.scale_by_slot import _scale_by_slot_kernel
 from zweave.kernels.silu_mul import _silu_mul_kernel
 from zweave.kernels.triton.attention_config import decode_config, prefill_config
@@ -36,6 +37,7 @@ from zweave.kernels.triton.gemm_config import (
     tile_config,
 )
 from zweave.kernels.triton.row_config import row_config, whole_row_config
+from zweave.kernels.triton.sample import _sample_kernel
 from zweave.kernels.triton.silu_gemm import _silu_gemm_kernel
 
 triton = pytest.importorskip("triton")
@@ -425,3 +427,20 @@ def test_attention(arch, dtype, size, group, tmp_path) -> None:
     constants = {"HEAD_SIZE": size, "SPLIT_SIZE": SPLIT_SIZE, "BLOCK_S": BLOCK_S, "BLOCK_D": decode.block_d}
     used = resources(compiled(_combine_splits_kernel, arch, types, constants, True, num_warps=4), tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [90, *(pytest.param(arch, marks=pytest.mark.exhaustive) for arch in (80, 86, 89, 100, 120))],
+)
+def test_sample(arch: int, tmp_path: Path) -> None:
+    types = dict.fromkeys(("logits", "temperature", "top_p", "min_p"), "*fp32") | {"top_k": "*i32"}
+    types |= dict.fromkeys(("seed", "index", "ids"), "*i64") | {"is_finite": "*i1"}
+    for vocabulary in (4096, 150_000):
+        config = sample_config(vocabulary, Device(divmod(arch, 10), 132))
+        constants = {"BLOCK_V": config.block_v}
+        binary = compiled(_sample_kernel, arch, types, constants, False, num_warps=config.num_warps)
+        used = resources(binary, tmp_path)
+        print(f"sm_{arch} sample {config}: {used}")
+        assert used["STACK"] == used["LOCAL"] == 0, "spills"
+        assert used["SHARED"] <= 4096
