@@ -156,6 +156,7 @@ def gemm_kernel(
     by_slot: bool,
     groups: int = 1,
     splits: int = 4,
+    pdl: bool = False,
 ) -> Any:
     """The GEMM compiled. w: its weights; u: those of a delta; by_slot: scaled by slot, without a bias."""
     types = {"products": operands(w, groups), "deltas": operands(u, groups) if u else "constexpr"}
@@ -168,7 +169,8 @@ def gemm_kernel(
     constants: dict[str, object] = dict.fromkeys(absent)
     constants |= {"W_FORMAT": w.kind, "W_GROUP": w.group}
     constants |= {"U_FORMAT": u.kind if u else "plain", "U_GROUP": u.group if u else 0}
-    constants |= {"SKIP_BASE": by_slot, "SPLIT_K": plan}
+    merged = plan == "parallel" and u is not None and u.kind == "plain"
+    constants |= {"SKIP_BASE": by_slot, "SPLIT_K": plan, "MERGED": merged, "PDL": pdl}
     constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     # Triton makes a constant of an argument that is 1.
     constants |= {"w_splits": 1} if splits == 1 else {}
@@ -215,7 +217,14 @@ def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path
 
 
 def silu_gemm_kernel(
-    arch: int, aligned: bool, tile: TileConfig, w: Weights, plan: str, delta: bool, shared: bool
+    arch: int,
+    aligned: bool,
+    tile: TileConfig,
+    w: Weights,
+    plan: str,
+    delta: bool,
+    shared: bool,
+    pdl: bool = False,
 ) -> Any:
     """The gated GEMM compiled, with a bias."""
     types: dict[str, Types] = {"products": operands(w, 2), "deltas": operands(w, 2)}
@@ -223,7 +232,8 @@ def silu_gemm_kernel(
     types |= {"workspace": "*fp32", "semaphores": "*i32"}
     constants: dict[str, object] = {"table": None} | ({} if delta else {"deltas": None, "slot": None})
     constants |= {} if plan == "parallel" else {"workspace": None, "semaphores": None}
-    constants |= {"SHARED": shared, "SPLIT_K": plan}
+    merged = plan == "parallel" and delta
+    constants |= {"SHARED": shared and not merged, "SPLIT_K": plan, "MERGED": merged, "PDL": pdl}
     constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     return compiled(_silu_gemm_kernel, arch, types, constants, aligned, **options)
@@ -266,6 +276,40 @@ def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
     for tile, plan, delta, shared in cases:
         binary = silu_gemm_kernel(arch, aligned, tile, w, plan, delta, shared)
         check(binary, arch, w.dtype, tmp_path, f"gated {name} {tile} {plan}")
+
+
+PDL = pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        pytest.param(
+            *target,
+            id="sm_{}-{}".format(*target),
+            marks=() if target == (90, "bf16") else pytest.mark.exhaustive,
+        )
+        for target in product((90, 100, 120), ("bf16", "f32", "int4"))
+    ],
+)
+
+
+@PDL
+def test_dependent_launches_touch_no_memory_before_they_wait(arch, name, tmp_path) -> None:
+    """But for prefetching weights: a store or an atomic before would be a race with the kernel before."""
+    w = WEIGHTS[name]
+    tile = tile_config(16, 576, w.dtype, w.scales, DEVICES[arch], True)
+    binaries = [
+        gemm_kernel(arch, True, tile, w, None, plan, by_slot, pdl=True)
+        for plan, by_slot in (("parallel", True), ("serial", False))
+    ]
+    if w.kind == "plain":
+        binaries.append(gemm_kernel(arch, True, tile, w, w, "parallel", False, groups=3, pdl=True))
+        pair = paired_tile_config(16, 576, w.dtype, DEVICES[arch], True)
+        binaries.append(silu_gemm_kernel(arch, True, pair, w, "parallel", True, False, pdl=True))
+    for binary in binaries:
+        check(binary, arch, w.dtype, tmp_path, f"dependent {name}")
+        before, wait, after = binary.asm["ptx"].partition("griddepcontrol.wait")
+        assert wait and "griddepcontrol.launch_dependents" in before and "prefetch.global.L2" in before
+        assert not re.search(r"\b(ld|st|atom|red|ldu|cp\.async\S*)\.global|cp\.async|\b(atom|red)\.", before)
+        assert "st.global" in after
 
 
 @pytest.mark.parametrize("arch", SHARED_MEMORY, ids="sm_{}".format)
