@@ -1,7 +1,9 @@
 """The Triton kernels compiled ahead of time for every architecture: instructions, registers, spills, shared memory."""
 
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -355,3 +357,22 @@ def test_splits_fill_a_large_chip_and_are_not_too_short() -> None:
     assert split_size(576, 1536, device) == 384
     assert split_size(64, 1, device) == 128
     assert split_size(64, 0, device) == 128
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_kernels_compile_under_triton_3_6_too() -> None:
+    """What the measured devices have. Registers, pipelines and names differ between versions."""
+    folder = os.environ.get("ZWEAVE_TRITON_36")
+    if folder is None:
+        pytest.skip("ZWEAVE_TRITON_36 names no folder with Triton 3.6")
+    environment = {name: value for name, value in os.environ.items() if name != "ZWEAVE_TRITON_36"}
+    environment["PYTHONPATH"] = folder
+    version = subprocess.check_output(
+        [sys.executable, "-c", "import triton; print(triton.__version__)"], env=environment, text=True
+    )
+    assert version.startswith("3.6.")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout
