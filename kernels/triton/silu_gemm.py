@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .dequant_tile import weight_tile
 from .gemm_config import device_of, paired_tile_config, split_size
 from .gemm_operand import Operand, all_aligned, kernel_operands, splits_of
 from .gemm_tile import (
@@ -33,9 +34,8 @@ from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
 def _add_step(
     acc: tl.tensor, x_tile: tl.tensor, operand: tl.tuple, step: tl.tensor, BLOCK_N: tl.constexpr
 ) -> tl.tensor:
-    w_rows, in_m, N = operand[2], operand[3], operand[5]
-    n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_tile = tl.load(w_rows + n[None, :], mask=in_m[:, None] & (n < N)[None, :], other=0.0).to(x_tile.dtype)
+    w_rows, in_m, width = operand[2], operand[3], operand[6]
+    w_tile = weight_tile(w_rows, in_m, step, width, "plain", BLOCK_N, x_tile.dtype)
     return tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee")
 
 
