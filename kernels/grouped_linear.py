@@ -156,10 +156,9 @@ def _operands(
     if not 1 <= len(weights) <= MAX_GROUPS:
         raise ValueError(f"{op}: {name} must be 1 to {MAX_GROUPS} matrices, not {len(weights)}")
     shapes = [matrix_shape(op, f"{name}[{i}]", weight) for i, weight in enumerate(weights)]
-    for i, (weight, (rows, columns)) in enumerate(zip(weights, shapes, strict=True)):
-        wanted = (rows, x.shape[1] if shared else columns)
-        check_tensor(op, f"{name}[{i}]", weight, wanted, x.dtype, x)
-    columns = [columns for _, columns in shapes]
+    for i, (weight, (m, n)) in enumerate(zip(weights, shapes, strict=True)):
+        check_tensor(op, f"{name}[{i}]", weight, (m, x.shape[1] if shared else n), x.dtype, x)
+    columns = [n for _, n in shapes]
     if not shared and x.shape[1] != sum(columns):
         raise ValueError(
             f"{op}: {x_name} must have {sum(columns)} columns, those of {name}, not {x.shape[1]}"

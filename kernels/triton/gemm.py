@@ -24,7 +24,10 @@ from .gemm_operand import Operand, all_aligned, kernel_operands, scales_of, spli
 from .gemm_tile import (
     adapted_tokens,
     any_of,
+    either,
     finished,
+    first_number,
+    for_tokens,
     group_of,
     partial_sum,
     pick,
@@ -34,6 +37,7 @@ from .gemm_tile import (
     tile_operand,
 )
 from .optional_triton import tl, triton
+from .pdl import launch_dependents, pdl_on, prefetch_weights, wait_for_predecessor
 from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
 
 
@@ -41,7 +45,7 @@ from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
 def _program_sum(
     product: tl.tuple,
     delta: tl.tuple,
-    any_adapted: tl.tensor,
+    split: tl.tensor,
     w_splits: tl.tensor,
     u_splits: tl.tensor,
     steps: tl.tensor,
@@ -56,17 +60,14 @@ def _program_sum(
     acc = tl.zeros((product[2].shape[0], product[0].shape[0]), dtype=tl.float32)
     if SPLIT_K == "serial":
         acc = serial_sum(acc, product, w_splits, steps, W_FORMAT, W_GROUP, BLOCK_N)
-        if delta is not None:  # noqa: SIM102  a kernel's `and` does not stop at a constant
-            if any_adapted:
-                acc = serial_sum(acc, delta, u_splits, steps, U_FORMAT, U_GROUP, BLOCK_N)
+        if delta is not None:
+            acc = serial_sum(acc, delta, u_splits, steps, U_FORMAT, U_GROUP, BLOCK_N)
+    elif delta is None:  # noqa: SIM114  a kernel's `or` does not stop at a constant
+        acc = partial_sum(product, split, steps, W_FORMAT, W_GROUP, BLOCK_N)
+    elif split < w_splits:
+        acc = partial_sum(product, split, steps, W_FORMAT, W_GROUP, BLOCK_N)
     else:
-        split = tl.program_id(2)
-        if delta is None:  # noqa: SIM114  nor does its `or`
-            acc = partial_sum(product, split, steps, W_FORMAT, W_GROUP, BLOCK_N)
-        elif split < w_splits:
-            acc = partial_sum(product, split, steps, W_FORMAT, W_GROUP, BLOCK_N)
-        elif any_adapted:
-            acc = partial_sum(delta, split - w_splits, steps, U_FORMAT, U_GROUP, BLOCK_N)
+        acc = partial_sum(delta, split - w_splits, steps, U_FORMAT, U_GROUP, BLOCK_N)
     return acc
 
 
@@ -98,9 +99,12 @@ def _gemm_kernel(
     U_GROUP: tl.constexpr,
     SKIP_BASE: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    # Whether a program chooses between product and delta before its sum: one loop, whose buffers are there once.
+    MERGED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """A tile of tokens and of a group's outputs a program, or with SPLIT_K "parallel" a split of one."""
     # Token tiles come first: the programs that share a weight tile run together, and it leaves memory once.
@@ -108,20 +112,30 @@ def _gemm_kernel(
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < pick(outputs, group)
+    product, split = pick_operand(products, group), tl.program_id(2)
+    if MERGED:
+        of_delta = split >= w_splits
+        product = either(of_delta, pick_operand(deltas, group), product)
+        split = tl.where(of_delta, split - w_splits, split)
+    product = tile_operand(product, t, in_t, m, in_m, W_GROUP)
+    if PDL:
+        launch_dependents()
+        prefetch_weights(product, first_number(split, steps, W_FORMAT, BLOCK_N))
+        wait_for_predecessor()
     if SKIP_BASE:
         all_base = any_of(adapted_tokens(slot, t, in_t)) == 0
         if all_base:
             return
-    product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, W_GROUP)
-    delta, any_adapted = None, False
-    if deltas is not None:
+    delta = None
+    if MERGED:
+        product = for_tokens(product, tl.where(of_delta, adapted_tokens(slot, t, in_t), in_t))
+    elif deltas is not None:
+        delta = tile_operand(pick_operand(deltas, group), t, in_t, m, in_m, U_GROUP)
         # Masked, not multiplied by zero: what stands in h for a token of the base is not defined.
-        adapted = adapted_tokens(slot, t, in_t)
-        any_adapted = any_of(adapted)
-        delta = tile_operand(pick_operand(deltas, group), t, adapted, m, in_m, U_GROUP)
+        delta = for_tokens(delta, adapted_tokens(slot, t, in_t))
 
     acc = _program_sum(
-        product, delta, any_adapted, w_splits, u_splits, steps,
+        product, delta, split, w_splits, u_splits, steps,
         W_FORMAT, W_GROUP, U_FORMAT, U_GROUP, SPLIT_K, BLOCK_N,
     )  # fmt: skip
     if SPLIT_K == "parallel":
@@ -207,9 +221,12 @@ def launch_gemm(
         U_GROUP=second.group if second else 0,
         SKIP_BASE=skip_base,
         SPLIT_K=split_k.plan,
+        MERGED=split_k.plan == "parallel" and second is not None and second.format == "plain",
         BLOCK_T=config.block_t,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
+        PDL=pdl_on(device),
+        launch_pdl=pdl_on(device),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

@@ -122,4 +122,6 @@ def paired_tile_config(
     config = tile_config(tokens, out_features, dtype, "none", device, aligned)
     if dtype == torch.float32 or not aligned:
         return replace(config, block_t=16, num_warps=4)
-    return TileConfig(min(config.block_t, 64), 64, config.block_n, num_warps=4, num_stages=3)
+    # Four accumulators, two of them of a split: mma.sync spills at 64 tokens, wgmma and tcgen05 with four warps.
+    block_t = min(config.block_t, 64 if device.capability[0] in (9, 10) else 32)
+    return TileConfig(block_t, 64, config.block_n, num_warps=8 if block_t == 64 else 4, num_stages=3)

@@ -76,6 +76,35 @@ def tile_operand(
 
 
 @triton.jit
+def either(condition: tl.tensor, first: tl.tuple, second: tl.tuple) -> tl.tuple:
+    """One of two operands of a group and of one format."""
+    return (
+        tl.where(condition, first[0], second[0]),
+        tl.where(condition, first[1], second[1]),
+        tl.where(condition, first[2], second[2]),
+        tl.where(condition, first[3], second[3]),
+        tl.where(condition, first[4], second[4]),
+        tl.where(condition, first[5], second[5]),
+        tl.where(condition, first[6], second[6]),
+    )
+
+
+@triton.jit
+def for_tokens(operand: tl.tuple, in_t: tl.tensor) -> tl.tuple:
+    """A tile's operand that other tokens see as zeros; without any of them it has no inputs."""
+    inputs = tl.where(any_of(in_t), operand[5], 0)
+    return operand[0], in_t, operand[2], operand[3], operand[4], inputs, operand[6]
+
+
+@triton.jit
+def first_number(
+    split: tl.tensor, steps: tl.tensor, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr
+) -> tl.tensor:
+    """Where in a row of stored weights a split begins."""
+    return split * steps * (BLOCK_N // 2 if FORMAT == "int4" else BLOCK_N)
+
+
+@triton.jit
 def x_step(
     x_rows: tl.tensor, in_t: tl.tensor, N: tl.tensor, step: tl.tensor, BLOCK_N: tl.constexpr
 ) -> tl.tensor:

@@ -11,10 +11,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .dequant_tile import weight_tile
 from .gemm_config import device_of, paired_tile_config, split_size
 from .gemm_operand import Operand, all_aligned, kernel_operands, splits_of
-from .gemm_tile import adapted_tokens, any_of, finished, pick_operand, store_tile, tile_operand, x_step
+from .gemm_tile import (
+    adapted_tokens,
+    either,
+    finished,
+    first_number,
+    for_tokens,
+    pick_operand,
+    store_tile,
+    tile_operand,
+    x_step,
+)
 from .optional_triton import tl, triton
+from .pdl import launch_dependents, pdl_on, prefetch_weights, wait_for_predecessor
 from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
 
 
@@ -22,9 +34,8 @@ from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
 def _add_step(
     acc: tl.tensor, x_tile: tl.tensor, operand: tl.tuple, step: tl.tensor, BLOCK_N: tl.constexpr
 ) -> tl.tensor:
-    w_rows, in_m, N = operand[2], operand[3], operand[5]
-    n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-    w_tile = tl.load(w_rows + n[None, :], mask=in_m[:, None] & (n < N)[None, :], other=0.0).to(x_tile.dtype)
+    w_rows, in_m, width = operand[2], operand[3], operand[6]
+    w_tile = weight_tile(w_rows, in_m, step, width, "plain", BLOCK_N, x_tile.dtype)
     return tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee")
 
 
@@ -80,7 +91,7 @@ def _program_sums(
     up: tl.tuple,
     gate_delta: tl.tuple,
     up_delta: tl.tuple,
-    any_adapted: tl.tensor,
+    split: tl.tensor,
     w_splits: tl.tensor,
     u_splits: tl.tensor,
     steps: tl.tensor,
@@ -93,19 +104,12 @@ def _program_sums(
     up_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
     if SPLIT_K == "serial":
         gate_acc, up_acc = _serial_sums(gate_acc, up_acc, gate, up, w_splits, steps, SHARED, BLOCK_N)
-        if gate_delta is not None:  # noqa: SIM102  a kernel's `and` does not stop at a constant
-            if any_adapted:
-                gate_acc, up_acc = _serial_sums(
-                    gate_acc, up_acc, gate_delta, up_delta, u_splits, steps, False, BLOCK_N
-                )
+        if gate_delta is not None:
+            gate_acc, up_acc = _serial_sums(
+                gate_acc, up_acc, gate_delta, up_delta, u_splits, steps, False, BLOCK_N
+            )
     else:
-        split = tl.program_id(2)
-        if gate_delta is None:  # noqa: SIM114  nor does its `or`
-            gate_acc, up_acc = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
-        elif split < w_splits:
-            gate_acc, up_acc = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
-        elif any_adapted:
-            gate_acc, up_acc = _partial_sums(gate_delta, up_delta, split - w_splits, steps, False, BLOCK_N)
+        gate_acc, up_acc = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
     return gate_acc, up_acc
 
 
@@ -133,25 +137,42 @@ def _silu_gemm_kernel(
     stride_table: tl.tensor,
     SHARED: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    # As in gemm.py.
+    MERGED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """A tile of tokens and outputs a program, or with SPLIT_K "parallel" a split of one."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < M
-    gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_m, 0)
-    up = tile_operand(pick_operand(products, 1), t, in_t, m, in_m, 0)
-    gate_delta, up_delta, any_adapted = None, None, False
-    if deltas is not None:
+    gate, up, split = pick_operand(products, 0), pick_operand(products, 1), tl.program_id(2)
+    if MERGED:
+        of_delta = split >= w_splits
+        gate = either(of_delta, pick_operand(deltas, 0), gate)
+        up = either(of_delta, pick_operand(deltas, 1), up)
+        split = tl.where(of_delta, split - w_splits, split)
+    gate, up = tile_operand(gate, t, in_t, m, in_m, 0), tile_operand(up, t, in_t, m, in_m, 0)
+    if PDL:
+        launch_dependents()
+        first = first_number(split, steps, "plain", BLOCK_N)
+        prefetch_weights(gate, first)
+        prefetch_weights(up, first)
+        wait_for_predecessor()
+    gate_delta, up_delta = None, None
+    if MERGED:
+        seen = tl.where(of_delta, adapted_tokens(slot, t, in_t), in_t)
+        gate, up = for_tokens(gate, seen), for_tokens(up, seen)
+    elif deltas is not None:
         adapted = adapted_tokens(slot, t, in_t)
-        any_adapted = any_of(adapted)
-        gate_delta = tile_operand(pick_operand(deltas, 0), t, adapted, m, in_m, 0)
-        up_delta = tile_operand(pick_operand(deltas, 1), t, adapted, m, in_m, 0)
+        gate_delta = tile_operand(pick_operand(deltas, 0), t, in_t, m, in_m, 0)
+        up_delta = tile_operand(pick_operand(deltas, 1), t, in_t, m, in_m, 0)
+        gate_delta, up_delta = for_tokens(gate_delta, adapted), for_tokens(up_delta, adapted)
 
     gate_acc, up_acc = _program_sums(
-        gate, up, gate_delta, up_delta, any_adapted, w_splits, u_splits, steps, SHARED, SPLIT_K, BLOCK_N
+        gate, up, gate_delta, up_delta, split, w_splits, u_splits, steps, SHARED, SPLIT_K, BLOCK_N
     )
     if SPLIT_K == "parallel":
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -192,6 +213,7 @@ def launch_silu_gemm(
     w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
     tiles = config.tiles(T, (M,))
     split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, y.device, sums=2)
+    merged = split_k.plan == "parallel" and len(deltas) > 0
     _silu_gemm_kernel[(*tiles, split_k.programs)](
         kernel_operands(products),
         kernel_operands(deltas) if deltas else None,
@@ -209,11 +231,14 @@ def launch_silu_gemm(
         size // config.block_n,
         y.stride(0),
         0 if table is None else table.stride(0),
-        SHARED=shared,
+        SHARED=shared and not merged,
         SPLIT_K=split_k.plan,
+        MERGED=merged,
         BLOCK_T=config.block_t,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
+        PDL=pdl_on(device),
+        launch_pdl=pdl_on(device),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

@@ -16,11 +16,10 @@ from zweave.kernels.grouped_linear import (
 )
 from zweave.kernels.linear import linear_triton
 
-FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
+FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
 # T, N, M of each group, K of each group. A tile has 64 outputs, a split 256 inputs or more.
 SHAPES = {
     "three groups": (3, 70, (65, 1, 33), (5, 1, 40)),
-    "one group": (17, 96, (72,), (24,)),
     "splits in parallel": (3, 768, (40, 16), (17, 48)),
     "aligned": (18, 64, (64, 16), (16, 16)),
     "empty": (0, 24, (8, 8), (4, 4)),
@@ -193,7 +192,7 @@ def to_gpu(p: SimpleNamespace) -> SimpleNamespace:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
-@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("dtype", [*FLOATS.values(), torch.float16], ids=[*FLOATS, "f16"])
 @pytest.mark.parametrize("tokens", [1, 16, 64, 200])
 def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> None:
     p = problem(tokens, 1024, (576, 576), (72, 64), dtype)
