@@ -13,7 +13,7 @@ demo: .venv/.installed
 
 test: .venv/.tested
 	$(BIN)/zweave pull smollm2
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

@@ -3,7 +3,6 @@ told in one process, since each takes seconds to load torch."""
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,16 +26,13 @@ def model(tiny_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def zweave(tmp_path: Path) -> Run:
-    def run(
-        *args: object, text: str | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess:
+    def run(*args: object, text: str | None = None) -> subprocess.CompletedProcess:
         return subprocess.run(
             [*COMMAND, *map(str, args)],
             input=text,
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=os.environ | (env or {}),
             timeout=120,
         )
 
@@ -142,8 +138,12 @@ def test_bad_input_gives_one_line(
     assert_one_line_error(subprocess.CompletedProcess((), status, *capsys.readouterr()), *words)
 
 
-def test_model_that_was_never_pulled(zweave: Run, tmp_path: Path) -> None:
-    done = zweave("generate", "hello", env={"ZWEAVE_CACHE": str(tmp_path / "nothing")})
+def test_model_that_was_never_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "nothing"))
+    status = main(["generate", "hello"])
+    done = subprocess.CompletedProcess((), status, *capsys.readouterr())
     assert_one_line_error(done, "zweave pull smollm2")
 
 
@@ -197,12 +197,15 @@ def test_interrupt_while_the_program_loads(seconds: float) -> None:
 
 @pytest.mark.parametrize(("options", "reused"), [((), [0, 4]), (("--no-prefix-cache",), [0, 0])], ids=str)
 def test_what_was_reused_is_told(
-    zweave: Run, model: Path, options: tuple[str, ...], reused: list[int]
+    model: Path,
+    options: tuple[str, ...],
+    reused: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    done = zweave(
-        "generate", "--model", model, "--input", "-", "--jsonl", "--max-tokens", 2, *options,
-        text='{"prompt": [1, 2, 3, 4, 5]}\n{"prompt": [1, 2, 3, 4, 5]}\n',
-    )  # fmt: skip
-    results = sorted(map(json.loads, done.stdout.splitlines()), key=lambda result: result["index"])
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"prompt": [1, 2, 3, 4, 5]}\n' * 2))
+    arguments = ("--model", str(model), "--input", "-", "--jsonl", "--max-tokens", "2")
+    assert main(["generate", *arguments, *options]) == 0
+    results = sorted(map(json.loads, capsys.readouterr().out.splitlines()), key=lambda r: r["index"])
     assert [result["reused_tokens"] for result in results] == reused
     assert [result["reuse"] for result in results] == ["same_mixture" if count else None for count in reused]

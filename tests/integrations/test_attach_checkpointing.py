@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from zweave.decomposition import Decomposition
 from zweave.errors import ZweaveError
@@ -161,4 +161,15 @@ def test_an_expert_that_learns_no_longer_is_named(end, model, attached):
         loss = loss_of(model)
     getattr(attached, end)("p")
     with pytest.raises(ZweaveError, match="'p' was frozen or unloaded between"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("choice", ["p", "a"], ids=["learns", "is served"])
+def test_a_backward_pass_after_detach_is_not_the_base_models(choice, model, attached):
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    embedded = model.get_input_embeddings()(TOKENS).detach().requires_grad_()
+    with attached.use(choice):
+        loss = model(inputs_embeds=embedded, labels=TOKENS).loss
+    attached.detach()
+    with pytest.raises(CheckpointError):
         loss.backward()

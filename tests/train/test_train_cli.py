@@ -47,13 +47,21 @@ def command(directory: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def zweave(command: Callable[..., list[str]], tmp_path: Path) -> Run:
-    env = os.environ | {"ZWEAVE_CACHE": str(tmp_path / "cache")}
+def zweave(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Runs the command in this process."""
+    monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments), capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120
-        )
+        _, _, _, *own = command(*arguments)
+        capsys.readouterr()
+        code = main(own)
+        return subprocess.CompletedProcess(own, code, *capsys.readouterr())
 
     return run
 

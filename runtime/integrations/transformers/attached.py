@@ -186,6 +186,8 @@ class Attached:
     def detach(self) -> None:
         """Restores the replaced modules, so that the model is what it was, to the bit. Unsaved training is lost.
 
+        Backward passes come first where gradients are checkpointed: what they compute again would be the base model,
+        and torch raises its CheckpointError.
         Raises ZweaveError inside a `use`.
         """
         self._check_attached()

@@ -4,6 +4,9 @@
 // and the values by which rows of x and of the weights lie further apart than they are long), then the
 // operands as raw bytes: x, w, vt, u, scale, slot, bias. OUTPUT gets y. Without w the linear is the factored
 // one; without rank, slots and u the plain one.
+//
+// Built with -DINSTANCE=row_warps,token_tiles,terms,aligned it holds that instance of the kernel alone and
+// fails for a product of another, but takes a fraction of the time to compile.
 #include <fstream>
 #include <memory>
 
@@ -33,8 +36,22 @@ size_t extent(int64_t rows, int64_t columns, int64_t stride) {
   return rows == 0 || columns == 0 ? 0 : (rows - 1) * stride + columns;
 }
 
+template <class Run>
+emulator::Launch with_instance(const zweave::cuda::DecodeConfig& config, Run run) {
+#ifdef INSTANCE
+  using Traits = zweave::cuda::DecodeTraits<INSTANCE>;
+  if (config.row_warps != Traits::kRowWarps || config.token_tiles != Traits::kTokenTiles ||
+      config.terms != Traits::kTerms || config.aligned != Traits::kAligned) {
+    emulator::fail("the product wants another instance");
+  }
+  return run.template operator()<Traits>();
+#else
+  return with_decode_traits(config, run);
+#endif
+}
+
 emulator::Launch launch_of(const DecodeProduct& p) {
-  return with_decode_traits(decode_config(p), [&]<class Traits>() {
+  return with_instance(decode_config(p), [&]<class Traits>() {
     const emulator::Dim blocks = {unsigned(zweave::cuda::token_blocks<Traits>(p)),
                                   unsigned(zweave::cuda::row_blocks<Traits>(p))};
     return emulator::Launch{blocks, Traits::kThreads, size_t(Traits::kSharedBytes),
