@@ -14,12 +14,14 @@ LEAST_CALLS = 8
 class GraphClock:
     """Seconds of a call. The graph goes through all copies of the weights, so that its launch and what the last replay
     left in the cache weigh little.
+
+    least_calls: of a graph; 1 for a call that is work enough
     """
 
     _flushed: torch.Tensor | None = None
 
-    def __init__(self, calls: Sequence[Run]) -> None:
-        rounds = -(-LEAST_CALLS // len(calls))
+    def __init__(self, calls: Sequence[Run], least_calls: int = LEAST_CALLS) -> None:
+        rounds = -(-least_calls // len(calls))
         self._calls = [*calls] * rounds
         self._graph = torch.cuda.CUDAGraph()
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,0 +1,162 @@
+"""How long does one decode step on a GPU take, beside an ideal server of the base model?"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from zweave.checkpoint import ModelConfig
+from zweave.errors import ZweaveError
+from zweave.kernels import REFERENCE_OPS, LinearMode, triton_ops
+from zweave.model.gpu_model import GpuModel
+
+from ...arguments.gpu_step import MODES, add_arguments
+from ...harness.graph_clock import GraphClock
+from ...harness.harness import (
+    Clock,
+    Outcome,
+    Provider,
+    Run,
+    WallClock,
+    find,
+    measure,
+    per_second,
+    ratio,
+    row_error,
+)
+from ...harness.options import chosen, numbers, pace
+from ...harness.report import Column, Report, Row
+from .decode_step import DecodeStep, StepShape, filled_cache, library_linear, with_kernels
+from .decoders import decoder_config
+from .random_weights import RandomWeights
+from .step_cost import DeviceRates, StepCost, rates_of
+
+__all__ = ["add_arguments", "run"]
+
+BLOCK_SIZE = 32
+# Of a row of logits, relative to its length. Roundings add up over the layers; a wrong expert gives far more.
+ERROR_LIMITS = {torch.bfloat16: 0.1, torch.float32: 1e-3}
+COLUMNS = (
+    Column("provider", "provider"),
+    Column("batch", "rows", "d"),
+    Column("context", "context", "d"),
+    Column("experts", "experts", "d"),
+    Column("seconds", "ms a step", ".3f", 1e3),
+    Column("tok_s", "tokens/s", ".0f"),
+    Column("vs_ideal", "x ideal", ".2f"),
+    Column("bytes", "GB", ".3f", 1e-9),
+    Column("predicted_seconds", "predicted ms", ".3f", 1e3),
+    Column("predicted_undependent_seconds", "without dependent launches", ".3f", 1e3),
+    Column("vs_predicted", "measured / predicted", ".2f"),
+    Column("error", "error", ".4f"),
+)
+
+
+def run(args: argparse.Namespace) -> Report:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ZweaveError("no CUDA device is available to this torch: `--device reference` tries the bench")
+    batches, contexts = numbers(args.batch, "--batch"), numbers(args.context, "--context")
+    experts, modes = numbers(args.experts, "--experts"), chosen(args.modes, MODES, "--modes")
+    on_gpu = args.device == "cuda"
+    largest = StepShape(max(batches), max(contexts), max(experts))
+    models = StepModels(decoder_config(args.shapes), largest, getattr(torch, args.dtype), on_gpu)
+    rates = rates_of(torch.cuda.get_device_name() if on_gpu else None)
+    make_clock: Callable[[Sequence[Run]], Clock] = (
+        partial(GraphClock, least_calls=1) if on_gpu else partial(WallClock, per_reading=1)
+    )
+    rows: list[Row] = []
+    for context in contexts:
+        for batch in batches:
+            providers = list(models.providers(modes, batch, context, experts))
+            outcomes = measure(providers, pace(args), make_clock)
+            ideal = find(outcomes, "ideal")
+            rows += [models.row(outcome, ideal, rates) for outcome in outcomes]
+    return Report(
+        "gpu-step",
+        f"One decode step of {args.shapes} in {args.dtype}, random weights",
+        COLUMNS,
+        [{"model": args.shapes} | row for row in rows],
+        sections=("context", "batch"),
+        notes=_notes(on_gpu, rates),
+    )
+
+
+def _notes(on_gpu: bool, rates: DeviceRates) -> list[str]:
+    notes = [
+        f"Predictions are those for an {rates.name} with dependent launches, before anything was measured."
+    ]
+    return (
+        notes
+        if on_gpu
+        else [*notes, "Times of the reference device say nothing: no kernel of ours runs on it."]
+    )
+
+
+class StepModels:
+    """One model of random weights under each choice of kernels.
+
+    largest: the most of everything that a step may have
+    """
+
+    def __init__(self, config: ModelConfig, largest: StepShape, dtype: torch.dtype, on_gpu: bool) -> None:
+        self.config = config
+        self.dtype = dtype
+        device = torch.device("cuda" if on_gpu else "cpu")
+        ops = triton_ops() if on_gpu else REFERENCE_OPS
+        weights = RandomWeights(config, 1 + largest.experts, dtype, device, ops)
+        self.ours = GpuModel(weights, config, largest.context, ops)
+        num_blocks = largest.rows * -(-largest.context // BLOCK_SIZE)
+        self.ours.cache = filled_cache(config, num_blocks, BLOCK_SIZE, dtype, device)
+        self._ideal = with_kernels(self.ours, replace(ops, linear=library_linear), library_from=1)
+        self._reference = with_kernels(self.ours, REFERENCE_OPS)
+
+    def providers(
+        self, modes: Sequence[str], rows: int, context: int, experts: Sequence[int]
+    ) -> Iterator[Provider]:
+        """Of a step of so many sequences; base modes once, the others for each number of experts."""
+
+        @cache
+        def truth(mode: LinearMode, shape: StepShape) -> Tensor:
+            return DecodeStep(self._reference, mode, shape).logits().double()
+
+        for name in modes:
+            mode = mode_of(name)
+            counts = {min(count, rows) for count in experts} if mode != LinearMode.DENSE else {0}
+            for count in sorted(counts):
+                shape = StepShape(rows, context, count)
+                step = DecodeStep(self._ideal if name == "ideal" else self.ours, mode, shape)
+                yield Provider(
+                    name,
+                    [step],
+                    partial(_error, step, partial(truth, mode, shape)),
+                    ERROR_LIMITS[self.dtype],
+                    labels={"batch": rows, "context": context, "experts": count},
+                )
+
+    def row(self, outcome: Outcome, ideal: Outcome | None, rates: DeviceRates) -> Row:
+        """The outcome with what was predicted."""
+        name, labels = outcome.provider.name, outcome.provider.labels
+        shape = StepShape(*(int(str(labels[key])) for key in ("batch", "context", "experts")))
+        cost = StepCost.of(self.config, mode_of(name), shape, self.dtype.itemsize, name == "ideal")
+        predicted = cost.seconds(rates)
+        return outcome.row() | {
+            "tok_s": per_second(shape.rows, outcome),
+            "vs_ideal": ratio(ideal, outcome),
+            "bytes": cost.moved,
+            "predicted_seconds": predicted,
+            "predicted_undependent_seconds": cost.seconds(rates, dependent=False),
+            "predicted_for": rates.name,
+            "vs_predicted": outcome.seconds and outcome.seconds / predicted,
+        }
+
+
+def mode_of(name: str) -> LinearMode:
+    """The mode of a provider's step."""
+    return LinearMode.DENSE if name == "ideal" else LinearMode[name.upper()]
+
+
+def _error(step: DecodeStep, truth: Callable[[], Tensor]) -> float:
+    return row_error(step.logits(), truth())
