@@ -16,7 +16,7 @@ from ..planner.plan import Plan
 from .stacked_linear import Stack, StackedLinear
 
 
-class WeightSource(Protocol):
+class DeviceWeights(Protocol):
     """What a model on a GPU is made of."""
 
     device: torch.device

@@ -43,6 +43,10 @@ BENCHES = {
         "serving.gpu.gpu_step",
         "How long does one decode step on a GPU take, beside an ideal server of the base model?",
     ),
+    "gpu-engine": (
+        "serving.gpu.gpu_engine",
+        "How many tokens a second does the GPU engine give, and how long does the host work for a step?",
+    ),
     "gpu": ("gpu", "One command for a machine with a GPU and no network: builds, tests and measures."),
 }
 
