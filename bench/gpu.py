@@ -23,17 +23,17 @@ ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 530.0
 SUMMARY = "summary.json"
 ZWEAVE = (sys.executable, "-m", "zweave.cli.main")
-# Name, seconds that it may take, arguments of `zweave bench`.
+# Name, seconds that it may take, arguments of `zweave bench`. What tells most comes first.
 BENCHES = (
+    ("step-llama3-8b", 160.0, "gpu-step --shapes llama3-8b --seconds 0.7 --stop-after 120"),
+    ("engine-smollm2", 80.0, "gpu-engine --random smollm2 --rounds 3"),
     (
         "linear-llama3-8b",
         100.0,
         "gpu-linear --shapes llama3-8b --tokens 1,16,64,512 --experts 1,64 --seconds 0.7",
     ),
-    ("step-llama3-8b", 110.0, "gpu-step --shapes llama3-8b --seconds 0.7"),
-    ("engine-smollm2", 80.0, "gpu-engine --random smollm2 --rounds 3"),
+    ("step-smollm2", 60.0, "gpu-step --shapes smollm2 --seconds 0.3 --stop-after 40"),
     ("linear-smollm2", 50.0, "gpu-linear --shapes smollm2 --tokens 1,16,64,512 --experts 1,64 --seconds 0.3"),
-    ("step-smollm2", 50.0, "gpu-step --shapes smollm2 --seconds 0.3"),
 )
 
 

@@ -7,6 +7,8 @@ beside what it takes.
 
 import argparse
 
+from zweave.options.arguments import positive_number
+
 from ..harness.options import add_pace
 
 DECODERS = ("llama3-8b", "smollm2", "tiny")
@@ -28,5 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cuda",
         choices=["cuda", "reference"],
         help="reference: PyTorch in the place of kernels, on a CPU, to try the bench (%(default)s)",
+    )
+    parser.add_argument(
+        "--stop-after",
+        type=positive_number,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="measure no further sizes of a step after so long, and print those that were (no limit)",
     )
     add_pace(parser, rounds=20, seconds=1.0)

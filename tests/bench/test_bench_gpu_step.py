@@ -33,6 +33,13 @@ def test_steps_on_the_reference_device(capsys: pytest.CaptureFixture) -> None:
     assert "predicted" in out and "H200" in out and "say nothing" in out
 
 
+def test_sizes_after_the_limit_are_left_out(capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--shapes", "tiny", "--batch", "1", "--context", "8", "--modes", "dense")
+    assert main(["bench", "gpu-step", "--device", "reference", *sizes, "--stop-after", "1e-9"]) == 0
+    out = capsys.readouterr().out
+    assert "Left out 1 rows of 8 tokens" in out and json.loads(out.splitlines()[-1])["rows"] == []
+
+
 def test_a_step_serves_each_row_its_expert() -> None:
     models = StepModels(decoder_config("tiny"), StepShape(4, 40, 2), torch.float32, on_gpu=False)
     for mode in map(mode_of, ("delta", "factored")):

@@ -1,9 +1,11 @@
 """How long does one decode step on a GPU take, beside an ideal server of the base model?"""
 
 import argparse
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -56,6 +58,7 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
+    start = time.perf_counter()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ZweaveError("no CUDA device is available to this torch: `--device reference` tries the bench")
     batches, contexts = numbers(args.batch, "--batch"), numbers(args.context, "--context")
@@ -68,19 +71,21 @@ def run(args: argparse.Namespace) -> Report:
         partial(GraphClock, least_calls=1) if on_gpu else partial(WallClock, per_reading=1)
     )
     rows: list[Row] = []
-    for context in contexts:
-        for batch in batches:
-            providers = list(models.providers(modes, batch, context, experts))
-            outcomes = measure(providers, pace(args), make_clock)
-            ideal = find(outcomes, "ideal")
-            rows += [models.row(outcome, ideal, rates) for outcome in outcomes]
+    notes = _notes(on_gpu, rates)
+    for context, batch in product(contexts, batches):
+        if time.perf_counter() - start > args.stop_after:
+            notes.append(f"Left out {batch} rows of {context} tokens: {args.stop_after:g} s are over.")
+            continue
+        outcomes = measure(list(models.providers(modes, batch, context, experts)), pace(args), make_clock)
+        ideal = find(outcomes, "ideal")
+        rows += [models.row(outcome, ideal, rates) for outcome in outcomes]
     return Report(
         "gpu-step",
         f"One decode step of {args.shapes} in {args.dtype}, random weights",
         COLUMNS,
         [{"model": args.shapes} | row for row in rows],
         sections=("context", "batch"),
-        notes=_notes(on_gpu, rates),
+        notes=notes,
     )
 
 
