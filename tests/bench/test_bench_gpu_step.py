@@ -13,7 +13,7 @@ from zweave.cli.main import main
 
 KEYS = {
     "model", "provider", "status", "error", "seconds", "rounds", "batch", "context", "experts", "tok_s", "vs_ideal",
-    "bytes", "predicted_seconds", "predicted_undependent_seconds", "predicted_for", "vs_predicted",
+    "bytes", "predicted_seconds", "predicted_no_pdl_seconds", "predicted_for", "vs_predicted",
 }  # fmt: skip
 
 

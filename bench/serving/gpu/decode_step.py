@@ -29,7 +29,7 @@ def filled_cache(
     return cache
 
 
-def with_kernels(model: GpuModel, ops: DeviceOps, library_from: int | None = None) -> GpuModel:
+def with_kernels(model: GpuModel, ops: DeviceOps, library_from: int | None) -> GpuModel:
     """The model's weights and cache under other kernels; `library_from` as `StackedLinear` has it."""
     other = copy.copy(model)
     other.ops = ops

@@ -4,12 +4,10 @@ import argparse
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
-
 from zweave.engine import Engine
-from zweave.errors import ZweaveError
 
 from ...arguments.gpu_engine import add_arguments
 from ...harness.harness import Outcome, find, measure, per_second, ratio
@@ -19,6 +17,7 @@ from ..engine_server import EngineServer
 from ..fixtures import Answers, Fixtures
 from ..workload import Workload
 from .decoders import decoder_config
+from .devices import check_device, notes_of
 from .random_checkpoint import random_checkpoint
 from .timed_runner import TimedRunner
 
@@ -42,8 +41,7 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ZweaveError("no CUDA device is available to this torch: `--device reference` tries the bench")
+    check_device(args.device)
     source = random_checkpoint(decoder_config(args.random)) if args.random else nullcontext(args.model)
     with source as model:
         return _report(args, model)
@@ -79,7 +77,7 @@ def _report(args: argparse.Namespace, model: str | Path) -> Report:
         fixtures.text_provider(
             name,
             served[name],
-            lambda answers, kind=kind: regret(kind, answers),
+            partial(regret, kind),
             experts=args.experts if kind else 0,
         )
         for name, kind in KINDS.items()
@@ -89,10 +87,7 @@ def _report(args: argparse.Namespace, model: str | Path) -> Report:
     base = find(outcomes, "zweave base")
     rows = [_row(outcome, base, workload, served[outcome.provider.name]) for outcome in outcomes]
     title = f"{args.requests} requests of {args.prompt} + {args.new} tokens on {args.device}, {args.dtype}"
-    notes = (
-        [] if args.device == "cuda" else ["Times of the reference device say nothing: no kernel runs on it."]
-    )
-    return Report("gpu-engine", title, COLUMNS, rows, notes=notes)
+    return Report("gpu-engine", title, COLUMNS, rows, notes=notes_of(args.device))
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
-from zweave.errors import ZweaveError
+from zweave.engine.gpu.build import LIBRARY_FROM
 from zweave.kernels import REFERENCE_OPS, LinearMode, triton_ops
 from zweave.model.gpu_model import GpuModel
 
@@ -33,6 +33,7 @@ from ...harness.options import chosen, numbers, pace
 from ...harness.report import Column, Report, Row
 from .decode_step import DecodeStep, StepShape, filled_cache, library_linear, with_kernels
 from .decoders import decoder_config
+from .devices import check_device, notes_of
 from .random_weights import RandomWeights
 from .step_cost import DeviceRates, StepCost, rates_of
 
@@ -51,7 +52,7 @@ COLUMNS = (
     Column("vs_ideal", "x ideal", ".2f"),
     Column("bytes", "GB", ".3f", 1e-9),
     Column("predicted_seconds", "predicted ms", ".3f", 1e3),
-    Column("predicted_undependent_seconds", "without dependent launches", ".3f", 1e3),
+    Column("predicted_no_pdl_seconds", "without PDL", ".3f", 1e3),
     Column("vs_predicted", "measured / predicted", ".2f"),
     Column("error", "error", ".4f"),
 )
@@ -59,8 +60,7 @@ COLUMNS = (
 
 def run(args: argparse.Namespace) -> Report:
     start = time.perf_counter()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ZweaveError("no CUDA device is available to this torch: `--device reference` tries the bench")
+    check_device(args.device)
     batches, contexts = numbers(args.batch, "--batch"), numbers(args.context, "--context")
     experts, modes = numbers(args.experts, "--experts"), chosen(args.modes, MODES, "--modes")
     on_gpu = args.device == "cuda"
@@ -71,7 +71,10 @@ def run(args: argparse.Namespace) -> Report:
         partial(GraphClock, least_calls=1) if on_gpu else partial(WallClock, per_reading=1)
     )
     rows: list[Row] = []
-    notes = _notes(on_gpu, rates)
+    notes = [
+        f"Predictions are those for an {rates.name} with dependent launches, before anything was measured.",
+        *notes_of(args.device),
+    ]
     for context, batch in product(contexts, batches):
         if time.perf_counter() - start > args.stop_after:
             notes.append(f"Left out {batch} rows of {context} tokens: {args.stop_after:g} s are over.")
@@ -89,17 +92,6 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
-def _notes(on_gpu: bool, rates: DeviceRates) -> list[str]:
-    notes = [
-        f"Predictions are those for an {rates.name} with dependent launches, before anything was measured."
-    ]
-    return (
-        notes
-        if on_gpu
-        else [*notes, "Times of the reference device say nothing: no kernel of ours runs on it."]
-    )
-
-
 class StepModels:
     """One model of random weights under each choice of kernels.
 
@@ -112,11 +104,12 @@ class StepModels:
         device = torch.device("cuda" if on_gpu else "cpu")
         ops = triton_ops() if on_gpu else REFERENCE_OPS
         weights = RandomWeights(config, 1 + largest.experts, dtype, device, ops)
-        self.ours = GpuModel(weights, config, largest.context, ops)
+        model = GpuModel(weights, config, largest.context, ops)
         num_blocks = largest.rows * -(-largest.context // BLOCK_SIZE)
-        self.ours.cache = filled_cache(config, num_blocks, BLOCK_SIZE, dtype, device)
-        self._ideal = with_kernels(self.ours, replace(ops, linear=library_linear), library_from=1)
-        self._reference = with_kernels(self.ours, REFERENCE_OPS)
+        model.cache = filled_cache(config, num_blocks, BLOCK_SIZE, dtype, device)
+        self.ours = with_kernels(model, ops, LIBRARY_FROM)
+        self._ideal = with_kernels(model, replace(ops, linear=library_linear), library_from=1)
+        self._reference = with_kernels(model, REFERENCE_OPS, library_from=None)
 
     def providers(
         self, modes: Sequence[str], rows: int, context: int, experts: Sequence[int]
@@ -152,7 +145,7 @@ class StepModels:
             "vs_ideal": ratio(ideal, outcome),
             "bytes": cost.moved,
             "predicted_seconds": predicted,
-            "predicted_undependent_seconds": cost.seconds(rates, dependent=False),
+            "predicted_no_pdl_seconds": cost.seconds(rates, dependent=False),
             "predicted_for": rates.name,
             "vs_predicted": outcome.seconds and outcome.seconds / predicted,
         }
