@@ -9,9 +9,7 @@ from zweave.checkpoint import ModelConfig
 from zweave.checkpoint.module_name import module_name
 from zweave.kernels import DeviceOps
 from zweave.model.stacked_linear import Stack, StackedLinear
-
-# Components of a matrix that cheap experts adapt: an R-th part.
-DELTA_SHARE = 8
+from zweave.planner.planner import HOSTED_DELTA_SHARE
 
 
 class RandomWeights:
@@ -38,7 +36,7 @@ class RandomWeights:
         """Linears of a layer that have one input, with all that any mode needs."""
         shapes = [self._shapes[f"{module_name(layer, linear)}.weight"] for linear in linears]
         ranks = [min(shape) for shape in shapes]
-        delta_ranks = [max(1, rank // DELTA_SHARE) for rank in ranks]
+        delta_ranks = [max(1, rank // HOSTED_DELTA_SHARE) for rank in ranks]
         inputs = shapes[0][1]
         delta = self._uniform(sum(delta_ranks)) - 1
         delta[0] = 0

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from zweave.checkpoint import ModelConfig
 from zweave.kernels import LinearMode
+from zweave.planner.planner import HOSTED_DELTA_SHARE
 
 from .decode_step import StepShape
-from .random_weights import DELTA_SHARE
 
 # Of a layer: two norms, rope and store, attention and the sum of its splits.
 _SMALL_KERNELS = 5
@@ -77,7 +77,7 @@ class StepCost:
         for M, N in config.adapted_shapes().values():
             rank = min(M, N)
             if mode == LinearMode.DELTA:
-                rank = max(1, rank // DELTA_SHARE)
+                rank = max(1, rank // HOSTED_DELTA_SHARE)
             if mode != LinearMode.FACTORED:
                 elements += M * N
             if mode != LinearMode.DENSE:
