@@ -10,6 +10,7 @@ from zweave.bench.serving.gpu.decoders import decoder_config
 from zweave.bench.serving.gpu.gpu_step import StepModels, mode_of
 from zweave.bench.serving.gpu.step_cost import DEVICES, StepCost, rates_of
 from zweave.cli.main import main
+from zweave.engine.gpu.backend import ReferenceBackend
 
 KEYS = {
     "model", "provider", "status", "error", "seconds", "rounds", "batch", "context", "experts", "tok_s", "vs_ideal",
@@ -41,7 +42,7 @@ def test_sizes_after_the_limit_are_left_out(capsys: pytest.CaptureFixture) -> No
 
 
 def test_a_step_serves_each_row_its_expert() -> None:
-    models = StepModels(decoder_config("tiny"), StepShape(4, 40, 2), torch.float32, on_gpu=False)
+    models = StepModels(decoder_config("tiny"), StepShape(4, 40, 2), torch.float32, ReferenceBackend())
     for mode in map(mode_of, ("delta", "factored")):
         logits = {
             experts: DecodeStep(models.ours, mode, StepShape(4, 40, experts)).logits() for experts in (1, 2)
@@ -83,3 +84,10 @@ def test_predictions_go_by_the_device() -> None:
     cost = StepCost.of(decoder_config("smollm2"), mode_of("factored"), StepShape(1, 512, 1), 2)
     assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[1])
     assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[0], dependent=False)
+
+
+@pytest.mark.parametrize("option", [("--batch", "0"), ("--experts", "1,x"), ("--modes", "ideal,magic")])
+def test_options_that_mean_nothing(option: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "gpu-step", *option])
+    assert option[0] in capsys.readouterr().err

@@ -66,7 +66,12 @@ class StepShape:
 
 
 class DecodeStep:
-    """One step, which leaves the same in the cache however often it runs."""
+    """One step, which leaves the same in the cache however often it runs.
+
+    tokens: [rows] int64, those of the last run
+    """
+
+    tokens: Tensor
 
     def __init__(self, model: GpuModel, mode: LinearMode, shape: StepShape) -> None:
         device = model.embedding.device
@@ -76,10 +81,9 @@ class DecodeStep:
         self._previous = torch.zeros(1, dtype=torch.int64, device=device)
         self._sampling = _greedy(shape.rows, device)
 
-    def __call__(self) -> Tensor:
-        """The tokens that are sampled."""
-        tokens, _ = self._model.ops.sample(self.logits(), *self._sampling)
-        return tokens
+    def __call__(self) -> None:
+        """Samples the tokens."""
+        self.tokens, _ = self._model.ops.sample(self.logits(), *self._sampling)
 
     def logits(self) -> Tensor:
         """[rows, vocabulary] float32."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
+from zweave.engine.gpu.backend import Backend, backend_of
 from zweave.engine.gpu.build import LIBRARY_FROM
-from zweave.kernels import REFERENCE_OPS, LinearMode, triton_ops
+from zweave.kernels import REFERENCE_OPS, LinearMode
 from zweave.model.gpu_model import GpuModel
 
-from ...arguments.gpu_step import MODES, add_arguments
-from ...harness.graph_clock import GraphClock
+from ...arguments.gpu_step import add_arguments
+from ...harness.graph_clock import EventClock
 from ...harness.harness import (
     Clock,
     Outcome,
@@ -29,7 +30,7 @@ from ...harness.harness import (
     ratio,
     row_error,
 )
-from ...harness.options import chosen, numbers, pace
+from ...harness.options import pace
 from ...harness.report import Column, Report, Row
 from .decode_step import DecodeStep, StepShape, filled_cache, library_linear, with_kernels
 from .decoders import decoder_config
@@ -61,25 +62,22 @@ COLUMNS = (
 def run(args: argparse.Namespace) -> Report:
     start = time.perf_counter()
     check_device(args.device)
-    batches, contexts = numbers(args.batch, "--batch"), numbers(args.context, "--context")
-    experts, modes = numbers(args.experts, "--experts"), chosen(args.modes, MODES, "--modes")
+    backend = backend_of(args.device)
+    largest = StepShape(max(args.batch), max(args.context), max(args.experts))
+    models = StepModels(decoder_config(args.shapes), largest, getattr(torch, args.dtype), backend)
     on_gpu = args.device == "cuda"
-    largest = StepShape(max(batches), max(contexts), max(experts))
-    models = StepModels(decoder_config(args.shapes), largest, getattr(torch, args.dtype), on_gpu)
     rates = rates_of(torch.cuda.get_device_name() if on_gpu else None)
-    make_clock: Callable[[Sequence[Run]], Clock] = (
-        partial(GraphClock, least_calls=1) if on_gpu else partial(WallClock, per_reading=1)
-    )
     rows: list[Row] = []
     notes = [
         f"Predictions are those for an {rates.name} with dependent launches, before anything was measured.",
         *notes_of(args.device),
     ]
-    for context, batch in product(contexts, batches):
+    for context, batch in product(args.context, args.batch):
         if time.perf_counter() - start > args.stop_after:
             notes.append(f"Left out {batch} rows of {context} tokens: {args.stop_after:g} s are over.")
             continue
-        outcomes = measure(list(models.providers(modes, batch, context, experts)), pace(args), make_clock)
+        providers = list(models.providers(args.modes, batch, context, args.experts))
+        outcomes = measure(providers, pace(args), _device_clock if on_gpu else WallClock)
         ideal = find(outcomes, "ideal")
         rows += [models.row(outcome, ideal, rates) for outcome in outcomes]
     return Report(
@@ -92,17 +90,26 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
+def _device_clock(calls: Sequence[Run]) -> Clock:
+    """The clock of a captured step."""
+    # Runs it as it is, which compiles its kernels, and captures it.
+    for _ in range(2):
+        calls[0]()
+    return EventClock(calls[0])
+
+
 class StepModels:
     """One model of random weights under each choice of kernels.
 
     largest: the most of everything that a step may have
+    backend: whose kernels ours are, and which captures steps as the engine's are
     """
 
-    def __init__(self, config: ModelConfig, largest: StepShape, dtype: torch.dtype, on_gpu: bool) -> None:
+    def __init__(self, config: ModelConfig, largest: StepShape, dtype: torch.dtype, backend: Backend) -> None:
         self.config = config
         self.dtype = dtype
-        device = torch.device("cuda" if on_gpu else "cpu")
-        ops = triton_ops() if on_gpu else REFERENCE_OPS
+        self._capture = backend.capture
+        ops, device = backend.ops, backend.device
         weights = RandomWeights(config, 1 + largest.experts, dtype, device, ops)
         model = GpuModel(weights, config, largest.context, ops)
         num_blocks = largest.rows * -(-largest.context // BLOCK_SIZE)
@@ -128,7 +135,7 @@ class StepModels:
                 step = DecodeStep(self._ideal if name == "ideal" else self.ours, mode, shape)
                 yield Provider(
                     name,
-                    [step],
+                    [self._capture(step)],
                     partial(_error, step, partial(truth, mode, shape)),
                     ERROR_LIMITS[self.dtype],
                     labels={"batch": rows, "context": context, "experts": count},
