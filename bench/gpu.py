@@ -26,7 +26,7 @@ ZWEAVE = (sys.executable, "-m", "zweave.cli.main")
 # Name, seconds that it may take, arguments of `zweave bench`. What tells most comes first.
 BENCHES = (
     ("step-llama3-8b", 160.0, "gpu-step --shapes llama3-8b --seconds 0.7 --stop-after 120"),
-    ("engine-smollm2", 80.0, "gpu-engine --random smollm2 --rounds 3"),
+    ("engine-smollm2", 90.0, "gpu-engine --random smollm2 --rounds 2"),
     (
         "linear-llama3-8b",
         100.0,
