@@ -12,7 +12,7 @@ from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.rope_tables import rope_tables
 from ..kv_cache.block_pool import KVCache, LayerCache
 from .gpu_batch import GpuBatch
-from .gpu_weights import GpuWeights
+from .gpu_weights import DeviceWeights
 from .layer_schedule import StateCapture
 from .stacked_linear import StackedLinear
 
@@ -43,7 +43,7 @@ class GpuModel:
 
     cache: KVCache
 
-    def __init__(self, weights: GpuWeights, config: ModelConfig, max_length: int, ops: DeviceOps) -> None:
+    def __init__(self, weights: DeviceWeights, config: ModelConfig, max_length: int, ops: DeviceOps) -> None:
         self.config = config
         self.ops = ops
         self.embedding = weights.tensor("model.embed_tokens.weight")
@@ -52,7 +52,7 @@ class GpuModel:
         self._cos, self._sin = (table.to(weights.device) for table in rope_tables(config, max_length))
         self.layers = [self._layer(weights, index) for index in range(config.num_layers)]
 
-    def _layer(self, weights: GpuWeights, index: int) -> GpuLayer:
+    def _layer(self, weights: DeviceWeights, index: int) -> GpuLayer:
         prefix, config = f"model.layers.{index}", self.config
         norm = f"{prefix}.self_attn.{{}}_norm.weight"
         return GpuLayer(

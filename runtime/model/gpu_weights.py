@@ -1,6 +1,7 @@
 """The tensors of a model on a GPU: plain, and those of one input stacked."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,18 @@ from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..planner.plan import Plan
 from .stacked_linear import Stack, StackedLinear
+
+
+class DeviceWeights(Protocol):
+    """What a model on a GPU is made of."""
+
+    device: torch.device
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor on the device, by its name in a checkpoint."""
+
+    def stacked(self, layer: int, linears: Sequence[str], silu: bool = False) -> StackedLinear:
+        """Linears of a layer that have one input."""
 
 
 class GpuWeights:
