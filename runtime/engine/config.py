@@ -7,6 +7,7 @@ import torch
 
 from zweave.kernels import cpu_isa
 
+from ..device import parse_device
 from ..errors import ZweaveError
 from ..names import KV_TOKENS, SLOTS
 from ..validation import (
@@ -113,19 +114,12 @@ class EngineConfig:
             raise ZweaveError(f"on_dispatch_error must be 'base' or 'error', not {self.on_dispatch_error!r}")
 
     def _check_device(self) -> None:
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise ZweaveError(f"unknown device {self.device!r}: use 'cpu' or 'cuda'") from None
-        if device.type not in ("cpu", "cuda"):
-            raise ZweaveError(f"device {self.device!r} is not supported: use 'cpu' or 'cuda'")
+        device = parse_device(self.device)
         if device.type == "cpu":
             try:
                 cpu_isa()
             except RuntimeError as error:
                 raise ZweaveError(str(error).splitlines()[0]) from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ZweaveError("no CUDA device is available to this torch: use device='cpu'")
 
     @property
     def torch_dtype(self) -> torch.dtype:
