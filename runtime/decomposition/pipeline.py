@@ -13,9 +13,9 @@ from .solver import Solver
 def pipelined(source: WeightSource, directory: Path, solver: Solver) -> Generator[tuple[str, Matrix]]:
     """Decomposes all matrices into `directory`; yields each one's entry of the index, in layer order.
 
-    The device holds one matrix, the host at most two weights (one read ahead) and two sets of factors (one being
-    written): less than `working_bytes` of the largest, however many matrices there are. A loop that is left early
-    waits for the read and the write under way.
+    The device holds one matrix, the host at most two weights (one read ahead) and three sets of factors (one being
+    written, one of an earlier run read ahead): within `working_bytes` of the largest, however many matrices there
+    are. A loop that is left early waits for the read and the write under way.
     """
     modules = list(source.adapted_shapes())
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
