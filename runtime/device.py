@@ -15,4 +15,6 @@ def parse_device(name: str) -> torch.device:
         raise ZweaveError(f"device {name!r} is not supported: use 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ZweaveError("no CUDA device is available to this torch: use device='cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ZweaveError(f"there is no {name}: this torch sees {torch.cuda.device_count()} CUDA devices")
     return device

@@ -33,8 +33,8 @@ class Solver:
     def check(self, weight: Tensor, stored: Svd) -> Svd | None:
         """The stored factors with their error, or None if they are not those of the matrix."""
         try:
-            factors = (factor.to(self.device) for factor in (stored.u, stored.sigma, stored.vt))
-            error = relative_error(weight.to(self.device).float(), *factors, self.precision)
+            u, sigma, vt = (factor.to(self.device) for factor in (stored.u, stored.sigma, stored.vt))
+            error = relative_error(weight.to(self.device).float(), u, sigma, vt, self.precision)
         except RuntimeError as fault:
             raise self._explained(fault, weight) from None
         return replace(stored, error=error) if error <= TOLERANCE else None

@@ -126,6 +126,10 @@ def test_devices_that_are_not_there_are_refused(checkpoint, monkeypatch):
     ):
         with pytest.raises(ZweaveError, match=message):
             decompose(checkpoint, device=device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ZweaveError, match="there is no cuda:1: this torch sees 1 CUDA devices"):
+        decompose(checkpoint, device="cuda:1")
 
 
 def test_workers_are_the_cpus(checkpoint, device):
