@@ -7,6 +7,7 @@ import torch
 
 from zweave.kernels import cpu_isa
 
+from ..device import parse_device
 from ..errors import ZweaveError
 from ..names import KV_TOKENS, SLOTS
 from ..validation import (
@@ -137,24 +138,17 @@ class EngineConfig:
     def _check_device(self) -> None:
         if self.device == "reference":
             return
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError):
-            raise ZweaveError(f"unknown device {self.device!r}: use 'cpu' or 'cuda'") from None
-        if device.type not in ("cpu", "cuda"):
-            raise ZweaveError(f"device {self.device!r} is not supported: use 'cpu' or 'cuda'")
+        device = parse_device(self.device)
         if device.type == "cpu":
             try:
                 cpu_isa()
             except RuntimeError as error:
                 raise ZweaveError(str(error).splitlines()[0]) from None
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ZweaveError("no CUDA device is available to this torch: use device='cpu'")
 
     @property
     def plans_for(self) -> Literal["cpu", "gpu"]:
         """The kind of device whose modes are planned."""
-        return "cpu" if self.device == "cpu" else "gpu"
+        return "cpu" if str(self.device).partition(":")[0] == "cpu" else "gpu"
 
     @property
     def torch_dtype(self) -> torch.dtype:
