@@ -7,31 +7,18 @@ beside what it takes.
 
 import argparse
 
-from zweave.options.arguments import positive_number, positive_whole
+from zweave.options.arguments import positive_number
 
-from ..harness.options import add_pace
+from ..harness.options import add_pace, names_of, numbers
 
 DECODERS = ("llama3-8b", "smollm2", "tiny")
 MODES = ("ideal", "dense", "delta", "factored")
 
 
-def _numbers(text: str) -> list[int]:
-    """Whole numbers of at least 1, separated by commas, ascending and each once."""
-    return sorted({positive_whole(item.strip()) for item in text.split(",")})
-
-
-def _modes(text: str) -> list[str]:
-    """Modes separated by commas."""
-    names = [item.strip() for item in text.split(",")]
-    if unknown := [name for name in names if name not in MODES]:
-        raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}: use {', '.join(MODES)}")
-    return list(dict.fromkeys(names))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default="llama3-8b", choices=DECODERS, help="(%(default)s)")
     parser.add_argument(
-        "--modes", type=_modes, default=",".join(MODES), metavar="MODE,...", help="(%(default)s)"
+        "--modes", type=names_of(MODES), default=",".join(MODES), metavar="MODE,...", help="(%(default)s)"
     )
     for name, value, what in (
         ("batch", "1,16,64,128", "sequences in a step"),
@@ -39,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("experts", "1,64", "experts among them"),
     ):
         parser.add_argument(
-            f"--{name}", type=_numbers, default=value, metavar="N,...", help=f"{what} (%(default)s)"
+            f"--{name}", type=numbers, default=value, metavar="N,...", help=f"{what} (%(default)s)"
         )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
     parser.add_argument(

@@ -90,7 +90,7 @@ class EngineConfig:
             raise ZweaveError(
                 f"max_batch_tokens ({self.max_batch_tokens}) must be at least max_sequences ({self.max_sequences})"
             )
-        if self.block_size % 2 and self.dtype == "bfloat16" and self.device == "cpu":
+        if self.block_size % 2 and self.dtype == "bfloat16" and self.plans_for == "cpu":
             raise ZweaveError(f"block_size must be even for bfloat16 on a CPU, not {self.block_size}")
         if self.plans_for == "gpu" and self.block_size & (self.block_size - 1):
             raise ZweaveError(f"block_size must be a power of two on a GPU, not {self.block_size}")
@@ -121,7 +121,7 @@ class EngineConfig:
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
         for name in ("batch_invariant", "prefix_cache"):
             check_flag(name, getattr(self, name))
-        if self.merge_memory and self.device != "cpu":
+        if self.merge_memory and self.plans_for != "cpu":
             raise ZweaveError("merge_memory is for device='cpu'")
         if self.merge_memory and self.batch_invariant:
             raise ZweaveError(

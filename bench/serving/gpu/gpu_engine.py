@@ -9,7 +9,6 @@ from pathlib import Path
 
 from zweave.engine import Engine
 
-from ...arguments.gpu_engine import add_arguments
 from ...harness.harness import Outcome, find, measure, per_second, ratio
 from ...harness.options import pace
 from ...harness.report import Column, Report, Row
@@ -20,8 +19,6 @@ from .decoders import decoder_config
 from .devices import check_device, notes_of
 from .random_checkpoint import random_checkpoint
 from .timed_runner import TimedRunner
-
-__all__ = ["add_arguments", "run"]
 
 # Answers that are held against the reference model, which merges weights for each.
 CHECKED = 2

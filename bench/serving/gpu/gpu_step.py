@@ -16,7 +16,6 @@ from zweave.engine.gpu.build import LIBRARY_FROM
 from zweave.kernels import REFERENCE_OPS, LinearMode
 from zweave.model.gpu_model import GpuModel
 
-from ...arguments.gpu_step import add_arguments
 from ...harness.graph_clock import EventClock
 from ...harness.harness import (
     Clock,
@@ -37,8 +36,6 @@ from .decoders import decoder_config
 from .devices import check_device, notes_of
 from .random_weights import RandomWeights
 from .step_cost import DeviceRates, StepCost, rates_of
-
-__all__ = ["add_arguments", "run"]
 
 BLOCK_SIZE = 32
 # Of a row of logits, relative to its length. Roundings add up over the layers; a wrong expert gives far more.
