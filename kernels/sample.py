@@ -39,6 +39,8 @@ def sample_ref(
     vocabulary = logits.shape[-1]
     largest, greedy = logits.max(-1)
     finite = largest.isfinite() & ~logits.isnan().any(-1)
+    # Where a hidden state became so large that its norm is 0, all logits are the same.
+    finite &= (logits.min(-1).values < largest) | (vocabulary == 1)
     # Rows that are not drawn from go along with scores that do no harm.
     drawn = finite & (temperature > 0)
     scores = (logits - largest[:, None]).double().where(drawn[:, None], 0)
@@ -96,8 +98,8 @@ def sample_triton(
     top_k: [rows], int32, 0 keeps all. top_p: [rows], float32, 1 keeps all. min_p: [rows], float32, 0 keeps all.
     seed: [rows], int64, the bits of an unsigned number.
     index: [rows], int64 or int32: which of its request's tokens this is.
-    Returns id [rows] int64 and finite [rows] bool: whether the largest logit is finite and none is NaN; the id of a
-    row that is not finite is 0.
+    Returns id [rows] int64 and finite [rows] bool: whether the largest logit is finite, none is NaN, and not all are
+    the same; the id of a row that is not finite is 0.
     Raises: ValueError on a wrong shape, stride or dtype, NotImplementedError on a wrong device.
     """
     _check(logits, temperature, top_k, top_p, min_p, seed, index)

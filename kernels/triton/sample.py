@@ -31,19 +31,22 @@ def _weight(key: tl.tensor, scale: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _largest(row: tl.tensor, V: tl.tensor, BLOCK_V: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The largest logit, the first id that has it, and whether it is finite and no logit is NaN."""
+    """The largest logit, the first id that has it, and whether it is finite, no logit NaN, and not all the same."""
     best = tl.full((BLOCK_V,), float("-inf"), tl.float32)
     best_id = tl.full((BLOCK_V,), 0, tl.int32)
     nan = tl.full((BLOCK_V,), 0, tl.int32)
+    least = tl.full((BLOCK_V,), float("inf"), tl.float32)
     for tile in range(tl.cdiv(V, BLOCK_V)):
         i = tile * BLOCK_V + tl.arange(0, BLOCK_V)
         logit = tl.load(row + i, mask=i < V, other=float("-inf"))
         nan |= (logit != logit).to(tl.int32)
+        least = tl.minimum(least, tl.where(i < V, logit, float("inf")))
         best_id = tl.where(logit > best, i, best_id)
         best = tl.where(logit > best, logit, best)
     largest = tl.max(best, 0)
     first = tl.min(tl.where(best == largest, best_id, V), 0)
-    finite = (tl.max(nan, 0) == 0) & (tl.abs(largest) < float("inf"))
+    differ = (tl.min(least, 0) < largest) | (V == 1)
+    finite = (tl.max(nan, 0) == 0) & (tl.abs(largest) < float("inf")) & differ
     return largest, first, finite
 
 

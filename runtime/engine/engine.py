@@ -172,6 +172,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What was computed and reused so far, and how full the cache is."""
+        self.guard.check_process()
         return self._scheduler.stats()
 
     def step(self) -> list[Delta]:

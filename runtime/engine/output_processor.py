@@ -10,7 +10,9 @@ from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
 from .step import ChunkOutput, SampledToken
 
-_NOT_FINITE = "the model's logits are not finite: its weights or the expert's scales are too large"
+_NOT_FINITE = (
+    "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
+)
 
 
 class OutputProcessor:

@@ -19,8 +19,8 @@ def sample(
     greedy_id: the likeliest token.
     is_finite: whether all logits are finite; nothing is sampled if not.
     """
-    if not is_finite:
-        return SampledToken(greedy_id, is_finite)
+    if not (is_finite and _tells_tokens_apart(logits, greedy_id)):
+        return SampledToken(greedy_id, is_finite=False)
     token_id = greedy_id
     if request.sampling.temperature > 0:
         token_id = sample_token(logits, request.sampling, seed, index)
@@ -30,6 +30,12 @@ def sample(
         logprob=None if request.logprobs is None else logprobs(logits, token_id, request.logprobs),
         scores=scores(logits, request.score) if request.score and index == 0 else None,
     )
+
+
+def _tells_tokens_apart(logits: Tensor, greedy_id: int) -> bool:
+    """False if all logits are the same, as they are where a hidden state became so large that its norm is 0."""
+    same = len(logits) > 1 and greedy_id == 0 and bool(logits[-1] == logits[0])
+    return not same or not bool((logits == logits[0]).all())
 
 
 def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:

@@ -290,9 +290,14 @@ def test_a_step_that_fails_can_be_taken_again(
     assert [results[request_id] for request_id in ids] == wanted
 
 
-def test_a_mixture_that_overflows_fails_its_request_alone(tiny_engine: TinyEngine) -> None:
-    broken, fine = tiny_engine().generate(
-        [Request(PROMPT, expert={"a": 1e30}, max_tokens=4), Request(PROMPT, max_tokens=4, ignore_eos=True)]
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize("weight", [1e12, 1e30])
+def test_a_mixture_that_overflows_fails_its_request_alone(
+    weight: float, device: str, tiny_engine: TinyEngine
+) -> None:
+    """Far below what float32 holds, squares overflow in the norms, and the hidden state becomes 0."""
+    broken, fine = tiny_engine(device=device).generate(
+        [Request(PROMPT, expert={"a": weight}, max_tokens=4), Request(PROMPT, max_tokens=4, ignore_eos=True)]
     )
     assert (broken.finish_reason, broken.token_ids) == ("error", [])
     assert "finite" in broken.error or "large" in broken.error
