@@ -4,6 +4,7 @@
 
 Uses the standard library alone, since nothing is built when it starts. Every part has a limit of time and writes its
 output, line of JSON and figure into DIR; summary.json tells how each went. A part that fails does not stop the next.
+In the end it prints what was measured beside what was predicted.
 """
 
 import argparse
@@ -16,10 +17,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE = 530.0
+SUMMARY = "summary.json"
 ZWEAVE = (sys.executable, "-m", "zweave.cli.main")
+# Name, seconds that it may take, arguments of `zweave bench`. What tells most comes first.
+BENCHES = (
+    ("step-llama3-8b", 160.0, "gpu-step --shapes llama3-8b --seconds 0.7 --stop-after 120"),
+    ("engine-smollm2", 90.0, "gpu-engine --random smollm2 --rounds 2"),
+    (
+        "linear-llama3-8b",
+        100.0,
+        "gpu-linear --shapes llama3-8b --tokens 1,16,64,512 --experts 1,64 --seconds 0.7",
+    ),
+    ("step-smollm2", 60.0, "gpu-step --shapes smollm2 --seconds 0.3 --stop-after 40"),
+    ("linear-smollm2", 50.0, "gpu-linear --shapes smollm2 --tokens 1,16,64,512 --experts 1,64 --seconds 0.3"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +71,14 @@ def parts(out: Path, rebuild: bool) -> list[Part]:
     build = [Part("build", pip, 180)] if rebuild else []
     return [
         *build,
-        Part("tests", tests, 120),
-        _bench(out, "llama3-8b", 200),
-        _bench(out, "smollm2", 120),
+        Part("tests", tests, 70),
+        *(_bench(out, *bench) for bench in BENCHES),
     ]
 
 
-def _bench(out: Path, shapes: str, seconds: float) -> Part:
-    name = f"linear-{shapes}"
-    options = ("--shapes", shapes, "--seconds", "1.5", "--plot", str(out / f"{name}.png"))
-    return Part(name, (*ZWEAVE, "bench", "gpu-linear", *options), seconds, figures=True)
+def _bench(out: Path, name: str, seconds: float, options: str) -> Part:
+    command = (*ZWEAVE, "bench", *options.split(), "--plot", str(out / f"{name}.png"))
+    return Part(name, command, seconds, figures=True)
 
 
 def needs_build() -> bool:
@@ -127,6 +140,29 @@ def _take_json(log: Path, target: Path) -> None:
     log.write_text("\n".join(lines) + "\n")
 
 
+def predictions(out: Path) -> list[str]:
+    """A line for each row of a bench that predicts its time."""
+    lines = []
+    for path in sorted(out.glob("*.json")):
+        if path.name == SUMMARY:
+            continue
+        for row in json.loads(path.read_text())["rows"]:
+            if row.get("predicted_seconds"):
+                lines.append(_prediction(path.stem, row))
+    return lines
+
+
+def _prediction(part: str, row: dict[str, Any]) -> str:
+    what = ", ".join(f"{key} {row[key]}" for key in ("batch", "context", "experts") if key in row)
+    predicted = f"predicted {1e3 * row['predicted_seconds']:.3f} ms for {row['predicted_for']}"
+    if row.get("seconds") is None:
+        return f"{part}: {row['provider']}, {what}: {row['status']}, {predicted}"
+    measured = f"measured {1e3 * row['seconds']:.3f} ms"
+    return (
+        f"{part}: {row['provider']}, {what}: {measured}, {predicted}, {row['vs_predicted']:.2f} times as long"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
@@ -152,7 +188,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"bench gpu: {out} is not empty: give a new directory", file=sys.stderr)
         return 1
     done = run_parts(parts(out, needs_build()), out)
-    (out / "summary.json").write_text(json.dumps([asdict(part) for part in done], indent=1) + "\n")
+    (out / SUMMARY).write_text(json.dumps([asdict(part) for part in done], indent=1) + "\n")
+    lines = predictions(out)
+    (out / "predictions.txt").write_text("".join(f"{line}\n" for line in lines))
+    for line in lines:
+        print(line)
     return 0 if all(part.status == 0 for part in done) else 1
 
 

@@ -13,6 +13,7 @@ from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
 from .components import gather_components
 from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
+from .device_ops import REFERENCE_OPS, DeviceOps, triton_ops
 from .greedy import greedy, greedy_ref
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
@@ -26,11 +27,13 @@ from .svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
 from .svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
+    "REFERENCE_OPS",
     "AdaptedLinear",
     "Decoder",
     "DecoderConfig",
     "DecoderLayer",
     "DecoderMetadata",
+    "DeviceOps",
     "LinearMode",
     "Packed",
     "Quantized",
@@ -62,6 +65,7 @@ __all__ = [
     "svf_delta_linear_ref",
     "svf_linear",
     "svf_linear_ref",
+    "triton_ops",
     "unpack",
     "unpack_quantized",
     "write_kv",

@@ -9,8 +9,9 @@ Position j lies in block block_table[sequence, j / block_size] at j % block_size
 chunk of a prompt are the same call: keys and values are in the cache (`write_kv`) before their queries ask
 for them. Bytes: the keys and values of each sequence once, for decoding; FLOPs: 4 D a query head and key.
 
-The kernel is C++, for a CPU: csrc/cpu/attention, of which attention.h is the start. There is none for CUDA yet, where
-the reference below runs, token by token. See docs/kernels/attention.md.
+On a CPU the kernel is C++: csrc/cpu/attention, of which attention.h is the start. On CUDA each token is a row of
+decode_attention.py; chunks of prompts have a kernel of their own in prefill_attention.py. See
+docs/kernels/attention.md.
 """
 
 import torch

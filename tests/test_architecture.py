@@ -27,7 +27,7 @@ LAYERS = (
     ("zweave.planner", "zweave.checkpoint"),
     ("zweave.io",),
     ("zweave.kernels",),
-    ("zweave.validation",),
+    ("zweave.validation", "zweave.device"),
     ("zweave.errors", "zweave.names", "zweave._moved"),
 )
 LEVEL = {part: len(LAYERS) - index for index, parts in enumerate(LAYERS) for part in parts}

@@ -11,18 +11,36 @@ FLUSHED_BYTES = 512 << 20
 LEAST_CALLS = 8
 
 
-class GraphClock:
+class EventClock:
+    """Seconds of a run on the device, which does the work `count` times."""
+
+    _flushed: torch.Tensor | None = None
+
+    def __init__(self, run: Run, count: int = 1) -> None:
+        self._run = run
+        self._count = count
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if EventClock._flushed is None:
+            EventClock._flushed = torch.empty(FLUSHED_BYTES // 4, dtype=torch.int32, device="cuda")
+
+    def __call__(self) -> float:
+        assert EventClock._flushed is not None
+        EventClock._flushed.zero_()
+        self._start.record()
+        self._run()
+        self._end.record()
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3 / self._count
+
+
+class GraphClock(EventClock):
     """Seconds of a call. The graph goes through all copies of the weights, so that its launch and what the last replay
     left in the cache weigh little.
     """
 
-    _flushed: torch.Tensor | None = None
-
     def __init__(self, calls: Sequence[Run]) -> None:
-        rounds = -(-LEAST_CALLS // len(calls))
-        self._calls = [*calls] * rounds
-        self._graph = torch.cuda.CUDAGraph()
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        repeated = [*calls] * -(-LEAST_CALLS // len(calls))
+        graph = torch.cuda.CUDAGraph()
         # Compiles and tunes before the capture, during which it could not.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -30,17 +48,9 @@ class GraphClock:
             for call in calls:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(self._graph):
-            for call in self._calls:
+        with torch.cuda.graph(graph):
+            for call in repeated:
                 call()
-        if GraphClock._flushed is None:
-            GraphClock._flushed = torch.empty(FLUSHED_BYTES // 4, dtype=torch.int32, device="cuda")
-
-    def __call__(self) -> float:
-        assert GraphClock._flushed is not None
-        GraphClock._flushed.zero_()
-        self._start.record()
-        self._graph.replay()
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end) / 1e3 / len(self._calls)
+        # What the calls read must live as long as the graph does.
+        self._calls = repeated
+        super().__init__(graph.replay, len(repeated))

@@ -102,7 +102,7 @@ def _spread(row: Row, value: float) -> tuple[float, float]:
 
 
 def _bar_name(row: Row) -> str:
-    keys = ("requests", "experts", "tokens", "E", "B")
+    keys = ("requests", "experts", "tokens", "batch", "context", "E", "B")
     extra = [f"{key} {row[key]}" for key in keys if row.get(key) is not None]
     return ", ".join([str(row["provider"]), *extra])
 

@@ -14,7 +14,8 @@ from zweave.engine import Engine
 from zweave.evaluation import answer_together
 from zweave.experts import Expert, Mixture
 from zweave.experts.mixture import mix_experts
-from zweave.kernels import LinearMode, pack
+from zweave.kernels import Decoder, LinearMode, pack
+from zweave.model import Model
 from zweave.model.merger import layer_and_linear
 from zweave.request import Result
 from zweave.search.few_shot import Weighting
@@ -94,7 +95,7 @@ class RebuiltInEngine(MixedBatch):
 
     @torch.inference_mode()
     def _rebuild(self, slot: int) -> None:
-        bank, decoder = self.engine.bank, self.engine.model.decoder
+        bank, decoder = self.engine.bank, self._decoder
         for name, (u, vt) in self._factors.items():
             weight = (u * bank.tables.columns(name)[slot].to(u.dtype)) @ vt
             decoder.set_merged(*layer_and_linear(name), slot, pack(weight))
@@ -103,7 +104,12 @@ class RebuiltInEngine(MixedBatch):
     def _forget(self, slot: int) -> None:
         self.engine.bank.tables.restore_modes(slot)
         for name in self._factors:
-            self.engine.model.decoder.set_merged(*layer_and_linear(name), slot, None)
+            self._decoder.set_merged(*layer_and_linear(name), slot, None)
+
+    @property
+    def _decoder(self) -> Decoder:
+        assert isinstance(self.engine.model, Model)  # of a CPU
+        return self.engine.model.decoder
 
 
 class RebuiltModel:

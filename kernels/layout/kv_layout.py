@@ -21,13 +21,20 @@ from .packed import PANEL, pack_width
 
 
 def empty_kv(
-    blocks: int, kv_heads: int, block_size: int, head_size: int, dtype: torch.dtype, device: torch.device
+    blocks: int,
+    kv_heads: int,
+    block_size: int,
+    head_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    packed: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """k_cache and v_cache of one layer, uninitialised; on a CPU in large pages.
+    """k_cache and v_cache of one layer, uninitialised; packed on a CPU, in large pages.
 
+    packed: whether in the layout of a CPU; by default where the device is one.
     Raises: ValueError for an odd block size in bf16 on a CPU, where positions lie in pairs.
     """
-    if device.type != "cpu":
+    if not (device.type == "cpu" if packed is None else packed):
         rows = torch.empty(blocks, kv_heads, block_size, head_size, dtype=dtype, device=device)
         return rows, torch.empty_like(rows)
     width = pack_width(dtype)

@@ -1,7 +1,7 @@
 """CUDA implementations of the ops.
 
-`linear`, `svf_linear`, `svf_delta_linear` and `mix` launch Triton; the other ops run their PyTorch references there, by
-explicit registration. Any other device is an error of the dispatcher that names the op and the device.
+The linears, `mix`, `silu_mul`, `paged_attention` and the norms launch Triton; the other ops run their references there,
+by explicit registration. Any other device is an error of the dispatcher that names the op and the device.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,16 @@ from torch import Tensor
 
 import zweave.kernels._C  # noqa: F401  defines the ops
 
-from ..attention import paged_attention_ref, write_kv_ref
+from ..attention import write_kv_ref
+from ..decode_attention import decode_attention_triton
 from ..greedy import greedy_ref
 from ..layout.packed import FORMATS
 from ..layout.quantize import Quantized
 from ..linear import linear_triton
 from ..mix import mix_triton
-from ..rms_norm import add_rms_norm_ref, rms_norm_ref
+from ..rms_norm import add_rms_norm_triton, rms_norm_triton
 from ..rope import rope_ref
-from ..silu_mul import silu_mul_ref
+from ..silu_mul import silu_mul_triton
 from ..svf_delta_linear import svf_delta_linear_triton
 from ..svf_linear import DTYPES, svf_linear_triton
 from ..triton.checks import Factor
@@ -80,6 +81,20 @@ def _factor(data: Tensor, scale: Tensor | None, group: int, shape: tuple[int, in
     return Quantized(data, scale, shape, FORMATS[data.dtype], group or max(shape[1], 1))
 
 
+def _paged_attention_cuda(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    sequence: Tensor,
+    position: Tensor,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Each token is a row of its own, of decoding and of prompts alike."""
+    return decode_attention_triton(q, k_cache, v_cache, block_table, position, scale, window, sequence)
+
+
 def _check_plain(op: str, weight: Tensor) -> None:
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight on {weight.device} was packed for a CPU: move it, then pack it")
@@ -108,12 +123,12 @@ _CUDA: dict[str, Callable[..., Any]] = {
     "svf_delta_linear": _svf_delta_linear_cuda,
     "mix": mix_triton,
     "greedy": greedy_ref,
-    "rms_norm": rms_norm_ref,
-    "add_rms_norm": add_rms_norm_ref,
+    "rms_norm": rms_norm_triton,
+    "add_rms_norm": add_rms_norm_triton,
     "rope": rope_ref,
-    "silu_mul": silu_mul_ref,
+    "silu_mul": silu_mul_triton,
     "write_kv": write_kv_ref,
-    "paged_attention": paged_attention_ref,
+    "paged_attention": _paged_attention_cuda,
 }
 # An implementation lasts as long as the library object that it was registered through.
 _LIBRARY = torch.library.Library("zweave", "IMPL", "CUDA")

@@ -104,14 +104,19 @@ def weight_tile(
     in_m: which of the rows there are, [BLOCK_M].
     width: stored numbers in a row.
     FORMAT: "plain", "int8", "int4" or "fp8" (as bytes).
+
+    Weights are read once: they leave L2 first, before tokens, partial sums and keys and values (where a pipelined copy
+    carries that hint, from Triton 3.9 on).
     """
     if FORMAT == "int4":
         byte = step * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        pair = tl.load(w_rows + byte[None, :], mask=in_m[:, None] & (byte < width)[None, :], other=0)
+        mask = in_m[:, None] & (byte < width)[None, :]
+        pair = tl.load(w_rows + byte[None, :], mask=mask, other=0, eviction_policy="evict_first")
         return _from_int4(pair, DTYPE)
     else:
         n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        tile = tl.load(w_rows + n[None, :], mask=in_m[:, None] & (n < width)[None, :], other=0.0)
+        mask = in_m[:, None] & (n < width)[None, :]
+        tile = tl.load(w_rows + n[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
         if FORMAT == "int8":
             return _from_int8(tile, DTYPE)
         elif FORMAT == "fp8":

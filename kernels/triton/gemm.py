@@ -6,33 +6,77 @@
     x [T, N]   w [M, N]   h [T, K]   u [M, K]   table [S, M]   slot [T]   bias [M]   ->   y [T, M]
 
 Table, delta and bias may each be absent. One launch of the first form is the plain linear, two are the factored one,
-and the first followed by the second is the delta linear, whose tiles keep two sums and store once. A token in slot 0
-gets the bits of the plain linear, whatever h holds. Bytes: M (N + K) weights once, T (N + K + M) activations; FLOPs:
-2 T M (N + K). References: `linear_ref`, `svf_linear_ref`, `svf_delta_linear_ref`. See docs/kernels/svf_linear.md.
+and the first followed by the second is the delta linear, whose delta is more splits of the same sum. A token in slot 0
+gets the bits of the plain linear, whatever h holds. Up to three such products, of weights that lie anywhere, are groups
+of one launch and write consecutive columns of y; no tile lies in two of them. Bytes: M (N + K) weights once,
+T (N + K + M) activations; FLOPs: 2 T M (N + K). References: `linear_ref`, `svf_linear_ref`, `svf_delta_linear_ref`,
+`grouped_linear_ref`. See docs/kernels/svf_linear.md.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .checks import Factor
-from .gemm_config import Scales, delta_tile_config, device_of, split_size, tile_config
-from .gemm_tile import partial_sum, scale_rows, serial_sum, slot_scales, store_tile
+from .gemm_config import device_of, split_size, tile_config
+from .gemm_operand import Operand, all_aligned, kernel_operands, scales_of, splits_of
+from .gemm_tile import (
+    adapted_tokens,
+    any_of,
+    either,
+    finished,
+    first_number,
+    for_tokens,
+    group_of,
+    partial_sum,
+    pick,
+    pick_operand,
+    serial_sum,
+    store_tile,
+    tile_operand,
+)
 from .optional_triton import tl, triton
+from .pdl import launch_dependents, pdl_on, prefetch_weights, wait_for_predecessor
 from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
+
+
+@triton.jit
+def _program_sum(
+    product: tl.tuple,
+    delta: tl.tuple,
+    split: tl.tensor,
+    w_splits: tl.tensor,
+    u_splits: tl.tensor,
+    steps: tl.tensor,
+    W_FORMAT: tl.constexpr,
+    W_GROUP: tl.constexpr,
+    U_FORMAT: tl.constexpr,
+    U_GROUP: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """What a program sums: with SPLIT_K "serial" all splits of a product and of its delta, else one of them."""
+    acc = tl.zeros((product[2].shape[0], product[0].shape[0]), dtype=tl.float32)
+    if SPLIT_K == "serial":
+        acc = serial_sum(acc, product, w_splits, steps, W_FORMAT, W_GROUP, BLOCK_N)
+        if delta is not None:
+            acc = serial_sum(acc, delta, u_splits, steps, U_FORMAT, U_GROUP, BLOCK_N)
+    elif delta is None:  # noqa: SIM114  a kernel's `or` does not stop at a constant
+        acc = partial_sum(product, split, steps, W_FORMAT, W_GROUP, BLOCK_N)
+    elif split < w_splits:
+        acc = partial_sum(product, split, steps, W_FORMAT, W_GROUP, BLOCK_N)
+    else:
+        acc = partial_sum(delta, split - w_splits, steps, U_FORMAT, U_GROUP, BLOCK_N)
+    return acc
 
 
 @triton.jit(do_not_specialize=["T", "S", "steps"])
 def _gemm_kernel(
-    # The product: tokens, weights and their scales or None.
-    x: tl.tensor,
-    w: tl.tensor,
-    w_scale: tl.tensor,
-    # The delta, or None: hidden values [T, K], weights and their scales or None.
-    h: tl.tensor,
-    u: tl.tensor,
-    u_scale: tl.tensor,
+    # Operands of all groups, see gemm_tile.py; deltas may be None. outputs: M of each group.
+    products: tl.tuple,
+    deltas: tl.tuple,
+    outputs: tl.tuple,
     # The result, and what its epilogue reads.
     y: tl.tensor,
     table: tl.tensor,
@@ -42,19 +86,12 @@ def _gemm_kernel(
     workspace: tl.tensor,
     semaphores: tl.tensor,
     T: tl.tensor,
-    M: tl.tensor,
-    N: tl.tensor,
-    K: tl.tensor,
     S: tl.tensor,
-    # Stored numbers in a row of w and of u; splits of each; steps of BLOCK_N inputs in a split.
-    w_width: tl.tensor,
-    u_width: tl.tensor,
+    # Splits of w and of u; steps of BLOCK_N inputs in a split.
     w_splits: tl.tensor,
     u_splits: tl.tensor,
     steps: tl.tensor,
-    stride_x: tl.tensor,
-    stride_w: tl.tensor,
-    stride_u: tl.tensor,
+    stride_y: tl.tensor,
     stride_table: tl.tensor,
     W_FORMAT: tl.constexpr,
     W_GROUP: tl.constexpr,
@@ -62,131 +99,55 @@ def _gemm_kernel(
     U_GROUP: tl.constexpr,
     SKIP_BASE: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    # Whether a program chooses between product and delta before its sum: one loop, whose buffers are there once.
+    MERGED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
-    """A tile of tokens and outputs a program, or with SPLIT_K "parallel" a split of one."""
+    """A tile of tokens and of a group's outputs a program, or with SPLIT_K "parallel" a split of one."""
     # Token tiles come first: the programs that share a weight tile run together, and it leaves memory once.
+    group, tile_m, column = group_of(tl.program_id(1), outputs, BLOCK_M)
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    in_t, in_m = t < T, m < M
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_t, in_m = t < T, m < pick(outputs, group)
+    product, split = pick_operand(products, group), tl.program_id(2)
+    if MERGED:
+        of_delta = split >= w_splits
+        product = either(of_delta, pick_operand(deltas, group), product)
+        split = tl.where(of_delta, split - w_splits, split)
+    product = tile_operand(product, t, in_t, m, in_m, W_GROUP)
+    if PDL:
+        launch_dependents()
+        prefetch_weights(product, first_number(split, steps, W_FORMAT, BLOCK_N))
+        wait_for_predecessor()
     if SKIP_BASE:
-        all_base = tl.max((tl.load(slot + t, mask=in_t, other=0) != 0).to(tl.int32), 0) == 0
+        all_base = any_of(adapted_tokens(slot, t, in_t)) == 0
         if all_base:
             return
-    x_rows = x + t.to(tl.int64)[:, None] * stride_x
-    w_rows = w + m.to(tl.int64)[:, None] * stride_w
-    if W_FORMAT != "plain":
-        w_scale = scale_rows(w_scale, m, N, W_GROUP)
-    if u is not None:
-        adapted = tl.load(slot + t, mask=in_t, other=0) != 0
-        any_adapted = tl.max(adapted.to(tl.int32), 0) != 0
-        h_rows = h + t.to(tl.int64)[:, None] * K
-        u_rows = u + m.to(tl.int64)[:, None] * stride_u
-        if U_FORMAT != "plain":
-            u_scale = scale_rows(u_scale, m, K, U_GROUP)
-        delta_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
+    delta = None
+    if MERGED:
+        product = for_tokens(product, tl.where(of_delta, adapted_tokens(slot, t, in_t), in_t))
+    elif deltas is not None:
+        delta = tile_operand(pick_operand(deltas, group), t, in_t, m, in_m, U_GROUP)
+        # Masked, not multiplied by zero: what stands in h for a token of the base is not defined.
+        delta = for_tokens(delta, adapted_tokens(slot, t, in_t))
 
-    split = tl.program_id(2)
-    if SPLIT_K == "serial":
-        acc = serial_sum(
-            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, w_splits, steps, W_FORMAT, W_GROUP, BLOCK_N
-        )
-    elif u is None:  # noqa: SIM114  a kernel's `or` does not stop at a constant
-        acc = partial_sum(
-            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, split, steps, W_FORMAT, W_GROUP, BLOCK_N
-        )
-    elif split < w_splits:
-        acc = partial_sum(
-            x_rows, w_rows, w_scale, in_t, in_m, N, w_width, split, steps, W_FORMAT, W_GROUP, BLOCK_N
-        )
-    elif any_adapted:
-        u_split = split - w_splits
-        acc = partial_sum(
-            h_rows, u_rows, u_scale, in_t, in_m, K, u_width, u_split, steps, U_FORMAT, U_GROUP, BLOCK_N
-        )
-    else:
-        acc = delta_acc
-    if SPLIT_K == "none":
-        # As in the other plans a split is added to zero, which turns -0 into 0.
-        acc += 0.0
-    if SPLIT_K == "serial" and u is not None:
-        delta_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-        if any_adapted:
-            delta_acc = serial_sum(
-                h_rows, u_rows, u_scale, in_t, in_m, K, u_width, u_splits, steps, U_FORMAT, U_GROUP, BLOCK_N
-            )
+    acc = _program_sum(
+        product, delta, split, w_splits, u_splits, steps,
+        W_FORMAT, W_GROUP, U_FORMAT, U_GROUP, SPLIT_K, BLOCK_N,
+    )  # fmt: skip
     if SPLIT_K == "parallel":
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         tiles = tl.num_programs(0) * tl.num_programs(1)
-        store_partial(acc, workspace, split * tiles + tile, BLOCK_M, BLOCK_T)
+        store_partial(acc, workspace, tl.program_id(2) * tiles + tile, BLOCK_M, BLOCK_T)
         if not arrive_is_last(semaphores + tile, tl.num_programs(2)):
             return
-        acc = reduce_partials(workspace, tile, tiles, w_splits, BLOCK_M, BLOCK_T)
-        if u is not None:
-            delta_acc = reduce_partials(workspace, w_splits * tiles + tile, tiles, u_splits, BLOCK_M, BLOCK_T)
+        acc = reduce_partials(workspace, tile, tiles, tl.num_programs(2), BLOCK_M, BLOCK_T)
 
-    if W_FORMAT != "plain" and W_GROUP == 0:
-        acc = acc * tl.load(w_scale, mask=in_m, other=0.0)[:, None]
-    if table is not None:
-        acc = acc * slot_scales(table, slot, t, m, T, M, S, stride_table)
-    if u is not None:
-        if U_FORMAT != "plain" and U_GROUP == 0:
-            delta_acc = delta_acc * tl.load(u_scale, mask=in_m, other=0.0)[:, None]
-        # Chosen, not multiplied by zero: what stands in h for a token of the base is not defined.
-        acc = tl.where(adapted[None, :], acc + delta_acc, acc)
-    store_tile(acc, y, bias, t, m, T, M)
-
-
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """Rows of tokens and a weight matrix as the kernel takes them; without arguments, an absent operand.
-
-    x: [T, in_features], or None.
-    data: the weights or their quantised values, [out_features, width], or None.
-    scale: [out_features, groups], or None.
-    in_features: numbers that a row of weights stands for.
-    format: "plain", "int8", "int4" or "fp8".
-    group: in_features that share a scale; 0 if all of them do, or there is none.
-    """
-
-    x: Tensor | None = None
-    data: Tensor | None = None
-    scale: Tensor | None = None
-    in_features: int = 0
-    format: str = "plain"
-    group: int = 0
-
-    @classmethod
-    def of(cls, x: Tensor, weight: Factor) -> "Operand":
-        """Triton knows fp8 on newer chips only, so its bytes are taken apart by hand."""
-        # Without inputs there are no scales either.
-        if isinstance(weight, Tensor) or weight.shape[1] == 0:
-            return cls(x, weight if isinstance(weight, Tensor) else weight.data, None, x.shape[1])
-        data = weight.data.view(torch.uint8) if weight.format == "fp8" else weight.data
-        group = 0 if weight.scale_a_row else weight.group
-        return cls(x, data, weight.scale, x.shape[1], weight.format, group)
-
-    @property
-    def width(self) -> int:
-        return 0 if self.data is None else self.data.shape[1]
-
-    @property
-    def stride(self) -> int:
-        return 0 if self.data is None else self.data.stride(0)
-
-    @property
-    def scales(self) -> Scales:
-        return "none" if self.scale is None else "group" if self.group else "row"
-
-    @property
-    def aligned(self) -> bool:
-        """Whether the rows of x and of the weights begin at multiples of 16 values."""
-        if self.x is None or self.data is None:
-            return True
-        sizes = (self.x.data_ptr(), self.data.data_ptr(), self.x.stride(0), self.stride, self.in_features)
-        return all(size % 16 == 0 for size in sizes)
+    acc = finished(acc, table, slot, bias, t, in_t, column + m, in_m, S, stride_table)
+    store_tile(acc, y, t, in_t, column + m, in_m, stride_y)
 
 
 def gemm(
@@ -202,32 +163,45 @@ def gemm(
 ) -> Tensor:
     """y = x @ weight.T, times the slots' rows of a table, plus a delta and a bias. Launches once, checks nothing.
 
-    delta: h [T, K], contiguous, and u [M, K]; tokens whose slot is not 0 get h @ u.T more.
+    delta: h [T, K] and u [M, K]; tokens whose slot is not 0 get h @ u.T more.
     skip_base: tiles whose tokens are all in slot 0 are not computed and stay undefined.
     """
-    T, M = x.shape[0], weight.shape[0]
-    y = x.new_empty(T, M, dtype=out_dtype)
+    y = x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype)
+    deltas = [Operand.of(*delta)] if delta else []
+    launch_gemm(y, [Operand.of(x, weight)], deltas, table=table, slot=slot, bias=bias, skip_base=skip_base)
+    return y
+
+
+def launch_gemm(
+    y: Tensor,
+    products: Sequence[Operand],
+    deltas: Sequence[Operand] = (),
+    *,
+    table: Tensor | None = None,
+    slot: Tensor | None = None,
+    bias: Tensor | None = None,
+    skip_base: bool = False,
+) -> None:
+    """Launches one to three groups, which write consecutive columns of y; other arguments as in `gemm`.
+
+    products, deltas: of each group, all of one format; deltas is empty or as long as products.
+    """
     if y.numel() == 0:
-        return y
-    device = device_of(x.device.index)
-    first, second = Operand.of(x, weight), Operand.of(*delta) if delta else Operand()
-    if delta:
-        aligned = first.aligned and second.aligned
-        config = delta_tile_config(T, M, x.dtype, second.scales, device, aligned)
-    else:
-        config = tile_config(T, M, x.dtype, first.scales, device, first.aligned)
+        return
+    T, outputs = y.shape[0], tuple(product.out_features for product in products)
+    device = device_of(y.device.index)
+    first, second = products[0], deltas[0] if deltas else None
+    aligned = all_aligned([*products, *deltas])
+    config = tile_config(T, sum(outputs), first.x.dtype, scales_of(first, second), device, aligned)
+    size = split_size(sum(outputs), max(product.in_features for product in products), device)
     # Splits of u are as long as those of w, so that no program waits for a longer one.
-    size = split_size(M, first.in_features, device)
-    w_splits, u_splits = max(1, triton.cdiv(first.in_features, size)), triton.cdiv(second.in_features, size)
-    tiles = config.tiles(T, M)
-    split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, x.device)
+    w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
+    tiles = config.tiles(T, outputs)
+    split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, y.device)
     _gemm_kernel[(*tiles, split_k.programs)](
-        x,
-        first.data,
-        first.scale,
-        second.x,
-        second.data,
-        second.scale,
+        kernel_operands(products),
+        kernel_operands(deltas) if deltas else None,
+        outputs,
         y,
         table,
         slot,
@@ -235,29 +209,24 @@ def gemm(
         split_k.workspace,
         split_k.semaphores,
         T,
-        M,
-        first.in_features,
-        second.in_features,
         0 if table is None else table.shape[0],
-        first.width,
-        second.width,
         w_splits,
         u_splits,
         size // config.block_n,
-        x.stride(0),
-        first.stride,
-        second.stride,
+        y.stride(0),
         0 if table is None else table.stride(0),
         W_FORMAT=first.format,
         W_GROUP=first.group,
-        U_FORMAT=second.format,
-        U_GROUP=second.group,
+        U_FORMAT=second.format if second else "plain",
+        U_GROUP=second.group if second else 0,
         SKIP_BASE=skip_base,
         SPLIT_K=split_k.plan,
+        MERGED=split_k.plan == "parallel" and second is not None and second.format == "plain",
         BLOCK_T=config.block_t,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
+        PDL=pdl_on(device),
+        launch_pdl=pdl_on(device),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    return y

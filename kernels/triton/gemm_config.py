@@ -21,7 +21,8 @@ from .optional_triton import triton
 Scales: TypeAlias = Literal["none", "row", "group"]
 SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
-MAX_SPLITS = 16
+# One program adds them all up, and what a split saves shrinks with their number.
+MAX_SPLITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ class TileConfig:
     num_warps: int
     num_stages: int
 
-    def tiles(self, tokens: int, out_features: int) -> tuple[int, int]:
-        return triton.cdiv(tokens, self.block_t), triton.cdiv(out_features, self.block_m)
+    def tiles(self, tokens: int, outputs: tuple[int, ...]) -> tuple[int, int]:
+        """Tiles along the tokens and along the outputs of all groups; none lies in two groups."""
+        return triton.cdiv(tokens, self.block_t), sum(triton.cdiv(m, self.block_m) for m in outputs)
 
 
 def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
@@ -113,16 +115,13 @@ def tile_config(
     return TileConfig(64 if scales == "group" else 128, 128, block_n, num_warps=8, num_stages=stages)
 
 
-def delta_tile_config(
-    tokens: int, out_features: int, dtype: torch.dtype, scales: Scales, device: Device, aligned: bool
+def paired_tile_config(
+    tokens: int, out_features: int, dtype: torch.dtype, device: Device, aligned: bool
 ) -> TileConfig:
-    """Picks the tile of a GEMM with a delta: two accumulators, so half as large at most.
-
-    scales: those of the delta's factor; the dense weights have none, and set the step.
-    """
+    """Picks the tile of two GEMMs of plain weights that one program sums: small, with half the steps in flight."""
     config = tile_config(tokens, out_features, dtype, "none", device, aligned)
     if dtype == torch.float32 or not aligned:
         return replace(config, block_t=16, num_warps=4)
-    if config.block_t < 64:
-        return config
-    return replace(config, block_t=64, num_warps=8 if scales == "group" else config.num_warps)
+    # Four accumulators, two of them of a split: mma.sync spills at 64 tokens, wgmma and tcgen05 with four warps.
+    block_t = min(config.block_t, 64 if device.capability[0] in (9, 10) else 32)
+    return TileConfig(block_t, 64, config.block_n, num_warps=8 if block_t == 64 else 4, num_stages=3)

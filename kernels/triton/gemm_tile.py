@@ -1,14 +1,23 @@
-"""What the Triton GEMM is made of: summing the inputs, scaling, and storing a tile.
+"""What the Triton GEMM is made of: operands, summing the inputs, scaling, and storing a tile.
 
     y[t, m] = sum over n of w[m, n] x[t, n]
 
 The weights are the left operand of the matrix instructions, [BLOCK_M, BLOCK_N], the tokens the right one: the
 instructions of sm_90 and sm_100 want 64 or 128 rows on the left and are content with 16 columns on the right.
 Quantised weights stay small until they are in registers, where they become x's dtype, exactly; their scales are
-applied in float32, one a row to the finished sum, one a group to the sum of a step.
+applied in float32, one a row to the sum of a split, one a group to the sum of a step.
 
 FORMAT is "plain", "int8", "int4" or "fp8"; GROUP is the inputs that share a scale, or 0. The interpreter's dot is
 wrong for bf16 operands, so there they become float32 first.
+
+Operands come as tuples:
+
+    of a kernel, a tuple each for its groups: x, w, scale, N, width, stride_x, stride_w
+    of a tile (`tile_operand`): x_rows [BLOCK_T, 1], in_t [BLOCK_T], w_rows [BLOCK_M, 1], in_m [BLOCK_M],
+        scale_rows [BLOCK_M], N, width
+
+N: inputs; width: stored numbers in a row of w, half of N for int4; x_rows, w_rows, scale_rows: where rows begin;
+in_t, in_m: which of the tile's tokens and outputs there are.
 """
 
 from .dequant_tile import weight_tile
@@ -16,28 +25,112 @@ from .optional_triton import INTERPRETED, tl, triton
 
 
 @triton.jit
+def pick(values: tl.tuple, group: tl.tensor) -> tl.tensor:
+    """values[group], of one to three."""
+    value = values[0]
+    if len(values) > 1:
+        value = tl.where(group == 1, values[1], value)
+    if len(values) > 2:
+        value = tl.where(group == 2, values[2], value)
+    return value
+
+
+@triton.jit
+def group_of(tile: tl.tensor, outputs: tl.tuple, BLOCK_M: tl.constexpr) -> tl.tuple:
+    """The group that a tile of outputs lies in, its number within the group, and the group's first column of y."""
+    group, column = tile * 0, tile * 0
+    for i in tl.static_range(len(outputs) - 1):
+        tiles = tl.cdiv(outputs[i], BLOCK_M)
+        beyond = (group == i) & (tile >= tiles)
+        tile = tl.where(beyond, tile - tiles, tile)
+        column = tl.where(beyond, column + outputs[i], column)
+        group = tl.where(beyond, i + 1, group)
+    return group, tile, column
+
+
+@triton.jit
+def pick_operand(operands: tl.tuple, group: tl.tensor) -> tl.tuple:
+    """One group's operand of a kernel."""
+    x, w, scale, N, width, stride_x, stride_w = operands
+    return (
+        pick(x, group),
+        pick(w, group),
+        pick(scale, group),
+        pick(N, group),
+        pick(width, group),
+        pick(stride_x, group),
+        pick(stride_w, group),
+    )
+
+
+@triton.jit
+def tile_operand(
+    operand: tl.tuple, t: tl.tensor, in_t: tl.tensor, m: tl.tensor, in_m: tl.tensor, GROUP: tl.constexpr
+) -> tl.tuple:
+    """A tile's part of one group's operand: tokens t and outputs m."""
+    x, w, scale, N, width, stride_x, stride_w = operand
+    x_rows = x + t.to(tl.int64)[:, None] * stride_x
+    w_rows = w + m.to(tl.int64)[:, None] * stride_w
+    scale_rows = scale + m.to(tl.int64) * (tl.cdiv(N, GROUP) if GROUP > 0 else 1)
+    return x_rows, in_t, w_rows, in_m, scale_rows, N, width
+
+
+@triton.jit
+def either(condition: tl.tensor, first: tl.tuple, second: tl.tuple) -> tl.tuple:
+    """One of two operands of a group and of one format."""
+    return (
+        tl.where(condition, first[0], second[0]),
+        tl.where(condition, first[1], second[1]),
+        tl.where(condition, first[2], second[2]),
+        tl.where(condition, first[3], second[3]),
+        tl.where(condition, first[4], second[4]),
+        tl.where(condition, first[5], second[5]),
+        tl.where(condition, first[6], second[6]),
+    )
+
+
+@triton.jit
+def for_tokens(operand: tl.tuple, in_t: tl.tensor) -> tl.tuple:
+    """A tile's operand that other tokens see as zeros; without any of them it has no inputs."""
+    inputs = tl.where(any_of(in_t), operand[5], 0)
+    return operand[0], in_t, operand[2], operand[3], operand[4], inputs, operand[6]
+
+
+@triton.jit
+def first_number(
+    split: tl.tensor, steps: tl.tensor, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr
+) -> tl.tensor:
+    """Where in a row of stored weights a split begins."""
+    return split * steps * (BLOCK_N // 2 if FORMAT == "int4" else BLOCK_N)
+
+
+@triton.jit
+def x_step(
+    x_rows: tl.tensor, in_t: tl.tensor, N: tl.tensor, step: tl.tensor, BLOCK_N: tl.constexpr
+) -> tl.tensor:
+    """The tokens' inputs of a step, [BLOCK_T, BLOCK_N]; zeros beyond them."""
+    n = step * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_tile = tl.load(x_rows + n[None, :], mask=in_t[:, None] & (n < N)[None, :], other=0.0)
+    if INTERPRETED:
+        x_tile = x_tile.to(tl.float32)
+    return x_tile
+
+
+@triton.jit
 def partial_sum(
-    x_rows: tl.tensor,
-    w_rows: tl.tensor,
-    scale_rows: tl.tensor,
-    in_t: tl.tensor,
-    in_m: tl.tensor,
-    N: tl.tensor,
-    width: tl.tensor,
+    operand: tl.tuple,
     split: tl.tensor,
     steps: tl.tensor,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """The sum over the inputs of a split, [BLOCK_M, BLOCK_T] float32, in ascending order of n.
+    """The scaled sum over the inputs of a split, [BLOCK_M, BLOCK_T] float32, in ascending order of n.
 
-    x_rows, w_rows: where the rows of the tile's tokens and outputs begin, [BLOCK_T, 1] and [BLOCK_M, 1].
-    scale_rows: where the scales of its outputs begin, [BLOCK_M], or None; read here if GROUP is not 0.
-    in_t, in_m: which of its tokens and outputs there are.
-    width: stored numbers in a row of w, half of N for int4.
+    operand: of a tile.
     steps: steps of BLOCK_N inputs in a split.
     """
+    x_rows, in_t, w_rows, in_m, scale_rows, N, width = operand
     acc = tl.zeros((w_rows.shape[0], x_rows.shape[0]), dtype=tl.float32)
     first = split * steps
     last = tl.minimum(first + steps, tl.cdiv(N, BLOCK_N))
@@ -45,10 +138,7 @@ def partial_sum(
         groups = tl.cdiv(N, GROUP)
         step_scale = tl.load(scale_rows + first * BLOCK_N // GROUP, mask=in_m, other=0.0)
     for step in range(first, last):
-        n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        x_tile = tl.load(x_rows + n[None, :], mask=in_t[:, None] & (n < N)[None, :], other=0.0)
-        if INTERPRETED:
-            x_tile = x_tile.to(tl.float32)
+        x_tile = x_step(x_rows, in_t, N, step, BLOCK_N)
         w_tile = weight_tile(w_rows, in_m, step, width, FORMAT, BLOCK_N, x_tile.dtype)
         if GROUP > 0:
             # A step ahead: no product waits for the scale of its own group.
@@ -58,40 +148,36 @@ def partial_sum(
             step_scale = next_scale
         else:
             acc = tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee")
+    if FORMAT != "plain" and GROUP == 0:
+        acc = acc * tl.load(scale_rows, mask=in_m, other=0.0)[:, None]
     return acc
 
 
 @triton.jit
 def serial_sum(
-    x_rows: tl.tensor,
-    w_rows: tl.tensor,
-    scale_rows: tl.tensor,
-    in_t: tl.tensor,
-    in_m: tl.tensor,
-    N: tl.tensor,
-    width: tl.tensor,
+    acc: tl.tensor,
+    operand: tl.tuple,
     splits: tl.tensor,
     steps: tl.tensor,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """The sums of all splits, added to zero in their order; arguments as in `partial_sum`."""
-    acc = tl.zeros((w_rows.shape[0], x_rows.shape[0]), dtype=tl.float32)
+    """acc plus the sums of all splits, in their order; arguments as in `partial_sum`."""
     for split in range(splits):
-        acc += partial_sum(
-            x_rows, w_rows, scale_rows, in_t, in_m, N, width, split, steps, FORMAT, GROUP, BLOCK_N
-        )
+        acc += partial_sum(operand, split, steps, FORMAT, GROUP, BLOCK_N)
     return acc
 
 
 @triton.jit
-def scale_rows(scale: tl.tensor, m: tl.tensor, N: tl.tensor, GROUP: tl.constexpr) -> tl.tensor:
-    """Where the scales of outputs m begin in scale, [M, groups], or [M, 1] if GROUP is 0."""
-    if GROUP > 0:
-        return scale + m.to(tl.int64) * tl.cdiv(N, GROUP)
-    else:
-        return scale + m
+def adapted_tokens(slot: tl.tensor, t: tl.tensor, in_t: tl.tensor) -> tl.tensor:
+    """Which of the tile's tokens are not in slot 0, [BLOCK_T]."""
+    return tl.load(slot + t, mask=in_t, other=0) != 0
+
+
+@triton.jit
+def any_of(condition: tl.tensor) -> tl.tensor:
+    return tl.max(condition.to(tl.int32), 0) != 0
 
 
 @triton.jit
@@ -99,31 +185,50 @@ def slot_scales(
     table: tl.tensor,
     slot: tl.tensor,
     t: tl.tensor,
+    in_t: tl.tensor,
     m: tl.tensor,
-    T: tl.tensor,
-    M: tl.tensor,
+    in_m: tl.tensor,
     S: tl.tensor,
     stride_table: tl.tensor,
 ) -> tl.tensor:
     """table[slot[t], m] as [BLOCK_M, BLOCK_T]. A slot outside the table gives NaN, no read."""
-    row = tl.load(slot + t, mask=t < T, other=0)
-    known = ((row >= 0) & (row < S))[None, :] & (m < M)[:, None] & (t < T)[None, :]
+    row = tl.load(slot + t, mask=in_t, other=0)
+    known = ((row >= 0) & (row < S) & in_t)[None, :] & in_m[:, None]
     address = table + row.to(tl.int64)[None, :] * stride_table + m[:, None]
     return tl.load(address, mask=known, other=float("nan"))
 
 
 @triton.jit
-def store_tile(
+def finished(
     acc: tl.tensor,
-    y: tl.tensor,
+    table: tl.tensor,
+    slot: tl.tensor,
     bias: tl.tensor,
     t: tl.tensor,
+    in_t: tl.tensor,
     m: tl.tensor,
-    T: tl.tensor,
-    M: tl.tensor,
-) -> None:
-    """Adds the bias, if there is one, and stores y[t, m] in y's dtype; y is contiguous."""
+    in_m: tl.tensor,
+    S: tl.tensor,
+    stride_table: tl.tensor,
+) -> tl.tensor:
+    """The sum times the slots' scales plus the bias, as far as there are any; m: columns of y."""
+    if table is not None:
+        acc = acc * slot_scales(table, slot, t, in_t, m, in_m, S, stride_table)
     if bias is not None:
-        acc = acc + tl.load(bias + m, mask=m < M, other=0.0).to(tl.float32)[:, None]
-    mask = (m < M)[:, None] & (t < T)[None, :]
-    tl.store(y + t.to(tl.int64)[None, :] * M + m[:, None], acc.to(y.dtype.element_ty), mask=mask)
+        acc = acc + tl.load(bias + m, mask=in_m, other=0.0).to(tl.float32)[:, None]
+    return acc
+
+
+@triton.jit
+def store_tile(
+    value: tl.tensor,
+    y: tl.tensor,
+    t: tl.tensor,
+    in_t: tl.tensor,
+    m: tl.tensor,
+    in_m: tl.tensor,
+    stride_y: tl.tensor,
+) -> None:
+    """Stores y[t, m] in y's dtype."""
+    address = y + t.to(tl.int64)[None, :] * stride_y + m[:, None]
+    tl.store(address, value.to(y.dtype.element_ty), mask=in_m[:, None] & in_t[None, :])

@@ -1,6 +1,5 @@
 """Split-K: the sums over the inputs of a tile, cut into splits that are added up in order.
 
-    none       one split, summed by one program
     serial     one program sums the splits one after the other
     parallel   a program for each split; the last one of a tile to finish reduces
 
@@ -14,11 +13,24 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .gemm_config import Device, TileConfig
+from .gemm_config import MAX_SPLITS, Device, TileConfig
 from .optional_triton import tl, triton
 from .semaphores import zeroed_semaphores
 
-Plan: TypeAlias = Literal["none", "serial", "parallel"]
+Plan: TypeAlias = Literal["serial", "parallel"]
+# What the reduction costs, as so many splits summed: a round trip through memory and one through a semaphore.
+REDUCTION_COST = 1
+LOADS = tl.constexpr(MAX_SPLITS)
+
+
+def split_k_plan(splits: int, tiles: int, num_sms: int) -> Plan:
+    """The cheaper plan, in units of a split summed by one SM, which programs take in turns.
+
+    More tiles than SMs are never cut: that bounds the workspace and the semaphores.
+    """
+    serial = triton.cdiv(tiles, num_sms) * splits
+    parallel = triton.cdiv(tiles * splits, num_sms) + REDUCTION_COST
+    return "parallel" if parallel < serial and tiles <= num_sms else "serial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,7 @@ class SplitK:
 
     plan: see the module's docstring.
     programs: how many there are for each tile.
-    workspace: [splits, tiles, block_m, block_t] float32, the sums that wait for the reduction; parallel only.
+    workspace: [splits, sums, tiles, block_m, block_t] float32, what waits for the reduction; parallel only.
     semaphores: one a tile, at zero; parallel only.
     """
 
@@ -38,17 +50,22 @@ class SplitK:
 
     @classmethod
     def plan_for(
-        cls, splits: int, tiles: tuple[int, int], config: TileConfig, device: Device, on: torch.device
+        cls,
+        splits: int,
+        tiles: tuple[int, int],
+        config: TileConfig,
+        device: Device,
+        on: torch.device,
+        sums: int = 1,
     ) -> "SplitK":
-        """Runs splits in parallel where the tiles alone would leave SMs idle."""
+        """Plans the splits of all tiles, see `split_k_plan`. sums: those that a program makes of its split."""
         num_tiles = tiles[0] * tiles[1]
-        if splits == 1:
-            return cls("none", 1, None, None)
-        if num_tiles >= device.num_sms:
-            return cls("serial", 1, None, None)
-        size = splits * num_tiles * config.block_t * config.block_m
+        plan = split_k_plan(splits, num_tiles, device.num_sms)
+        if plan != "parallel":
+            return cls(plan, 1, None, None)
+        size = sums * splits * num_tiles * config.block_t * config.block_m
         workspace = torch.empty(size, dtype=torch.float32, device=on)
-        return cls("parallel", splits, workspace, zeroed_semaphores(num_tiles, on))
+        return cls(plan, splits, workspace, zeroed_semaphores(num_tiles, on))
 
 
 @triton.jit
@@ -86,10 +103,17 @@ def reduce_partials(
     BLOCK_M: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ) -> tl.tensor:
-    """The sums of the splits from `index` on, `distance` tiles apart, added in their order."""
+    """The sums of the splits from `index` on, `distance` tiles apart, added in their order.
+
+    The loads do not wait for each other: a split that there is not loads zeros, which change no bit of the sum.
+    """
     acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-    for split in range(splits):
-        at = tl.cast(index, tl.int64) + tl.cast(split, tl.int64) * distance
-        cell = workspace + at * (BLOCK_M * BLOCK_T) + _cells(BLOCK_M, BLOCK_T)
-        acc += tl.load(cell, cache_modifier=".cg")
+    for first in range(0, splits, LOADS):
+        for i in tl.static_range(LOADS):
+            split = tl.full((1, 1), i, dtype=tl.int32) + first
+            cell = workspace + (tl.cast(index, tl.int64) + split.to(tl.int64) * distance) * (
+                BLOCK_M * BLOCK_T
+            )
+            cell += _cells(BLOCK_M, BLOCK_T)
+            acc += tl.load(cell, mask=split < splits, other=0.0, cache_modifier=".cg")
     return acc

@@ -13,7 +13,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = resolve_model(args.model)
     memory = None if args.memory is None else int(args.memory * (1 << 30))
     start = time.perf_counter()
-    found = decompose(checkpoint, workers=args.workers, memory=memory, force=args.force)
+    found = decompose(checkpoint, workers=args.workers, memory=memory, force=args.force, device=args.device)
     size = sum(matrix.size for matrix in found.matrices.values())
     figures: dict[str, Any] = {
         "digest": found.digest,

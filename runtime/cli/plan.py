@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = resolve_model(args.model)
     plan = plan_for(
         checkpoint.config.adapted_shapes(),
-        config.torch_device.type,
+        config.plans_for,
         config.torch_dtype,
         config.max_memory,
         config.max_error,

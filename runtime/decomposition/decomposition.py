@@ -1,8 +1,8 @@
 """Decomposition of a model's adapted matrices, W = U diag(sigma) V^T, kept in the cache."""
 
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -10,23 +10,26 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.weight_source import WeightSource
+from ..device import parse_device
 from ..errors import ZweaveError
 from ..io.atomic_write import flush
 from ..io.cache_dir import disk_errors, lock, require_space
 from ..io.progress import Report, progress_bar
-from ..io.tensor_file import open_tensors, save_tensors
+from ..io.tensor_file import open_tensors
 from .bounded_pool import BoundedPool, Job
 from .cache_entry import (
     Matrix,
     check_factors,
-    check_shapes,
     entry_directory,
     factors_file,
     read_index,
     stored_bytes,
     write_index,
 )
-from .svd import TOLERANCE, Svd, relative_error, svd, working_bytes
+from .factoring import factor, read, write
+from .pipeline import pipelined
+from .solver import ON_CPU, on_device
+from .svd import working_bytes
 
 DEFAULT_MEMORY = 2 << 30
 
@@ -89,17 +92,24 @@ def decompose(
     workers: int | None = None,
     memory: int | None = None,
     force: bool = False,
+    device: str = "cpu",
 ) -> Decomposition:
     """Opens the model's decomposition from the cache, or makes it.
 
     A second process waits for the first. What a killed run had finished is checked and kept.
 
     progress: called with how many matrices are done; by default a bar on standard error shows it.
-    workers: matrices at once, one core each; by default as many as PyTorch has threads.
+    workers: matrices at once, one core each; by default as many as PyTorch has threads. For the CPU alone.
     memory: bytes that the running decompositions may take together (`memory_bound`).
     force: make it anew even if it is in the cache.
-    Raises ZweaveError if a matrix is not finite, the memory is too little, or the disk is full or cannot be written.
+    device: what computes the factors, "cpu" or "cuda", there one matrix at a time; the entry is the same, and a run
+        begun on one goes on on the other.
+    Raises ZweaveError if the device is unknown, a matrix is not finite, the memory is too little, or the disk is full
+    or cannot be written.
     """
+    place = parse_device(device)
+    if place.type != "cpu" and workers is not None:
+        raise ZweaveError(f"{device} decomposes one matrix at a time: workers are for device='cpu'")
     digest = source.digest()
     shapes = source.adapted_shapes()
     bound = memory_bound(shapes, memory)
@@ -112,7 +122,7 @@ def decompose(
             waiting = partial(report, "waiting for another process that decomposes this model", 0, 0)
             with lock(target, waiting):
                 if force or not target.is_dir():
-                    _make(source, digest, workers, bound, report)
+                    _make(source, digest, workers, bound, report, place)
     found = Decomposition.open(digest)
     if {module: matrix.shape for module, matrix in found.matrices.items()} != shapes:
         raise ZweaveError("the decomposition is of other matrices: run `zweave decompose MODEL --force`")
@@ -137,7 +147,9 @@ def memory_bound(shapes: Mapping[str, tuple[int, int]], memory: int | None = Non
     return memory
 
 
-def _make(source: WeightSource, digest: str, workers: int, memory: int, report: Report) -> None:
+def _make(
+    source: WeightSource, digest: str, workers: int, memory: int, report: Report, device: torch.device
+) -> None:
     """Decomposes all matrices into a folder of its own, which becomes the cache's entry when it is whole."""
     shapes = source.adapted_shapes()
     target = entry_directory(digest)
@@ -145,22 +157,39 @@ def _make(source: WeightSource, digest: str, workers: int, memory: int, report: 
     _prepare(unfinished)
     missing = [shape for module, shape in shapes.items() if not factors_file(unfinished, module).is_file()]
     require_space(unfinished, sum(map(stored_bytes, missing)))
-    jobs = [
-        Job(working_bytes(shape), partial(_factor, source, module, unfinished))
-        for module, shape in shapes.items()
-    ]
+    if device.type == "cpu":
+        stage = f"decomposing within {memory / (1 << 30):.1f} GiB"
+        made = _on_cores(source, unfinished, workers, memory)
+    else:
+        stage = f"decomposing on {device}"
+        made = pipelined(source, unfinished, on_device(device))
     matrices: dict[str, Matrix] = {}
-    stage = f"decomposing within {memory / (1 << 30):.1f} GiB"
     report(stage, 0, len(shapes))
-    for module, matrix in BoundedPool(jobs, workers, memory).run():
-        matrices[module] = matrix
-        report(stage, len(matrices), len(shapes))
+    with closing(made):
+        for module, matrix in made:
+            matrices[module] = matrix
+            report(stage, len(matrices), len(shapes))
     with disk_errors(unfinished):
         for module in shapes:
             flush(factors_file(unfinished, module))
         write_index(unfinished, digest, {module: matrices[module] for module in shapes})
         flush(unfinished)
         _publish(unfinished, target)
+
+
+def _on_cores(
+    source: WeightSource, directory: Path, workers: int, memory: int
+) -> Generator[tuple[str, Matrix]]:
+    """Decomposes all matrices on the CPU, several at once."""
+
+    def decomposed(module: str) -> tuple[str, Matrix]:
+        return write(factor(read(source, module, directory), ON_CPU), directory)
+
+    jobs = [
+        Job(working_bytes(shape), partial(decomposed, module))
+        for module, shape in source.adapted_shapes().items()
+    ]
+    yield from BoundedPool(jobs, workers, memory).run()
 
 
 def _prepare(unfinished: Path) -> None:
@@ -182,33 +211,3 @@ def _publish(unfinished: Path, target: Path) -> None:
     if old:
         shutil.rmtree(old)
     flush(target.parent)
-
-
-def _factor(source: WeightSource, module: str, directory: Path) -> tuple[str, Matrix]:
-    """Brings one matrix's file into `directory`, unless a sound one is there."""
-    path = factors_file(directory, module)
-    weight = source.tensor(f"{module}.weight")
-    shape = (weight.shape[0], weight.shape[1])
-    try:
-        result = _read_back(path, weight)
-    except ZweaveError:
-        try:
-            result = svd(weight)
-        except ZweaveError as error:
-            raise ZweaveError(f"{module} cannot be decomposed: {error}") from None
-        tensors = {"u": result.u, "sigma": result.sigma, "vt": result.vt}
-        # Flushed all together at the end; a file that a failing machine spoilt is found by its error.
-        save_tensors(path, tensors, {"driver": result.driver}, to_disk=False)
-    return module, Matrix(shape, path.stat().st_size, result.error, result.driver)
-
-
-def _read_back(path: Path, weight: Tensor) -> Svd:
-    """The factors that an earlier run wrote; ZweaveError unless they are those of the matrix."""
-    with open_tensors(path) as handle:
-        check_shapes(handle, (weight.shape[0], weight.shape[1]))
-        u, sigma, vt = handle.get_tensor("u"), handle.get_tensor("sigma"), handle.get_tensor("vt")
-        driver = (handle.metadata() or {}).get("driver", "unknown")
-    error = relative_error(weight.float(), u, sigma, vt)
-    if not error <= TOLERANCE:
-        raise ZweaveError(f"{path} does not hold the factors of its matrix")
-    return Svd(u, sigma, vt, error, driver)

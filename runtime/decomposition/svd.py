@@ -47,11 +47,16 @@ def gesdd_double(tall: Tensor) -> Factors:
 def gram(tall: Tensor) -> Factors:
     """Eigenvectors V of the Gram matrix, then the QR factors of W V, all in float64.
 
-    W V has orthogonal columns, so R is diagonal up to rounding, and Q is orthonormal even if W lacks rank.
+    W V has orthogonal columns, so R is diagonal up to rounding, and Q is orthonormal even if W lacks rank. The
+    Gram matrix squares the condition: singular values below 1.5e-8 (the root of float64's epsilon) of the largest
+    come out with an absolute error of about that, which is less than what float32 can tell.
     """
-    tall = tall.double()
-    _, v = torch.linalg.eigh(tall.T @ tall)
-    q, r = torch.linalg.qr(tall @ v)
+    double = tall.double()
+    v = torch.linalg.eigh(double.T @ double).eigenvectors
+    del double  # QR needs the room
+    # The large first: a column of rounding noise at the front would turn all that follow it.
+    v = v.flip(1)
+    q, r = torch.linalg.qr(tall.double() @ v)
     scale = r.diagonal()
     sigma, order = scale.abs().sort(descending=True)
     signs = torch.where(scale < 0, -1.0, 1.0)
@@ -59,13 +64,23 @@ def gram(tall: Tensor) -> Factors:
 
 
 DRIVERS: tuple[tuple[str, Driver], ...] = (("gesdd", gesdd), ("gesdd64", gesdd_double), ("gram64", gram))
+# On an accelerator float64 is cheap beside the iterations of an SVD, of which the Gram matrix needs none; the second
+# is cuSOLVER's, by PyTorch's choice of Jacobi or QR iteration.
+DEVICE_DRIVERS: tuple[tuple[str, Driver], ...] = (("gram64", gram), ("svd64", gesdd_double))
 
 
-def svd(weight: Tensor, drivers: Sequence[tuple[str, Driver]] = DRIVERS, tolerance: float = TOLERANCE) -> Svd:
-    """Decomposes a matrix [M, N] of any floating type in float32.
+def svd(
+    weight: Tensor,
+    drivers: Sequence[tuple[str, Driver]] = DRIVERS,
+    tolerance: float = TOLERANCE,
+    precision: torch.dtype = torch.float32,
+) -> Svd:
+    """Decomposes a matrix [M, N] of any floating type; the factors are float32, on the matrix's device.
 
     Drivers are tried in turn until one converges within `tolerance`. Raises ZweaveError if the matrix holds
     NaN or infinity, or if none does.
+
+    precision: type that the relative error is computed in.
     """
     weight = weight.float()
     # Cheaper than a test of every element and as sure: NaN and infinity survive the sum.
@@ -74,6 +89,7 @@ def svd(weight: Tensor, drivers: Sequence[tuple[str, Driver]] = DRIVERS, toleran
     # LAPACK is a third faster on tall matrices.
     wide = weight.shape[0] < weight.shape[1]
     tall = weight.T.contiguous() if wide else weight
+    del weight
     failures = []
     for name, driver in drivers:
         try:
@@ -81,7 +97,7 @@ def svd(weight: Tensor, drivers: Sequence[tuple[str, Driver]] = DRIVERS, toleran
         except torch.linalg.LinAlgError:
             failures.append(f"{name} did not converge")
             continue
-        error = relative_error(tall, u, sigma, vt)
+        error = relative_error(tall, u, sigma, vt, precision)
         if error <= tolerance:
             if wide:
                 u, vt = vt.T.contiguous(), u.T.contiguous()
@@ -91,10 +107,14 @@ def svd(weight: Tensor, drivers: Sequence[tuple[str, Driver]] = DRIVERS, toleran
     raise ZweaveError(f"no decomposition was found: {', '.join(failures)}")
 
 
-def relative_error(weight: Tensor, u: Tensor, sigma: Tensor, vt: Tensor) -> float:
+def relative_error(
+    weight: Tensor, u: Tensor, sigma: Tensor, vt: Tensor, precision: torch.dtype = torch.float32
+) -> float:
     """||W - u diag(sigma) vt|| / ||W||, Frobenius norms; infinite if a factor is not finite."""
     norm = float(torch.linalg.vector_norm(weight))
-    error = float(torch.linalg.vector_norm(torch.addmm(weight, u * sigma, vt, alpha=-1)))
+    weight, vt = weight.to(precision), vt.to(precision)
+    rest = torch.addmm(weight, u.to(precision) * sigma.to(precision), vt, alpha=-1)
+    error = float(torch.linalg.vector_norm(rest))
     # The comparison is false for NaN too.
     return error / max(norm, torch.finfo(torch.float32).tiny) if error >= 0 else float("inf")
 

@@ -40,8 +40,8 @@ class PendingCall(Generic[Owner]):
             self.result = self._function()
         except ZweaveError as error:
             self.error = str(error)
-        # It may be a user's program: it can fail in any way.
-        except Exception as error:
+        # It may be a user's program: it can fail in any way, and want to end ours.
+        except (Exception, SystemExit) as error:
             self.error = f"the dispatcher fails: {one_line(error, with_type=True)}"
         self.done = True
 
@@ -64,13 +64,19 @@ class CallPool(Generic[Owner]):
         self._running: list[PendingCall[Owner]] = []
         self._hanging: list[PendingCall[Owner]] = []
         self._ended: list[PendingCall[Owner]] = []
+        self._is_calling = False
         self._wake = threading.Event()
 
     def submit(self, owner: Owner, function: Callable[[], object], blocking: bool) -> None:
         self._waiting.append(PendingCall(owner, function, blocking))
 
     def poll(self) -> list[PendingCall[Owner]]:
-        """Starts blocking calls, runs the others, and returns the calls that have ended, each of them once."""
+        """Starts blocking calls, runs the others, and returns the calls that have ended, each of them once.
+
+        Raises ZweaveError if it is called by one of these calls, which would wait for itself.
+        """
+        if self._is_calling:
+            raise ZweaveError("a dispatcher asks the engine that waits for it: give it an engine of its own")
         self._wake.clear()
         now = time.monotonic()
         self._fetch(now)
@@ -79,16 +85,29 @@ class CallPool(Generic[Owner]):
             # Popped last, so that after an interrupt this call runs again and the ended ones are kept.
             call = self._waiting[0]
             if not call.blocking:
-                call.run()
-                self._ended.append(call)
+                self._run_here(call)
             elif len(self._running) < _MAX_RUNNING:
                 self._start(call, now)
             else:
                 held_back.append(call)
-            self._waiting.popleft()
+            # The call may have cancelled its own request.
+            if self._waiting and self._waiting[0] is call:
+                self._waiting.popleft()
         self._waiting.extend(held_back)
         ended, self._ended = self._ended, []
         return ended
+
+    def drop(self, owner: Owner) -> None:
+        """Forgets the calls of an owner that have not begun."""
+        self._waiting = deque(call for call in self._waiting if call.owner is not owner)
+
+    def _run_here(self, call: PendingCall[Owner]) -> None:
+        self._is_calling = True
+        try:
+            call.run()
+        finally:
+            self._is_calling = False
+        self._ended.append(call)
 
     def _fetch(self, now: float) -> None:
         """Moves calls that have ended or timed out from the running to the ended ones."""

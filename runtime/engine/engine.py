@@ -1,6 +1,7 @@
 """The engine: one resident model that answers a mixed batch of requests, each under its own expert."""
 
 import time
+from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from os import PathLike
@@ -22,6 +23,7 @@ from .config import EngineConfig
 from .engine_parts import load_parts
 from .guard import Guard
 from .pooled_states import check_layers, pooled_states
+from .step import LaunchedStep
 
 # Seconds that a step waits for dispatchers if it has nothing else to do.
 _MAX_WAIT = 0.05
@@ -67,6 +69,7 @@ class Engine:
         self._blocks = parts.blocks
         self._runner = parts.runner
         self._output_processor = parts.output_processor
+        self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
@@ -169,10 +172,13 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What was computed and reused so far, and how full the cache is."""
+        self.guard.check_process()
         return self._scheduler.stats()
 
     def step(self) -> list[Delta]:
         """Computes one batch and returns what it added to each request that it touched.
+
+        On a GPU a step launches its batch, and takes in what the one before has computed while the device is busy.
 
         Early first passes (below the top layer, with a dispatcher that answers at once) run first, by themselves.
         Then everything is scheduled again: what was scheduled before and not computed, and the requests whose
@@ -185,15 +191,18 @@ class Engine:
 
     def _step(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """One step; returns the deltas of some requests and keeps the others', or returns all."""
+        self._land(self._runner.lookahead)  # after an interruption there may be more
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
-            self._compute(early)
+            self._launch(early)
+            self._land(0)
             chunks = self._schedule()
         if chunks:
-            self._compute(chunks)
+            self._launch(chunks)
+        landed = self._land(self._runner.lookahead if chunks else 0)
         deltas = self._output_processor.take_deltas(request_ids)
-        if not (chunks or early or deltas):
+        if not (chunks or early or landed or deltas):
             self._first_passes.wait(_MAX_WAIT)
         return deltas
 
@@ -206,15 +215,37 @@ class Engine:
             self._output_processor.fail(sequence, reason)
         return chunks
 
-    def _compute(self, chunks: list[Chunk]) -> None:
-        """Computes chunks as one batch, and tells the observer."""
-        start, observer = time.perf_counter(), self.observer
-        outputs = self._runner.run(chunks)
-        computed = [output.chunk for output in outputs] if observer is not None else []
-        spans = [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in computed]
-        self._output_processor.process_outputs(outputs)
-        if observer is not None:
-            observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
+    def _launch(self, chunks: list[Chunk]) -> None:
+        """Gives chunks to the runner as one batch."""
+        for chunk in chunks:
+            chunk.sequence.launch(chunk.count, chunk.complete)
+        try:
+            start = time.perf_counter()
+            step = self._runner.launch(chunks)
+            self._launched.append((step, self._spans(step.chunks), start))
+        except BaseException:
+            for chunk in chunks:
+                chunk.sequence.withdraw(chunk.count, chunk.complete)
+            raise
+
+    def _land(self, in_flight: int) -> int:
+        """Takes in what launched batches have computed, until so many are in flight; returns how many it took in."""
+        landed = 0
+        while len(self._launched) > in_flight:
+            step, spans, start = self._launched[0]
+            for output in step.outputs():
+                self._output_processor.process(output)
+            self._launched.popleft()
+            landed += 1
+            if self.observer is not None:
+                self.observer(StepTrace(start, time.perf_counter(), spans, self.stats()))
+        return landed
+
+    def _spans(self, chunks: Seq[Chunk]) -> list[Span]:
+        """What the observer is told of chunks, if there is one."""
+        if self.observer is None:
+            return []
+        return [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in chunks]
 
     def _serve(self, prepared: Mapping[int, Sequence]) -> Iterator[tuple[int, Delta]]:
         """Runs sequences to their end and yields their deltas; those of other requests are kept for their own callers.

@@ -1,9 +1,10 @@
 """The parts of an engine, and how they are made of a model and a configuration."""
 
+import warnings
 from dataclasses import dataclass
 from os import PathLike
 
-from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition, decompose
 from ..errors import ZweaveError
@@ -16,9 +17,11 @@ from ..scheduler.scheduler import Scheduler
 from ..text.tokenizer import Tokenizer
 from .config import EngineConfig
 from .first_pass import FirstPassManager
+from .gpu.build import gpu_runner
 from .input_processor import InputProcessor
 from .model_runner import ModelRunner
 from .output_processor import OutputProcessor
+from .step import Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class EngineParts:
     first_passes: FirstPassManager
     scheduler: Scheduler
     blocks: BlockManager
-    runner: ModelRunner
+    runner: Runner
     output_processor: OutputProcessor
 
 
@@ -43,14 +46,17 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     shapes = checkpoint.config.adapted_shapes()
     plan = plan_for(
         {name: shapes[name] for name in decomposition.names},
-        config.torch_device.type,
+        config.plans_for,
         config.torch_dtype,
         config.max_memory,
         config.max_error,
+        config.batch_invariant,
     )
-    bank, cache = _allocate(checkpoint.config, decomposition, plan, config)
-    runner = ModelRunner(config, checkpoint, decomposition, plan, bank, cache)
-    blocks = BlockManager(cache, config.prefix_cache)
+    max_model_len = _max_model_len(config, checkpoint.config)
+    bank = _bank(decomposition, plan, config)
+    make = _cpu_runner if config.plans_for == "cpu" else gpu_runner
+    runner: Runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
+    blocks = BlockManager(runner.cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
     input_processor = InputProcessor(
         tokenizer,
@@ -72,12 +78,23 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     )
 
 
-def _allocate(
-    model_config: ModelConfig, decomposition: Decomposition, plan: Plan, config: EngineConfig
-) -> tuple[Bank, KVCache]:
-    """The tables and the cache whose sizes the user sets; ZweaveError if there is no memory for them."""
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """Tokens of a sequence that the user asks for, else those that the model is made for."""
+    if config.max_model_len is None:
+        return model.default_max_model_len
+    if config.max_model_len > model.max_position:
+        warnings.warn(
+            f"max_model_len {config.max_model_len}: the model is made for {model.max_position} tokens; "
+            "what it says beyond them may be worthless",
+            stacklevel=2,
+        )
+    return config.max_model_len
+
+
+def _bank(decomposition: Decomposition, plan: Plan, config: EngineConfig) -> Bank:
+    """The tables of as many slots as the user asks for; ZweaveError if there is no memory for them."""
     try:
-        bank = Bank(
+        return Bank(
             {name: decomposition.sigma(name) for name in decomposition.names},
             slots=config.slots + 1,
             device=config.torch_device,
@@ -85,11 +102,30 @@ def _allocate(
             plan=plan,
             max_error=config.max_error,
         )
-        num_blocks = config.kv_tokens // config.block_size
-        cache = KVCache(model_config, num_blocks, config.block_size, config.torch_dtype, config.torch_device)
     except RuntimeError as error:
         raise ZweaveError(
-            f"no memory for {config.slots} slots and {config.kv_tokens} kv_tokens: lower them "
-            f"({str(error).splitlines()[0][:80]})"
+            f"no memory for {config.slots} slots: lower them ({str(error).splitlines()[0][:80]})"
         ) from None
-    return bank, cache
+
+
+def _cpu_runner(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    decomposition: Decomposition,
+    plan: Plan,
+    bank: Bank,
+    max_model_len: int,
+) -> Runner:
+    """The runner of a CPU, with a cache of the size that the user asks for."""
+    assert config.kv_tokens is not None
+    num_blocks = config.kv_tokens // config.block_size
+    try:
+        cache = KVCache(
+            checkpoint.config, num_blocks, config.block_size, config.torch_dtype, config.torch_device
+        )
+    except RuntimeError as error:
+        raise ZweaveError(
+            f"no memory for {config.kv_tokens} kv_tokens: lower them ({str(error).splitlines()[0][:80]})"
+        ) from None
+    max_length = min(max_model_len, num_blocks * config.block_size)
+    return ModelRunner(config, checkpoint, decomposition, plan, bank, cache, max_length)

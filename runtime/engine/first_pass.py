@@ -78,7 +78,10 @@ class FirstPassManager:
     def remove(self, sequence: Sequence) -> None:
         """Forgets a request, and the sequence that was computed for its scores."""
         first_pass = self._passes.pop(sequence.request_id, None)
-        if first_pass is not None and first_pass.score_sequence is not None:
+        if first_pass is None:
+            return
+        self._calls.drop(first_pass)
+        if first_pass.score_sequence is not None:
             self._scheduler.remove(first_pass.score_sequence)
 
     def advance(self) -> list[tuple[Sequence, str]]:

@@ -1,24 +1,20 @@
-"""Runs chunks of sequences through the model: chunks in, logits and captured states out."""
+"""Runs chunks of sequences through the model on a CPU: chunks in, sampled tokens and captured states out."""
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from zweave.kernels import DecoderMetadata, greedy
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import KVCache
 from ..model.batch import Batch
-from ..model.layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture
+from ..model.layer_schedule import StateCapture
 from ..model.merger import MergePolicy, Merger
 from ..model.model import Model, ModelOutput
 from ..model.weights import Weights
@@ -27,33 +23,9 @@ from ..planner.cost_model import cost_model
 from ..planner.plan import Plan
 from ..scheduler.chunk import Chunk
 from .config import EngineConfig
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogits:
-    """What the model says of a sequence's next token.
-
-    logits: [vocabulary] float32
-    greedy_id: the likeliest token
-    is_finite: whether all logits are finite
-    """
-
-    logits: Tensor
-    greedy_id: int
-    is_finite: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkOutput:
-    """What the model computed for a chunk.
-
-    next_token: None unless the chunk is complete, i.e. reaches the end of its sequence
-    states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
-    """
-
-    chunk: Chunk
-    next_token: TokenLogits | None
-    states: Mapping[int, Tensor]
+from .sampler import sample
+from .step import ChunkOutput, LaunchedStep, SampledToken
+from .step_arrays import StepArrays, capture_schedule, layer_schedule, row_ranges
 
 
 class ModelRunner:
@@ -61,7 +33,10 @@ class ModelRunner:
 
     cache: where keys and values go
     max_length: tokens that a sequence may have
+    lookahead: steps that may be in flight when the next one is launched
     """
+
+    lookahead = 0
 
     def __init__(
         self,
@@ -71,11 +46,12 @@ class ModelRunner:
         plan: Plan,
         bank: Bank,
         cache: KVCache,
+        max_length: int,
     ) -> None:
         self._config = config
         self._bank = bank
         self.cache = cache
-        self.max_length = min(_max_model_len(config, checkpoint.config), cache.num_blocks * cache.block_size)
+        self.max_length = max_length
         weights = Weights(checkpoint, decomposition, bank, plan, config.torch_dtype, config.torch_device)
         self.model = Model(weights, checkpoint.config, cache, self.max_length)
         self._batch_planner: BatchPlanner | None = None
@@ -92,16 +68,30 @@ class ModelRunner:
             policy = MergePolicy.of(plan, config.torch_dtype, costs, config.merge_memory)
             self._merger = Merger(decomposition, self._bank, self.model.decoder, policy)
 
-    def run(self, chunks: Iterable[Chunk]) -> list[ChunkOutput]:
-        """Computes chunks as one batch. The outputs come in the order of the batch, which is not that of the chunks."""
+    def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
+        """Computes chunks as one batch, in an order of its own."""
         ordered = sorted(chunks, key=self._batch_order)
-        batch = self._apply_batch_plan(self.prepare(ordered))
-        return _outputs(ordered, self.model.forward(batch))
+        output = self.model.forward(self._apply_batch_plan(self.prepare(ordered)))
+        return LaunchedStep(ordered, _output_of(ordered, output))
 
     def prepare(self, chunks: Seq[Chunk]) -> Batch:
         """The tensors of chunks in the order given, which must be one that LayerSchedule allows."""
-        num_layers, device = self.model.config.num_layers, self._config.torch_device
-        return _build_batch(chunks, num_layers, self.cache.block_size, device)
+        arrays = StepArrays.of(chunks, self.cache.block_size)
+        meta = DecoderMetadata(
+            slot=torch.from_numpy(arrays.slot),
+            seq_index=torch.from_numpy(arrays.chunk),
+            position=torch.from_numpy(arrays.position),
+            kv_index=torch.from_numpy(arrays.kv_index),
+            block_table=torch.from_numpy(arrays.block_table),
+        )
+        schedule = layer_schedule(chunks, self.model.config.num_layers)
+        return Batch(torch.from_numpy(arrays.token_ids), meta, torch.from_numpy(arrays.sampled), schedule)
+
+    def states(self, chunks: Seq[Chunk], layers: Seq[int]) -> Mapping[StateCapture, Tensor]:
+        """See `Runner`."""
+        batch = self.prepare(chunks)
+        schedule = capture_schedule(chunks, layers, self.model.config.num_layers)
+        return self.model.forward(replace(batch, schedule=schedule, sampled=batch.sampled[:0])).states
 
     def _batch_order(self, chunk: Chunk) -> tuple[object, ...]:
         """Late entries first and early exits last, as LayerSchedule wants it; then tokens of one mode together."""
@@ -119,81 +109,24 @@ class ModelRunner:
         return replace(batch, meta=replace(batch.meta, all_factored=True))
 
 
-def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
-    """Tokens of a sequence that the user asks for, else those that the model is made for."""
-    if config.max_model_len is None:
-        return model.default_max_model_len
-    if config.max_model_len > model.max_position:
-        warnings.warn(
-            f"max_model_len {config.max_model_len}: the model is made for {model.max_position} tokens; "
-            "what it says beyond them may be worthless",
-            stacklevel=2,
-        )
-    return config.max_model_len
-
-
-def _outputs(chunks: Seq[Chunk], output: ModelOutput) -> list[ChunkOutput]:
-    greedy_ids, is_finite = greedy(output.logits)
-    next_tokens = map(TokenLogits, output.logits, greedy_ids.tolist(), is_finite.tolist())
-    complete = [chunk for chunk in chunks if chunk.complete]
-    next_token = dict(zip(complete, next_tokens, strict=True))
-    return [
-        ChunkOutput(
-            chunk,
-            next_token.get(chunk),
-            {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers},
-        )
-        for chunk, (first, last) in zip(chunks, row_ranges(chunks), strict=True)
-    ]
-
-
-def row_ranges(chunks: Seq[Chunk]) -> list[tuple[int, int]]:
-    """The rows [first, last) of each chunk in a batch that holds them one after the other."""
-    lasts = accumulate(chunk.count for chunk in chunks)
-    return [(last - chunk.count, last) for chunk, last in zip(chunks, lasts, strict=True)]
-
-
-def _build_batch(chunks: Seq[Chunk], num_layers: int, block_size: int, device: torch.device) -> Batch:
+def _output_of(chunks: Seq[Chunk], output: ModelOutput) -> Callable[[int], ChunkOutput]:
+    """Gives the output of each chunk by its index; a token is sampled when it is asked for."""
+    greedy_ids, is_finite = (values.tolist() for values in greedy(output.logits))
+    complete = {chunk: row for row, chunk in enumerate(chunk for chunk in chunks if chunk.complete)}
     ranges = row_ranges(chunks)
-    sampled = [last - 1 for chunk, (_, last) in zip(chunks, ranges, strict=True) if chunk.complete]
-    token_ids = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.stop] for chunk in chunks])
-    return Batch(
-        token_ids=_tensor(token_ids, np.int64, device),
-        meta=_metadata(chunks, block_size, device),
-        sampled=_tensor(np.array(sampled), np.int64, device),
-        schedule=_layer_schedule(chunks, ranges, num_layers),
-    )
 
+    def sampled(chunk: Chunk) -> SampledToken | None:
+        if chunk not in complete:
+            return None
+        row, sequence = complete[chunk], chunk.sequence
+        logits = output.logits[row]
+        return sample(
+            logits, greedy_ids[row], is_finite[row], sequence.request, sequence.seed, chunk.num_generated
+        )
 
-def _metadata(chunks: Seq[Chunk], block_size: int, device: torch.device) -> DecoderMetadata:
-    row = np.repeat(np.arange(len(chunks)), [chunk.count for chunk in chunks])
-    position = np.concatenate([np.arange(chunk.start, chunk.stop) for chunk in chunks])
-    slot = np.array([chunk.sequence.slot for chunk in chunks])[row]
-    adapted_from = np.array([chunk.sequence.adapted_from for chunk in chunks])[row]
-    table = np.zeros((len(chunks), max(len(c.sequence.kv.block_table) for c in chunks)), dtype=np.int32)
-    for blocks, chunk in zip(table, chunks, strict=True):
-        blocks[: len(chunk.sequence.kv.block_table)] = chunk.sequence.kv.block_table
-    kv_index = table[row, position // block_size].astype(np.int64) * block_size + position % block_size
-    return DecoderMetadata(
-        slot=_tensor(np.where(position >= adapted_from, slot, 0), np.int32, device),
-        seq_index=_tensor(row, np.int32, device),
-        position=_tensor(position, np.int32, device),
-        kv_index=_tensor(kv_index, np.int64, device),
-        block_table=_tensor(table, np.int32, device),
-    )
+    def output_of(index: int) -> ChunkOutput:
+        chunk, (first, last) = chunks[index], ranges[index]
+        states = {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers}
+        return ChunkOutput(chunk, sampled(chunk), states)
 
-
-def _layer_schedule(chunks: Seq[Chunk], ranges: Seq[tuple[int, int]], num_layers: int) -> LayerSchedule:
-    entries, captures, exits = [], [], []
-    for chunk, (first, last) in zip(chunks, ranges, strict=True):
-        states, exit_layer = chunk.entry_states, chunk.sequence.exit_layer
-        if states is not None:
-            entries.append(LayerEntry(chunk.entry_layer, first, states))
-        captures += [StateCapture(layer, first, last) for layer in chunk.capture_layers]
-        if exit_layer is not None:
-            exits.append(LayerExit(exit_layer, first))
-    return LayerSchedule.of(num_layers, ranges[-1][1], entries, captures, exits)
-
-
-def _tensor(values: np.ndarray, dtype: type, device: torch.device) -> Tensor:
-    return torch.from_numpy(values.astype(dtype, copy=False)).to(device)
+    return output_of

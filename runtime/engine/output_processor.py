@@ -1,6 +1,6 @@
 """Turns what the model computed into tokens, text and results."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from collections.abc import Sequence as Seq
 
 from ..request import Delta, FinishReason
@@ -8,17 +8,17 @@ from ..scheduler.chunk import Chunk
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
-from .model_runner import ChunkOutput, TokenLogits
-from .sampler import logprobs, sample_token, scores
+from .step import ChunkOutput, SampledToken
 
-_NOT_FINITE = "the model's logits are not finite: its weights or the expert's scales are too large"
+_NOT_FINITE = (
+    "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
+)
 
 
 class OutputProcessor:
     """Knows the unfinished requests, and keeps their deltas until they are delivered.
 
-    A sequence is marked as computed last, after its token is sampled: if a step is interrupted in between, the next
-    step computes the same chunk again.
+    A sequence is marked as computed after its token is appended.
 
     eos_ids: the tokens that end an answer
     """
@@ -47,11 +47,6 @@ class OutputProcessor:
         ]
         return taken
 
-    def process_outputs(self, outputs: Iterable[ChunkOutput]) -> None:
-        """Marks the chunks as computed, and samples a token where they are complete."""
-        for output in outputs:
-            self._process(output)
-
     def cancel(self, request_id: int) -> None:
         """Ends a request with the text so far; unknown ids are ignored."""
         sequence = self._sequences.get(request_id)
@@ -62,47 +57,56 @@ class OutputProcessor:
         """Ends a request with an error."""
         self._finish(sequence, "", [], "error", error)
 
-    def _process(self, output: ChunkOutput) -> None:
+    def process(self, output: ChunkOutput) -> None:
+        """Marks a chunk as computed, and appends the token that was sampled after it.
+
+        Ignores the chunk of a sequence that ended while it was in flight. If it is interrupted it may be called again:
+        what was done is not done twice.
+        """
         chunk, sequence = output.chunk, output.chunk.sequence
-        for layer in chunk.cache_layers:
-            sequence.cache_states(layer, chunk.start, output.states[layer])
-        if sequence.pooling is not None:
-            self._pool_states(output)
-        elif output.next_token is None:
-            sequence.advance(chunk.count)
-        elif not output.next_token.is_finite:
-            self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
-        else:
-            self._append_token(chunk, output.next_token)
+        text, token_ids = "", list[int]()
+        if sequence.in_flight and chunk.start == sequence.landed_position:
+            for layer in chunk.cache_layers:
+                sequence.cache_states(layer, chunk.start, output.states[layer])
+            if sequence.pooling is not None:
+                self._pool_states(output)
+            elif output.sampled is None:
+                sequence.land(chunk.count, chunk.complete)
+            elif not output.sampled.is_finite:
+                self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
+            else:
+                text, token_ids = self._append_token(chunk, output.sampled)
+        if sequence.ended is not None:
+            reason, sequence.ended = sequence.ended, None
+            self._finish(sequence, text, token_ids, reason)
+        elif token_ids:
+            self._deltas.append(Delta(sequence.request_id, text, token_ids))
 
     def _pool_states(self, output: ChunkOutput) -> None:
         """Adds a chunk's states to the mean that a first pass wants."""
         chunk, sequence = output.chunk, output.chunk.sequence
         pooling = sequence.pooling
         assert pooling is not None
-        pooling.add(chunk.start, output.states[pooling.layer])
-        if pooling.exit_layer is None:
-            sequence.advance(chunk.count)
+        if output.pooled is None:
+            pooling.add(chunk.start, output.states[pooling.layer])
         else:
-            sequence.advance_below(output.states[pooling.exit_layer])
+            pooling.add_sum(chunk.start, chunk.count, output.pooled.numpy())
+        exit_layer = pooling.exit_layer
+        sequence.land(chunk.count, chunk.complete, None if exit_layer is None else output.states[exit_layer])
         if pooling.done:
             self._first_passes.on_pooled(sequence)
 
-    def _append_token(self, chunk: Chunk, next_token: TokenLogits) -> None:
-        """Samples the next token and appends it with its text."""
-        sequence, request = chunk.sequence, chunk.sequence.request
-        token_id, logits = next_token.greedy_id, next_token.logits
-        if request.score and sequence.num_generated == 0:
-            sequence.scores = scores(logits, request.score)
-        if request.sampling.temperature > 0:
-            token_id = sample_token(logits, request.sampling, sequence.seed, sequence.num_generated)
-        entry = None if request.logprobs is None else logprobs(logits, token_id, request.logprobs)
-        text, reason = sequence.append(token_id, entry, self._eos_ids)
-        sequence.advance(chunk.count)
-        if reason is None:
-            self._deltas.append(Delta(sequence.request_id, text, [token_id]))
-        else:
-            self._finish(sequence, text, [token_id], reason)
+    def _append_token(self, chunk: Chunk, sampled: SampledToken) -> tuple[str, list[int]]:
+        """Appends the next token, unless that was done before; returns what it adds to the request."""
+        sequence = chunk.sequence
+        if sampled.scores is not None:
+            sequence.scores = sampled.scores
+        text, token_ids = "", list[int]()
+        if len(sequence.token_ids) == chunk.stop:
+            text, _ = sequence.append(sampled.token_id, sampled.logprob, self._eos_ids)
+            token_ids = [sampled.token_id]
+        sequence.land(chunk.count, chunk.complete)
+        return text, token_ids
 
     def _finish(
         self,

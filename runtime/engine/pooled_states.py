@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..errors import ZweaveError
 from ..kv_cache.running_sums import mean_state, running_sums
-from ..model.layer_schedule import LayerExit, LayerSchedule, StateCapture
+from ..model.layer_schedule import StateCapture
 from ..scheduler.block_manager import BlockManager
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
-from .model_runner import ModelRunner, row_ranges
+from .step import Runner
+from .step_arrays import row_ranges
 
 
 def check_layers(layers: Seq[int], count: int) -> None:
@@ -23,7 +23,7 @@ def check_layers(layers: Seq[int], count: int) -> None:
 
 
 def pooled_states(
-    runner: ModelRunner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int], max_tokens: int
+    runner: Runner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int], max_tokens: int
 ) -> Tensor:
     """Mean over each sequence's tokens of the base model's hidden states that enter each layer.
 
@@ -41,7 +41,7 @@ def pooled_states(
 
 
 def _batches(
-    runner: ModelRunner, blocks: BlockManager, sequences: Iterable[Sequence], max_tokens: int
+    runner: Runner, blocks: BlockManager, sequences: Iterable[Sequence], max_tokens: int
 ) -> Iterator[list[Sequence]]:
     """Groups consecutive sequences that fit a batch and the cache together; a group has at least one."""
     batch: list[Sequence] = []
@@ -61,7 +61,7 @@ def _batches(
 
 
 @torch.inference_mode()
-def _pooled(runner: ModelRunner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
+def _pooled(runner: Runner, blocks: BlockManager, sequences: Seq[Sequence], layers: Seq[int]) -> Tensor:
     """The means of one batch, computed in blocks that are given back at once."""
     needed = [runner.cache.blocks_for(len(sequence.token_ids)) for sequence in sequences]
     if sum(needed) > blocks.num_available:
@@ -77,16 +77,13 @@ def _pooled(runner: ModelRunner, blocks: BlockManager, sequences: Seq[Sequence],
         blocks.return_blocks(taken)
 
 
-def _means(runner: ModelRunner, chunks: Seq[Chunk], layers: Seq[int]) -> Tensor:
-    """Mean state of each chunk at each layer, [layers, chunks, hidden]; all rows exit at the highest layer."""
-    model, batch = runner.model, runner.prepare(chunks)
-    captures = [[StateCapture(layer, first, last) for first, last in row_ranges(chunks)] for layer in layers]
-    distinct = {capture for of_layer in captures for capture in of_layer}
-    num_layers, num_rows = model.config.num_layers, len(batch.token_ids)
-    schedule = LayerSchedule.of(num_layers, num_rows, captures=[*distinct], exits=[LayerExit(max(layers), 0)])
-    states = model.forward(replace(batch, schedule=schedule, sampled=batch.sampled[:0])).states
-    means = {capture: _mean(states[capture]) for capture in distinct}
-    return torch.stack([torch.stack([means[capture] for capture in of_layer]) for of_layer in captures])
+def _means(runner: Runner, chunks: Seq[Chunk], layers: Seq[int]) -> Tensor:
+    """Mean state of each chunk at each layer, [layers, chunks, hidden]."""
+    states, ranges = runner.states(chunks, layers), row_ranges(chunks)
+    means = {capture: _mean(states[capture]) for capture in states}
+    return torch.stack(
+        [torch.stack([means[StateCapture(layer, first, last)] for first, last in ranges]) for layer in layers]
+    )
 
 
 def _mean(states: Tensor) -> Tensor:

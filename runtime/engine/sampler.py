@@ -6,14 +6,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..request import Sampling, TokenLogprob
+from ..request import Request, Sampling, TokenLogprob
+from .step import SampledToken
+
+
+def sample(
+    logits: Tensor, greedy_id: int, is_finite: bool, request: Request, seed: int, index: int
+) -> SampledToken:
+    """Samples a request's index-th token, with what the request wants to know of it.
+
+    logits: [vocabulary], float32.
+    greedy_id: the likeliest token.
+    is_finite: whether all logits are finite; nothing is sampled if not.
+    """
+    if not (is_finite and _tells_tokens_apart(logits, greedy_id)):
+        return SampledToken(greedy_id, is_finite=False)
+    token_id = greedy_id
+    if request.sampling.temperature > 0:
+        token_id = sample_token(logits, request.sampling, seed, index)
+    return SampledToken(
+        token_id,
+        is_finite,
+        logprob=None if request.logprobs is None else logprobs(logits, token_id, request.logprobs),
+        scores=scores(logits, request.score) if request.score and index == 0 else None,
+    )
+
+
+def _tells_tokens_apart(logits: Tensor, greedy_id: int) -> bool:
+    """False if all logits are the same, as they are where a hidden state became so large that its norm is 0."""
+    same = len(logits) > 1 and greedy_id == 0 and bool(logits[-1] == logits[0])
+    return not same or not bool((logits == logits[0]).all())
 
 
 def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> int:
     """Samples a request's index-th token. logits: [vocabulary], float32.
 
     Temperature first, then top-k, top-p and min-p, all judged on the tempered distribution. The random
-    number is a pure function of (seed, index), so a request that was preempted draws the same again.
+    number is a pure function of (seed, index), so a request that was preempted draws the same again. It picks
+    from the cumulative sum of the kept tokens in the order of their ids, which a device has without sorting.
     """
     if sampling.temperature == 0:
         return int(logits.argmax())
@@ -24,6 +54,9 @@ def sample_token(logits: Tensor, sampling: Sampling, seed: int, index: int) -> i
         scores, ids = _largest(scores, sampling.top_k)
     if sampling.top_p < 1:
         scores, ids = _nucleus(scores, ids, sampling.top_p)
+    if ids is not None:
+        ids, order = ids.sort()
+        scores = scores[order]
     weights = torch.softmax(scores, dim=-1)
     if sampling.min_p > 0:
         weights = weights * (weights >= sampling.min_p * weights.max())

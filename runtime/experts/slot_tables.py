@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -84,6 +85,14 @@ class SlotTables:
         """A matrix's columns of `delta`, [S, K], a view like `columns`."""
         return self.delta[:, self._delta_columns[module]]
 
+    def stacked_columns(self, modules: Seq[str]) -> Tensor:
+        """The columns of `scale` of matrices that follow each other, [S, sum of R], a view like `columns`."""
+        return self.scale[:, _joined([self._columns[module] for module in modules])]
+
+    def stacked_delta_columns(self, modules: Seq[str]) -> Tensor:
+        """The columns of `delta` of matrices that follow each other, [S, sum of K], a view like `columns`."""
+        return self.delta[:, _joined([self._delta_columns[module] for module in modules])]
+
     def modes_of(self, module: str) -> Tensor:
         """A matrix's row of `modes`, [S] uint8, a view."""
         return self.modes[self._index[module]]
@@ -131,9 +140,9 @@ class SlotTables:
         return SlotRows(*map(torch.from_numpy, parts))
 
     def write(self, slot: int, rows: SlotRows) -> None:
-        """Writes the rows of a slot."""
-        self.scale[slot].copy_(rows.scale)
-        self.delta[slot].copy_(rows.delta)
+        """Writes the rows of a slot; on a device after what was launched there, and without waiting."""
+        for table, row in ((self.scale, rows.scale), (self.delta, rows.delta)):
+            table[slot].copy_(row.pin_memory() if table.is_cuda else row, non_blocking=True)
         self.modes[:, slot].copy_(rows.modes)
         self.supports[:, slot].copy_(rows.supports)
 
@@ -188,6 +197,13 @@ def _columns(sizes: Mapping[str, int]) -> dict[str, slice]:
     ends = list(accumulate(sizes.values()))
     starts = [0, *ends[:-1]] if ends else []
     return dict(zip(sizes, map(slice, starts, ends), strict=True))
+
+
+def _joined(parts: Seq[slice]) -> slice:
+    """Consecutive stretches as one."""
+    if any(one.stop != other.start for one, other in pairwise(parts)):
+        raise ValueError("the matrices do not follow each other in the tables")
+    return slice(parts[0].start, parts[-1].stop)
 
 
 def _poisoned(slots: int, width: int, device: torch.device) -> Tensor:

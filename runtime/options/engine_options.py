@@ -29,7 +29,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
     )
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="(%(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, or reference: a GPU's steps on a CPU (%(default)s)"
+    )
     parser.add_argument(
         "--max-model-len",
         type=positive_whole,
@@ -46,9 +48,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-tokens",
         type=positive_whole,
-        default=KV_TOKENS,
         metavar="N",
-        help="token positions in the KV cache, for all requests together (%(default)s)",
+        help=f"token positions in the KV cache, for all requests together ({KV_TOKENS}; on a GPU what fits)",
     )
     parser.add_argument(
         "--slots",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -20,6 +20,7 @@ PLANNED_TOKENS = 16
 HOSTED_DELTA_SHARE = 8
 FORMATS: tuple[IntegerFormat, ...] = ("int8", "int4")
 
+DeviceType: TypeAlias = Literal["cpu", "gpu"]
 Shapes: TypeAlias = Mapping[str, tuple[int, int]]
 
 
@@ -35,11 +36,15 @@ class Budget:
     value_bytes: int
 
     def fits(self, plan: Plan) -> bool:
-        return memory(plan, self.value_bytes) <= self.max_memory
+        return self.needs(plan) <= self.max_memory
+
+    def needs(self, plan: Plan) -> int:
+        """Bytes that a plan takes."""
+        return memory(plan, self.value_bytes)
 
     def refusal(self, least: Plan) -> ZweaveError:
         """The error for a budget that the smallest plan exceeds."""
-        needed = memory(least, self.value_bytes)
+        needed = self.needs(least)
         return ZweaveError(
             f"max_memory allows {self.max_memory / (1 << 20):.1f} MiB for the adapted matrices and the least that "
             f"would do is {math.ceil(needed / (1 << 20) * 10) / 10:.1f}: allow more"
@@ -48,10 +53,11 @@ class Budget:
 
 def plan_for(
     shapes: Shapes,
-    device_type: str,
+    device_type: DeviceType,
     dtype: torch.dtype,
     max_memory: int | None = None,
     max_error: float = 0.0,
+    batch_invariant: bool = False,
 ) -> Plan:
     """The plan of matrices [out_features, in_features], by what products cost on this machine.
 
@@ -60,34 +66,33 @@ def plan_for(
     """
     weighs_costs = device_type == "cpu" and max_memory is not None
     costs = cost_model(dtype) if weighs_costs else None
-    return make_plan(shapes, device_type, dtype.itemsize, max_memory, max_error, costs)
+    return make_plan(shapes, device_type, dtype.itemsize, max_memory, max_error, costs, batch_invariant)
 
 
 def make_plan(
     shapes: Shapes,
-    device_type: str = "cpu",
+    device_type: DeviceType = "cpu",
     value_bytes: int = 2,
     max_memory: int | None = None,
     max_error: float = 0.0,
     costs: CostModel | None = None,
+    batch_invariant: bool = False,
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
     On a CPU every matrix keeps W for base tokens, and U and V: a few leading components for the deltas of restricted
-    experts, all of them for unrestricted ones. With less memory see `_plan_within`. Elsewhere everything is factored.
+    experts, all of them for unrestricted ones. With less memory see `_plan_within`, for a GPU `_gpu_plan`.
 
     shapes: matrix -> (out_features, in_features).
     max_memory: bytes for the weights of adapted matrices, of `value_bytes` a weight; None for no limit.
     max_error: share of a matrix's spectral norm that an expert may lose.
     costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
+    batch_invariant: on a GPU, whether all tokens of all batches take one mode.
     Raises ZweaveError, with the least that would do, if no plan fits.
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
-        plan = {module: MatrixPlan(shape) for module, shape in shapes.items()}
-        if budget is not None and not budget.fits(plan):
-            raise budget.refusal(plan)
-        return plan
+        return _gpu_plan(shapes, budget, batch_invariant)
     plan = {
         module: MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
         for module, shape in shapes.items()
@@ -95,6 +100,26 @@ def make_plan(
     if budget is None:
         return plan
     return _plan_within(budget, plan, max_error, costs or CostModel.nominal(value_bytes))
+
+
+def _gpu_plan(shapes: Shapes, budget: Budget | None, batch_invariant: bool) -> dict[str, MatrixPlan]:
+    """The same for all matrices, since a step on a GPU has one mode for all of them.
+
+    All forms where they fit: W, U and V, of which the leading components serve deltas. Else the factors alone; else
+    W and as many leading components as fit. With `batch_invariant` the factors alone: base tokens and all experts then
+    take the same products whatever is in their batch.
+    """
+    factored = {module: MatrixPlan(shape) for module, shape in shapes.items()}
+    everything = {module: hosted_plan(shape) for module, shape in shapes.items()}
+    for plan in (factored,) if batch_invariant else (everything, factored):
+        if budget is None or budget.fits(plan):
+            return plan
+    assert budget is not None
+    leading = {} if batch_invariant else _most_leading(shapes, None, budget)
+    if not leading:
+        least = {module: _leading(shape, 1, None) for module, shape in shapes.items()}
+        raise budget.refusal(factored if batch_invariant else min(factored, least, key=budget.needs))
+    return leading
 
 
 def hosted_plan(shape: tuple[int, int], dense: bool = True) -> MatrixPlan:

@@ -13,12 +13,14 @@ class Chunk:
 
     start: position of the first token.
     count: number of tokens.
+    complete: whether a token is sampled after the chunk, the next one of its sequence.
     cache_layers: layers whose input states of these tokens are stored for the prefix cache.
     """
 
     sequence: Sequence
     start: int
     count: int
+    complete: bool = False
     cache_layers: tuple[int, ...] = ()
 
     @property
@@ -26,9 +28,9 @@ class Chunk:
         return self.start + self.count
 
     @property
-    def complete(self) -> bool:
-        """Whether the step samples a token after the chunk."""
-        return self.sequence.pooling is None and self.stop == len(self.sequence.token_ids)
+    def num_generated(self) -> int:
+        """Number of the sequence's tokens up to the end of the chunk that were sampled."""
+        return max(0, self.stop - self.sequence.num_prompt_tokens)
 
     @property
     def entry_layer(self) -> int:

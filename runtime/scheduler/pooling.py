@@ -42,6 +42,13 @@ class Pooling:
             return
         self._sum, self.tokens = running_sums(self._sum, states)[-1].copy(), start + len(states)
 
+    def add_sum(self, start: int, count: int, total: Sum) -> None:
+        """Adds the sum [hidden] of the states of `count` tokens from `start` on, under the same condition."""
+        if start != self.tokens:
+            return
+        self._sum = total if self._sum is None else self._sum + total
+        self.tokens = start + count
+
     def mean(self) -> Tensor:
         """[hidden] float32."""
         assert self._sum is not None

@@ -92,23 +92,33 @@ class Scheduler:
     def schedule(self) -> tuple[list[Chunk], list[tuple[Sequence, str]]]:
         """Returns the chunks of the next step, and the sequences that cannot run with the reason.
 
-        Every chunk has its blocks and its slot. The list is empty only if nothing is left to run.
+        Every chunk has its blocks and its slot. The list is empty only if nothing is left to run, or a step in flight
+        must land first.
         """
         for sequence in self._running:
             self._blocks.cache_blocks(sequence)
         plan = StepPlan(self._max_batch_tokens)
+        preempted = self._plan_running(plan)
+        if preempted is None:
+            return [], []
         # Blocks that a preemption freed are for the earlier arrivals: nobody is admitted in the same step.
-        failed = [] if self._plan_running(plan) else self._admit(plan)
+        failed = [] if preempted else self._admit(plan)
         return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
 
-    def _plan_running(self, plan: StepPlan) -> set[Sequence]:
-        """Plans the next tokens of the running sequences, decoding ones first; returns those that were preempted."""
+    def _plan_running(self, plan: StepPlan) -> set[Sequence] | None:
+        """Plans the next tokens of the running sequences, decoding ones first; returns those that were preempted.
+
+        None if one would have to be preempted while tokens are in flight: where those land is not known before.
+        """
         preempted: set[Sequence] = set()
         for sequence in sorted(self._running, key=lambda running: running.is_prefilling):
             count = plan.count_for(sequence)
             if sequence in preempted or not count:
                 continue
             num_tokens = sequence.next_position + count
+            num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
+            if num_missing > self._blocks.num_available and self._has_in_flight:
+                return None
             for victim in self._preempt_for(sequence, num_tokens):
                 preempted.add(victim)
                 plan.drop(victim)
@@ -116,6 +126,10 @@ class Scheduler:
                 self._blocks.append_blocks(sequence, num_tokens)
                 plan.add(sequence, count)
         return preempted
+
+    @property
+    def _has_in_flight(self) -> bool:
+        return any(sequence.in_flight for sequence in self._running)
 
     def _preempt_for(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
         """Preempts the latest arrivals, in the end the sequence itself, until it can have blocks for its tokens."""
@@ -183,6 +197,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """Gives back the blocks and the slot of a sequence that runs no longer."""
         self._blocks.free(sequence)
+        sequence.in_flight = sequence.num_awaited = 0
         if sequence.slot is not None:
             self._bank.release(sequence.slot)
             sequence.slot = None
@@ -197,7 +212,8 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
         """A chunk with its `cache_layers`: where experts begin or first passes pool, and the tokens are the base's."""
-        chunk = Chunk(sequence, start, stop - start)
+        complete = sequence.pooling is None and stop == sequence.num_target_tokens
+        chunk = Chunk(sequence, start, stop - start, complete)
         if not self._blocks.shares or start >= sequence.num_prompt_tokens:
             return chunk
         exit_layer, pooling = sequence.exit_layer, sequence.pooling

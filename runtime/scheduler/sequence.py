@@ -34,6 +34,9 @@ class Sequence:
     scores: log-probabilities of the request's `score` tokens.
     seed: of the sampler.
     asked: the prompt in the words of a template, if it was put into them.
+    in_flight: tokens whose step is launched and has not landed.
+    num_awaited: tokens that launched steps sample: they follow those of `token_ids`, and are not known yet.
+    ended: why the answer ends with the last of `token_ids`, until the request's result is made.
     """
 
     request_id: int
@@ -51,6 +54,9 @@ class Sequence:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     scores: list[float] | None = None
     asked: Question | None = None
+    in_flight: int = 0
+    num_awaited: int = 0
+    ended: FinishReason | None = None
     seed: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +67,7 @@ class Sequence:
     @property
     def num_target_tokens(self) -> int:
         """Number of tokens to compute: the pooled prefix in a first pass, all tokens otherwise."""
-        return len(self.token_ids) if self.pooling is None else self.pooling.stop
+        return len(self.token_ids) + self.num_awaited if self.pooling is None else self.pooling.stop
 
     @property
     def exit_layer(self) -> int | None:
@@ -69,20 +75,31 @@ class Sequence:
         return None if self.pooling is None else self.pooling.exit_layer
 
     @property
-    def next_position(self) -> int:
-        """Position of the next token to compute."""
+    def landed_position(self) -> int:
+        """Position after the last token whose step has landed."""
         if self.exit_layer is not None and self.kv.partial_states is not None:
             return self.kv.partial_states.stop
         return self.kv.num_computed_tokens
 
     @property
+    def next_position(self) -> int:
+        """Position of the next token to compute."""
+        return self.landed_position + self.in_flight
+
+    @property
     def num_pending_tokens(self) -> int:
-        """Number of tokens left to compute before the next one is sampled, or the first pass ends."""
+        """Number of tokens left to compute before the next one is sampled, or the first pass ends.
+
+        0 if the last token is in flight.
+        """
+        if self.num_awaited and self.num_target_tokens >= self.max_length:
+            return 0
         return self.num_target_tokens - self.next_position
 
     @property
     def is_prefilling(self) -> bool:
-        return self.num_pending_tokens > 1
+        """Whether more than the latest token is still to be computed; tokens in flight are not computed yet."""
+        return self.num_target_tokens - self.num_awaited - self.landed_position > 1
 
     def base_until(self, layer: int) -> int:
         """Number of leading prompt tokens whose keys and values below `layer` are the base model's."""
@@ -116,6 +133,24 @@ class Sequence:
         partial = self.kv.partial_states
         if partial is not None:
             self.cache_states(partial.layer, partial.start, partial.states)
+
+    def launch(self, count: int, samples: bool) -> None:
+        """Marks the next tokens as in flight. samples: whether a token is sampled after them."""
+        self.in_flight += count
+        self.num_awaited += samples
+
+    def withdraw(self, count: int, samples: bool) -> None:
+        """Takes `launch` back."""
+        self.in_flight -= count
+        self.num_awaited -= samples
+
+    def land(self, count: int, samples: bool, states: Tensor | None = None) -> None:
+        """Marks tokens in flight as computed: in all layers, or below the exit layer, which `states` enter."""
+        self.withdraw(count, samples)
+        if states is None:
+            self.advance(count)
+        else:
+            self.advance_below(states)
 
     def advance(self, count: int) -> None:
         """Marks the next tokens as computed in all layers."""
@@ -159,6 +194,10 @@ class Sequence:
         self.token_ids.append(token_id)
         if entry is not None:
             self.logprobs.append(entry)
+        text, self.ended = self._after(token_id, eos_ids)
+        return text, self.ended
+
+    def _after(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
         stops = self.request.stop_token_ids or ()
         if token_id in stops or (token_id in eos_ids and not self.request.ignore_eos):
             return self.text.finish(), "stop"

@@ -32,13 +32,14 @@ class Span:
 
     @classmethod
     def of(cls, chunk: Chunk, is_first_pass: bool) -> "Span":
-        """The span of a chunk, before its sequence is marked as computed.
+        """The span of a chunk, when it is launched.
 
         is_first_pass: whether the sequence reads scores for a dispatcher
         """
         sequence = chunk.sequence
         chosen = sequence.request.expert if sequence.dispatch is None else sequence.dispatch.mixture
-        phase: Phase = "decode" if sequence.num_generated and chunk.count == 1 else "prompt"
+        is_generated = chunk.start >= sequence.num_prompt_tokens
+        phase: Phase = "decode" if is_generated and chunk.count == 1 else "prompt"
         return cls(
             request_id=sequence.request_id,
             phase="first pass" if is_first_pass or sequence.pooling is not None else phase,

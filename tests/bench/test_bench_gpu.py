@@ -10,6 +10,7 @@ import pytest
 
 from zweave.bench import gpu
 from zweave.bench.gpu import Part, parts, run_parts
+from zweave.cli.parser import make_parser
 
 PYTHON = sys.executable
 
@@ -26,6 +27,29 @@ def test_parts_fit_into_nine_minutes(tmp_path: Path) -> None:
     assert "build" not in [part.name for part in parts(tmp_path, rebuild=False)]
     tests = next(part for part in listed if part.name == "tests").command
     assert any(argument.endswith("test_triton.py") for argument in tests)
+    assert sum(part.seconds for part in parts(tmp_path, rebuild=False)) <= gpu.DEADLINE
+
+
+def test_parts_are_commands_that_exist(tmp_path: Path) -> None:
+    for part in parts(tmp_path, rebuild=False):
+        if part.figures:
+            arguments = part.command[len(gpu.ZWEAVE) :]
+            asked = make_parser(arguments).parse_args(arguments)
+            assert asked.plot == tmp_path / f"{part.name}.png"
+
+
+def test_what_was_predicted_is_told_beside_what_was_measured(tmp_path: Path) -> None:
+    row = {"provider": "delta", "status": "ok", "batch": 64, "context": 512, "experts": 64, "seconds": 0.006,
+           "predicted_seconds": 0.005, "predicted_for": "H200", "vs_predicted": 1.2}  # fmt: skip
+    failed = row | {"provider": "dense", "status": "failed", "seconds": None, "vs_predicted": None}
+    without = {"provider": "F.linear", "status": "ok", "seconds": 1.0}
+    (tmp_path / "step.json").write_text(json.dumps({"bench": "gpu-step", "rows": [row, failed, without]}))
+    (tmp_path / "summary.json").write_text("[]")
+    assert gpu.predictions(tmp_path) == [
+        "step: delta, batch 64, context 512, experts 64: measured 6.000 ms, predicted 5.000 ms for H200, "
+        "1.20 times as long",
+        "step: dense, batch 64, context 512, experts 64: failed, predicted 5.000 ms for H200",
+    ]
 
 
 def test_a_part_that_fails_or_hangs_does_not_stop_the_next(tmp_path: Path) -> None:

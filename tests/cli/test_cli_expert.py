@@ -288,6 +288,11 @@ def test_decompose_prints_figures(zweave, tiny_model):
     assert figures["digest"] in printed and "matrices  14" in printed and "relative" in printed
 
 
+def test_decompose_refuses_an_unknown_device(zweave, tiny_model):
+    with pytest.raises(ZweaveError, match="unknown device 'abacus': use 'cpu' or 'cuda'"):
+        zweave("decompose", tiny_model("llama"), "--device", "abacus")
+
+
 def test_decompose_with_too_little_memory(zweave, tiny_model):
     with pytest.raises(ZweaveError, match="allow more memory"):
         zweave("decompose", tiny_model("llama"), "--memory", "0.001")

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import zweave.decomposition.decomposition as module_under_test
 from zweave.checkpoint import Checkpoint
 from zweave.decomposition import Decomposition, decompose
 from zweave.decomposition.decomposition import memory_bound
@@ -44,7 +43,7 @@ def counted(monkeypatch):
         names.append(path.name.removesuffix(".safetensors"))
         save_tensors(path, *args, **options)
 
-    monkeypatch.setattr(module_under_test, "save_tensors", save)
+    monkeypatch.setattr("zweave.decomposition.factoring.save_tensors", save)
     return names
 
 

@@ -52,6 +52,22 @@ def test_factors_are_orthonormal_where_rank_is_lacking(driver, rank):
     assert (found.sigma[rank:] < 1e-4).all()
 
 
+@pytest.mark.parametrize("kind", ["repeated columns", "zero columns", "whole numbers"])
+@pytest.mark.parametrize("driver", DRIVERS, ids=lambda driver: driver[0])
+def test_null_spaces_that_rounding_does_not_hide(driver, kind):
+    weight = matrix((199, 62))
+    if kind == "repeated columns":
+        weight[:, 31:] = weight[:, :31]
+    elif kind == "zero columns":
+        weight[:, 10:] = 0
+    else:
+        weight = matrix((199, 5)).mul(3).round() @ matrix((5, 62)).mul(3).round()
+    found = svd(weight, [driver])
+    assert_canonical(found, weight)
+    exact = torch.linalg.svdvals(weight.double()).float()
+    torch.testing.assert_close(found.sigma, exact, rtol=1e-5, atol=1e-6 * float(exact[0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_other_types_are_decomposed_in_float32(dtype):
     weight = matrix((63, 40)).to(dtype)

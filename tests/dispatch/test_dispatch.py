@@ -117,6 +117,22 @@ def test_the_same_bits_in_any_company_and_as_an_oracle_says(
     assert len(labels) > 1 or strategy is STRATEGIES["prompt, instruction first"]
 
 
+def chosen(result: Result) -> tuple[object, ...]:
+    """What a rounding error leaves alone."""
+    return result.token_ids, result.error, None if result.dispatch is None else result.dispatch.label
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_gpu_chooses_and_answers_the_same(
+    make_engine: TinyEngine, strategy: Callable[[], list[Dispatcher]]
+) -> None:
+    requests = traffic(12, strategy())
+    wanted = make_engine().generate(requests)
+    for options in ({}, {"max_batch_tokens": 17, "max_sequences": 7, "kv_tokens": 160, "slots": 3}):
+        given = make_engine(device="reference", **options).generate(requests)
+        assert [chosen(result) for result in given] == [chosen(result) for result in wanted]
+
+
 @pytest.mark.parametrize("name", ["prompt, late", "all"])
 def test_a_chosen_experts_words_are_those_of_a_named_one(make_engine: TinyEngine, name: str) -> None:
     template = PromptTemplate("Film: {text}\nGood?", "It is", max_tokens=3)

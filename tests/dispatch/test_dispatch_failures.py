@@ -156,3 +156,41 @@ def test_an_expert_unloaded_between_the_passes_is_unknown(make_engine: TinyEngin
             result = next((delta.result for delta in engine.step() if delta.result), result)
         assert result.finish_reason == reason
         assert "no expert 'tail-a'" in result.dispatch.error
+
+
+def leave() -> object:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_dispatcher_that_wants_to_end_the_program_ends_its_request(
+    tiny_engine: TinyEngine, blocking: bool
+) -> None:
+    engine = tiny_engine()
+    auto = Request("ab", expert="auto", dispatcher=Chosen(leave, blocking=blocking), max_tokens=2)
+    failed, fine = engine.generate([auto, Request("ab", max_tokens=2, ignore_eos=True)])
+    assert failed.error == "the dispatcher fails: SystemExit: 3"
+    assert len(fine.token_ids) == 2
+
+
+def test_a_call_whose_request_is_gone_is_not_made_again(tiny_engine: TinyEngine) -> None:
+    """Ctrl-C in a dispatcher ends the request that it was called for, and no later one."""
+    engine, calls = tiny_engine(), []
+
+    def interrupted() -> object:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    auto = Request("ab", expert="auto", dispatcher=Chosen(interrupted, blocking=False), max_tokens=2)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(auto)
+    assert len(engine.generate(Request("ab", max_tokens=2, ignore_eos=True))[0].token_ids) == 2
+    assert len(calls) == 1 and not engine.has_work
+
+
+def test_a_dispatcher_that_asks_its_own_engine_is_told(tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine()
+    chosen = Chosen(lambda: engine.generate(Request("cd", max_tokens=2)), blocking=False)
+    failed = engine.generate(Request("ab", expert="auto", dispatcher=chosen, max_tokens=2))[0]
+    assert failed.error is not None and "give it an engine of its own" in failed.error
+    assert not engine.has_work and engine.stats().blocks_in_use == 0

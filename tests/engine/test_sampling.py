@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,23 @@ def test_filters_keep_exactly_the_right_tokens(sampling: Sampling, kept: set[int
     assert set(drawn.nonzero().flatten().tolist()) == kept
     ratio = drawn[list(kept)] / probabilities[list(kept)]
     assert (ratio / ratio.mean() - 1).abs().max() < 0.15
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1, top_k=6),
+        Sampling(temperature=1, top_p=0.8),
+        Sampling(temperature=1, min_p=0.2),
+    ],
+    ids=str,
+)
+def test_a_draw_walks_the_kept_tokens_in_the_order_of_their_ids(sampling: Sampling) -> None:
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(4))
+    uniform = [np.random.Generator(np.random.Philox(key=[9, i])).random() for i in range(300)]
+    drawn = [sample_token(logits, sampling, 9, i) for i in range(300)]
+    by_uniform = [token for _, token in sorted(zip(uniform, drawn, strict=True))]
+    assert by_uniform == sorted(drawn) and 2 < len(set(drawn)) < 12
 
 
 def test_a_draw_depends_on_seed_and_index_alone() -> None:

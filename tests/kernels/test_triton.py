@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from types import SimpleNamespace
 
 import pytest
@@ -19,12 +17,9 @@ from zweave.kernels.mix import mix_triton
 from zweave.kernels.svf_delta_linear import svf_delta_linear_ref, svf_delta_linear_triton
 from zweave.kernels.svf_linear import svf_linear_ref, svf_linear_triton
 from zweave.kernels.triton.checks import plain
-from zweave.kernels.triton.gemm_config import Device, split_size, tile_config
-from zweave.kernels.triton.split_k import SplitK
 
 pytest.importorskip("triton")
 
-Launch = Callable[..., Tensor]
 # T, M, N, R
 SHAPES = {
     "1000 inputs, splits in parallel": (3, 40, 1000, 40),
@@ -40,33 +35,6 @@ FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
 QUANTISED = {name: name for name in ("int8", "int8 groups", "int4", "fp8")}
 FORMATS = pytest.mark.parametrize("format", [None, *QUANTISED])
 DTYPES = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
-
-
-@pytest.fixture(scope="module")
-def interpreted() -> Iterator[Launch]:
-    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN."""
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
-    ) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(mix_triton, torch.ones(1, 1), torch.ones(1, 1)).result()
-        yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
-
-
-@pytest.fixture
-def on_few_sms(interpreted) -> Launch:
-    """Launches as on a chip of two SMs: a few tiles occupy it, and their splits are summed serially."""
-    patch = "from zweave.kernels.triton import gemm, gemm_config; gemm.device_of = {}".format
-
-    def launch(launcher: Callable[..., Tensor], *arguments: object) -> Tensor:
-        interpreted(exec, patch("lambda index, few=gemm_config.Device((9, 0), 2): few"))
-        try:
-            return interpreted(launcher, *arguments)
-        finally:
-            interpreted(exec, patch("gemm_config.device_of"))
-
-    return launch
 
 
 def problem(
@@ -248,20 +216,6 @@ def test_interpreted_serial_splits_give_the_bits_of_parallel_ones(
     assert torch.equal(serial, parallel)
     serial = on_few_sms(linear_triton, *guard(p.x, p.w, p.bias))
     assert torch.equal(serial, interpreted(linear_triton, p.x, p.w, p.bias))
-
-
-def test_a_device_of_few_sms_takes_another_plan_and_the_same_splits() -> None:
-    """Or the test above would compare two runs of one plan, or sums of another order."""
-    many, few = Device((9, 0), 132), Device((9, 0), 2)
-    for out_features in (40, 60):
-        assert split_size(out_features, 1000, many) == split_size(out_features, 1000, few) == 384
-    for dtype in FLOATS.values():
-        config = tile_config(70, 40, dtype, "none", many, False)
-        plans = [
-            SplitK.plan_for(3, config.tiles(70, 40), config, device, torch.device("cpu")).plan
-            for device in (many, few)
-        ]
-        assert plans == ["parallel", "serial"]
 
 
 @FORMATS

@@ -68,11 +68,20 @@ def test_w_goes_first_where_it_saves_least() -> None:
     assert plan[Q].dense
 
 
-def test_a_gpu_goes_factored() -> None:
-    plan = make_plan(SHAPES, "cuda")
-    assert {matrix.mode_of(0) for matrix in plan.values()} == {LinearMode.FACTORED}
-    with pytest.raises(ZweaveError, match="max_memory"):
-        make_plan(SHAPES, "cuda", max_memory=1000)
+def test_a_gpu_keeps_all_forms_and_takes_one_mode_a_step() -> None:
+    plan = make_plan(SHAPES, "gpu")
+    assert {m.mode_of(0) for m in plan.values()} == {LinearMode.DENSE}
+    assert {m.mode_of(m.rank // 8) for m in plan.values()} == {LinearMode.DELTA}
+    assert {m.mode_of(m.rank) for m in plan.values()} == {LinearMode.FACTORED}
+    factored = make_plan(SHAPES, "gpu", batch_invariant=True)
+    assert {m.mode_of(0) for m in factored.values()} == {LinearMode.FACTORED}
+    assert make_plan(SHAPES, "gpu", max_memory=memory(plan, 2) - 1) == factored
+    leading = make_plan(SHAPES, "gpu", max_memory=memory(factored, 2) - 1)
+    assert {(m.dense, m.factored) for m in leading.values()} == {(True, False)}
+    assert all(0 < m.delta_rank < m.rank for m in leading.values())
+    for batch_invariant in (False, True):
+        with pytest.raises(ZweaveError, match="the least that would do is"):
+            make_plan(SHAPES, "gpu", max_memory=1000, batch_invariant=batch_invariant)
 
 
 def test_impossible_plans_are_refused() -> None:

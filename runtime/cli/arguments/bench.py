@@ -39,6 +39,14 @@ BENCHES = {
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
     "gpu-linear": ("kernels.gpu_linear", "The linears on a GPU: how near to the roofs, and to cuBLAS?"),
+    "gpu-step": (
+        "serving.gpu.gpu_step",
+        "How long does one decode step on a GPU take, beside an ideal server of the base model?",
+    ),
+    "gpu-engine": (
+        "serving.gpu.gpu_engine",
+        "How many tokens a second does the GPU engine give, and how long does the host work for a step?",
+    ),
     "gpu": ("gpu", "One command for a machine with a GPU and no network: builds, tests and measures."),
 }
 

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for the matrices under way (2, or what the largest needs)",
     )
     parser.add_argument(
-        "--workers", type=positive_whole, metavar="N", help="matrices at once (as many as there are cores)"
+        "--workers",
+        type=positive_whole,
+        metavar="N",
+        help="matrices at once on the CPU (as many as there are cores)",
     )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=Deferred("decompose"))

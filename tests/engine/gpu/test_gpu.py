@@ -1,4 +1,4 @@
-"""The engine, the trainer and attached models on a GPU: what a CPU gives, up to rounding."""
+"""The trainer and attached models on a GPU: what a CPU gives, up to rounding. The engine: test_devices.py."""
 
 import json
 from collections.abc import Callable
@@ -10,9 +10,7 @@ import torch
 
 from zweave.cli.main import main
 from zweave.engine import Engine
-from zweave.engine.sampler import Sampling
 from zweave.experts import Expert
-from zweave.request import Request
 from zweave.tasks.task import Sample, Splits, Task
 from zweave.train import Policy, Recipe, objective, open_policy
 from zweave.train.objective import accuracy, batch_loss
@@ -20,8 +18,6 @@ from zweave.train.objective import accuracy, batch_loss
 pytestmark = pytest.mark.gpu
 # float32 sums in another order, through two layers; bf16 rounds after each op.
 LIMITS = {"float32": {"rtol": 1e-4, "atol": 1e-4}, "bfloat16": {"rtol": 0.05, "atol": 0.1}}
-PROMPTS = [[1, 5, 9, 40, 41, 7, 3], [8] * 21, list(range(3, 60)), [1, 5, 9, 40, 41, 7, 3], [60]]
-CHOICES: list[Any] = ["a", None, {"a": 0.5, "b": 0.25}, "late", "b"]
 LETTERS = Task("letters", "", lambda data: Splits([], []), labels=("a", "b"))
 TEXTS = Task("texts", "", lambda data: Splits([], []), max_tokens=3)
 SAMPLES = [Sample("ab", "a"), Sample("acd", "b"), Sample("ac", "a")]
@@ -30,50 +26,6 @@ SAMPLES = [Sample("ab", "a"), Sample("acd", "b"), Sample("ac", "a")]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
-
-
-def requests(expert_of: Callable[[int], Any], **options: Any) -> list[Request]:
-    return [Request(prompt, expert=expert_of(i), max_tokens=8, **options) for i, prompt in enumerate(PROMPTS)]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_of_a_mixed_batch(dtype: str, tiny_engine: Callable[..., Engine], prompt_logits: Any) -> None:
-    pairs = list(zip(PROMPTS, CHOICES, strict=True))
-    here, there = (prompt_logits(tiny_engine(dtype, device=device), pairs) for device in ("cpu", "cuda"))
-    for left, right in zip(here, there, strict=True):
-        torch.testing.assert_close(right.cpu(), left, **LIMITS[dtype])
-
-
-def test_answers_whatever_was_cached(tiny_engine: Callable[..., Engine]) -> None:
-    expected = [r.token_ids for r in tiny_engine().generate(requests(CHOICES.__getitem__))]
-    engine = tiny_engine(device="cuda", max_batch_tokens=64)
-    for _ in range(2):
-        results = engine.generate(requests(CHOICES.__getitem__))
-        assert [result.token_ids for result in results] == expected
-    assert sum(result.reused_tokens for result in results) > 0
-    again = engine.generate(Request(PROMPTS[1], expert="late", max_tokens=8))[0]
-    assert again.resumed_tokens > 0
-    assert (
-        again.token_ids
-        == tiny_engine().generate(Request(PROMPTS[1], expert="late", max_tokens=8))[0].token_ids
-    )
-
-
-def test_samples_and_log_probabilities(tiny_engine: Callable[..., Engine]) -> None:
-    options = {"sampling": Sampling(temperature=0.8, seed=3), "logprobs": 2}
-    here, there = (
-        tiny_engine(device=d).generate(requests(lambda i: "a", **options)) for d in ("cpu", "cuda")
-    )
-    for left, right in zip(here, there, strict=True):
-        assert left.token_ids == right.token_ids
-        assert left.logprobs is not None and right.logprobs is not None
-        for one, other in zip(left.logprobs, right.logprobs, strict=True):
-            assert other.logprob == pytest.approx(one.logprob, abs=1e-3)
-
-
-def test_pooled_states(tiny_engine: Callable[..., Engine]) -> None:
-    here, there = (tiny_engine(device=d).pooled_states(PROMPTS, [1, 2]) for d in ("cpu", "cuda"))
-    torch.testing.assert_close(there.cpu(), here.cpu(), **LIMITS["float32"])
 
 
 @pytest.mark.parametrize("scope", ["always", "after_prompt"])

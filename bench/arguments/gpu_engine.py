@@ -1,0 +1,36 @@
+"""How many tokens a second does the GPU engine give, and how long does the host work for a step?
+
+Many requests under no expert, under experts of leading components and under unrestricted ones. While the device
+computes a step the host prepares the next: where it waits for none, it is what limits.
+"""
+
+import argparse
+
+from zweave.options.arguments import positive_whole
+
+from ..harness.options import add_model, add_pace
+from .gpu_step import DECODERS
+
+STAND_INS = tuple(name for name in DECODERS if name != "llama3-8b")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--random",
+        choices=STAND_INS,
+        metavar="SHAPES",
+        help=f"instead of --model one of random weights, of {' or '.join(STAND_INS)}: needs no network",
+    )
+    for name, value in (("requests", 256), ("experts", 64), ("prompt", 512), ("new", 128)):
+        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
+    parser.add_argument(
+        "--sequences", type=positive_whole, default=128, help="of a step, at most (%(default)s)"
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda",
+        choices=["cuda", "reference"],
+        help="reference: PyTorch in the place of kernels, on a CPU, to try the bench (%(default)s)",
+    )
+    add_pace(parser, rounds=3, seconds=20.0)

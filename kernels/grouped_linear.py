@@ -1,0 +1,179 @@
+"""Grouped products: up to three linears of one batch in one launch.
+
+    y_g[t] = (w_g x_g[t]) * table[slot[t], columns of g] + bias_g
+    y_g[t] = w_g x_g[t] + (u_g h_g[t] if slot[t] != 0) + bias_g
+    y = [y_0 | y_1 | ...]    or, of two groups,    silu(y_0) * y_1
+
+    x [T, N], or [T, sum of N_g]   w_g [M_g, N_g]   h [T, sum of K_g]   u_g [M_g, K_g]   table [S, sum of M_g]
+    slot [T]   bias [sum of M_g]   ->   y [T, sum of M_g], or [T, M]
+
+The matrices of q, k and v, or of gate and up, are launched together and stay where they lie: views of wider matrices
+are taken as they are. What one launch costs is paid once, and small matrices share the chip. Bytes: the weights once,
+T activations; FLOPs: 2 T times the weights. A row's result does not depend on the rows beside it.
+See docs/kernels/grouped_linear.md.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .triton.checks import check_input, check_tensor, matrix_shape, on_device_of
+from .triton.gemm import launch_gemm
+from .triton.gemm_operand import Operand
+from .triton.silu_gemm import launch_silu_gemm
+
+MAX_GROUPS = 3
+
+
+def grouped_linear_ref(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    shared: bool = True,
+    table: Tensor | None = None,
+    slot: Tensor | None = None,
+    bias: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Semantics: as `grouped_linear`, in float32 throughout, then x's dtype."""
+    y = _block_diagonal(x, weights, shared)
+    if table is not None and slot is not None:
+        y = y * table[slot.long()]
+    return _finished(y, bias, silu).to(x.dtype)
+
+
+def grouped_delta_linear_ref(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    h: Tensor,
+    u: Sequence[Tensor],
+    slot: Tensor,
+    *,
+    bias: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Semantics: as `grouped_delta_linear`, in float32 throughout, then x's dtype."""
+    y = _block_diagonal(x, weights, True)
+    y = torch.where((slot != 0)[:, None], y + _block_diagonal(h, u, False), y)
+    return _finished(y, bias, silu).to(x.dtype)
+
+
+def _block_diagonal(x: Tensor, weights: Sequence[Tensor], shared: bool) -> Tensor:
+    parts = [x] * len(weights) if shared else x.split([w.shape[1] for w in weights], dim=1)
+    return torch.cat([part.float() @ w.float().T for part, w in zip(parts, weights, strict=True)], dim=1)
+
+
+def _finished(y: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    if bias is not None:
+        y = y + bias.float()
+    if not silu:
+        return y
+    gate, up = y.chunk(2, dim=1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def grouped_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    shared: bool = True,
+    table: Tensor | None = None,
+    slot: Tensor | None = None,
+    bias: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Semantics: y = [w_0 x_0 | w_1 x_1 | ...], times table[slot], plus bias; in one launch on a CUDA device.
+
+    x: [tokens, in_features], bf16, float16 or float32; rows may lie apart.
+    weights: one to three matrices [M_g, N_g], x's dtype; their rows may lie apart.
+    shared: all groups read x; otherwise consecutive columns of it.
+    table: [slots, sum of M_g], float32; rows may lie apart. A token whose slot lies outside it becomes NaN.
+    slot: [tokens], int32; with a table.
+    bias: [sum of M_g], x's dtype.
+    silu: of two groups of equal M, returns silu(y_0) * y_1, which is rounded once.
+    Returns [tokens, sum of M_g], or [tokens, M], in x's dtype. Sums are float32.
+    Raises: ValueError on a wrong shape, stride or dtype, NotImplementedError on a wrong device.
+    """
+    op = "grouped_linear"
+    products = _operands(op, x, weights, shared)
+    _check_epilogue(op, x, weights, bias, silu)
+    if (table is None) != (slot is None):
+        raise ValueError(f"{op}: a table needs slots, and slots a table")
+    if table is not None and slot is not None:
+        columns = sum(w.shape[0] for w in weights)
+        check_tensor(op, "table", table, (table.shape[0], columns), torch.float32, x)
+        check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
+    y = _result(x, weights, silu)
+    with on_device_of(x):
+        if silu:
+            launch_silu_gemm(y, products, table=table, slot=slot, bias=bias, shared=shared)
+        else:
+            launch_gemm(y, products, table=table, slot=slot, bias=bias)
+    return y
+
+
+def grouped_delta_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    h: Tensor,
+    u: Sequence[Tensor],
+    slot: Tensor,
+    *,
+    bias: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Semantics: y = [w_0 x + u_0 h_0 | ...] + bias, without u h for tokens in slot 0; in one launch on a CUDA device.
+
+    h: [tokens, sum of K_g], x's dtype, from the first product of the deltas; rows may lie apart.
+    u: a matrix [M_g, K_g] for each of weights, x's dtype; their rows may lie apart.
+    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear`, whatever h holds.
+    Other arguments, result and errors as in `grouped_linear`.
+    """
+    op = "grouped_delta_linear"
+    products, deltas = _operands(op, x, weights, True), _operands(op, h, u, False, "h", "u")
+    _check_epilogue(op, x, weights, bias, silu)
+    check_tensor(op, "h", h, (x.shape[0], h.shape[1]), x.dtype, x)
+    check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
+    if [matrix.shape[0] for matrix in u] != [matrix.shape[0] for matrix in weights]:
+        raise ValueError(f"{op}: u must have as many rows as weights, group by group")
+    y = _result(x, weights, silu)
+    if h.shape[1] == 0:
+        deltas = []
+    with on_device_of(x):
+        if silu:
+            launch_silu_gemm(y, products, deltas, slot=slot, bias=bias, shared=True)
+        else:
+            launch_gemm(y, products, deltas, slot=slot, bias=bias)
+    return y
+
+
+def _operands(
+    op: str, x: Tensor, weights: Sequence[Tensor], shared: bool, x_name: str = "x", name: str = "weights"
+) -> list[Operand]:
+    """Checks tokens and matrices, and gives each group its columns."""
+    check_input(op, x)
+    if not 1 <= len(weights) <= MAX_GROUPS:
+        raise ValueError(f"{op}: {name} must be 1 to {MAX_GROUPS} matrices, not {len(weights)}")
+    shapes = [matrix_shape(op, f"{name}[{i}]", weight) for i, weight in enumerate(weights)]
+    for i, (weight, (m, n)) in enumerate(zip(weights, shapes, strict=True)):
+        check_tensor(op, f"{name}[{i}]", weight, (m, x.shape[1] if shared else n), x.dtype, x)
+    columns = [n for _, n in shapes]
+    if not shared and x.shape[1] != sum(columns):
+        raise ValueError(
+            f"{op}: {x_name} must have {sum(columns)} columns, those of {name}, not {x.shape[1]}"
+        )
+    parts = [x] * len(weights) if shared else x.split(columns, dim=1)
+    return [Operand(part, weight) for part, weight in zip(parts, weights, strict=True)]
+
+
+def _check_epilogue(op: str, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, silu: bool) -> None:
+    if silu and (len(weights) != 2 or weights[0].shape[0] != weights[1].shape[0]):
+        raise ValueError(f"{op}: silu wants two matrices of as many rows")
+    if bias is not None:
+        check_tensor(op, "bias", bias, (sum(w.shape[0] for w in weights),), x.dtype, x)
+
+
+def _result(x: Tensor, weights: Sequence[Tensor], silu: bool) -> Tensor:
+    rows = [w.shape[0] for w in weights]
+    return x.new_empty(x.shape[0], rows[0] if silu else sum(rows))

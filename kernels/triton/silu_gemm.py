@@ -1,0 +1,244 @@
+"""Two GEMMs in Triton whose results meet in the epilogue: the gated product of an MLP.
+
+    y[t, m] = silu(y_0[t, m]) * y_1[t, m]        silu(a) = a / (1 + exp(-a))
+
+y_0 [T, M] and y_1 [T, M] are what gemm.py makes of two groups of equal M, with the same scales, deltas and bias, and of
+the same order of sums. A program sums both of a tile, in two accumulators, so that neither is ever stored.
+References: `grouped_linear_ref`, `grouped_delta_linear_ref`. See docs/kernels/grouped_linear.md.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .dequant_tile import weight_tile
+from .gemm_config import device_of, paired_tile_config, split_size
+from .gemm_operand import Operand, all_aligned, kernel_operands, splits_of
+from .gemm_tile import (
+    adapted_tokens,
+    either,
+    finished,
+    first_number,
+    for_tokens,
+    pick_operand,
+    store_tile,
+    tile_operand,
+    x_step,
+)
+from .optional_triton import tl, triton
+from .pdl import launch_dependents, pdl_on, prefetch_weights, wait_for_predecessor
+from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
+
+
+@triton.jit
+def _add_step(
+    acc: tl.tensor, x_tile: tl.tensor, operand: tl.tuple, step: tl.tensor, BLOCK_N: tl.constexpr
+) -> tl.tensor:
+    w_rows, in_m, width = operand[2], operand[3], operand[6]
+    w_tile = weight_tile(w_rows, in_m, step, width, "plain", BLOCK_N, x_tile.dtype)
+    return tl.dot(w_tile, tl.trans(x_tile), acc, input_precision="ieee")
+
+
+@triton.jit
+def _partial_sums(
+    gate: tl.tuple,
+    up: tl.tuple,
+    split: tl.tensor,
+    steps: tl.tensor,
+    SHARED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tuple:
+    """Both sums over the inputs of a split, as gemm_tile.py's `partial_sum` makes each.
+
+    SHARED: both groups have the same x.
+    """
+    gate_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
+    up_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
+    first = split * steps
+    last = tl.minimum(first + steps, tl.cdiv(tl.maximum(gate[5], up[5]), BLOCK_N))
+    for step in range(first, last):
+        gate_x = x_step(gate[0], gate[1], gate[5], step, BLOCK_N)
+        up_x = gate_x
+        if not SHARED:
+            up_x = x_step(up[0], up[1], up[5], step, BLOCK_N)
+        gate_acc = _add_step(gate_acc, gate_x, gate, step, BLOCK_N)
+        up_acc = _add_step(up_acc, up_x, up, step, BLOCK_N)
+    return gate_acc, up_acc
+
+
+@triton.jit
+def _serial_sums(
+    gate_acc: tl.tensor,
+    up_acc: tl.tensor,
+    gate: tl.tuple,
+    up: tl.tuple,
+    splits: tl.tensor,
+    steps: tl.tensor,
+    SHARED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tuple:
+    """Both accumulators plus the sums of all splits, in their order."""
+    for split in range(splits):
+        gate_part, up_part = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
+        gate_acc += gate_part
+        up_acc += up_part
+    return gate_acc, up_acc
+
+
+@triton.jit
+def _program_sums(
+    gate: tl.tuple,
+    up: tl.tuple,
+    gate_delta: tl.tuple,
+    up_delta: tl.tuple,
+    split: tl.tensor,
+    w_splits: tl.tensor,
+    u_splits: tl.tensor,
+    steps: tl.tensor,
+    SHARED: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tuple:
+    """What a program sums of each: with SPLIT_K "serial" all splits of product and delta, else one of them."""
+    gate_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
+    up_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
+    if SPLIT_K == "serial":
+        gate_acc, up_acc = _serial_sums(gate_acc, up_acc, gate, up, w_splits, steps, SHARED, BLOCK_N)
+        if gate_delta is not None:
+            gate_acc, up_acc = _serial_sums(
+                gate_acc, up_acc, gate_delta, up_delta, u_splits, steps, False, BLOCK_N
+            )
+    else:
+        gate_acc, up_acc = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
+    return gate_acc, up_acc
+
+
+@triton.jit(do_not_specialize=["T", "S", "steps"])
+def _silu_gemm_kernel(
+    # Operands of both groups, see gemm_tile.py; deltas may be None.
+    products: tl.tuple,
+    deltas: tl.tuple,
+    # The result, and what its epilogue reads.
+    y: tl.tensor,
+    table: tl.tensor,
+    slot: tl.tensor,
+    bias: tl.tensor,
+    # Of SPLIT_K "parallel".
+    workspace: tl.tensor,
+    semaphores: tl.tensor,
+    T: tl.tensor,
+    M: tl.tensor,
+    S: tl.tensor,
+    # Splits of the products and of the deltas; steps of BLOCK_N inputs in a split.
+    w_splits: tl.tensor,
+    u_splits: tl.tensor,
+    steps: tl.tensor,
+    stride_y: tl.tensor,
+    stride_table: tl.tensor,
+    SHARED: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    # As in gemm.py.
+    MERGED: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+) -> None:
+    """A tile of tokens and outputs a program, or with SPLIT_K "parallel" a split of one."""
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_t, in_m = t < T, m < M
+    gate, up, split = pick_operand(products, 0), pick_operand(products, 1), tl.program_id(2)
+    if MERGED:
+        of_delta = split >= w_splits
+        gate = either(of_delta, pick_operand(deltas, 0), gate)
+        up = either(of_delta, pick_operand(deltas, 1), up)
+        split = tl.where(of_delta, split - w_splits, split)
+    gate, up = tile_operand(gate, t, in_t, m, in_m, 0), tile_operand(up, t, in_t, m, in_m, 0)
+    if PDL:
+        launch_dependents()
+        first = first_number(split, steps, "plain", BLOCK_N)
+        prefetch_weights(gate, first)
+        prefetch_weights(up, first)
+        wait_for_predecessor()
+    gate_delta, up_delta = None, None
+    if MERGED:
+        seen = tl.where(of_delta, adapted_tokens(slot, t, in_t), in_t)
+        gate, up = for_tokens(gate, seen), for_tokens(up, seen)
+    elif deltas is not None:
+        adapted = adapted_tokens(slot, t, in_t)
+        gate_delta = tile_operand(pick_operand(deltas, 0), t, in_t, m, in_m, 0)
+        up_delta = tile_operand(pick_operand(deltas, 1), t, in_t, m, in_m, 0)
+        gate_delta, up_delta = for_tokens(gate_delta, adapted), for_tokens(up_delta, adapted)
+
+    gate_acc, up_acc = _program_sums(
+        gate, up, gate_delta, up_delta, split, w_splits, u_splits, steps, SHARED, SPLIT_K, BLOCK_N
+    )
+    if SPLIT_K == "parallel":
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        tiles = tl.num_programs(0) * tl.num_programs(1)
+        index = 2 * tl.program_id(2) * tiles + tile
+        store_partial(gate_acc, workspace, index, BLOCK_M, BLOCK_T)
+        store_partial(up_acc, workspace, index + tiles, BLOCK_M, BLOCK_T)
+        if not arrive_is_last(semaphores + tile, tl.num_programs(2)):
+            return
+        gate_acc = reduce_partials(workspace, tile, 2 * tiles, tl.num_programs(2), BLOCK_M, BLOCK_T)
+        up_acc = reduce_partials(workspace, tiles + tile, 2 * tiles, tl.num_programs(2), BLOCK_M, BLOCK_T)
+
+    gate_value = finished(gate_acc, table, slot, bias, t, in_t, m, in_m, S, stride_table)
+    up_value = finished(up_acc, table, slot, bias, t, in_t, M + m, in_m, S, stride_table)
+    store_tile(gate_value / (1.0 + tl.exp(-gate_value)) * up_value, y, t, in_t, m, in_m, stride_y)
+
+
+def launch_silu_gemm(
+    y: Tensor,
+    products: Sequence[Operand],
+    deltas: Sequence[Operand] = (),
+    *,
+    table: Tensor | None = None,
+    slot: Tensor | None = None,
+    bias: Tensor | None = None,
+    shared: bool = False,
+) -> None:
+    """Launches two groups of plain weights and equal M; arguments as in gemm.py's `launch_gemm`.
+
+    shared: the products have the same x.
+    """
+    if y.numel() == 0:
+        return
+    T, M = y.shape
+    device = device_of(y.device.index)
+    config = paired_tile_config(T, M, products[0].x.dtype, device, all_aligned([*products, *deltas]))
+    size = split_size(M, max(product.in_features for product in products), device)
+    w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
+    tiles = config.tiles(T, (M,))
+    split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, y.device, sums=2)
+    merged = split_k.plan == "parallel" and len(deltas) > 0
+    _silu_gemm_kernel[(*tiles, split_k.programs)](
+        kernel_operands(products),
+        kernel_operands(deltas) if deltas else None,
+        y,
+        table,
+        slot,
+        bias,
+        split_k.workspace,
+        split_k.semaphores,
+        T,
+        M,
+        0 if table is None else table.shape[0],
+        w_splits,
+        u_splits,
+        size // config.block_n,
+        y.stride(0),
+        0 if table is None else table.stride(0),
+        SHARED=shared and not merged,
+        SPLIT_K=split_k.plan,
+        MERGED=merged,
+        BLOCK_T=config.block_t,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        PDL=pdl_on(device),
+        launch_pdl=pdl_on(device),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )

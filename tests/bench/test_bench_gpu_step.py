@@ -1,0 +1,93 @@
+"""`zweave bench gpu-step` without a GPU, and what it predicts."""
+
+import json
+
+import pytest
+import torch
+
+from zweave.bench.serving.gpu.decode_step import DecodeStep, StepShape
+from zweave.bench.serving.gpu.decoders import decoder_config
+from zweave.bench.serving.gpu.gpu_step import StepModels, mode_of
+from zweave.bench.serving.gpu.step_cost import DEVICES, StepCost, rates_of
+from zweave.cli.main import main
+from zweave.engine.gpu.backend import ReferenceBackend
+
+KEYS = {
+    "model", "provider", "status", "error", "seconds", "rounds", "batch", "context", "experts", "tok_s", "vs_ideal",
+    "bytes", "predicted_seconds", "predicted_no_pdl_seconds", "predicted_for", "vs_predicted",
+}  # fmt: skip
+
+
+def test_steps_on_the_reference_device(capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--shapes", "tiny", "--dtype", "float32", "--batch", "2", "--context", "40", "--experts", "1,64")
+    status = main(["bench", "gpu-step", "--device", "reference", *sizes, "--rounds", "1"])
+    out = capsys.readouterr().out
+    line = json.loads(out.splitlines()[-1])
+    assert status == 0, line["rows"]
+    assert all(row.keys() >= KEYS for row in line["rows"])
+    assert [(row["batch"], row["provider"], row["experts"]) for row in line["rows"]] == [
+        (2, "ideal", 0), (2, "dense", 0), (2, "delta", 1), (2, "delta", 2), (2, "factored", 1), (2, "factored", 2),
+    ]  # fmt: skip
+    for key in ("seconds", "tok_s", "vs_ideal", "bytes", "predicted_seconds", "vs_predicted"):
+        assert all(row[key] > 0 for row in line["rows"])
+    assert all(row["error"] < 1e-5 for row in line["rows"])
+    assert "predicted" in out and "H200" in out and "say nothing" in out
+
+
+def test_sizes_after_the_limit_are_left_out(capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--shapes", "tiny", "--batch", "1", "--context", "8", "--modes", "dense")
+    assert main(["bench", "gpu-step", "--device", "reference", *sizes, "--stop-after", "1e-9"]) == 0
+    out = capsys.readouterr().out
+    assert "Left out 1 rows of 8 tokens" in out and json.loads(out.splitlines()[-1])["rows"] == []
+
+
+def test_a_step_serves_each_row_its_expert() -> None:
+    models = StepModels(decoder_config("tiny"), StepShape(4, 40, 2), torch.float32, ReferenceBackend())
+    for mode in map(mode_of, ("delta", "factored")):
+        logits = {
+            experts: DecodeStep(models.ours, mode, StepShape(4, 40, experts)).logits() for experts in (1, 2)
+        }
+        same = (logits[1] - logits[2]).abs().amax(1) < 1e-6
+        assert same.tolist() == [True, False, True, False]
+
+
+def test_without_a_gpu_the_command_says_so(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["bench", "gpu-step"]) == 1
+    assert "--device reference" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "context", "per_second"),
+    [
+        ("ideal", 1, 512, 208),
+        ("dense", 1, 512, 240),
+        ("delta", 1, 512, 198),
+        ("factored", 1, 512, 174),
+        ("ideal", 64, 2048, 6970),
+        ("factored", 64, 2048, 6310),
+    ],
+)
+def test_predictions_of_an_8b_model(name: str, rows: int, context: int, per_second: float) -> None:
+    """Against sums made by hand, which leave out rows of tables and the sum of attention's splits."""
+    shape = StepShape(rows, context, 0 if name in ("ideal", "dense") else 1)
+    cost = StepCost.of(decoder_config("llama3-8b"), mode_of(name), shape, 2, name == "ideal")
+    assert rows / cost.seconds(DEVICES[0]) == pytest.approx(per_second, rel=0.03)
+
+
+def test_predictions_go_by_the_device() -> None:
+    assert [rates_of(name).name for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "other", None)] == [
+        "H100", "H200", "H200", "H200",
+    ]  # fmt: skip
+    cost = StepCost.of(decoder_config("smollm2"), mode_of("factored"), StepShape(1, 512, 1), 2)
+    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[1])
+    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[0], dependent=False)
+
+
+@pytest.mark.parametrize("option", [("--batch", "0"), ("--experts", "1,x"), ("--modes", "ideal,magic")])
+def test_options_that_mean_nothing(option: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "gpu-step", *option])
+    assert option[0] in capsys.readouterr().err

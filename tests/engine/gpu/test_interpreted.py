@@ -1,0 +1,66 @@
+"""The GPU engine with its Triton kernels in the interpreter: what the CPU engine gives, token for token."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zweave.engine import Engine
+from zweave.request import Request, Sampling
+
+pytest.importorskip("triton")
+
+PROGRAM = """
+import pickle, sys
+from pathlib import Path
+from zweave.engine import Engine
+from zweave.engine.gpu import build
+from zweave.engine.gpu.backend import ReferenceBackend
+from zweave.kernels import triton_ops
+
+backend = ReferenceBackend()
+backend.ops = triton_ops()
+build.backend_of = lambda device: backend
+folder, model, options = Path(sys.argv[1]), sys.argv[2], pickle.loads(bytes.fromhex(sys.argv[3]))
+engine = Engine(model, device="reference", **options)
+for path in folder.glob("*.safetensors"):
+    engine.load_expert(path.stem, path)
+results = engine.generate(pickle.loads((folder / "requests").read_bytes()))
+(folder / "results").write_bytes(pickle.dumps([(result.token_ids, result.error) for result in results]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "batch_invariant"), [("qwen3", False), ("qwen2", True)])
+def test_tokens(
+    kind: str, batch_invariant: bool, tiny_model: Any, random_expert: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = tiny_model(kind, vocab_size=96)
+    options = {"dtype": "float32", "kv_tokens": 512, "block_size": 16}
+    engine = Engine(model, **options)
+    shapes = engine.model.config.adapted_shapes()
+    for name, seed in (("a", 1), ("b", 2)):
+        random_expert(shapes, seed=seed).save(tmp_path / f"{name}.safetensors")
+        engine.load_expert(name, tmp_path / f"{name}.safetensors")
+    prompts = [[1, 5, 9, 40, 41, 7, 3], [8] * 21, list(range(3, 40)), [60]]
+    requests = [
+        Request(
+            prompt,
+            expert=(None, "a", "b", {"a": 0.5, "b": 0.5})[i],
+            max_tokens=3,
+            ignore_eos=True,
+            sampling=Sampling(temperature=float(i % 2), top_k=10, seed=i),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    (tmp_path / "requests").write_bytes(pickle.dumps(requests))
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(model)]
+    command.append(pickle.dumps(options | {"batch_invariant": batch_invariant}).hex())
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+    given = pickle.loads((tmp_path / "results").read_bytes())
+    assert given == [(result.token_ids, None) for result in engine.generate(requests)]

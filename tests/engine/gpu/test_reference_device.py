@@ -1,0 +1,163 @@
+"""The GPU engine on a CPU, with references in the place of kernels: what the CPU engine gives, token for token."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+
+from zweave.engine import Engine
+from zweave.engine.gpu import step_input
+from zweave.engine.gpu.backend import ReferenceBackend
+from zweave.experts import Expert
+from zweave.io.submit import at_once
+from zweave.kv_cache.block_pool import KVCache
+from zweave.request import Request, Result, Sampling
+from zweave.scheduler import Chunk
+
+# Blocks, rows and slots for a few requests at once.
+TIGHT = {"kv_tokens": 100, "max_sequences": 9, "max_batch_tokens": 48, "slots": 3}
+SEEDS = range(4)
+CHOICES: list[Any] = [None, "a", "b", "late", {"a": 0.5, "b": 0.25}]
+
+
+def traffic(count: int, seed: int) -> list[Request]:
+    """Requests whose prompts share beginnings, some sampled, some with log-probabilities."""
+    random = Random(seed)
+    trunk = [random.randrange(3, 90) for _ in range(60)]
+    requests = []
+    for index in range(count):
+        prompt = trunk[: random.randrange(1, 50)] + [
+            random.randrange(3, 90) for _ in range(random.randrange(6))
+        ]
+        sampling = Sampling(temperature=random.choice([0.0, 0.0, 0.7]), seed=index)
+        requests.append(
+            Request(
+                prompt or [5],
+                expert=random.choice(CHOICES),
+                max_tokens=random.randrange(1, 12),
+                sampling=sampling,
+                logprobs=random.choice([None, None, 3]),
+                stop_token_ids=random.choice([(), tuple(range(3, 90, 4))]),
+            )
+        )
+    return requests
+
+
+def essence(result: Result) -> tuple[object, ...]:
+    return result.token_ids, result.text, result.finish_reason
+
+
+def test_a_mixed_batch(tiny_engine: Callable[..., Engine]) -> None:
+    requests = traffic(24, seed=0)
+    wanted = tiny_engine().generate(requests)
+    given = tiny_engine(device="reference").generate(requests)
+    assert [essence(result) for result in given] == [essence(result) for result in wanted]
+    for one, other in zip(given, wanted, strict=True):
+        for a, b in zip(one.logprobs or (), other.logprobs or (), strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and set(a.top) == set(b.top)
+
+
+def drive(engine: Engine, experts: list[Expert], seed: int) -> dict[int, Result]:
+    """Results of requests that arrive, are cancelled, and reload experts, while others run."""
+    random = Random(seed)
+    waiting, results = traffic(60, seed), {}
+    while waiting or engine.has_work:
+        for _ in range(min(random.randrange(4), len(waiting))):
+            engine.add(waiting.pop())
+        if random.random() < 0.1:
+            engine.load_expert(random.choice("ab"), random.choice(experts))
+        if random.random() < 0.1:
+            engine.cancel(random.randrange(60))
+        for delta in engine.step():
+            if delta.result is not None:
+                results[delta.request_id] = delta.result
+    return results
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_long_trace(
+    seed: int, tiny_engine: Callable[..., Engine], random_expert: Callable[..., Expert]
+) -> None:
+    """Arrivals, cancellations, preemption, hot loads, and more experts than slots."""
+    engines = [tiny_engine(**TIGHT), tiny_engine(device="reference", **TIGHT)]
+    shapes = engines[0].model.config.adapted_shapes()
+    experts = [random_expert(shapes, seed=10 + index) for index in range(4)]
+    wanted, given = (drive(engine, experts, seed) for engine in engines)
+    assert all(engine.stats().preemptions > 0 for engine in engines)
+    assert given.keys() == wanted.keys()
+    for request_id, result in given.items():
+        known = min(len(result.token_ids), len(wanted[request_id].token_ids))
+        if "cancelled" not in (result.finish_reason, wanted[request_id].finish_reason):
+            assert essence(result) == essence(wanted[request_id])
+        assert result.token_ids[:known] == wanted[request_id].token_ids[:known]
+
+
+def copies_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Blocks are copied under a step in flight, which still writes for the owner before."""
+    whole = KVCache.__init__
+    patch.setattr(KVCache, "__init__", lambda *a, **k: whole(*a, **(k | {"submit": at_once})))
+
+
+def padding_is_read(patch: pytest.MonkeyPatch) -> None:
+    """Rows that fill up a bucket are rows of the first sequence."""
+    patch.setitem(step_input._PADDING, "position", 0)
+
+
+def stale_places(patch: pytest.MonkeyPatch) -> None:
+    """A token in flight is looked for where it was a step ago."""
+    whole = step_input._with_places
+
+    def stale(chunks: Any, arrays: Any, places: dict[int, int]) -> Any:
+        return whole(chunks, arrays, {key: max(0, place - 1) for key, place in places.items()})
+
+    patch.setattr(step_input, "_with_places", stale)
+
+
+def one_host_buffer(patch: pytest.MonkeyPatch) -> None:
+    """The input of a step is overwritten by the next one's before the device has read it."""
+    buffers: dict[int, Any] = {}
+    fresh = ReferenceBackend.host_buffer
+    patch.setattr(
+        ReferenceBackend, "host_buffer", lambda self, size: buffers.setdefault(size, fresh(self, size))
+    )
+
+
+def draws_at_the_known_length(patch: pytest.MonkeyPatch) -> None:
+    """Tokens in flight do not count for the index of a draw."""
+    patch.setattr(Chunk, "num_generated", property(lambda chunk: chunk.sequence.num_generated))
+
+
+MISTAKES = [
+    copies_at_once,
+    padding_is_read,
+    stale_places,
+    one_host_buffer,
+    draws_at_the_known_length,
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_planted_mistakes_show(
+    mistake: Callable[[pytest.MonkeyPatch], None],
+    tiny_engine: Callable[..., Engine],
+    random_expert: Callable[..., Expert],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = [tiny_engine(**TIGHT) for _ in SEEDS]
+    shapes = engines[0].model.config.adapted_shapes()
+    experts = [random_expert(shapes, seed=10 + index) for index in range(4)]
+    wanted = [drive(engine, experts, seed) for engine, seed in zip(engines, SEEDS, strict=True)]
+    mistake(monkeypatch)
+    for seed in SEEDS:
+        try:
+            given = drive(tiny_engine(device="reference", **TIGHT), experts, seed)
+        except IndexError:
+            return
+        for request_id, result in given.items():
+            known = wanted[seed][request_id]
+            if "cancelled" not in (result.finish_reason, known.finish_reason) and essence(result) != essence(
+                known
+            ):
+                return
+    pytest.fail("no trace shows it")

@@ -1,0 +1,206 @@
+"""Grouped products: references against float64, and the launches in Triton's interpreter and on a GPU."""
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from zweave.kernels.grouped_linear import (
+    grouped_delta_linear,
+    grouped_delta_linear_ref,
+    grouped_linear,
+    grouped_linear_ref,
+)
+from zweave.kernels.linear import linear_triton
+
+FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
+# T, N, M of each group, K of each group. A tile has 64 outputs, a split 256 inputs or more.
+SHAPES = {
+    "three groups": (3, 70, (65, 1, 33), (5, 1, 40)),
+    "splits in parallel": (3, 768, (40, 16), (17, 48)),
+    "aligned": (18, 64, (64, 16), (16, 16)),
+    "empty": (0, 24, (8, 8), (4, 4)),
+}
+PAIRS = {
+    "odd": (17, 33, (70, 70), (40, 5)),
+    "splits in parallel": (3, 768, (40, 40), (16, 48)),
+    "aligned": (18, 64, (16, 16), (16, 32)),
+}
+
+
+def problem(
+    tokens: int, inputs: int, outputs: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype
+) -> SimpleNamespace:
+    """Random operands with results of size one; three slots. Matrices are views of wider ones, poisoned around."""
+    random = torch.Generator().manual_seed(tokens + sum(outputs))
+    normal = lambda *shape: torch.randn(*shape, generator=random)  # noqa: E731
+
+    def view(rows: int, columns: int) -> Tensor:
+        wide = torch.full((rows + 2, columns + 16), float("nan"), dtype=dtype)
+        wide[:rows, :columns] = normal(rows, columns) / max(columns, 1) ** 0.5
+        return wide[:rows, :columns]
+
+    return SimpleNamespace(
+        x=normal(tokens, inputs).to(dtype),
+        w=[view(m, inputs) for m in outputs],
+        h=normal(tokens, sum(ranks)).to(dtype),
+        u=[view(m, k) for m, k in zip(outputs, ranks, strict=True)],
+        table=torch.rand(3, sum(outputs), generator=random) + 0.5,
+        slot=torch.arange(tokens, dtype=torch.int32) % 3,
+        bias=normal(sum(outputs)).to(dtype),
+    )
+
+
+def stacked(x: Tensor, weights: list[Tensor], shared: bool) -> Tensor:
+    """The products in float64, side by side."""
+    y, start = [], 0
+    for w in weights:
+        end = start + w.shape[1]
+        y.append((x if shared else x[:, start:end]).double() @ w.double().T)
+        start = end
+    return torch.cat(y, 1)
+
+
+def gated(y: Tensor) -> Tensor:
+    half = y.shape[1] // 2
+    return y[:, :half] / (1 + torch.exp(-y[:, :half])) * y[:, half:]
+
+
+def cut(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds to bf16 as the interpreter does: by cutting off the lower half of a float32."""
+    if dtype != torch.bfloat16:
+        return value
+    return (value.float().view(torch.int32) & -(2**16)).view(torch.float32).double()
+
+
+def expected(p: SimpleNamespace, shared: bool, silu: bool) -> Tensor:
+    x, weights = (p.x, p.w) if shared else (p.h, p.u)
+    y = stacked(x, weights, shared) * p.table.double()[p.slot.long()] + p.bias.double()
+    return gated(y) if silu else y
+
+
+def expected_delta(p: SimpleNamespace, silu: bool) -> Tensor:
+    y, delta = stacked(p.x, p.w, True), stacked(p.h, p.u, False)
+    y = torch.where((p.slot != 0)[:, None], y + delta, y) + p.bias.double()
+    return gated(y) if silu else y
+
+
+def product_of(p: SimpleNamespace, launcher: Callable[..., Tensor], shared: bool, silu: bool) -> tuple:
+    x, weights = (p.x, p.w) if shared else (p.h, p.u)
+    options = {"shared": shared, "table": p.table, "slot": p.slot, "bias": p.bias, "silu": silu}
+    return partial(launcher, **options), x, weights
+
+
+def delta_of(p: SimpleNamespace, launcher: Callable[..., Tensor], silu: bool) -> tuple:
+    return partial(launcher, bias=p.bias, silu=silu), p.x, p.w, p.h, p.u, p.slot
+
+
+def poison_base(p: SimpleNamespace) -> None:
+    """What stands in h for a token of the base is not defined."""
+    p.h[p.slot == 0] = float("nan")
+
+
+@pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
+@pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
+def test_references(dtype, silu, tolerance) -> None:
+    p = problem(*PAIRS["odd"], dtype)
+    for shared in (True, False):
+        launch, *operands = product_of(p, grouped_linear_ref, shared, silu)
+        torch.testing.assert_close(launch(*operands).double(), expected(p, shared, silu), **tolerance(dtype))
+    poison_base(p)
+    launch, *operands = delta_of(p, grouped_delta_linear_ref, silu)
+    torch.testing.assert_close(launch(*operands).double(), expected_delta(p, silu), **tolerance(dtype))
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
+def test_interpreted_groups(shape, dtype, shared, interpreted, tolerance) -> None:
+    p = problem(*shape, dtype)
+    y = interpreted(*product_of(p, grouped_linear, shared, False))
+    torch.testing.assert_close(y.double(), cut(expected(p, shared, False), dtype), **tolerance(dtype))
+
+
+@pytest.mark.combinations(shape=PAIRS, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
+def test_interpreted_silu_of_two_groups(shape, dtype, shared, interpreted, tolerance) -> None:
+    p = problem(*shape, dtype)
+    y = interpreted(*product_of(p, grouped_linear, shared, True))
+    torch.testing.assert_close(y.double(), cut(expected(p, shared, True), dtype), **tolerance(dtype))
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS)
+def test_interpreted_deltas(shape, dtype, interpreted, tolerance) -> None:
+    check_deltas(problem(*shape, dtype), False, interpreted, tolerance(dtype))
+
+
+@pytest.mark.combinations(shape=PAIRS, dtype=FLOATS)
+def test_interpreted_silu_of_two_deltas(shape, dtype, interpreted, tolerance) -> None:
+    check_deltas(problem(*shape, dtype), True, interpreted, tolerance(dtype))
+
+
+def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
+    """The values, and in slot 0 the bits of the product without deltas."""
+    poison_base(p)
+    y = interpreted(*delta_of(p, grouped_delta_linear, silu))
+    torch.testing.assert_close(y.double(), cut(expected_delta(p, silu), p.x.dtype), **tolerance)
+    dense = interpreted(partial(grouped_linear, bias=p.bias, silu=silu), p.x, p.w)
+    assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
+
+
+@pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
+def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, on_few_sms) -> None:
+    p = problem(20, 520, (40, 40), (30, 17), torch.float32)
+    whole = interpreted(*delta_of(p, grouped_delta_linear, silu))
+    assert torch.equal(on_few_sms(*delta_of(p, grouped_delta_linear, silu)), whole)
+    for name in ("x", "h"):
+        getattr(p, name)[1:] = 3.0
+    assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear, silu))[0], whole[0])
+    p.slot[0] = 1
+    assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear, silu))[0], whole[0])
+
+
+def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
+    p = problem(3, 600, (70,), (5,), torch.float32)
+    y = interpreted(partial(grouped_linear, bias=p.bias), p.x, p.w)
+    assert torch.equal(y, interpreted(linear_triton, p.x, p.w[0], p.bias))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": []}, "weights must be 1 to 3 matrices, not 0"),
+        ({"weights": [torch.ones(5, 6)] * 4}, "weights must be 1 to 3 matrices, not 4"),
+        ({"weights": [torch.ones(5, 7)]}, r"weights\[0\] must be \[5, 6\]"),
+        ({"weights": [torch.ones(6, 5).T]}, r"weights\[0\] must be contiguous in its last dimension"),
+        ({"weights": [torch.ones(5, 4)], "shared": False}, "x must have 4 columns, those of weights, not 6"),
+        ({"silu": True}, "silu wants two matrices of as many rows"),
+        ({"table": torch.ones(2, 10)}, "a table needs slots"),
+        ({"bias": torch.ones(5)}, r"bias must be \[10\]"),
+    ],
+)
+def test_launcher_names_the_wrong_argument(change, message, interpreted) -> None:
+    arguments = {"x": torch.ones(2, 6), "weights": [torch.ones(4, 6), torch.ones(6, 6)]} | change
+    with pytest.raises(ValueError, match=f"grouped_linear: {message}"):
+        interpreted(partial(grouped_linear, **arguments))
+
+
+def to_gpu(p: SimpleNamespace) -> SimpleNamespace:
+    move = lambda value: [t.cuda() for t in value] if isinstance(value, list) else value.cuda()  # noqa: E731
+    return SimpleNamespace(**{name: move(value) for name, value in vars(p).items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
+@pytest.mark.parametrize("dtype", [*FLOATS.values(), torch.float16], ids=[*FLOATS, "f16"])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 200])
+def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> None:
+    p = problem(tokens, 1024, (576, 576), (72, 64), dtype)
+    poison_base(p)
+    on_gpu = to_gpu(p)
+    launch, *operands = delta_of(on_gpu, grouped_delta_linear, silu)
+    y = launch(*operands)
+    torch.testing.assert_close(y.cpu().double(), expected_delta(p, silu), **tolerance(dtype))
+    dense = grouped_linear(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
+    assert torch.equal(y[on_gpu.slot == 0], dense[on_gpu.slot == 0])
+    assert torch.equal(grouped_linear(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])
