@@ -2,12 +2,13 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from zweave import Engine
 from zweave.cli.main import main
 from zweave.cli.result_lines import finished, open_results, result_line
 from zweave.errors import ZweaveError
@@ -47,6 +48,56 @@ def test_resume_answers_what_is_missing(
     }
     assert "3 requests" in capsys.readouterr().err
     assert generate(*arguments, "--resume") == 0 and "all 4 results are there" in capsys.readouterr().err
+
+
+def test_resume_tries_again_what_failed(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """With a cache that is larger, or a line that was mended."""
+    rows = [{"prompt": [1] * 60, "max_tokens": 1}, {"prompt": [2, 3], "max_tokens": 1}, {"prompt": 5}]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("--input", "odd.jsonl", "--output", "out.jsonl", "--on-error", "line")
+    assert generate(*arguments, "--kv-tokens", "32") == 1
+    assert [line["finish_reason"] == "error" for _, line in sorted(read(tmp_path / "out.jsonl").items())] == [
+        True,
+        False,
+        True,
+    ]
+    rows[2] = {"prompt": [5], "max_tokens": 1}
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert generate(*arguments, "--kv-tokens", "32", "--resume") == 1
+    assert generate(*arguments, "--resume") == 0
+    assert "1 request," in capsys.readouterr().err
+    results = read(tmp_path / "out.jsonl")
+    assert sorted(results) == [0, 1, 2] and not any(line["error"] for line in results.values())
+
+
+def test_results_that_are_replaced_stay_until_the_new_ones_are_whole(
+    generate: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    arguments = ("--input", "in.jsonl", "--output", "out.jsonl", "--overwrite")
+    out.write_text("old")
+    with monkeypatch.context() as patch:
+        run = Engine.run
+
+        def interrupted(engine: Engine, *args: Any) -> Iterator[tuple[int, Result]]:
+            for count, found in enumerate(run(engine, *args)):
+                if count == 2:
+                    raise KeyboardInterrupt
+                yield found
+
+        patch.setattr(Engine, "run", interrupted)
+        assert generate(*arguments) == 130
+    assert out.read_text() == "old" and len(read(partial)) == 2
+    assert generate(*arguments) == 1 and "out.jsonl.partial is there" in capsys.readouterr().err
+    assert generate("--input", "in.jsonl", "--output", str(partial), "--resume") == 0
+    assert len(read(partial)) == 4 and out.read_text() == "old"
+    partial.unlink()
+    assert generate(*arguments) == 0 and len(read(out)) == 4 and not partial.exists()
 
 
 def test_resume_of_other_input_is_refused(
