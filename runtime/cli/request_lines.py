@@ -1,7 +1,7 @@
 """Requests from text: one prompt or one JSON object on each line."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +11,7 @@ from ..io.json_text import parse_json
 from ..request import Request, Sampling
 
 REQUEST_KEYS = {field.name for field in dataclasses.fields(Request) if field.init} - {"dispatcher"}
+SAMPLING_KEYS = {field.name for field in dataclasses.fields(Sampling)}
 
 
 def numbered(lines: Iterable[str], source: str) -> Iterator[tuple[str, str]]:
@@ -36,12 +37,11 @@ def json_request(line: str, defaults: dict[str, Any]) -> Request:
         fields = parse_json(line)
         if not isinstance(fields, dict):
             raise ZweaveError("a line must be a JSON object")
-        unknown = fields.keys() - REQUEST_KEYS
-        if unknown:
-            raise ZweaveError(f"unknown field {sorted(unknown)[0]!r}: use {', '.join(sorted(REQUEST_KEYS))}")
+        _check_keys("field", fields, REQUEST_KEYS)
         if "sampling" in fields:
             if not isinstance(fields["sampling"], dict):
                 raise ZweaveError('sampling must be an object such as {"temperature": 0.7, "seed": 1}')
+            _check_keys("field of sampling", fields["sampling"], SAMPLING_KEYS)
             fields["sampling"] = Sampling(**fields["sampling"])
         return Request(**{**defaults, **fields})
     except ValueError as error:
@@ -71,3 +71,9 @@ def open_text(path: str, mode: str) -> IO[str]:
         return Path(path).open(mode, encoding="utf-8", errors=errors)
     except OSError as error:
         raise ZweaveError(f"cannot open {path}: {error.strerror}") from None
+
+
+def _check_keys(what: str, fields: Iterable[str], known: Collection[str]) -> None:
+    unknown = set(fields) - set(known)
+    if unknown:
+        raise ZweaveError(f"unknown {what} {sorted(unknown)[0]!r}: use {', '.join(sorted(known))}")

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import fields
 from os import PathLike
 from typing import Literal, TypeAlias
 
@@ -54,10 +55,10 @@ class Engine:
         self.guard = Guard()
         self.dispatcher = dispatcher
         self.observer: Observer | None = None
-        try:
-            self.config = EngineConfig(**options)  # type: ignore[arg-type]  # checked by EngineConfig
-        except TypeError as error:
-            raise ZweaveError(f"unknown engine option: {error}") from None
+        known = [field.name for field in fields(EngineConfig)]
+        if unknown := sorted(options.keys() - known):
+            raise ZweaveError(f"unknown engine option {unknown[0]!r}: use {', '.join(known)}")
+        self.config = EngineConfig(**options)  # type: ignore[arg-type]  # checked by EngineConfig
         parts = load_parts(model, self.config)
         self.tokenizer = parts.tokenizer
         self.bank = parts.bank

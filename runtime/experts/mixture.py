@@ -33,9 +33,13 @@ def check_name(name: object) -> str:
     if name in RESERVED_NAMES:
         raise ZweaveError(f"the expert name {name!r} is reserved: choose another")
     if not _NAME.fullmatch(name):
-        raise ZweaveError(
-            f"{shortened(name)} cannot be an expert's name: use 1 to 255 letters, digits and -_./"
+        is_file = name.endswith(".safetensors")
+        way_out = (
+            "load the file under one by --load NAME=FILE"
+            if is_file
+            else "use 1 to 255 letters, digits and -_./"
         )
+        raise ZweaveError(f"{shortened(name)} cannot be an expert's name: {way_out}")
     return name
 
 

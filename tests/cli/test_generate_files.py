@@ -200,3 +200,18 @@ def test_what_utf8_cannot_hold_is_escaped_in_files(tmp_path: Path) -> None:
     with open_results(tmp_path / "out", resume=False) as output:
         output.write(result_line(0, None, RESULT, output))
     assert json.loads((tmp_path / "out").read_text())["text"] == RESULT.text
+
+
+def test_unknown_names_are_said_with_the_known_ones(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "typo.jsonl").write_text('{"prompt": "a", "sampling": {"temp": 5}}')
+    assert generate("--input", "typo.jsonl") == 1
+    assert "unknown field of sampling 'temp': use min_p, seed, temperature" in capsys.readouterr().err
+    (tmp_path / "my exp.safetensors").write_bytes(b"")
+    assert generate("--input", "in.jsonl", "--expert", "my exp.safetensors") == 1
+    assert (
+        "cannot be an expert's name: load the file under one by --load NAME=FILE" in capsys.readouterr().err
+    )
+    with pytest.raises(ZweaveError, match="unknown engine option 'foo': use dtype, device"):
+        Engine("smollm2", foo=1)
