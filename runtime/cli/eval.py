@@ -62,11 +62,6 @@ def run(args: argparse.Namespace) -> int:
     scores = LabelScores(engine)
     rows: list[Row] = []
     for task in tasks:
-        if not task.has("train", data):
-            stderr.print(
-                f"{task.name} has no training samples: the baselines that learn from some are left out",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
         methods: list[Method] = [ExpertMethod("base", engine, None)]
         methods += baselines(scores, task, data, range(args.seeds), args.shots)
         rows += evaluate(

@@ -28,8 +28,7 @@ class Sample:
 
     @property
     def group(self) -> object:
-        group = self.data.get("group")
-        return self.prompt if group is None else group
+        return self.data.get("group", self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +114,8 @@ class Task:
     def _splits(self, data: Path | None) -> Splits:
         try:
             source = self.read(data)
-        except ZweaveError:
-            raise
         except FileNotFoundError as error:
             raise ZweaveError(f"{error.filename} is missing: the task {self.name} reads it") from None
-        except Exception as error:  # it may be a user's program
-            reason = one_line(error, with_type=True)
-            raise ZweaveError(f"reading the task {self.name} fails: {reason}") from error
-        if not isinstance(source, Splits):
-            raise ZweaveError(
-                f"reading the task {self.name} gives {type(source).__name__}: it must give zweave.tasks.Splits"
-            )
         self._check_labels(source)
         test_groups = {sample.group for sample in source.test}
         train = [sample for sample in source.train if sample.group not in test_groups]

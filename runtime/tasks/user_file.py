@@ -95,9 +95,6 @@ def _sample(entry: Mapping[str, Any]) -> tuple[Sample, Split | None]:
     split = entry.get("split")
     if split is not None and split not in get_args(Split):
         raise ZweaveError(f'"split" is {shortened(split)}, and must be one of {", ".join(get_args(Split))}')
-    group = entry.get("group")
-    if not (group is None or isinstance(group, str | int | float)):
-        raise ZweaveError(f'"group" is {shortened(group)}, and must be text or a number')
     data = {key: value for key, value in entry.items() if key not in _KEYS}
     return Sample(prompt, answer, data), split
 

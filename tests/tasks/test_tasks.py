@@ -290,10 +290,6 @@ def test_an_answer_that_goes_on_after_its_label_counts_as_the_label(tmp_path: Pa
             '{"prompt": "a", "answer": "b"}\n{"labels": ["c"]}',
             'line 2: only the first line may give the "labels"',
         ),
-        (
-            '{"prompt": "a", "answer": "b", "group": [1]}',
-            'line 1: "group" is [1], and must be text or a number',
-        ),
         ('{"labels": [3]}', 'line 1: "labels" is [3], and must be a list of texts'),
         ('{"labels": "ab"}', """line 1: "labels" is 'ab', and must be a list of texts"""),
         ('{"messages": [], "answer": "b"}', 'line 1: "messages" is [], and must be a list'),
@@ -355,27 +351,6 @@ def test_a_python_file_is_run_as_python_runs_it(tmp_path: Path) -> None:
         (tmp_path / name / f"zweave_test_neighbour_{name}.py").write_text(f"NAME = {name!r}\n")
     tasks = [resolve_task(str(tmp_path / name / "mine.py")) for name in ("one", "two")]
     assert [task.samples("test")[0].prompt for task in tasks] == ["one", "two"]
-
-
-def test_a_group_of_null_is_none(tmp_path: Path) -> None:
-    """As a table is exported; every prompt is a group of its own."""
-    path = tmp_path / "mine.jsonl"
-    rows = [{"prompt": f"{i}?", "answer": f" {i}", "group": None} for i in range(40)]
-    path.write_text("\n".join(map(json.dumps, rows)))
-    task = resolve_task(str(path))
-    assert [len(task.samples(split)) for split in ("train", "validation", "test")] == [26, 6, 8]
-
-
-@pytest.mark.parametrize(
-    ("read", "words"),
-    [
-        (lambda data: 1 / 0, "reading the task mine fails: ZeroDivisionError: division by zero"),
-        (lambda data: None, "reading the task mine gives NoneType: it must give zweave.tasks.Splits"),
-    ],
-)
-def test_a_task_that_cannot_be_read_says_so(read: Callable[..., object], words: str) -> None:
-    with pytest.raises(ZweaveError, match=re.escape(words)):
-        Task("mine", "counts", read).samples("test")
 
 
 def test_a_python_file_is_a_task(tmp_path: Path) -> None:
