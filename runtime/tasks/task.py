@@ -19,7 +19,7 @@ class Sample:
     """A prompt that ends where the answer begins, and the answer, with its leading space where it has one.
 
     data: what the reward needs beside the text. Samples with an equal "group" fall into the same split, so that
-        b + a is not trained where a + b is held out; without one each prompt is a group of its own.
+        b + a is not trained where a + b is held out; without one, or with None, each prompt is a group of its own.
     """
 
     prompt: str
@@ -28,7 +28,8 @@ class Sample:
 
     @property
     def group(self) -> object:
-        return self.data.get("group", self.prompt)
+        group = self.data.get("group")
+        return self.prompt if group is None else group
 
 
 @dataclass(frozen=True, slots=True)

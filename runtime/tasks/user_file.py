@@ -95,8 +95,16 @@ def _sample(entry: Mapping[str, Any]) -> tuple[Sample, Split | None]:
     split = entry.get("split")
     if split is not None and split not in get_args(Split):
         raise ZweaveError(f'"split" is {shortened(split)}, and must be one of {", ".join(get_args(Split))}')
+    _check_group(entry.get("group"))
     data = {key: value for key, value in entry.items() if key not in _KEYS}
     return Sample(prompt, answer, data), split
+
+
+def _check_group(group: Any) -> None:
+    """A name or a number; None, as a table's empty cell is written, counts as absent."""
+    is_name = isinstance(group, str | int | float) and not isinstance(group, bool) and group == group
+    if group is not None and not is_name:
+        raise ZweaveError(f'"group" is {shortened(group)}, and must be text or a number, or be left out')
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:

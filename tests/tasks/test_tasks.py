@@ -295,6 +295,11 @@ def test_an_answer_that_goes_on_after_its_label_counts_as_the_label(tmp_path: Pa
         ('{"messages": [], "answer": "b"}', 'line 1: "messages" is [], and must be a list'),
         ('{"messages": [{"role": "user"}], "answer": "b"}', "and must hold"),
         ('{"messages": [{"role": "bot", "content": "c"}], "answer": "b"}', "has the role 'bot'"),
+        (
+            '{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": "b", "group": [1]}',
+            'line 2: "group" is [1], and must be text or a number',
+        ),
+        ('{"prompt": "a", "answer": "b", "group": {}}', 'line 1: "group" is {}, and must be text or a number'),
     ],
 )
 def test_malformed_jsonl(content: str, words: str, tmp_path: Path) -> None:
@@ -325,6 +330,12 @@ def test_a_jsonl_file_is_read_as_requests_are(tmp_path: Path) -> None:
     )
     assert (asked.prompt, opened.prompt) == (head, head + "It is")
     assert task.samples("train")[0] == Sample("à", "b", {}) and asked.data == {}
+
+
+def test_a_group_of_null_is_none(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{i}?", "answer": f" {i}", "group": None} for i in range(40)]
+    task = resolve_task(write_jsonl(tmp_path / "mine.jsonl", lines))
+    assert [len(task.samples(split)) for split in ("train", "validation", "test")] == [26, 6, 8]
 
 
 def test_a_python_file_is_run_as_python_runs_it(tmp_path: Path) -> None:
