@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
-from ..validation import check_flag, is_integer
+from ..validation import check_flag, has_lone_surrogate, is_integer
 from . import chatml
 from .labels import label_said
 from .tokenizer import Tokenizer
@@ -49,6 +49,8 @@ class PromptTemplate:
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(isinstance(one, str) and one for one in values):
                 raise ZweaveError(f"a prompt template's {name} must be texts, not {shortened(values)}")
+        if any(map(has_lone_surrogate, (self.user, self.opening, *self.labels, *self.stop))):
+            raise ZweaveError("a prompt template holds a lone surrogate, which is no character: remove it")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ZweaveError("a prompt template's labels must be two or more, all different")
         if not (is_integer(self.max_tokens) and self.max_tokens >= 1):

@@ -81,6 +81,8 @@ def test_a_file_gives_it_back(template: PromptTemplate) -> None:
         ({"labels": ["a", "a"]}, "two or more, all different"),
         ({"labels": ["a"]}, "two or more, all different"),
         ({"stop": [""]}, "stop must be texts"),
+        ({"opening": "\ud800"}, "holds a lone surrogate"),
+        ({"labels": ["a", "\udfff"]}, "holds a lone surrogate"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": True}, "max_tokens must be at least 1"),
     ],
