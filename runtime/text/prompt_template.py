@@ -63,7 +63,8 @@ class PromptTemplate:
     def bare(self, text: str) -> str:
         """The text without white space around it, and without the template's words where it brings them along.
 
-        So "What is 1 + 2?" is asked like "1 + 2". The words are all of the template's, or those in its line alone.
+        So "What is 1 + 2?" is asked like "1 + 2". The words are all of the template's, or those in its
+        line alone: a part of them may be the text's own.
         """
         before, after = self.user.split(PLACE)
         if not (self.chat or before or after):
@@ -113,8 +114,8 @@ class PromptTemplate:
         """Reads and checks what `to_json` wrote; ZweaveError for anything else, and for a newer version."""
         try:
             fields = parse_json(text)
-        except ValueError:
-            fields = None
+        except ValueError as error:
+            raise ZweaveError(f"the prompt template is not a JSON object ({error})") from None
         if not isinstance(fields, dict):
             raise ZweaveError("the prompt template is not a JSON object")
         version = fields.pop("version", None)

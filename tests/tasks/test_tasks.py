@@ -316,6 +316,10 @@ def test_an_answer_that_goes_on_after_its_label_counts_as_the_label(tmp_path: Pa
         ('{"prompt": ["a"], "answer": "b"}', """line 1: "prompt" is ['a'], and must be text"""),
         ("[1]", "line 1: is [1], and must be a JSON object"),
         ("{", "line 1: is not JSON (Expecting property name"),
+        (
+            '{"prompt": "a", "answer": "b", "answer": "c"}',
+            "line 1: is not JSON (the key 'answer' stands twice in one object: leave one out)",
+        ),
         ('{"prompt": "a", "answer": " "}', 'line 1: "answer" is empty'),
         ('{"prompt": "", "answer": "b"}', 'line 1: "prompt" is empty'),
         (
