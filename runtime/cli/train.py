@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     task = resolve_task(args.task)
     # Missing task files and empty splits are told before the model loads.
-    needed: list[Split] = ["train", "validation", *(["test"] if args.held_out else [])]
+    needed: list[Split] = ["train", "validation"]
+    if args.held_out:
+        needed.append("test")
     for split in needed:
         task.samples(split, data_folder(args))
     recipe = default_recipe(task, **{name: getattr(args, name) for name in CHOSEN})
