@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ZweaveError if it cannot be read or holds something else."""
     try:
         # A byte order mark is what some editors begin a file with.
-        content = parse_json(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"), unique_keys=False)
     except OSError as error:
         raise ZweaveError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:

@@ -62,6 +62,13 @@ def run(args: argparse.Namespace) -> int:
     scores = LabelScores(engine)
     rows: list[Row] = []
     for task in tasks:
+        if not task.has("train", data):
+            learned = "majority, calibrated and logistic regression" if task.labels else "majority"
+            stderr.print(
+                f"{task.name} has no train samples: the baselines that need them are left out ({learned})",
+                markup=False,
+                soft_wrap=True,
+            )
         methods: list[Method] = [ExpertMethod("base", engine, None)]
         methods += baselines(scores, task, data, range(args.seeds), args.shots)
         rows += evaluate(

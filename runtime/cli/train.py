@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zweave.kernels import cpu_isa
 
 from ..errors import ZweaveError
+from ..names import Split
 from ..options.engine_options import stderr
 from ..options.file_options import check_output
 from ..options.task_options import data_folder
@@ -33,8 +34,12 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     task = resolve_task(args.task)
-    # Missing task files are told before the model loads.
-    task.has("train", data_folder(args))
+    # Missing task files and empty splits are told before the model loads.
+    needed: list[Split] = ["train", "validation"]
+    if args.held_out:
+        needed.append("test")
+    for split in needed:
+        task.samples(split, data_folder(args))
     recipe = default_recipe(task, **{name: getattr(args, name) for name in CHOSEN})
     if args.objective is None:
         objective, reason = default_objective(task)

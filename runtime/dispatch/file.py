@@ -6,7 +6,7 @@ from typing import Any
 
 from ..dispatcher import Dispatcher, probe_method
 from ..engine.engine import Engine
-from ..errors import ZweaveError
+from ..errors import ZweaveError, one_line
 from ..experts.mixture import ExpertChoice
 from ..io.json_text import parse_json
 from ..io.python_file import python_object
@@ -52,8 +52,8 @@ def load_dispatcher(engine: Engine, path: Path, load: Load = lambda engine, choi
         if not isinstance(fields, dict):
             raise ZweaveError("it must be a JSON object")
         return _from_fields(engine, fields, path.parent, load)
-    except ValueError:
-        raise ZweaveError(f"{path} is not JSON in UTF-8") from None
+    except ValueError as error:
+        raise ZweaveError(f"{path} is not JSON in UTF-8 ({one_line(error)})") from None
     except ZweaveError as error:
         raise ZweaveError(f"{path}: {error}") from None
 

@@ -19,6 +19,7 @@ from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors, save_tensors
 from ..names import Scope as Scope
 from ..text.prompt_template import PromptTemplate
+from ..validation import has_lone_surrogate
 from .bundled import expert_file
 from .support import Support
 
@@ -62,7 +63,7 @@ class Expert:
                 f"the scope must be one of {', '.join(get_args(Scope))}, not {shortened(self.scope)}"
             )
         support = Support.parse(self.support)
-        if any("\ud800" <= character <= "\udfff" for character in self.description):
+        if has_lone_surrogate(self.description):
             raise ZweaveError("the description holds a lone surrogate, which no file can: leave it out")
         if self.first_layer < 0:
             raise ZweaveError(f"first_layer must be at least 0, not {self.first_layer}")

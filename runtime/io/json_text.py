@@ -3,10 +3,24 @@
 import json
 from typing import Any
 
+from ..errors import shortened
 
-def parse_json(text: str) -> Any:
-    """What a text holds; ValueError with a short reason for what is no JSON, and for what is nested too deeply."""
+
+def parse_json(text: str, unique_keys: bool = True) -> Any:
+    """What a text holds; ValueError with a short reason for what is no JSON, and for what is nested too deeply.
+
+    unique_keys: a key that an object has twice is an error; else its last value counts, as in transformers.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shortened(twice)} stands twice in one object: leave one out")
+    return found

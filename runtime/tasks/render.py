@@ -78,10 +78,16 @@ def answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
 
 
 def label_tokens(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
-    """Token ids of each of a task's labels; ZweaveError when two labels have the same."""
+    """Token ids of each of a task's labels; ZweaveError when two have the same, or one an end token."""
     found = [answer_ids(tokenizer, label) for label in task.labels]
     if not all(found):
         raise ZweaveError(f"a label of {task.name} has no tokens for this model")
+    for label, ids in zip(task.labels, found, strict=True):
+        if set(ids) & set(tokenizer.eos_ids):
+            raise ZweaveError(
+                f"the label {label!r} of {task.name} holds an end token of this model, which no answer can hold: "
+                "take another"
+            )
     if len(set(map(tuple, found))) != len(found):
         raise ZweaveError(f"two labels of {task.name} are the same tokens for this model")
     return found
@@ -116,4 +122,4 @@ def answer_limit(tokenizer: Tokenizer, task: Task) -> int:
 
 
 def _has_short_labels(tokenizer: Tokenizer, task: Task) -> bool:
-    return bool(task.labels) and all(len(answer_ids(tokenizer, label)) == 1 for label in task.labels)
+    return bool(task.labels) and all(len(ids) == 1 for ids in label_tokens(tokenizer, task))

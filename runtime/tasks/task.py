@@ -2,16 +2,17 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 from typing import get_args
 
-from ..errors import ZweaveError, one_line
+from ..errors import ZweaveError, one_line, shortened
 from ..names import Split as Split
 from ..text.labels import label_said
 from ..text.prompt_template import PromptTemplate
+from ..validation import has_lone_surrogate
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Sample:
     """A prompt that ends where the answer begins, and the answer, with its leading space where it has one.
 
     data: what the reward needs beside the text. Samples with an equal "group" fall into the same split, so that
-        b + a is not trained where a + b is held out; without one each prompt is a group of its own.
+        b + a is not trained where a + b is held out; without one, or with None, each prompt is a group of its own.
     """
 
     prompt: str
@@ -28,7 +29,8 @@ class Sample:
 
     @property
     def group(self) -> object:
-        return self.data.get("group", self.prompt)
+        group = self.data.get("group")
+        return self.prompt if group is None else group
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +90,11 @@ class Task:
         """
         if split not in get_args(Split):
             raise ZweaveError(f"a split is one of {', '.join(get_args(Split))}, not {split!r}")
-        found = list(getattr(self._splits(data), split))
+        splits = self._splits(data)
+        found = list(getattr(splits, split))
         if not found:
-            raise ZweaveError(f"the task {self.name} has no {split} samples")
+            counts = ", ".join(f"{name} {len(getattr(splits, name))}" for name in get_args(Split))
+            raise ZweaveError(f"the task {self.name} has no {split} samples ({counts})")
         random.Random(seed).shuffle(found)
         return found
 
@@ -112,10 +116,7 @@ class Task:
         return value
 
     def _splits(self, data: Path | None) -> Splits:
-        try:
-            source = self.read(data)
-        except FileNotFoundError as error:
-            raise ZweaveError(f"{error.filename} is missing: the task {self.name} reads it") from None
+        source = self._read(data)
         self._check_labels(source)
         test_groups = {sample.group for sample in source.test}
         train = [sample for sample in source.train if sample.group not in test_groups]
@@ -126,6 +127,31 @@ class Task:
         held_groups = {sample.group for sample in held}
         train = [sample for sample in train if sample.group not in held_groups]
         return Splits(train, list(source.test), held)
+
+    def _read(self, data: Path | None) -> Splits:
+        """What `read` returns, checked: it may be a user's own code."""
+        try:
+            source = self.read(data)
+        except ZweaveError:
+            raise
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and error.filename:
+                raise ZweaveError(f"{error.filename} is missing: the task {self.name} reads it") from None
+            raise ZweaveError(f"the task {self.name} fails: {one_line(error, with_type=True)}") from error
+        if not isinstance(source, Splits):
+            raise ZweaveError(
+                f"the read of the task {self.name} must return Splits(train, test), not {shortened(source)}"
+            )
+        for split in get_args(Split):
+            samples = getattr(source, split)
+            if not isinstance(samples, Sequence):
+                raise ZweaveError(
+                    f"the task {self.name}: {split} must be a list of samples, not {shortened(samples)}"
+                )
+            for index, sample in enumerate(samples):
+                if fault := _fault(sample):
+                    raise ZweaveError(f"the task {self.name}: sample {index} of {split} {fault}")
+        return source
 
     def _check_labels(self, source: Splits) -> None:
         if not self.labels:
@@ -150,6 +176,20 @@ class Task:
             if len(held) + len(group) <= wanted:
                 held += group
         return held
+
+
+def _fault(sample: object) -> str:
+    """What keeps an object from being a sample; empty where nothing does."""
+    if not isinstance(sample, Sample):
+        return f"must be Sample(prompt, answer), not {shortened(sample)}"
+    for name, text in (("prompt", sample.prompt), ("answer", sample.answer)):
+        if not isinstance(text, str):
+            return f"has the {name} {shortened(text)}, and it must be text"
+        if has_lone_surrogate(text):
+            return f"has a lone surrogate in its {name}, which is no character: remove it"
+    if not isinstance(sample.group, Hashable):
+        return f"has the group {shortened(sample.group)}, and it must be text or a number"
+    return ""
 
 
 def balanced_shots(samples: Sequence[Sample], labels: Sequence[str], seed: int, count: int) -> list[Sample]:

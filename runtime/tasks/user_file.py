@@ -9,8 +9,8 @@ from typing import Any, get_args
 from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
 from ..io.python_file import python_object
+from ..validation import has_lone_surrogate
 from . import prompts
-from .files import text_lines
 from .task import Sample, Split, Splits, Task, exact, says_label
 
 MAX_TOKENS = 256
@@ -37,7 +37,7 @@ def jsonl_task(path: Path) -> Task:
     """
     labels: tuple[str, ...] = ()
     samples: list[tuple[Sample, Split | None]] = []
-    for number, line in enumerate(text_lines(path), 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -66,6 +66,24 @@ def jsonl_task(path: Path) -> Task:
     )
 
 
+def _lines(path: Path) -> list[str]:
+    """Lines of UTF-8 text, ended by LF or CRLF, without a byte order mark."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ZweaveError(f"{path} cannot be read: {error.strerror}") from None
+    # ASCII in UTF-16 without a byte order mark is UTF-8 too, with zeros between the letters.
+    text, zero, _ = raw.partition(b"\0")
+    try:
+        lines = text.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        text, zero = text[: error.start], b"\0"
+    if zero:
+        number = text.count(b"\n") + 1
+        raise ZweaveError(f"{path}, line {number} is not UTF-8 text: save the file as UTF-8")
+    return [line.removesuffix("\r") for line in lines]
+
+
 def _object(line: str) -> dict[str, Any]:
     try:
         entry = parse_json(line)
@@ -80,6 +98,8 @@ def _labels(entry: Mapping[str, Any]) -> tuple[str, ...]:
     labels = entry["labels"]
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
         raise ZweaveError(f'"labels" is {shortened(labels)}, and must be a list of texts')
+    for label in labels:
+        _check_characters("labels", label)
     if len(entry) > 1:
         raise ZweaveError('"labels" must stand in a line of their own')
     return tuple(labels)
@@ -95,8 +115,16 @@ def _sample(entry: Mapping[str, Any]) -> tuple[Sample, Split | None]:
     split = entry.get("split")
     if split is not None and split not in get_args(Split):
         raise ZweaveError(f'"split" is {shortened(split)}, and must be one of {", ".join(get_args(Split))}')
+    _check_group(entry.get("group"))
     data = {key: value for key, value in entry.items() if key not in _KEYS}
     return Sample(prompt, answer, data), split
+
+
+def _check_group(group: Any) -> None:
+    """A name or a number; None, as a table's empty cell is written, counts as absent."""
+    is_name = isinstance(group, str | int | float) and not isinstance(group, bool) and group == group
+    if group is not None and not is_name:
+        raise ZweaveError(f'"group" is {shortened(group)}, and must be text or a number, or be left out')
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:
@@ -108,6 +136,7 @@ def _text(entry: Mapping[str, Any], key: str) -> str:
         raise ZweaveError(f'"{key}" is {shortened(value)}, and must be text{quoted}')
     if not value:
         raise ZweaveError(f'"{key}" is empty')
+    _check_characters(key, value)
     return value
 
 
@@ -128,7 +157,14 @@ def _conversation(messages: Any) -> str:
             )
     if messages[0]["role"] == "assistant" and len(messages) == 1:
         raise ZweaveError('"messages" holds nothing but the beginning of the answer')
-    return prompts.conversation(messages)
+    text = prompts.conversation(messages)
+    _check_characters("messages", text)
+    return text
+
+
+def _check_characters(key: str, text: str) -> None:
+    if has_lone_surrogate(text):
+        raise ZweaveError(f'"{key}" holds a lone surrogate, which is no character: remove it')
 
 
 def _splits(samples: list[tuple[Sample, Split | None]], _: Path | None) -> Splits:

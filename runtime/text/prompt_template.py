@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
-from ..validation import check_flag, is_integer
+from ..validation import check_flag, has_lone_surrogate, is_integer
 from . import chatml
 from .labels import label_said
 from .tokenizer import Tokenizer
@@ -49,6 +49,8 @@ class PromptTemplate:
             values = getattr(self, name)
             if not isinstance(values, tuple) or not all(isinstance(one, str) and one for one in values):
                 raise ZweaveError(f"a prompt template's {name} must be texts, not {shortened(values)}")
+        if any(map(has_lone_surrogate, (self.user, self.opening, *self.labels, *self.stop))):
+            raise ZweaveError("a prompt template holds a lone surrogate, which is no character: remove it")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ZweaveError("a prompt template's labels must be two or more, all different")
         if not (is_integer(self.max_tokens) and self.max_tokens >= 1):
@@ -61,7 +63,8 @@ class PromptTemplate:
     def bare(self, text: str) -> str:
         """The text without white space around it, and without the template's words where it brings them along.
 
-        So "What is 1 + 2?" is asked like "1 + 2". The words are all of the template's, or those in its line alone.
+        So "What is 1 + 2?" is asked like "1 + 2". The words are all of the template's, or those in its
+        line alone: a part of them may be the text's own.
         """
         before, after = self.user.split(PLACE)
         if not (self.chat or before or after):
@@ -111,8 +114,8 @@ class PromptTemplate:
         """Reads and checks what `to_json` wrote; ZweaveError for anything else, and for a newer version."""
         try:
             fields = parse_json(text)
-        except ValueError:
-            fields = None
+        except ValueError as error:
+            raise ZweaveError(f"the prompt template is not a JSON object ({error})") from None
         if not isinstance(fields, dict):
             raise ZweaveError("the prompt template is not a JSON object")
         version = fields.pop("version", None)

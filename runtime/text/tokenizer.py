@@ -10,7 +10,7 @@ import tokenizers
 
 from ..checkpoint.hf_config import read_json
 from ..errors import ZweaveError, shortened
-from ..validation import is_integer
+from ..validation import has_lone_surrogate, is_integer
 from .chat_template import ChatTemplate
 from .end_tokens import end_token_ids
 from .escape import SpecialTokenEscape
@@ -109,10 +109,8 @@ class Tokenizer:
         return 0 if start is None else start + len(self._user_header)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ZweaveError("the text holds a lone surrogate, which is no character: remove it") from None
+        if has_lone_surrogate(text):
+            raise ZweaveError("the text holds a lone surrogate, which is no character: remove it")
         with _one_line(self.directory / "tokenizer.json"):
             return self._tokenizer.encode(text, add_special_tokens=special).ids
 

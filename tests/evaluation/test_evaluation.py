@@ -233,6 +233,17 @@ def test_the_command_prints_rows_with_baselines(
     assert capsys.readouterr().out.startswith("| task | method | parameters | accuracy |")
 
 
+def test_the_command_names_the_baselines_that_it_leaves_out(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "held.jsonl"
+    path.write_text('{"labels": ["x", "y"]}\n{"prompt": "1 is", "answer": "x", "split": "test"}')
+    assert main(["eval", str(path), "--model", model, "--dtype", "float32", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [row["method"] for row in json.loads(printed.out)["rows"]] == ["base", "base, labels only"]
+    assert "held has no train samples" in printed.err and "(majority, calibrated and logistic" in printed.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

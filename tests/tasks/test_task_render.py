@@ -129,6 +129,13 @@ def test_labels_must_be_one_token_each(directory: Path) -> None:
         label_ids(tokenizer, Task("mine", "", lambda _: Splits([], []), labels=(" yes", " no")))
 
 
+@pytest.mark.parametrize("label", ["<|im_end|>", "a<|im_end|>"])
+def test_a_label_with_an_end_token_is_refused(label: str, directory: Path) -> None:
+    task = Task("mine", "", lambda _: Splits([], []), labels=("b", label))
+    with pytest.raises(ZweaveError, match=r"label '.*' of mine holds an end token of this model"):
+        expert_template(task, [], Tokenizer(directory))
+
+
 def test_an_answer_takes_as_many_tokens_as_the_longest_label(directory: Path) -> None:
     tokenizer = Tokenizer(directory)
     short = Task("mine", "", lambda _: Splits([], []), labels=("a", "b"))

@@ -176,7 +176,7 @@ def make_task(**fields: object) -> Task:
 
 
 def raises(error: Exception) -> Callable[..., float]:
-    def judge(sample: Sample, text: str) -> float:
+    def judge(*_: object) -> float:
         raise error
 
     return judge
@@ -186,6 +186,38 @@ def raises(error: Exception) -> Callable[..., float]:
     ("call", "words"),
     [
         (lambda: make_task(read=lambda _: Splits([], [])).samples("train"), "mine has no train samples"),
+        (
+            lambda: make_task(read=lambda _: Splits([], [Sample("q", "a")])).samples("train"),
+            "mine has no train samples (train 0, validation 0, test 1)",
+        ),
+        (
+            lambda: make_task(read=raises(ZeroDivisionError("division by zero"))).samples("test"),
+            "the task mine fails: ZeroDivisionError: division by zero",
+        ),
+        (
+            lambda: make_task(read=lambda _: None).samples("test"),
+            "the read of the task mine must return Splits(train, test), not None",
+        ),
+        (
+            lambda: make_task(read=lambda _: Splits([], None)).samples("test"),
+            "test must be a list of samples, not None",
+        ),
+        (
+            lambda: make_task(read=lambda _: Splits([("q", "a")], [])).samples("train"),
+            "sample 0 of train must be Sample(prompt, answer), not ('q', 'a')",
+        ),
+        (
+            lambda: make_task(read=lambda _: Splits([Sample("q", 4)], [])).samples("train"),
+            "sample 0 of train has the answer 4, and it must be text",
+        ),
+        (
+            lambda: make_task(read=lambda _: Splits([Sample("q\ud800", "a")], [])).samples("train"),
+            "sample 0 of train has a lone surrogate in its prompt",
+        ),
+        (
+            lambda: make_task(read=lambda _: Splits([Sample("q", "a", {"group": [1]})], [])).samples("train"),
+            "sample 0 of train has the group [1], and it must be text or a number",
+        ),
         (lambda: make_task().samples("dev"), "a split is one of train, validation, test, not 'dev'"),
         (lambda: make_task(labels=(" y", " z")).samples("test"), "an answer ' x' that is none of ' y', ' z'"),
         (lambda: make_task(labels=(" y", " y")), "all different"),
@@ -284,6 +316,10 @@ def test_an_answer_that_goes_on_after_its_label_counts_as_the_label(tmp_path: Pa
         ('{"prompt": ["a"], "answer": "b"}', """line 1: "prompt" is ['a'], and must be text"""),
         ("[1]", "line 1: is [1], and must be a JSON object"),
         ("{", "line 1: is not JSON (Expecting property name"),
+        (
+            '{"prompt": "a", "answer": "b", "answer": "c"}',
+            "line 1: is not JSON (the key 'answer' stands twice in one object: leave one out)",
+        ),
         ('{"prompt": "a", "answer": " "}', 'line 1: "answer" is empty'),
         ('{"prompt": "", "answer": "b"}', 'line 1: "prompt" is empty'),
         (
@@ -295,6 +331,20 @@ def test_an_answer_that_goes_on_after_its_label_counts_as_the_label(tmp_path: Pa
         ('{"messages": [], "answer": "b"}', 'line 1: "messages" is [], and must be a list'),
         ('{"messages": [{"role": "user"}], "answer": "b"}', "and must hold"),
         ('{"messages": [{"role": "bot", "content": "c"}], "answer": "b"}', "has the role 'bot'"),
+        (
+            '{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": "b", "group": [1]}',
+            'line 2: "group" is [1], and must be text or a number',
+        ),
+        (r'{"prompt": "a\ud800", "answer": "b"}', 'line 1: "prompt" holds a lone surrogate'),
+        (
+            r'{"messages": [{"role": "user", "content": "\ud800"}], "answer": "b"}',
+            'line 1: "messages" holds a lone surrogate',
+        ),
+        (r'{"labels": ["\udfff", "b"]}', 'line 1: "labels" holds a lone surrogate'),
+        (
+            '{"prompt": "a", "answer": "b", "group": {}}',
+            'line 1: "group" is {}, and must be text or a number',
+        ),
     ],
 )
 def test_malformed_jsonl(content: str, words: str, tmp_path: Path) -> None:
@@ -325,6 +375,23 @@ def test_a_jsonl_file_is_read_as_requests_are(tmp_path: Path) -> None:
     )
     assert (asked.prompt, opened.prompt) == (head, head + "It is")
     assert task.samples("train")[0] == Sample("à", "b", {}) and asked.data == {}
+
+
+@pytest.mark.parametrize(
+    ("encoding", "number"), [("latin-1", 2), ("utf-16", 1), ("utf-16-le", 1), ("utf-16-be", 1)]
+)
+def test_a_file_that_is_not_utf_8_names_its_line(encoding: str, number: int, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    line = '{"prompt": "%s", "answer": "b"}\n'
+    path.write_bytes((line % "a" + line % "à").encode(encoding))
+    with pytest.raises(ZweaveError, match=f"line {number} is not UTF-8 text: save the file as UTF-8"):
+        resolve_task(str(path))
+
+
+def test_a_group_of_null_is_none(tmp_path: Path) -> None:
+    lines = [{"prompt": f"{i}?", "answer": f" {i}", "group": None} for i in range(40)]
+    task = resolve_task(write_jsonl(tmp_path / "mine.jsonl", lines))
+    assert [len(task.samples(split)) for split in ("train", "validation", "test")] == [26, 6, 8]
 
 
 def test_a_python_file_is_run_as_python_runs_it(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def test_without_a_chat_the_words_are_plain_text() -> None:
     assert words.prompt("late ") == words.prompt("Ticket: late") == "Ticket: late\nTeam:"
 
 
+def test_a_part_of_the_words_is_the_text_s_own() -> None:
+    words = PromptTemplate("Ticket: number {text}\nTeam:", chat=False)
+    assert words.prompt("Ticket: number 8") == words.prompt("8") == "Ticket: number 8\nTeam:"
+    assert words.prompt("number 8") == "Ticket: number number 8\nTeam:"
+
+
 def test_labels_are_compared_but_for_white_space() -> None:
     found = [TYPE.label_of(text) for text in (" thing", "person\n", " things", "", " Thing")]
     assert found == ["thing", "person", None, None, None]
@@ -68,6 +74,7 @@ def test_a_file_gives_it_back(template: PromptTemplate) -> None:
         ("{", "not a JSON object"),
         ("[1]", "not a JSON object"),
         ("[" * 100_000, "not a JSON object"),
+        ('{"version": 1, "user": "{text}", "user": "{text}!"}', "the key 'user' stands twice"),
         ("{}", "version is None, this zweave reads 1"),
         ({"version": 2}, "version is 2, this zweave reads 1"),
         ({"system": "x"}, "unknown field 'system'"),
@@ -81,6 +88,8 @@ def test_a_file_gives_it_back(template: PromptTemplate) -> None:
         ({"labels": ["a", "a"]}, "two or more, all different"),
         ({"labels": ["a"]}, "two or more, all different"),
         ({"stop": [""]}, "stop must be texts"),
+        ({"opening": "\ud800"}, "holds a lone surrogate"),
+        ({"labels": ["a", "\udfff"]}, "holds a lone surrogate"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": True}, "max_tokens must be at least 1"),
     ],

@@ -66,6 +66,16 @@ def zweave(
     return run
 
 
+def test_a_split_that_is_wanted_and_empty_is_told_before_the_model_loads(
+    zweave: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zweave.train.run.open_policy", None)
+    lines = [{"prompt": f"{i}?", "answer": "b", "split": "train"} for i in range(10)]
+    (tmp_path / "letters.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    done = zweave("letters.jsonl", *QUICK)
+    assert done.returncode == 1 and "has no test samples (train 8, validation 2, test 0)" in done.stderr
+
+
 def test_a_training_leaves_an_expert_its_log_and_its_curves(
     zweave: Run, directory: Path, tmp_path: Path
 ) -> None:
