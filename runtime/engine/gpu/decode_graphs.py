@@ -1,6 +1,6 @@
 """Steps that only decode, captured once for each bucket and mode, and replayed."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from zweave.kernels import LinearMode
 from ...model.gpu_model import GpuModel
 from ...model.layer_schedule import LayerSchedule
 from .backend import Backend, Work
-from .packing import Packing
+from .packing import Array, Packing
 from .step_input import StepInput, batch_of, packing_of, sampling_of
 
 # Blocks in the table of a bucket: short contexts get narrower tables, whose kernels look at fewer splits.
@@ -56,8 +56,8 @@ class DecodeGraphs:
         self._widths = [*caps, max_blocks]
         self._graphs: dict[tuple[int, int, LinearMode], DecodeGraph] = {}
 
-    def graph_for(self, step: StepInput, mode: LinearMode) -> tuple[DecodeGraph, Callable[[Tensor], None]]:
-        """The graph of the smallest bucket that holds a step, and a function that writes the step's input for it."""
+    def graph_for(self, step: StepInput, mode: LinearMode) -> tuple[DecodeGraph, Mapping[str, Array]]:
+        """The graph of the smallest bucket that holds a step, and the step's arrays, padded to it."""
         rows, width = step.arrays["block_table"].shape
         bucket = next(size for size in self._buckets if size >= rows)
         blocks = next(size for size in self._widths if size >= width)
@@ -65,8 +65,7 @@ class DecodeGraphs:
         arrays = step.padded(bucket, blocks)
         if key not in self._graphs:
             self._graphs[key] = self._make(packing_of(arrays), bucket, mode)
-        graph = self._graphs[key]
-        return graph, lambda buffer: graph.packing.write(buffer, arrays)
+        return self._graphs[key], arrays
 
     def _make(self, packing: Packing, bucket: int, mode: LinearMode) -> DecodeGraph:
         buffer = torch.zeros(packing.size, dtype=torch.int32, device=self._backend.device)

@@ -17,6 +17,7 @@ from ..step import LaunchedStep
 from ..step_arrays import StepArrays, capture_schedule, layer_schedule
 from .backend import Backend
 from .decode_graphs import DecodeGraphs
+from .packing import Array, Packing
 from .step_input import StepInput, batch_of, packing_of, sampling_of
 from .step_output import StepOutput
 
@@ -84,11 +85,16 @@ class GpuRunner:
         slots = torch.from_numpy(arrays.slot).unique().long()
         return LinearMode(int(self._tables.modes[:, slots].max()))
 
+    def _packed(self, packing: Packing, arrays: Mapping[str, Array]) -> Tensor:
+        """A step's arrays on the host, where the device can read them."""
+        host = self._backend.host_buffer(packing.size)
+        packing.write(host, arrays)
+        return host
+
     def _replay(self, step: StepInput, mode: LinearMode, output: StepOutput) -> None:
         """Launches a step of decoding as a graph."""
-        graph, write = self._graphs.graph_for(step, mode)
-        host = self._backend.host_buffer(graph.packing.size)
-        write(host)
+        graph, arrays = self._graphs.graph_for(step, mode)
+        host = self._packed(graph.packing, arrays)
 
         def work() -> None:
             graph.input.copy_(host, non_blocking=True)
@@ -100,8 +106,7 @@ class GpuRunner:
     def _launch(self, step: StepInput, mode: LinearMode, schedule: LayerSchedule, output: StepOutput) -> None:
         """Launches any step, kernel by kernel."""
         packing = packing_of(step.arrays)
-        host = self._backend.host_buffer(packing.size)
-        packing.write(host, step.arrays)
+        host = self._packed(packing, step.arrays)
 
         def work() -> None:
             fields = packing.views(host.to(self._backend.device, non_blocking=True))
