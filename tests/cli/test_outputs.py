@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    (tmp_path / "mine.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 9)
+    (tmp_path / "mine.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "b"}}\n' for i in range(60)))
     (tmp_path / "mine.log.jsonl").write_text("mine")
     os.link("in.jsonl", "hard")
     os.symlink("in.jsonl", "soft")
