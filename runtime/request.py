@@ -235,12 +235,14 @@ class Delta:
     """What a step added to one request.
 
     result: set in the request's last delta.
+    logprobs: of `token_ids`, if the request asked for them.
     """
 
     request_id: int
     text: str
     token_ids: list[int]
     result: Result | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 def _check_ids(name: str, value: object) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "expert": "work with expert files",
     "generate": "answer prompts as one batch",
     "chat": "talk to the model",
+    "serve": "answer over HTTP, as OpenAI's API does",
     "train": "teach an expert a task",
     "eval": "how well tasks are answered",
     "plan": "show which weights stay resident and what each mode costs",

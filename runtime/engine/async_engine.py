@@ -3,12 +3,13 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 
 from ..errors import ZweaveError
 from ..request import Delta, Request, Result
+from .delta_stream import DeltaStream
 from .engine import Engine
 
 
@@ -22,7 +23,7 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._commands: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self._listeners: dict[int, Callable[[Delta | BaseException], object]] = {}
+        self._streams: dict[int, DeltaStream] = {}
         self._closing = False
         self._closed = False
         # Held while commands are added and while the engine closes, so that none is added to a closed one.
@@ -38,6 +39,11 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether the engine takes no more requests: it was closed, or a step has failed."""
+        return self._closed
+
     async def generate(self, request: Request) -> Result:
         """Answers one request; many may run at once and share the engine's batches."""
         async for delta in self.stream(request):
@@ -47,40 +53,43 @@ class AsyncEngine:
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
         """Yields what each step adds to the answer; leaving the loop early cancels the request."""
-        loop = asyncio.get_running_loop()
-        deltas: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
-        request_ids: list[int] = []
+        deltas = await self.submit(request)
+        try:
+            async for delta in deltas:
+                yield delta
+        finally:
+            deltas.close()
 
-        def deliver(item: Delta | BaseException) -> None:
-            # The caller's loop may have been closed by now; nobody waits then.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(deltas.put_nowait, item)
+    async def submit(self, request: Request) -> DeltaStream:
+        """Queues a request; returns its deltas when the engine has taken it up. Closing them cancels it.
+
+        Raises ZweaveError if the engine refuses the request or is closed.
+        """
+        request_ids: list[int] = []
 
         def add() -> None:
             try:
                 request_ids.append(self.engine.add(request))
             except Exception as error:
-                deliver(error)
+                _deliver([(stream, error)])
             else:
-                self._listeners[request_ids[0]] = deliver
+                self._streams[request_ids[0]] = stream
+                _deliver([(stream, None)])
 
         def cancel() -> None:
             for request_id in request_ids:
-                self._listeners.pop(request_id, None)
-                self.engine.cancel(request_id)
+                if self._streams.pop(request_id, None) is not None:
+                    self.engine.cancel(request_id)
 
+        stream = DeltaStream(asyncio.get_running_loop(), lambda: self._submit(cancel))
         if not self._submit(add):
             raise ZweaveError("the engine is closed: make a new AsyncEngine")
         try:
-            while True:
-                item = await deltas.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.result is not None:
-                    return
-        finally:
-            self._submit(cancel)
+            await stream.accepted
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     async def close(self) -> None:
         """Stops the thread after the step in flight; unfinished requests end with an error."""
@@ -115,28 +124,45 @@ class AsyncEngine:
             while not self._closing:
                 self._run_commands(wait=not self.engine.has_work)
                 if self.engine.has_work:
-                    self._deliver(self.engine.step())
+                    self._hand_out(self.engine.step())
         except BaseException as error:
             failure = error
         with self._lock:
             self._closed = True
         self._run_commands(wait=False)
-        abandoned = dict(self._listeners)
-        for listener in abandoned.values():
-            listener(failure)
+        abandoned, self._streams = self._streams, {}
+        _deliver((stream, failure) for stream in abandoned.values())
         for request_id in abandoned:
             self.engine.cancel(request_id)
 
-    def _deliver(self, deltas: list[Delta]) -> None:
+    def _hand_out(self, deltas: list[Delta]) -> None:
+        items = []
         for delta in deltas:
-            listener = self._listeners.get(delta.request_id)
+            stream = self._streams.get(delta.request_id)
             if delta.result is not None:
-                self._listeners.pop(delta.request_id, None)
-            if listener is not None:
-                listener(delta)
+                self._streams.pop(delta.request_id, None)
+            if stream is not None:
+                items.append((stream, delta))
+        _deliver(items)
 
     def _run_commands(self, wait: bool) -> None:
         if wait:
             self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()
+
+
+def _deliver(items: Iterable[tuple[DeltaStream, Delta | BaseException | None]]) -> None:
+    """Wakes each event loop once for all that a step has for its coroutines."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[DeltaStream, Delta | BaseException | None]]] = {}
+    for stream, item in items:
+        by_loop.setdefault(stream.loop, []).append((stream, item))
+    for loop, of_loop in by_loop.items():
+        # The caller's loop may have been closed by now; nobody waits then.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_put_all, of_loop)
+
+
+def _put_all(items: Iterable[tuple[DeltaStream, Delta | BaseException | None]]) -> None:
+    for stream, item in items:
+        stream.put(item)

@@ -3,7 +3,7 @@
 from collections.abc import Container
 from collections.abc import Sequence as Seq
 
-from ..request import Delta, FinishReason
+from ..request import Delta, FinishReason, Result
 from ..scheduler.chunk import Chunk
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
@@ -80,7 +80,7 @@ class OutputProcessor:
             reason, sequence.ended = sequence.ended, None
             self._finish(sequence, text, token_ids, reason)
         elif token_ids:
-            self._deltas.append(Delta(sequence.request_id, text, token_ids))
+            self._deltas.append(_delta(sequence, text, token_ids))
 
     def _pool_states(self, output: ChunkOutput) -> None:
         """Adds a chunk's states to the mean that a first pass wants."""
@@ -122,5 +122,11 @@ class OutputProcessor:
             return
         self._first_passes.remove(sequence)
         self._sequences.pop(sequence.request_id, None)
-        result = sequence.result(reason, error)
-        self._deltas.append(Delta(sequence.request_id, text, token_ids, result))
+        self._deltas.append(_delta(sequence, text, token_ids, sequence.result(reason, error)))
+
+
+def _delta(sequence: Sequence, text: str, token_ids: list[int], result: Result | None = None) -> Delta:
+    logprobs = None
+    if sequence.request.logprobs is not None:
+        logprobs = sequence.logprobs[len(sequence.logprobs) - len(token_ids) :]
+    return Delta(sequence.request_id, text, token_ids, result, logprobs)

@@ -24,10 +24,12 @@ EXPERT_HELP = f"a loaded expert, an expert file, or one of {', '.join(BUNDLED_EX
 RAW_HELP = "take prompts as they are, not in the words that the expert was trained on"
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
-    )
+def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> None:
+    """model: whether --model is one of them; else the command names it in its own way."""
+    if model:
+        parser.add_argument(
+            "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
+        )
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="(%(default)s)")
     parser.add_argument(
         "--device", default="cpu", help="cpu, cuda, or reference: a GPU's steps on a CPU (%(default)s)"

@@ -1,0 +1,137 @@
+"""From requests to their deltas: admitted, timed, and cancelled when the client goes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+
+from fastapi import Request as HttpRequest
+
+from ..engine.delta_stream import DeltaStream
+from ..request import Delta, Request, Result
+from .errors import ApiError
+from .served import Served, kind_of
+
+
+class Answering:
+    """The answers to the requests of one body, while they are computed.
+
+    requests: as many as the response has choices, in its order.
+    """
+
+    def __init__(self, served: Served, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.results: list[Result | None] = [None] * len(requests)
+        self._served = served
+        self._admitted = served.admission.admit(len(requests))
+        self._started = time.perf_counter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._streams: list[DeltaStream] = []
+
+    async def start(self) -> None:
+        """Gives the requests to the engine; ApiError or ZweaveError if one cannot be taken up, then none is."""
+        if self._served.serving.closed:
+            raise ApiError(503, "the engine has stopped: the server has to be started again")
+        self._admitted.__enter__()
+        tasks = [asyncio.ensure_future(self._served.serving.submit(request)) for request in self.requests]
+        try:
+            self._streams = list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, DeltaStream):
+                    outcome.close()
+            self._admitted.__exit__(None, None, None)
+            raise
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._served.settings.request_timeout, self._time_out)
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """Yields (index, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
+        if len(self._streams) == 1:
+            async for delta in self._one(0):
+                yield 0, delta
+            return
+        queue: asyncio.Queue[tuple[int, Delta] | BaseException] = asyncio.Queue()
+
+        async def forward(index: int) -> None:
+            try:
+                async for delta in self._one(index):
+                    queue.put_nowait((index, delta))
+            except Exception as error:
+                queue.put_nowait(error)
+
+        tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._streams))]
+        try:
+            while any(result is None for result in self.results) or not queue.empty():
+                item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _one(self, index: int) -> AsyncIterator[Delta]:
+        """The deltas of one request."""
+        metrics, last = self._served.metrics, self._started
+        stream, is_first = self._streams[index], True
+        while True:
+            delta = await stream.__anext__()
+            now = time.perf_counter()
+            if delta.token_ids:
+                metrics.on_tokens(now - last, is_first)
+                last, is_first = now, False
+            if delta.result is not None:
+                self.results[index] = delta.result
+                metrics.on_result(delta.result, kind_of(self.requests[index]), now - self._started)
+                self._served.admission.note(now - self._started)
+                if delta.result.finish_reason == "error":
+                    raise ApiError(400, delta.result.error or "the request failed")
+                yield delta
+                return
+            yield delta
+
+    def _time_out(self) -> None:
+        seconds = self._served.settings.request_timeout
+        for stream in self._streams:
+            stream.put(ApiError(504, f"the request took more than {seconds:g} seconds, this server's limit"))
+
+    def close(self) -> None:
+        """Cancels what is not answered; needed once after `start`."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for stream in self._streams:
+            stream.close()
+        self._admitted.__exit__(None, None, None)
+
+
+async def answered(answering: Answering, http: HttpRequest) -> list[Result]:
+    """All results; the requests are cancelled if the client goes before."""
+    await answering.start()
+    work = asyncio.ensure_future(_collect(answering))
+    gone = asyncio.ensure_future(_disconnected(http))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ApiError(499, "the client has gone")
+        return work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
+        with suppress(BaseException):
+            await work
+        answering.close()
+
+
+async def _collect(answering: Answering) -> list[Result]:
+    async for _ in answering.deltas():
+        pass
+    return [result for result in answering.results if result is not None]
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    """Returns when the client has gone; its body was read before."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,36 @@
+"""The application: endpoints, errors, and the engine's thread."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from ..engine.async_engine import AsyncEngine
+from ..engine.engine import Engine
+from . import errors
+from .routes import chat, completions, experts, health, models, tokenize
+from .served import Served
+from .settings import ServerSettings
+
+
+def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
+    """An ASGI application that serves an engine, which is its alone while it runs."""
+    served = Served(engine, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with AsyncEngine(engine) as served.serving:
+            yield
+
+    app = FastAPI(
+        title="zweave",
+        version=version("zweave"),
+        lifespan=lifespan,
+        max_body_size=max(settings.max_body, served.uploads.largest),
+    )
+    app.state.served = served
+    errors.install(app)
+    for part in (chat, completions, models, experts, tokenize, health):
+        app.include_router(part.router)
+    return app

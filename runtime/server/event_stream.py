@@ -1,0 +1,72 @@
+"""Answers as server-sent events."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from fastapi.responses import StreamingResponse
+
+from ..errors import ZweaveError, one_line
+from ..request import Delta, Result
+from .answering import Answering
+from .errors import ApiError, error_body
+
+
+class Chunks(Protocol):
+    """The chunks of one kind of response."""
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """Goes before a choice's first delta."""
+        ...
+
+    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
+        """What a delta adds; None for nothing to tell."""
+        ...
+
+    def usage(self, results: list[Result]) -> dict[str, Any]:
+        """The last chunk."""
+        ...
+
+
+async def event_stream(answering: Answering, chunks: Chunks, includes_usage: bool) -> StreamingResponse:
+    """The response; errors before the first chunk are raised, later ones are sent as an event."""
+    await answering.start()
+    events = _events(answering, chunks, includes_usage)
+    return _Events(events, answering)
+
+
+class _Events(StreamingResponse):
+    """Cancels the requests when it ends, even if nothing of it was ever sent."""
+
+    def __init__(self, events: AsyncIterator[str], answering: Answering) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answering = answering
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answering.close()
+
+
+async def _events(answering: Answering, chunks: Chunks, includes_usage: bool) -> AsyncIterator[str]:
+    for index in range(len(answering.requests)):
+        opening = chunks.opening(index)
+        if opening is not None:
+            yield _event(opening)
+    try:
+        async for index, delta in answering.deltas():
+            chunk = chunks.chunk(index, delta)
+            if chunk is not None:
+                yield _event(chunk)
+        if includes_usage:
+            yield _event(chunks.usage([result for result in answering.results if result is not None]))
+        yield "data: [DONE]\n\n"
+    except ApiError as error:
+        yield _event(error_body(error.status_code, error.message))
+    except ZweaveError as error:
+        yield _event(error_body(500, one_line(error)))
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"

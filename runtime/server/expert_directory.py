@@ -1,0 +1,57 @@
+"""A directory of experts that are loaded when they are first asked for."""
+
+from pathlib import Path
+from threading import Lock
+
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..experts.mixture import check_name
+
+
+class ExpertDirectory:
+    """Loads NAME from NAME.safetensors; a file that has changed since is loaded again.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._engine = engine
+        self.path = path.resolve()
+        if not self.path.is_dir():
+            raise ZweaveError(f"--experts: {path} is no directory: make it, or leave the option out")
+        self._loaded: dict[str, tuple[int, int]] = {}
+        self._lock = Lock()
+
+    def names(self) -> list[str]:
+        """Of the experts that are there, sorted."""
+        found = (file.relative_to(self.path) for file in self.path.rglob("*.safetensors"))
+        return sorted(str(file.with_suffix("")) for file in found)
+
+    def file(self, name: str) -> Path | None:
+        """An expert's file; None if there is none inside the directory."""
+        check_name(name)
+        return self.inside(self.path / f"{name}.safetensors")
+
+    def inside(self, path: Path) -> Path | None:
+        """A file, links followed; None if it is not there, or not in the directory."""
+        resolved = (self.path / path).resolve()
+        return resolved if resolved.is_relative_to(self.path) and resolved.is_file() else None
+
+    def ensure(self, name: str) -> None:
+        """Loads an expert that is in the directory, unless that was done already; ZweaveError if it does not fit."""
+        file = self.file(name)
+        if file is None:
+            return
+        with self._lock:
+            state = file.stat()
+            version = (state.st_mtime_ns, state.st_size)
+            is_known = name in self._engine.experts()
+            if is_known and self._loaded.get(name, version) == version:
+                return  # it is this file, or came from elsewhere
+            self._engine.load_expert(name, file)
+            self._loaded[name] = version
+
+    def forget(self, name: str) -> None:
+        """Has the expert loaded anew when it is next asked for."""
+        with self._lock:
+            self._loaded.pop(name, None)

@@ -1,0 +1,36 @@
+"""Reads the JSON of bodies by the rules that hold for all JSON here."""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from ..errors import one_line
+from ..io.json_text import parse_json
+from .errors import ApiError
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return parse_json((await self.body()).decode("utf-8"))
+        except json.JSONDecodeError as error:
+            raise ApiError(400, f"the body is not JSON: {one_line(error)}") from None
+        except UnicodeDecodeError:
+            raise ApiError(400, "the body is not UTF-8 text") from None
+        except ValueError as error:
+            raise ApiError(400, f"the body cannot be read: {one_line(error)}") from None
+
+
+class JsonRoute(APIRoute):
+    """A route whose JSON is read so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_JsonRequest(request.scope, request.receive))
+
+        return handle

@@ -1,0 +1,39 @@
+"""The fields that both kinds of completions have."""
+
+from .body import StreamOptions, UnusedFields
+from .expert_field import ExpertField
+
+
+class GenerationBody(UnusedFields):
+    """How an answer is generated; the fields are those of OpenAI's API, and below them vLLM's.
+
+    model: the served model, an expert, a mixture (`sst2:0.7+trec:0.3`), an alias, or "auto".
+    expert: an expert or a mixture, beside the served model.
+    n: answers to a prompt.
+    """
+
+    model: str = "base"
+    expert: ExpertField | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+
+    add_special_tokens: bool | None = None
+    ignore_eos: bool = False
+    min_p: float = 0.0
+    stop_token_ids: list[int] | None = None
+    top_k: int | None = None
+
+    kv_reuse: str = "exact"
+    raw: bool = False
+    template: str | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage

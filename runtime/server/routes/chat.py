@@ -1,0 +1,29 @@
+"""/v1/chat/completions."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from ..answering import Answering, answered
+from ..event_stream import event_stream
+from ..json_route import JsonRoute
+from ..protocol.chat import ChatBody
+from ..responses.chat import ChatResponse
+from ..served import served
+from ..to_requests import chat_requests
+
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat(body: ChatBody, http: HttpRequest) -> Any:
+    """Answers a conversation."""
+    server = served(http)
+    salt = server.keys.tenant(http.headers)
+    choice = await server.choose(body.model, body.expert)
+    answering = Answering(server, chat_requests(body, choice, salt, server.engine))
+    response = ChatResponse(body.model, server.engine.tokenizer, body.includes_usage)
+    if body.stream:
+        return await event_stream(answering, response, body.includes_usage)
+    return response.whole(await answered(answering, http))

@@ -1,0 +1,32 @@
+"""/v1/completions."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from ..answering import Answering, answered
+from ..event_stream import event_stream
+from ..json_route import JsonRoute
+from ..protocol.completion import CompletionBody
+from ..responses.completion import CompletionResponse
+from ..served import served
+from ..to_requests import completion_requests
+
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(body: CompletionBody, http: HttpRequest) -> Any:
+    """Continues prompts."""
+    server = served(http)
+    salt = server.keys.tenant(http.headers)
+    choice = await server.choose(body.model, body.expert)
+    requests = completion_requests(body, choice, salt, server.settings.max_prompts)
+    answering = Answering(server, requests)
+    response = CompletionResponse(
+        body.model, server.engine.tokenizer, len(body.prompts), body.includes_usage
+    )
+    if body.stream:
+        return await event_stream(answering, response, body.includes_usage)
+    return response.whole(await answered(answering, http))

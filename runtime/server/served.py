@@ -1,0 +1,81 @@
+"""What the endpoints share: the engine, who may ask, and how much is in work."""
+
+import asyncio
+import time
+
+from fastapi import Request as HttpRequest
+
+from ..engine.async_engine import AsyncEngine
+from ..engine.engine import Engine
+from ..errors import ZweaveError
+from ..experts.mixture import ExpertChoice, Mixture
+from ..request import Request
+from .admission import Admission
+from .auth import Keys
+from .errors import ApiError
+from .expert_choice import expert_choice
+from .expert_directory import ExpertDirectory
+from .metrics import Metrics
+from .protocol.expert_field import ExpertField
+from .settings import ServerSettings
+from .uploads import Uploads
+
+
+class Served:
+    """An engine as the endpoints see it.
+
+    serving: the engine in its thread, while the server runs.
+    started: seconds since the epoch.
+    """
+
+    serving: AsyncEngine
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.engine, self.settings = engine, settings
+        self.keys = Keys(settings)
+        self.admission = Admission(settings.max_waiting)
+        self.metrics = Metrics(engine, self.admission)
+        self.directory = None if settings.experts is None else ExpertDirectory(engine, settings.experts)
+        self.uploads = Uploads(engine, settings.max_uploads)
+        self.base_names = ("base", settings.model_name)
+        self.started = int(time.time())
+
+    async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
+        """The expert that a body asks for, loaded if it is in the directory; ApiError 404 if there is none."""
+        choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
+        if choice is None:
+            return None
+        if choice == "auto":
+            if self.engine.dispatcher is None:
+                raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
+            return choice
+        mixture = Mixture.parse(choice)
+        await self.ensure(*(mixture.names if mixture else ()))
+        try:
+            self.engine.check_expert(choice)
+        except ZweaveError as error:
+            known = self.engine.experts()
+            is_unknown = mixture is not None and any(name not in known for name in mixture.names)
+            raise ApiError(404 if is_unknown else 400, str(error)) from None
+        return choice
+
+    async def ensure(self, *names: str) -> None:
+        """Loads those experts that are in the directory and not loaded."""
+        if self.directory is not None:
+            for name in names:
+                await asyncio.to_thread(self.directory.ensure, name)
+
+
+def served(http: HttpRequest) -> Served:
+    """That of the app which got a request."""
+    found: Served = http.app.state.served
+    return found
+
+
+def kind_of(request: Request) -> str:
+    """How a request names its expert, for the metrics."""
+    if request.is_auto:
+        return "auto"
+    if request.mixture is None:
+        return "base"
+    return "expert" if isinstance(request.expert, str) else "mixture"
