@@ -23,7 +23,9 @@ class Admission:
     def admit(self, number: int) -> Iterator[None]:
         """Within it so many requests more are in work; ApiError 429, with the seconds to wait, if there is no room."""
         if number > self.most:
-            raise ApiError(400, f"the request asks for {number} answers, and this server takes up {self.most} at once")
+            raise ApiError(
+                400, f"the request asks for {number} answers, and this server takes up {self.most} at once"
+            )
         if self.count + number > self.most:
             raise ApiError(
                 429,

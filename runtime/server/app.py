@@ -23,12 +23,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         async with AsyncEngine(engine) as served.serving:
             yield
 
-    app = FastAPI(
-        title="zweave",
-        version=version("zweave"),
-        lifespan=lifespan,
-        max_body_size=max(settings.max_body, served.uploads.largest),
-    )
+    app = FastAPI(title="zweave", version=version("zweave"), lifespan=lifespan)
     app.state.served = served
     errors.install(app)
     for part in (chat, completions, models, experts, tokenize, health):

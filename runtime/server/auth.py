@@ -33,7 +33,9 @@ class Keys:
     def check_admin(self, headers: Headers) -> None:
         """Raises ApiError unless the admin key is given."""
         if self._admin_key is None:
-            raise ApiError(403, "this server loads no experts over HTTP: start it with --admin-key to allow it")
+            raise ApiError(
+                403, "this server loads no experts over HTTP: start it with --admin-key to allow it"
+            )
         if not _is_one_of(_bearer(headers), (self._admin_key,)):
             raise ApiError(
                 401,

@@ -49,7 +49,9 @@ def _mixture(text: str) -> dict[str, float | list[float]]:
         try:
             parts.append((name, float(weight)))
         except ValueError:
-            raise ApiError(400, f"a mixture is written NAME:WEIGHT+NAME:WEIGHT, not {shortened(text)}") from None
+            raise ApiError(
+                400, f"a mixture is written NAME:WEIGHT+NAME:WEIGHT, not {shortened(text)}"
+            ) from None
     return _unique(parts)
 
 

@@ -10,9 +10,17 @@ from fastapi.routing import APIRoute
 from ..errors import one_line
 from ..io.json_text import parse_json
 from .errors import ApiError
+from .limited_body import limited_body
+from .served import served
 
 
 class _JsonRequest(Request):
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            most = served(self).settings.max_body
+            self._body = await limited_body(self, most, "this server takes")
+        return self._body
+
     async def json(self) -> Any:
         try:
             return parse_json((await self.body()).decode("utf-8"))

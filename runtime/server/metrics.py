@@ -18,14 +18,18 @@ class Metrics:
 
     def __init__(self, engine: Engine, admission: Admission) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_EngineCollector(engine, admission))  # type: ignore[arg-type]
+        self.registry.register(_EngineCollector(engine, admission))
         self._requests = Counter(
             "zweave_requests", "Answered requests.", ("finish_reason", "kind"), registry=self.registry
         )
         self._prompt_tokens = Counter("zweave_prompt_tokens", "Tokens of prompts.", registry=self.registry)
-        self._generated_tokens = Counter("zweave_generated_tokens", "Generated tokens.", registry=self.registry)
+        self._generated_tokens = Counter(
+            "zweave_generated_tokens", "Generated tokens.", registry=self.registry
+        )
         self._reused_tokens = Counter(
-            "zweave_reused_tokens", "Tokens of prompts whose keys and values were cached.", registry=self.registry
+            "zweave_reused_tokens",
+            "Tokens of prompts whose keys and values were cached.",
+            registry=self.registry,
         )
         self._first_token = self._histogram("time_to_first_token", "From the request to its first token.")
         self._between_tokens = self._histogram("inter_token_latency", "From a token to the next.")

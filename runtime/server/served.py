@@ -47,7 +47,9 @@ class Served:
             return None
         if choice == "auto":
             if self.engine.dispatcher is None:
-                raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
+                raise ApiError(
+                    404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE"
+                )
             return choice
         mixture = Mixture.parse(choice)
         await self.ensure(*(mixture.names if mixture else ()))

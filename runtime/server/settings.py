@@ -47,7 +47,11 @@ class ServerSettings:
         for name in ("request_timeout", "drain_timeout"):
             if not (is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise ZweaveError(f"{name} must be seconds above 0, not {getattr(self, name)!r}")
-        if any(not key for key in (*self.api_keys, *([self.admin_key] if self.admin_key is not None else []))):
+        if any(
+            not key for key in (*self.api_keys, *([self.admin_key] if self.admin_key is not None else []))
+        ):
             raise ZweaveError("a key must not be empty: leave the option out, or give a long random text")
         if self.admin_key is not None and self.admin_key in self.api_keys:
-            raise ZweaveError("the admin key is an API key too: every client could load experts; give another")
+            raise ZweaveError(
+                "the admin key is an API key too: every client could load experts; give another"
+            )

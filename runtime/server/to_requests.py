@@ -36,7 +36,9 @@ def completion_requests(
     """
     prompts, n = body.prompts, _n(body)
     if len(prompts) * n > most:
-        raise ApiError(400, f"the body asks for {len(prompts) * n} answers, and this server gives {most} at once")
+        raise ApiError(
+            400, f"the body asks for {len(prompts) * n} answers, and this server gives {most} at once"
+        )
     fields = _fields(body, choice, salt)
     fields["max_tokens"] = _given(body.max_tokens, _COMPLETION_TOKENS)
     fields["logprobs"] = body.logprobs

@@ -22,14 +22,17 @@ class Uploads:
         self._engine = engine
         self._most = most
         self._sizes: dict[str, int] = {}
-        self.largest = _HEADER + 4 * sum(min(shape) for shape in engine.model.config.adapted_shapes().values())
+        self.largest = _HEADER + 4 * sum(
+            min(shape) for shape in engine.model.config.adapted_shapes().values()
+        )
 
     def add(self, name: str, body: bytes) -> None:
         """Loads an expert; ZweaveError if the body is no expert of this model, ApiError if there is no room."""
         held = sum(self._sizes.values()) - self._sizes.get(name, 0)
         if held + len(body) > self._most:
             raise ApiError(
-                409, f"the experts in memory take {held} of {self._most} bytes: delete one (DELETE /v1/experts/NAME)"
+                409,
+                f"the experts in memory take {held} of {self._most} bytes: delete one (DELETE /v1/experts/NAME)",
             )
         self._engine.load_expert(name, _read(body))
         self._sizes[name] = len(body)

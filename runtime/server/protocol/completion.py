@@ -13,5 +13,5 @@ class CompletionBody(GenerationBody):
     def prompts(self) -> list[str | list[int]]:
         """The prompts, one or several."""
         if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]  # type: ignore[list-item]
+            return [self.prompt]
         return list(self.prompt)  # type: ignore[arg-type]

@@ -21,7 +21,9 @@ class ChatResponse:
             {
                 "index": index,
                 "message": {"role": "assistant", "content": result.text, "refusal": None},
-                "logprobs": None if result.logprobs is None else chat_logprobs(self._tokenizer, result.logprobs),
+                "logprobs": None
+                if result.logprobs is None
+                else chat_logprobs(self._tokenizer, result.logprobs),
                 "finish_reason": finish_reason(result),
                 "zweave": how(result),
             }
@@ -31,7 +33,9 @@ class ChatResponse:
 
     def opening(self, index: int) -> dict[str, Any]:
         """The chunk that tells whose words follow."""
-        return self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
+        return self._chunk(
+            {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        )
 
     def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
         """What a step added."""

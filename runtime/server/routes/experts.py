@@ -10,6 +10,7 @@ from fastapi import Request as HttpRequest
 from ...experts.mixture import check_name
 from ..errors import ApiError
 from ..json_route import JsonRoute
+from ..limited_body import limited_body
 from ..protocol.lora import LoadBody, UnloadBody
 from ..served import Served, served
 
@@ -46,7 +47,7 @@ async def load(
     server.keys.check_admin(http.headers)
     check_name(name)
     _check_not_taken(server, name)
-    body = await _limited_body(http, server.uploads.largest)
+    body = await limited_body(http, server.uploads.largest, "an expert for this model can be")
     await asyncio.to_thread(server.uploads.add, name, body)
     return {"name": name, "digest": server.engine.bank.registered(name).digest}
 
@@ -107,16 +108,3 @@ def _file_of(server: Served, path: str) -> Path:
         if file is not None:
             return file
     raise ApiError(404, "lora_path names no expert file in the server's directory of experts")
-
-
-async def _limited_body(http: HttpRequest, most: int) -> bytes:
-    """The body, of which no more is read than an expert for this model can have."""
-    too_large = ApiError(413, f"the body is larger than an expert for this model can be ({most} bytes)")
-    if int(http.headers.get("content-length") or 0) > most:
-        raise too_large
-    body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > most:
-            raise too_large
-    return bytes(body)

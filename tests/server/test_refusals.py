@@ -1,0 +1,104 @@
+"""Whatever is wrong with a request ends in a 4xx with one clear line."""
+
+import json
+from typing import Any
+
+import pytest
+
+GOOD = {"model": "tiny", "prompt": "x", "max_tokens": 2}
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/v1/completions", GOOD | {"model": "c"}, 404, "there is no expert 'c'"),
+        ("/v1/completions", GOOD | {"model": "a:x"}, 400, "a mixture is written NAME:WEIGHT+NAME:WEIGHT"),
+        ("/v1/completions", GOOD | {"model": "a:1+a:2"}, 400, "names the expert 'a' twice"),
+        ("/v1/completions", GOOD | {"model": "a:nan"}, 400, "finite"),
+        ("/v1/completions", GOOD | {"model": "../a"}, 404, "there is no expert '../a'"),
+        ("/v1/completions", GOOD | {"model": "a", "expert": "b"}, 400, "leave one of them out"),
+        ("/v1/completions", GOOD | {"expert": [{"scale": 1.0}]}, 400, "give the expert's id"),
+        ("/v1/completions", GOOD | {"expert": {"a": [1.0]}}, 400, "1 weights, and the model has 2 layers"),
+        ("/v1/completions", GOOD | {"max_tokens": "5"}, 400, "max_tokens: Input should be a valid integer"),
+        ("/v1/completions", GOOD | {"max_tokens": 0}, 400, "max_tokens must be"),
+        ("/v1/completions", GOOD | {"temperature": -1}, 400, "temperature must be from 0 to 100"),
+        ("/v1/completions", GOOD | {"n": 0}, 400, "n must be from 1 to 128"),
+        ("/v1/completions", GOOD | {"n": 1000000}, 400, "n must be from 1 to 128"),
+        ("/v1/completions", GOOD | {"prompt": ["x"] * 100, "n": 2}, 400, "200 answers"),
+        ("/v1/completions", GOOD | {"prompt": []}, 400, "the prompt is empty"),
+        ("/v1/completions", GOOD | {"prompt": ""}, 400, "the prompt is empty"),
+        ("/v1/completions", GOOD | {"prompt": [1000]}, 400, "token ids must be integers from 0 to 95"),
+        ("/v1/completions", GOOD | {"prompt": [3] * 5000}, 400, "tokens, and this model takes at most"),
+        ("/v1/completions", GOOD | {"prompt": "\ud800"}, 400, "lone surrogate"),
+        ("/v1/completions", GOOD | {"no_such": 1}, 400, "no_such: there is no such field"),
+        ("/v1/completions", GOOD | {"salt": "x"}, 400, "salt: there is no such field"),
+        ("/v1/completions", GOOD | {"logprobs": 101}, 400, "logprobs must be"),
+        ("/v1/completions", GOOD | {"seed": -1}, 400, "seed must be"),
+        ("/v1/completions", GOOD | {"template": "a"}, 400, "has no prompt template"),
+        ("/v1/completions", GOOD | {"kv_reuse": "often"}, 400, "kv_reuse must be"),
+        ("/v1/completions", [], 400, "valid dictionary"),
+        ("/v1/chat/completions", CHAT | {"messages": []}, 400, "messages"),
+        ("/v1/chat/completions", CHAT | {"messages": [{"role": "bot", "content": "x"}]}, 400, "role must be"),
+        (
+            "/v1/chat/completions",
+            CHAT | {"messages": [{"role": "user", "content": 1}]},
+            400,
+            "messages.0.content",
+        ),
+        ("/v1/chat/completions", CHAT | {"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),
+        ("/tokenize", {}, 400, "give a prompt or messages"),
+        ("/detokenize", {"tokens": [-1]}, 400, "token ids must be from 0 to 95"),
+        ("/detokenize", {"tokens": [10**30]}, 400, "token"),
+        ("/v1/experts?name=c", {}, 403, "--admin-key"),
+        ("/v1/load_lora_adapter", {"lora_name": "c", "lora_path": "/etc/passwd"}, 403, "--admin-key"),
+    ],
+)
+def test_bad_bodies(server: Any, path: str, body: Any, status: int, words: str) -> None:
+    # As ASCII: httpx would refuse to encode a lone surrogate itself.
+    answer = server.http().post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    message = answer.json()["error"]["message"]
+    assert words in message and "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"model": "tiny", "prompt": ', "the body is not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 100000, "nested too deeply"),
+        (b'{"prompt": "x", "prompt": "y"}', "stands twice"),
+        (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "digits"),
+        (b"", "Field required"),
+        (b'{"prompt": "x", "temperature": NaN}', "temperature"),
+    ],
+)
+def test_bodies_that_are_no_json(server: Any, content: bytes, words: str) -> None:
+    answer = server.http().post(
+        "/v1/completions", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_a_stream_that_cannot_begin_has_a_status(server: Any) -> None:
+    for body, status in ((GOOD | {"prompt": [1000]}, 400), (GOOD | {"model": "c"}, 404)):
+        answer = server.http().post("/v1/completions", json=body | {"stream": True})
+        assert (answer.status_code, "error" in answer.json()) == (status, True)
+
+
+def test_other_paths_and_methods(server: Any) -> None:
+    assert server.http().get("/v1/nothing").status_code == 404
+    assert server.http().get("/v1/completions").status_code == 405
+    assert server.http().get("/v1/models/nobody").status_code == 404
+    assert "error" in server.http().get("/v1/nothing").json()
+
+
+def test_a_body_that_is_too_large(start_server: Any) -> None:
+    server = start_server(max_body=1000)
+    body = json.dumps(GOOD | {"prompt": "x" * 1000}).encode()
+    headers = {"Content-Type": "application/json"}
+    for content in (body, iter([body])):  # with and without its length told beforehand
+        answer = server.http().post("/v1/completions", content=content, headers=headers)
+        assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["message"]
