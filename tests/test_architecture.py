@@ -15,6 +15,7 @@ LAYERS = (
     ("zweave.cli",),
     ("zweave.bench",),
     ("zweave.options",),
+    ("zweave.server",),
     ("zweave.search", "zweave.dispatch"),
     ("zweave.evaluation",),
     ("zweave.engine",),

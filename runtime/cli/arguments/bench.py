@@ -38,6 +38,7 @@ BENCHES = {
     ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
+    "serve": ("serving.http.serve", "What does HTTP cost, and how long do clients wait?"),
     "gpu-linear": ("kernels.gpu_linear", "The linears on a GPU: how near to the roofs, and to cuBLAS?"),
     "gpu-step": (
         "serving.gpu.gpu_step",

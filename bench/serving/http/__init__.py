@@ -1,0 +1,1 @@
+"""The server over loopback, under load."""
