@@ -65,8 +65,7 @@ def config_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ZweaveError if it cannot be read or holds something else."""
     try:
-        # A byte order mark is what some editors begin a file with.
-        content = parse_json(path.read_text(encoding="utf-8-sig"), unique_keys=False)
+        content = parse_json(path.read_text(encoding="utf-8"), unique_keys=False)
     except OSError as error:
         raise ZweaveError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:

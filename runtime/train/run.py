@@ -17,6 +17,7 @@ from ..decomposition.decomposition import decompose
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
 from ..io.cache_dir import disk_errors
+from ..io.json_text import has_byte_order_mark
 from ..tasks.render import expert_template
 from ..tasks.task import Task
 from ..text.prompt_template import PromptTemplate
@@ -40,16 +41,28 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
         from transformers.utils import logging
     except ImportError:
         raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
-    if not is_listed(checkpoint.directory):
-        raise ZweaveError(
-            f"{checkpoint.directory} holds shards without model.safetensors.index.json: transformers, which training "
-            "runs on, needs it; download it, too (answering prompts needs none)"
-        )
+    _refuse_unreadable(checkpoint.directory)
     logging.disable_progress_bar()
     # transformers 4 ties the head wherever the config says so, even one that differs.
     return AutoModelForCausalLM.from_pretrained(
         checkpoint.directory, dtype=dtype, tie_word_embeddings=checkpoint.config.tie_embeddings
     ).eval()
+
+
+def _refuse_unreadable(directory: Path) -> None:
+    """ZweaveError for what zweave reads and transformers does not."""
+    if not is_listed(directory):
+        raise ZweaveError(
+            f"{directory} holds shards without model.safetensors.index.json: transformers, which training "
+            "runs on, needs it; download it, too (answering prompts needs none)"
+        )
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        path = directory / name
+        if path.is_file() and has_byte_order_mark(path):
+            raise ZweaveError(
+                f"{path} begins with a byte order mark, which transformers, on which training runs, does not "
+                "read: save it as UTF-8 without one"
+            )
 
 
 def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "cpu") -> Policy:

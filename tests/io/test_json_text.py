@@ -10,6 +10,10 @@ from zweave.errors import ZweaveError
 from zweave.io.json_text import parse_json
 
 
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse_json('\ufeff{"a": 1}') == {"a": 1}
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '[{"c": {"a": 1, "a": 2}}]'])
 def test_a_key_that_stands_twice_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="the key 'a' stands twice in one object"):

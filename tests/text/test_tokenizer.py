@@ -1,5 +1,6 @@
 """Text to tokens and back, streamed text, and chat templates, against transformers."""
 
+import codecs
 import json
 import shutil
 
@@ -189,6 +190,16 @@ def test_template_sources(directory, with_template, tmp_path):
     )
     tokenizer = Tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.chat(USER)) == "file user"
+
+
+def test_byte_order_marks_are_no_content(directory, byte_level, tmp_path):
+    """In front of every file; in a template's it would be the first character of each prompt."""
+    for file in directory.glob("*.json"):
+        (tmp_path / file.name).write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    marked = Tokenizer(tmp_path)
+    assert marked.chat(USER) == byte_level.chat(USER) and marked.eos_ids == byte_level.eos_ids
+    (tmp_path / "chat_template.jinja").write_text("\ufeff{{ messages[0].content }}")
+    assert Tokenizer(tmp_path).chat(USER) == byte_level.encode("Why?")
 
 
 def test_template_globals(with_template):
