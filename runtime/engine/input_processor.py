@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from itertools import count
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..experts.bank import Bank, ResolvedMixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
@@ -103,5 +103,5 @@ class InputProcessor:
         for token in tokens:
             if not (is_integer(token) and 0 <= token < self._vocab_size):
                 raise ZweaveError(
-                    f"token ids must be integers from 0 to {self._vocab_size - 1}, not {token!r}"
+                    f"token ids must be integers from 0 to {self._vocab_size - 1}, not {shortened(token)}"
                 )

@@ -1,5 +1,6 @@
 """What is wrong with a command's arguments is told before anything heavy is loaded."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -60,6 +61,21 @@ def test_mistakes_and_help_load_no_torch() -> None:
         "    assert 'torch' not in sys.modules and 'numpy' not in sys.modules, words\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("9" * 5000, rf"'{'9' * 36}\.\.\., of 5000 digits, is too large"),
+        ("x" * 5000, rf"'{'x' * 36}\.\.\. is not a whole number of at least 1"),
+        ("0", "'0' is not a whole number of at least 1"),
+    ],
+    ids=["digits", "letters", "zero"],
+)
+def test_a_number_is_quoted_in_short(value: str, words: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "a", "--max-tokens", value])
+    assert re.search(f"argument --max-tokens: {words}\n$", capsys.readouterr().err)
 
 
 def test_what_the_options_offer_is_what_there_is() -> None:

@@ -20,6 +20,11 @@ def test_a_key_that_stands_twice_is_named(text: str) -> None:
         parse_json(text)
 
 
+def test_a_number_that_python_does_not_read_is_cut_short() -> None:
+    with pytest.raises(ZweaveError, match=r"^not JSON: the number 9{20}\.\.\. of 5000 digits is too large$"):
+        json_request('{"prompt": "a", "max_tokens": ' + "9" * 5000 + "}", {})
+
+
 def test_a_request_with_two_prompts_is_refused() -> None:
     with pytest.raises(ZweaveError, match="the key 'prompt' stands twice"):
         json_request('{"prompt": "a", "prompt": "b"}', {})

@@ -342,5 +342,7 @@ def test_a_byte_order_mark_is_refused_before_the_model_loads(directory: Path, tm
     copy = tmp_path / "marked"
     shutil.copytree(directory, copy)
     (copy / "config.json").write_text((directory / "config.json").read_text(), encoding="utf-8-sig")
-    with pytest.raises(ZweaveError, match=r"marked/config\.json begins with a byte order mark, .* save it as UTF-8"):
+    with pytest.raises(
+        ZweaveError, match=r"marked/config\.json begins with a byte order mark, .* save it as UTF-8"
+    ):
         load_model(Checkpoint(copy), torch.float32)

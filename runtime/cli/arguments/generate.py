@@ -4,6 +4,7 @@ import argparse
 from typing import get_args
 
 from ...names import KVReuse
+from ...options.arguments import positive_whole, whole
 from ...options.engine_options import (
     EXPERT_HELP,
     RAW_HELP,
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--template", metavar="NAME", help="put prompts into this expert's words, not --expert's own"
     )
-    parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
+    parser.add_argument("--max-tokens", type=positive_whole, default=256, help="(%(default)s)")
     _add_sampling(parser)
     parser.add_argument(
         "--kv-reuse",
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop-token-ids",
         action="append",
-        type=int,
+        type=whole,
         default=[],
         metavar="ID",
         help="end an answer at this token, too; repeatable",
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_escape_option(parser)
     parser.add_argument(
-        "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
+        "--logprobs", type=whole, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
     )
     add_dispatcher_option(parser)
     add_engine_options(parser)
@@ -77,11 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
+    parser.add_argument("--top-k", type=whole, default=0, help="sample among the K likeliest tokens; 0: all")
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
     )
     parser.add_argument(
         "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
     )
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument("--seed", type=whole, help="makes sampling repeatable")

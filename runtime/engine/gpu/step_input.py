@@ -24,6 +24,8 @@ _BATCH = (
     "first_position",
     "sampled",
 )
+# Far more than any vocabulary holds.
+_MOST = np.iinfo(np.int32).max
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "index")
 
 
@@ -110,7 +112,7 @@ def _sampling(chunks: Seq[Chunk]) -> dict[str, Array]:
     asked = [chunk.sequence.request.sampling for chunk in chunks]
     return {
         "temperature": np.array([sampling.temperature for sampling in asked], dtype=np.float32),
-        "top_k": np.array([sampling.top_k for sampling in asked], dtype=np.int32),
+        "top_k": np.array([min(sampling.top_k, _MOST) for sampling in asked], dtype=np.int32),
         "top_p": np.array([sampling.top_p for sampling in asked], dtype=np.float32),
         "min_p": np.array([sampling.min_p for sampling in asked], dtype=np.float32),
         "seed": np.array([chunk.sequence.seed for chunk in chunks], dtype=np.uint64).view(np.int64),
