@@ -14,6 +14,7 @@ from .validation import (
     as_number,
     check_flag,
     check_integer,
+    has_lone_surrogate,
     is_integer,
     is_number,
     normalise,
@@ -124,16 +125,18 @@ class Request:
             if self.dispatcher is not None:
                 raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:
-            _check_sequence("prompt", self.prompt, "text or a list of token ids")
+            _check_sequence("prompt", self.prompt, "text or a list of token ids", "character or token id")
         if self.messages is not None:
             if isinstance(self.messages, str):
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
-            _check_sequence("messages", self.messages, "a list of {role, content}")
+            _check_sequence("messages", self.messages, "a list of {role, content}", "message")
         check_integer("max_tokens", self.max_tokens, 1)
         if not isinstance(self.stop, str | Sequence | None) or not all(
             isinstance(text, str) and text for text in self.stop_strings
         ):
             raise ZweaveError("stop must be a non-empty string or a list of such")
+        if any(map(has_lone_surrogate, self.stop_strings)):
+            raise ZweaveError("a stop string holds a lone surrogate, which is no character: remove it")
         if self.stop_token_ids is not None:
             _check_ids("stop_token_ids", self.stop_token_ids)
         check_flag("ignore_eos", self.ignore_eos)
@@ -248,10 +251,10 @@ def _check_ids(name: str, value: object) -> None:
         raise ZweaveError(f"{name} must be a list of token ids, not {type(value).__name__}")
 
 
-def _check_sequence(name: str, value: Any, wanted: str) -> None:
+def _check_sequence(name: str, value: Any, wanted: str, item: str) -> None:
     if getattr(value, "ndim", 0) > 1:
         raise ZweaveError(f"{name} must be {wanted}, not of shape {list(value.shape)}: give one row of it")
     if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
         raise ZweaveError(f"{name} must be {wanted}, not {type(value).__name__}")
     if len(value) == 0:
-        raise ZweaveError(f"the {name} is empty: give {wanted}")
+        raise ZweaveError(f"{name} is empty: give at least one {item}")
