@@ -38,6 +38,7 @@ MISTAKES = [
     ["bench", "linear", "--nonsense"],
     ["bench", "gpu"],
     ["bench", "linear", "--providers", "magic"],
+    ["bench", "peers", "--providers", "zweave8", "--experts", "4"],
     ["bench", "mix", "--experts", "0"],
     ["bench", "mix", "--plot", "none/x.png"],
     *(["bench", name, "--rounds", "0"] for name in BENCHES),
@@ -97,7 +98,7 @@ def test_the_providers_that_benches_name_are_those_that_they_have() -> None:
     forms, integer = linear_arguments.FORMS, linear_arguments.INTEGER_FORMS
     assert (forms, (*forms, *integer)) == (tuple(linear.FORMS), tuple(linear.ALL))
     assert tuple(engine.PROVIDERS) == engine_arguments.PROVIDERS
-    assert tuple(peers._peers(8)) == peers_arguments.PEERS
+    assert tuple(peers._peers(4)) == peers_arguments.peer_names(4)
     pytest.importorskip("triton")
     assert tuple(import_module("zweave.bench.kernels.gpu_forms").GPU_FORMS) == gpu_arguments.GPU_FORMS
 

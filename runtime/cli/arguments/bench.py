@@ -5,11 +5,12 @@ no times.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...errors import ZweaveError
 from ...options.file_options import add_overwrite_option
 from ..parser import Deferred
 
@@ -52,15 +53,24 @@ BENCHES = {
 
 
 class _BenchParser(argparse.ArgumentParser):
-    """Adds the arguments of its bench when it parses: of a bench that is not asked nothing is loaded."""
+    """Adds the arguments of its bench when it parses: of a bench that is not asked nothing is loaded.
+
+    A module of arguments may have a function `check`, for what only several arguments together say is wrong.
+    """
 
     bench: str | None = None
+    _check: Callable[[argparse.Namespace], None] = staticmethod(lambda args: None)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         if self.bench is not None:
             self._add_bench(self.bench)
             self.bench = None
-        return super().parse_known_args(args, namespace)
+        found = super().parse_known_args(args, namespace)
+        try:
+            self._check(found[0])
+        except ZweaveError as error:
+            self.error(str(error))
+        return found
 
     def _add_bench(self, name: str) -> None:
         # That of a machine where nothing is built yet stands alone.
@@ -76,6 +86,7 @@ class _BenchParser(argparse.ArgumentParser):
         self.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
         add_overwrite_option(self)
         self.set_defaults(run=Deferred("bench", outputs=("--plot",)))
+        self._check = getattr(arguments, "check", self._check)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
