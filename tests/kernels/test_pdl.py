@@ -1,4 +1,4 @@
-"""Which launches are dependent ones; what they compile to is in test_triton_compile.py."""
+"""Which launches are dependent ones; what they compile to is in compile/test_dependent_launches.py."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted on a CPU, and on a GPU where there is one. See also test_triton_compile.py."""
+"""The Triton kernels: interpreted on a CPU, and on a GPU where there is one. See also compile/test_gemm.py."""
 
 import subprocess
 import sys
