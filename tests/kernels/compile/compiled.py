@@ -37,11 +37,18 @@ def compiled(
     aligned: bool,
     **options: int,
 ) -> Any:
-    """Compiles a kernel for an architecture. types: by argument, i32 for the rest; aligned: to 16, what can be."""
+    """Compiles a kernel for an architecture.
+
+    types: by argument, i32 for the rest.
+    constants: by argument; PDL, where there is none, is whether the architecture has dependent launches.
+    aligned: to 16, what can be.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names = kernel.arg_names
+    if "PDL" in names:
+        constants = {"PDL": arch >= 90} | constants
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     odd = {"T", "S", "E", "P", "H", "eps", "scale", "window", "splits", "steps", "w_splits", "u_splits"}
     odd |= set(constants)

@@ -87,12 +87,12 @@ def silu_gemm_kernel(
 ) -> Any:
     """The gated GEMM compiled, with a bias."""
     types: dict[str, Types] = {"products": operands(w, 2), "deltas": operands(w, 2)}
-    types |= {"y": VALUE[w.dtype], "bias": VALUE[w.dtype], "slot": "*i32"}
+    types |= {"outputs": ("i32",), "y": VALUE[w.dtype], "bias": VALUE[w.dtype], "slot": "*i32"}
     types |= {"workspace": "*fp32", "semaphores": "*i32"}
     constants: dict[str, object] = {"table": None} | ({} if delta else {"deltas": None, "slot": None})
     constants |= {} if plan == "parallel" else {"workspace": None, "semaphores": None}
     merged = plan == "parallel" and delta
-    constants |= {"SHARED": shared and not merged, "SPLIT_K": plan, "MERGED": merged, "PDL": pdl}
+    constants |= {"SHARED": shared, "SPLIT_K": plan, "MERGED": merged, "PDL": pdl}
     constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     return compiled(_silu_gemm_kernel, arch, types, constants, aligned, **options)

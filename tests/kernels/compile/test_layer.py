@@ -125,7 +125,12 @@ def test_attention(arch, dtype, size, group, tmp_path) -> None:
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
         binary = compiled(kernel, arch, types, shapes | constants | tile, True, **options)
         check_attention(binary, arch, dtype, tmp_path, f"{kernel.__name__} {config}")
-    constants = {"HEAD_SIZE": size, "SPLIT_SIZE": SPLIT_SIZE, "BLOCK_S": BLOCK_S, "BLOCK_D": decode.block_d}
+    constants: dict[str, object] = {
+        "HEAD_SIZE": size,
+        "SPLIT_SIZE": SPLIT_SIZE,
+        "BLOCK_S": BLOCK_S,
+        "BLOCK_D": decode.block_d,
+    }
     binary = compiled(_combine_splits_kernel, arch, types, constants, True, num_warps=4)
     check_resources(binary, arch, tmp_path, "combine")
 
