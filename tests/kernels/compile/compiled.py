@@ -11,6 +11,8 @@ import torch
 from zweave.kernels.triton.gemm_config import Device
 from zweave.kernels.triton.optional_triton import triton
 
+from .ptx import check_dependent_launch
+
 # Shared memory that one program may use, in KiB (CUDA programming guide, technical specifications).
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 VALUE = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -37,7 +39,7 @@ def compiled(
     aligned: bool,
     **options: int,
 ) -> Any:
-    """Compiles a kernel for an architecture.
+    """Compiles a kernel for an architecture; of dependent launches checks what they do before they wait.
 
     types: by argument, i32 for the rest.
     constants: by argument; PDL, where there is none, is whether the architecture has dependent launches.
@@ -59,7 +61,10 @@ def compiled(
         for path in leaves(signature[name], (i,))
     }
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    if constants.get("PDL"):
+        check_dependent_launch(binary.asm["ptx"])
+    return binary
 
 
 def resources(binary: Any, folder: Path) -> dict[str, int]:
