@@ -39,9 +39,14 @@ def dependent_launches(wanted: bool = True) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def has_dependent_launches(index: int | None) -> bool:
+    """Whether the CUDA device of an index has them."""
+    return device_of(index).capability >= (9, 0)
+
+
 def launch_options(index: int | None) -> dict[str, bool]:
     """What a kernel is launched with on the CUDA device of an index: its PDL, and how Triton is to launch it."""
-    pdl = _wanted.get() and not INTERPRETED and device_of(index).capability >= (9, 0)
+    pdl = _wanted.get() and not INTERPRETED and has_dependent_launches(index)
     return {"PDL": pdl, "launch_pdl": pdl}
 
 
