@@ -45,7 +45,7 @@ def launch(
     # Splits of u are as long as those of w, so that no program waits for a longer one.
     w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
     tiles = config.tiles(T, outputs)
-    split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, y.device, sums)
+    split_k = SplitK.plan_for(w_splits + u_splits, size, tiles, config, device, y.device, sums)
     kernel[(*tiles, split_k.programs)](
         kernel_operands(products),
         kernel_operands(deltas) if deltas else None,
