@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .decode_attention import decode_attention_ref, decode_attention_triton
 from .grouped_linear import (
-    grouped_delta_linear,
     grouped_delta_linear_ref,
-    grouped_linear,
+    grouped_delta_linear_triton,
     grouped_linear_ref,
+    grouped_linear_triton,
 )
 from .linear import linear_ref, linear_triton
 from .prefill_attention import prefill_attention_ref, prefill_attention_triton
@@ -58,8 +58,8 @@ def triton_ops() -> DeviceOps:
     """The ops by their kernels."""
     return DeviceOps(
         linear=linear_triton,
-        grouped_linear=grouped_linear,
-        grouped_delta_linear=grouped_delta_linear,
+        grouped_linear=grouped_linear_triton,
+        grouped_delta_linear=grouped_delta_linear_triton,
         add_rms_norm=add_rms_norm_triton,
         silu_mul=silu_mul_triton,
         scale_by_slot=scale_by_slot_triton,

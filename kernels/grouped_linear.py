@@ -36,7 +36,7 @@ def grouped_linear_ref(
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: as `grouped_linear`, in float32 throughout, then x's dtype."""
+    """Semantics: as `grouped_linear_triton`, in float32 throughout, then x's dtype."""
     y = _block_diagonal(x, weights, shared)
     if table is not None and slot is not None:
         y = y * table[slot.long()]
@@ -53,7 +53,7 @@ def grouped_delta_linear_ref(
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: as `grouped_delta_linear`, in float32 throughout, then x's dtype."""
+    """Semantics: as `grouped_delta_linear_triton`, in float32 throughout, then x's dtype."""
     y = _block_diagonal(x, weights, True)
     y = torch.where((slot != 0)[:, None], y + _block_diagonal(h, u, False), y)
     return _finished(y, bias, silu).to(x.dtype)
@@ -73,7 +73,7 @@ def _finished(y: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def grouped_linear(
+def grouped_linear_triton(
     x: Tensor,
     weights: Sequence[Tensor],
     *,
@@ -113,7 +113,7 @@ def grouped_linear(
     return y
 
 
-def grouped_delta_linear(
+def grouped_delta_linear_triton(
     x: Tensor,
     weights: Sequence[Tensor],
     h: Tensor,
@@ -127,8 +127,8 @@ def grouped_delta_linear(
 
     h: [tokens, sum of K_g], x's dtype, from the first product of the deltas; rows may lie apart.
     u: a matrix [M_g, K_g] for each of weights, x's dtype; their rows may lie apart.
-    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear`, whatever h holds.
-    Other arguments, result and errors as in `grouped_linear`.
+    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear_triton`, whatever h holds.
+    Other arguments, result and errors as in `grouped_linear_triton`.
     """
     op = "grouped_delta_linear"
     products, deltas = _operands(op, x, weights, True), _operands(op, h, u, False, "h", "u")

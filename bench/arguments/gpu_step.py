@@ -13,12 +13,20 @@ from ..harness.options import add_pace, names_of, numbers
 
 DECODERS = ("llama3-8b", "smollm2", "tiny")
 MODES = ("ideal", "dense", "delta", "factored")
+LAUNCHES = ("plain", "dependent")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default="llama3-8b", choices=DECODERS, help="(%(default)s)")
     parser.add_argument(
         "--modes", type=names_of(MODES), default=",".join(MODES), metavar="MODE,...", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--launches",
+        type=names_of(LAUNCHES),
+        default=",".join(LAUNCHES),
+        metavar="KIND,...",
+        help="how our kernels are launched; dependent where the device has it (%(default)s)",
     )
     for name, value, what in (
         ("batch", "1,16,64,128", "sequences in a step"),

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from zweave.kernels.grouped_linear import (
-    grouped_delta_linear,
     grouped_delta_linear_ref,
-    grouped_linear,
+    grouped_delta_linear_triton,
     grouped_linear_ref,
+    grouped_linear_triton,
 )
 from zweave.kernels.linear import linear_triton
+
+from .interpreter import cut
 
 FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
 # T, N, M of each group, K of each group. A tile has 64 outputs, a split 256 inputs or more.
@@ -69,13 +71,6 @@ def gated(y: Tensor) -> Tensor:
     return y[:, :half] / (1 + torch.exp(-y[:, :half])) * y[:, half:]
 
 
-def cut(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds to bf16 as the interpreter does: by cutting off the lower half of a float32."""
-    if dtype != torch.bfloat16:
-        return value
-    return (value.float().view(torch.int32) & -(2**16)).view(torch.float32).double()
-
-
 def expected(p: SimpleNamespace, shared: bool, silu: bool) -> Tensor:
     x, weights = (p.x, p.w) if shared else (p.h, p.u)
     y = stacked(x, weights, shared) * p.table.double()[p.slot.long()] + p.bias.double()
@@ -118,14 +113,14 @@ def test_references(dtype, silu, tolerance) -> None:
 @pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
 def test_interpreted_groups(shape, dtype, shared, interpreted, tolerance) -> None:
     p = problem(*shape, dtype)
-    y = interpreted(*product_of(p, grouped_linear, shared, False))
+    y = interpreted(*product_of(p, grouped_linear_triton, shared, False))
     torch.testing.assert_close(y.double(), cut(expected(p, shared, False), dtype), **tolerance(dtype))
 
 
 @pytest.mark.combinations(shape=PAIRS, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
 def test_interpreted_silu_of_two_groups(shape, dtype, shared, interpreted, tolerance) -> None:
     p = problem(*shape, dtype)
-    y = interpreted(*product_of(p, grouped_linear, shared, True))
+    y = interpreted(*product_of(p, grouped_linear_triton, shared, True))
     torch.testing.assert_close(y.double(), cut(expected(p, shared, True), dtype), **tolerance(dtype))
 
 
@@ -142,27 +137,27 @@ def test_interpreted_silu_of_two_deltas(shape, dtype, interpreted, tolerance) ->
 def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
     """The values, and in slot 0 the bits of the product without deltas."""
     poison_base(p)
-    y = interpreted(*delta_of(p, grouped_delta_linear, silu))
+    y = interpreted(*delta_of(p, grouped_delta_linear_triton, silu))
     torch.testing.assert_close(y.double(), cut(expected_delta(p, silu), p.x.dtype), **tolerance)
-    dense = interpreted(partial(grouped_linear, bias=p.bias, silu=silu), p.x, p.w)
+    dense = interpreted(partial(grouped_linear_triton, bias=p.bias, silu=silu), p.x, p.w)
     assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
 
 
 @pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
 def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, on_few_sms) -> None:
     p = problem(20, 520, (40, 40), (30, 17), torch.float32)
-    whole = interpreted(*delta_of(p, grouped_delta_linear, silu))
-    assert torch.equal(on_few_sms(*delta_of(p, grouped_delta_linear, silu)), whole)
+    whole = interpreted(*delta_of(p, grouped_delta_linear_triton, silu))
+    assert torch.equal(on_few_sms(*delta_of(p, grouped_delta_linear_triton, silu)), whole)
     for name in ("x", "h"):
         getattr(p, name)[1:] = 3.0
-    assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear, silu))[0], whole[0])
+    assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
     p.slot[0] = 1
-    assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear, silu))[0], whole[0])
+    assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
 
 
 def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
     p = problem(3, 600, (70,), (5,), torch.float32)
-    y = interpreted(partial(grouped_linear, bias=p.bias), p.x, p.w)
+    y = interpreted(partial(grouped_linear_triton, bias=p.bias), p.x, p.w)
     assert torch.equal(y, interpreted(linear_triton, p.x, p.w[0], p.bias))
 
 
@@ -182,7 +177,7 @@ def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
 def test_launcher_names_the_wrong_argument(change, message, interpreted) -> None:
     arguments = {"x": torch.ones(2, 6), "weights": [torch.ones(4, 6), torch.ones(6, 6)]} | change
     with pytest.raises(ValueError, match=f"grouped_linear: {message}"):
-        interpreted(partial(grouped_linear, **arguments))
+        interpreted(partial(grouped_linear_triton, **arguments))
 
 
 def to_gpu(p: SimpleNamespace) -> SimpleNamespace:
@@ -198,9 +193,9 @@ def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> No
     p = problem(tokens, 1024, (576, 576), (72, 64), dtype)
     poison_base(p)
     on_gpu = to_gpu(p)
-    launch, *operands = delta_of(on_gpu, grouped_delta_linear, silu)
+    launch, *operands = delta_of(on_gpu, grouped_delta_linear_triton, silu)
     y = launch(*operands)
     torch.testing.assert_close(y.cpu().double(), expected_delta(p, silu), **tolerance(dtype))
-    dense = grouped_linear(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
+    dense = grouped_linear_triton(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
     assert torch.equal(y[on_gpu.slot == 0], dense[on_gpu.slot == 0])
-    assert torch.equal(grouped_linear(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])
+    assert torch.equal(grouped_linear_triton(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])

@@ -30,7 +30,7 @@ def gpu_runner(
     max_model_len: int,
 ) -> GpuRunner:
     """The runner of `config.device`; ZweaveError if its memory is too small."""
-    backend = backend_of(config.device)
+    backend = backend_of(config.device, config.dependent_launches)
     library_from = None if config.batch_invariant else LIBRARY_FROM
     try:
         weights = GpuWeights(

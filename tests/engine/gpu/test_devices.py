@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from zweave.engine import Engine
+from zweave.errors import ZweaveError
 from zweave.experts import Expert
 from zweave.planner import MatrixPlan, make_plan
 from zweave.planner.plan import memory
@@ -39,6 +40,19 @@ def test_log_probabilities_of_a_mixed_batch(
     asked = requests(max_tokens=1, score=tuple(range(96)))
     here, there = ([result.scores for result in engine.generate(asked)] for engine in engines)
     torch.testing.assert_close(torch.tensor(there), torch.tensor(here), rtol=0, atol=LIMITS[dtype])
+
+
+def test_dependent_launches_change_no_bit(device: str, tiny_engine: TinyEngine) -> None:
+    plain, dependent = (
+        [
+            (result.token_ids, result.logprobs)
+            for result in tiny_engine(device=device, dependent_launches=on).generate(requests(logprobs=2))
+        ]
+        for on in (False, True)
+    )
+    assert dependent == plain
+    with pytest.raises(ZweaveError, match="dependent_launches must be True or False"):
+        tiny_engine(device=device, dependent_launches=1)
 
 
 def test_answers_whatever_was_cached(device: str, tiny_engine: TinyEngine) -> None:

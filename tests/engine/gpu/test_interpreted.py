@@ -25,7 +25,7 @@ from zweave.kernels import triton_ops
 
 backend = ReferenceBackend()
 backend.ops = triton_ops()
-build.backend_of = lambda device: backend
+build.backend_of = lambda *_: backend
 folder, model, options = Path(sys.argv[1]), sys.argv[2], pickle.loads(bytes.fromhex(sys.argv[3]))
 engine = Engine(model, device="reference", **options)
 for path in folder.glob("*.safetensors"):

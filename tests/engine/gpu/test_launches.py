@@ -37,7 +37,7 @@ def test_launches_of_a_step(
 
     backend = ReferenceBackend()
     backend.ops = DeviceOps(**{field.name: counted(field.name) for field in fields(DeviceOps)})
-    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda device: backend)
+    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda *_: backend)
     engine = tiny_engine(device="reference")
     shapes = engine.model.config.adapted_shapes()
     few = {

@@ -64,7 +64,7 @@ def test_the_watch_sees_a_wait() -> None:
 
 
 def test_no_step_waits(tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda device: WatchedBackend())
+    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda *_: WatchedBackend())
     engine = tiny_engine(device="reference", kv_tokens=160, slots=2, max_batch_tokens=40, max_sequences=8)
     requests = [
         Request(
