@@ -106,3 +106,13 @@ def test_a_plan_of_little_memory(device: str, tiny_model: Any, random_expert: An
     assert token_ids(there, asked) == token_ids(here, asked)
     refused = there.generate(Request(PROMPTS[0], expert="whole"))[0]
     assert refused.error is not None and "allow it more memory" in refused.error
+
+
+def test_the_engine_says_what_batch_invariance_costs(
+    device: str, tiny_engine: TinyEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "zweave"):
+        tiny_engine(device=device)
+        assert not caplog.messages
+        tiny_engine(device=device, batch_invariant=True)
+    assert "batch_invariant=True reads 1." in caplog.text and "predicted" in caplog.text
