@@ -111,8 +111,9 @@ def tile_config(
             min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales == "group" else 4
         )
     stages = 4 if device.ample_shared_memory else 3
-    # Groups need the sum of a step beside the running sums.
-    return TileConfig(64 if scales == "group" else 128, 128, block_n, num_warps=8, num_stages=stages)
+    # Groups need the sum of a step beside the running sums; on consumer chips steps of 128 inputs leave no registers.
+    narrow = scales == "group" or (scales == "row" and not device.ample_shared_memory)
+    return TileConfig(64 if narrow else 128, 128, block_n, num_warps=8, num_stages=stages)
 
 
 def paired_tile_config(

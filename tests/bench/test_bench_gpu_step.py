@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave.bench.serving.gpu.decode_step import DecodeStep, StepShape
+from zweave.bench.serving.gpu.decode_step import DecodeStep
 from zweave.bench.serving.gpu.decoders import decoder_config
 from zweave.bench.serving.gpu.gpu_step import StepModels, mode_of
-from zweave.bench.serving.gpu.step_cost import DEVICES, StepCost, rates_of
 from zweave.cli.main import main
 from zweave.engine.gpu.backend import ReferenceBackend
 from zweave.kernels.triton.pdl import launch_options
+from zweave.planner.gpu_cost import StepShape
 
 KEYS = {
     "model", "provider", "status", "error", "seconds", "rounds", "batch", "context", "experts", "tok_s", "vs_ideal",
@@ -63,33 +63,6 @@ def test_without_a_gpu_the_command_says_so(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["bench", "gpu-step"]) == 1
     assert "--device reference" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "rows", "context", "per_second"),
-    [
-        ("ideal", 1, 512, 208),
-        ("dense", 1, 512, 240),
-        ("delta", 1, 512, 198),
-        ("factored", 1, 512, 174),
-        ("ideal", 64, 2048, 6970),
-        ("factored", 64, 2048, 6310),
-    ],
-)
-def test_predictions_of_an_8b_model(name: str, rows: int, context: int, per_second: float) -> None:
-    """Against sums made by hand, which leave out rows of tables and the sum of attention's splits."""
-    shape = StepShape(rows, context, 0 if name in ("ideal", "dense") else 1)
-    cost = StepCost.of(decoder_config("llama3-8b"), mode_of(name), shape, 2, name == "ideal")
-    assert rows / cost.seconds(DEVICES[0]) == pytest.approx(per_second, rel=0.03)
-
-
-def test_predictions_go_by_the_device() -> None:
-    assert [rates_of(name).name for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "other", None)] == [
-        "H100", "H200", "H200", "H200",
-    ]  # fmt: skip
-    cost = StepCost.of(decoder_config("smollm2"), mode_of("factored"), StepShape(1, 512, 1), 2)
-    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[1])
-    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[0], dependent=False)
 
 
 @pytest.mark.parametrize(

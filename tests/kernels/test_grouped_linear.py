@@ -1,6 +1,6 @@
 """Grouped products: references against float64, and the launches in Triton's interpreter and on a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,7 +14,9 @@ from zweave.kernels.grouped_linear import (
     grouped_linear_ref,
     grouped_linear_triton,
 )
+from zweave.kernels.layout.quantize import Format, quantize
 from zweave.kernels.linear import linear_triton
+from zweave.kernels.triton.checks import Factor, plain
 
 from .interpreter import cut
 
@@ -56,12 +58,12 @@ def problem(
     )
 
 
-def stacked(x: Tensor, weights: list[Tensor], shared: bool) -> Tensor:
+def stacked(x: Tensor, weights: Sequence[Factor], shared: bool) -> Tensor:
     """The products in float64, side by side."""
     y, start = [], 0
     for w in weights:
         end = start + w.shape[1]
-        y.append((x if shared else x[:, start:end]).double() @ w.double().T)
+        y.append((x if shared else x[:, start:end]).double() @ plain(w).double().T)
         start = end
     return torch.cat(y, 1)
 
@@ -134,6 +136,22 @@ def test_interpreted_silu_of_two_deltas(shape, dtype, interpreted, tolerance) ->
     check_deltas(problem(*shape, dtype), True, interpreted, tolerance(dtype))
 
 
+def quantised(p: SimpleNamespace, format: Format) -> SimpleNamespace:
+    """The problem with U in a format of one scale a row, or a group."""
+    return SimpleNamespace(**vars(p) | {"u": [quantize(u.contiguous(), format) for u in p.u]})
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, format={name: name for name in ("int8", "int4", "fp8")})
+def test_interpreted_deltas_of_integers(shape, dtype, format, interpreted, tolerance) -> None:
+    """Both products of a delta: the first scaled by slot, the second beside W."""
+    p = quantised(problem(*shape, dtype), format)
+    check_deltas(p, False, interpreted, tolerance(dtype))
+    vt = [quantize(w.contiguous(), format) for w in p.w]
+    h = interpreted(partial(grouped_linear_triton, table=p.table, slot=p.slot), p.x, vt)
+    wanted = stacked(p.x, vt, True) * p.table.double()[p.slot.long()]
+    torch.testing.assert_close(h.double(), cut(wanted, dtype), **tolerance(dtype))
+
+
 def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
     """The values, and in slot 0 the bits of the product without deltas."""
     poison_base(p)
@@ -170,6 +188,11 @@ def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
         ({"weights": [torch.ones(6, 5).T]}, r"weights\[0\] must be contiguous in its last dimension"),
         ({"weights": [torch.ones(5, 4)], "shared": False}, "x must have 4 columns, those of weights, not 6"),
         ({"silu": True}, "silu wants two matrices of as many rows"),
+        ({"silu": True, "weights": [quantize(torch.ones(4, 6), "int8")] * 2}, "silu wants plain weights"),
+        (
+            {"weights": [torch.ones(4, 6), quantize(torch.ones(4, 6), "int8")]},
+            "weights must all be plain, or all of one format and group",
+        ),
         ({"table": torch.ones(2, 10)}, "a table needs slots"),
         ({"bias": torch.ones(5)}, r"bias must be \[10\]"),
     ],

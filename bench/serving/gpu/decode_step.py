@@ -1,7 +1,7 @@
 """A decode step of a model on a GPU, apart from an engine: its tensors, and other kernels for the same weights."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from zweave.kv_cache.block_pool import KVCache
 from zweave.model.gpu_batch import GpuBatch
 from zweave.model.gpu_model import GpuModel
 from zweave.model.layer_schedule import LayerSchedule
+from zweave.planner.gpu_cost import StepShape
 
 # The engine's graphs have block tables of at least so many tokens.
 LEAST_TABLE = 2048
@@ -51,18 +52,6 @@ def library_linear(
 ) -> Tensor:
     """PyTorch's linear, called as ours is."""
     return F.linear(x, weight, bias).to(out_dtype or x.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """rows: sequences, each of `context` tokens with the one that is computed.
-
-    experts: row i is under expert i mod `experts`; 0 for the base model
-    """
-
-    rows: int
-    context: int
-    experts: int
 
 
 class DecodeStep:

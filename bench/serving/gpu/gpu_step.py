@@ -16,6 +16,8 @@ from zweave.engine.gpu.build import LIBRARY_FROM
 from zweave.kernels import REFERENCE_OPS, LinearMode
 from zweave.kernels.triton.pdl import dependent_launches, has_dependent_launches
 from zweave.model.gpu_model import GpuModel
+from zweave.planner import make_plan
+from zweave.planner.gpu_cost import DeviceRates, StepCost, StepShape, rates_of
 
 from ...harness.graph_clock import EventClock
 from ...harness.harness import (
@@ -32,11 +34,10 @@ from ...harness.harness import (
 )
 from ...harness.options import pace
 from ...harness.report import Column, Report, Row
-from .decode_step import DecodeStep, StepShape, filled_cache, library_linear, with_kernels
+from .decode_step import DecodeStep, filled_cache, library_linear, with_kernels
 from .decoders import decoder_config
 from .devices import check_device, notes_of
 from .random_weights import RandomWeights
-from .step_cost import DeviceRates, StepCost, rates_of
 
 BLOCK_SIZE = 32
 # Of a row of logits, relative to its length. Roundings add up over the layers; a wrong expert gives far more.
@@ -116,6 +117,7 @@ class StepModels:
     def __init__(self, config: ModelConfig, largest: StepShape, dtype: torch.dtype, backend: Backend) -> None:
         self.config = config
         self.dtype = dtype
+        self._plan = make_plan(config.adapted_shapes(), "gpu", dtype.itemsize)
         self._capture = backend.capture
         ops, device = backend.ops, backend.device
         weights = RandomWeights(config, 1 + largest.experts, dtype, device, ops)
@@ -163,7 +165,9 @@ class StepModels:
         """The outcome with what was predicted."""
         name, labels = outcome.provider.name, outcome.provider.labels
         shape = StepShape(*(int(str(labels[key])) for key in ("batch", "context", "experts")))
-        cost = StepCost.of(self.config, mode_of(name), shape, self.dtype.itemsize, name == "ideal")
+        cost = StepCost.of(
+            self.config, self._plan, mode_of(name), shape, self.dtype.itemsize, name == "ideal"
+        )
         predicted = cost.seconds(rates, dependent=name.endswith("dependent"))
         return outcome.row() | {
             "tok_s": per_second(shape.rows, outcome),

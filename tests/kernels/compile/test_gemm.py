@@ -107,6 +107,30 @@ def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
             assert re.search(r"cp\.async\S* \[[^]]*\], \[[^]]*\], 0x10", binary.asm["ptx"])
 
 
+@pytest.mark.parametrize(
+    ("arch", "aligned"),
+    [
+        pytest.param(
+            *target,
+            id="sm_{}-{}".format(target[0], "aligned" if target[1] else "odd"),
+            marks=() if target == (90, True) else pytest.mark.exhaustive,
+        )
+        for target in product(SHARED_MEMORY, (True, False))
+    ],
+)
+def test_tiles_of_three_groups_with_integer_deltas(arch, aligned, tmp_path) -> None:
+    """Both launches of a delta: its first product scaled by slot, and its second one beside W."""
+    device, dense, integers = DEVICES[arch], WEIGHTS["bf16"], WEIGHTS["int8"]
+    sizes = list(product(TOKENS, OUT_FEATURES))
+    first = by_size(tile_config(t, m, dense.dtype, "row", device, aligned) for t, m in sizes)
+    second = by_size(tile_config(t, m, dense.dtype, "none", device, aligned) for t, m in sizes)
+    for plan, end in (("parallel", 0), ("serial", -1)):
+        binary = gemm_kernel(arch, aligned, first[end], integers, None, plan, True, groups=3)
+        check(binary, arch, dense.dtype, tmp_path, f"groups int8 {first[end]} {plan}", 72)
+        binary = gemm_kernel(arch, aligned, second[end], dense, integers, plan, False, groups=3)
+        check(binary, arch, dense.dtype, tmp_path, f"groups delta int8 {second[end]} {plan}", FEW_WORDS)
+
+
 @GROUPED
 def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
     w = WEIGHTS[name]
