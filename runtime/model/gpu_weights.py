@@ -6,14 +6,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps
+from zweave.kernels import DeviceOps, Stack, StackedLinear
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..planner.plan import Plan
-from .stacked_linear import Stack, StackedLinear
 
 
 class DeviceWeights(Protocol):

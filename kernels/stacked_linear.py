@@ -6,7 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode
+from .adapted_linear import LinearMode
+from .device_ops import DeviceOps
+
+# Tokens from which on a product is bound by arithmetic, and a library's is the faster one (predicted).
+LIBRARY_FROM = 129
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,9 @@ class StackedLinear:
         if mode == LinearMode.DELTA:
             assert self.delta is not None
             vt, u = self._leading()
-            h = torch.cat([x @ part.T for part in vt], 1)
+            h = x.new_empty(len(x), sum(self.delta_rank))
+            for target, part in zip(h.split(self.delta_rank, 1), vt, strict=True):
+                torch.mm(x, part.T, out=target)
             self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
             for target, part, leading in self._blocks(y, h, u):
                 target.addmm_(part, leading.T)
