@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .triton.checks import check_input, check_tensor, matrix_shape, on_device_of
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
 from .triton.gemm import launch_gemm
 from .triton.gemm_operand import Operand
 from .triton.silu_gemm import launch_silu_gemm
@@ -28,7 +28,7 @@ MAX_GROUPS = 3
 
 def grouped_linear_ref(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Factor],
     *,
     shared: bool = True,
     table: Tensor | None = None,
@@ -47,7 +47,7 @@ def grouped_delta_linear_ref(
     x: Tensor,
     weights: Sequence[Tensor],
     h: Tensor,
-    u: Sequence[Tensor],
+    u: Sequence[Factor],
     slot: Tensor,
     *,
     bias: Tensor | None = None,
@@ -59,9 +59,9 @@ def grouped_delta_linear_ref(
     return _finished(y, bias, silu).to(x.dtype)
 
 
-def _block_diagonal(x: Tensor, weights: Sequence[Tensor], shared: bool) -> Tensor:
+def _block_diagonal(x: Tensor, weights: Sequence[Factor], shared: bool) -> Tensor:
     parts = [x] * len(weights) if shared else x.split([w.shape[1] for w in weights], dim=1)
-    return torch.cat([part.float() @ w.float().T for part, w in zip(parts, weights, strict=True)], dim=1)
+    return torch.cat([part.float() @ plain(w).T for part, w in zip(parts, weights, strict=True)], dim=1)
 
 
 def _finished(y: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -75,7 +75,7 @@ def _finished(y: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
 
 def grouped_linear(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Factor],
     *,
     shared: bool = True,
     table: Tensor | None = None,
@@ -86,7 +86,8 @@ def grouped_linear(
     """Semantics: y = [w_0 x_0 | w_1 x_1 | ...], times table[slot], plus bias; in one launch on a CUDA device.
 
     x: [tokens, in_features], bf16, float16 or float32; rows may lie apart.
-    weights: one to three matrices [M_g, N_g], x's dtype; their rows may lie apart.
+    weights: one to three matrices [M_g, N_g], x's dtype, whose rows may lie apart; or all quantised in one format, with
+        one scale a row or groups of a multiple of 64. `silu` wants plain ones.
     shared: all groups read x; otherwise consecutive columns of it.
     table: [slots, sum of M_g], float32; rows may lie apart. A token whose slot lies outside it becomes NaN.
     slot: [tokens], int32; with a table.
@@ -98,6 +99,7 @@ def grouped_linear(
     op = "grouped_linear"
     products = _operands(op, x, weights, shared)
     _check_epilogue(op, x, weights, bias, silu)
+    _check_formats(op, products, "weights", plain=silu)
     if (table is None) != (slot is None):
         raise ValueError(f"{op}: a table needs slots, and slots a table")
     if table is not None and slot is not None:
@@ -117,7 +119,7 @@ def grouped_delta_linear(
     x: Tensor,
     weights: Sequence[Tensor],
     h: Tensor,
-    u: Sequence[Tensor],
+    u: Sequence[Factor],
     slot: Tensor,
     *,
     bias: Tensor | None = None,
@@ -126,13 +128,15 @@ def grouped_delta_linear(
     """Semantics: y = [w_0 x + u_0 h_0 | ...] + bias, without u h for tokens in slot 0; in one launch on a CUDA device.
 
     h: [tokens, sum of K_g], x's dtype, from the first product of the deltas; rows may lie apart.
-    u: a matrix [M_g, K_g] for each of weights, x's dtype; their rows may lie apart.
+    u: a matrix [M_g, K_g] for each of weights, as `weights` there; those here are plain.
     slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear`, whatever h holds.
     Other arguments, result and errors as in `grouped_linear`.
     """
     op = "grouped_delta_linear"
     products, deltas = _operands(op, x, weights, True), _operands(op, h, u, False, "h", "u")
     _check_epilogue(op, x, weights, bias, silu)
+    _check_formats(op, products, "weights", plain=True)
+    _check_formats(op, deltas, "u", plain=silu)
     check_tensor(op, "h", h, (x.shape[0], h.shape[1]), x.dtype, x)
     check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
     if [matrix.shape[0] for matrix in u] != [matrix.shape[0] for matrix in weights]:
@@ -149,7 +153,7 @@ def grouped_delta_linear(
 
 
 def _operands(
-    op: str, x: Tensor, weights: Sequence[Tensor], shared: bool, x_name: str = "x", name: str = "weights"
+    op: str, x: Tensor, weights: Sequence[Factor], shared: bool, x_name: str = "x", name: str = "weights"
 ) -> list[Operand]:
     """Checks tokens and matrices, and gives each group its columns."""
     check_input(op, x)
@@ -157,23 +161,30 @@ def _operands(
         raise ValueError(f"{op}: {name} must be 1 to {MAX_GROUPS} matrices, not {len(weights)}")
     shapes = [matrix_shape(op, f"{name}[{i}]", weight) for i, weight in enumerate(weights)]
     for i, (weight, (m, n)) in enumerate(zip(weights, shapes, strict=True)):
-        check_tensor(op, f"{name}[{i}]", weight, (m, x.shape[1] if shared else n), x.dtype, x)
+        check_factor(op, f"{name}[{i}]", weight, (m, x.shape[1] if shared else n), x)
     columns = [n for _, n in shapes]
     if not shared and x.shape[1] != sum(columns):
         raise ValueError(
             f"{op}: {x_name} must have {sum(columns)} columns, those of {name}, not {x.shape[1]}"
         )
     parts = [x] * len(weights) if shared else x.split(columns, dim=1)
-    return [Operand(part, weight) for part, weight in zip(parts, weights, strict=True)]
+    return [Operand.of(part, weight) for part, weight in zip(parts, weights, strict=True)]
 
 
-def _check_epilogue(op: str, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, silu: bool) -> None:
+def _check_formats(op: str, operands: Sequence[Operand], name: str, plain: bool) -> None:
+    formats = {(operand.format, operand.group) for operand in operands}
+    if len(formats) > 1 or (plain and formats != {("plain", 0)}):
+        found = sorted(format for format, _ in formats)
+        raise ValueError(f"{op}: {name} must be {'plain' if plain else 'of one format'} here, not {found}")
+
+
+def _check_epilogue(op: str, x: Tensor, weights: Sequence[Factor], bias: Tensor | None, silu: bool) -> None:
     if silu and (len(weights) != 2 or weights[0].shape[0] != weights[1].shape[0]):
         raise ValueError(f"{op}: silu wants two matrices of as many rows")
     if bias is not None:
         check_tensor(op, "bias", bias, (sum(w.shape[0] for w in weights),), x.dtype, x)
 
 
-def _result(x: Tensor, weights: Sequence[Tensor], silu: bool) -> Tensor:
+def _result(x: Tensor, weights: Sequence[Factor], silu: bool) -> Tensor:
     rows = [w.shape[0] for w in weights]
     return x.new_empty(x.shape[0], rows[0] if silu else sum(rows))

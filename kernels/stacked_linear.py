@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .adapted_linear import LinearMode
 from .device_ops import DeviceOps
+from .triton.checks import Factor
 
 # Tokens from which on a product is bound by arithmetic, and a library's is the faster one (predicted).
 LIBRARY_FROM = 129
@@ -41,6 +42,8 @@ class StackedLinear:
     scale: [S, sum of R] float32, sigma * z, or None
     delta_rank: components of each that its delta may use
     delta: [S, sum of those] float32, sigma * (z - 1) of the leading components, or None
+    delta_factors: quantised factors of the deltas, the vt above each other and the u of each, that stand in for the
+        leading components of vt and u; or None
     bias: [sum of M], or None
     silu: the result is silu(y of the first) * (y of the second)
     library_from: tokens from which on the products are PyTorch's, whose order of sums depends on the number of tokens;
@@ -57,6 +60,7 @@ class StackedLinear:
     bias: Tensor | None
     silu: bool = False
     library_from: int | None = None
+    delta_factors: tuple[Factor, tuple[Factor, ...]] | None = None
 
     def __call__(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
         """y [T, sum of M], or half as much with `silu`, of x [T, N] and slot [T] int32.
@@ -70,13 +74,20 @@ class StackedLinear:
             assert self.dense is not None
             return ops.grouped_linear(x, self.dense.parts, bias=self.bias, silu=self.silu)
         if mode == LinearMode.DELTA:
-            assert self.dense is not None and self.vt is not None
-            vt, u = self._leading()
+            assert self.dense is not None
+            vt, u = self._of_delta()
             h = ops.grouped_linear(x, vt, table=self.delta, slot=slot)
             return ops.grouped_delta_linear(x, self.dense.parts, h, u, slot, bias=self.bias, silu=self.silu)
         assert self.vt is not None
         h = ops.grouped_linear(x, self.vt.parts, table=self.scale, slot=slot)
         return ops.grouped_linear(h, self.u, shared=False, bias=self.bias, silu=self.silu)
+
+    def _of_delta(self) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+        """vt and u of the deltas, which are as many products as they are matrices."""
+        if self.delta_factors is None:
+            return self._leading()
+        vt, u = self.delta_factors
+        return (vt,), u
 
     def _leading(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """vt and u of each linear's leading components, views."""
@@ -105,6 +116,12 @@ class StackedLinear:
         y = x @ self.dense.whole.T
         if mode == LinearMode.DELTA:
             assert self.delta is not None
+            if self.delta_factors is not None:
+                # In slot 0 the delta is zero.
+                vt_of_delta, u_of_delta = self._of_delta()
+                h = self.ops.grouped_linear(x, vt_of_delta, table=self.delta, slot=slot)
+                y += self.ops.grouped_linear(h, u_of_delta, shared=False)
+                return y
             vt, u = self._leading()
             h = x.new_empty(len(x), sum(self.delta_rank))
             for target, part in zip(h.split(self.delta_rank, 1), vt, strict=True):

@@ -14,6 +14,7 @@ from zweave.kernels.grouped_linear import (
     grouped_linear,
     grouped_linear_ref,
 )
+from zweave.kernels.layout.quantize import dequantize, quantize
 from zweave.kernels.linear import linear_triton
 
 FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
@@ -148,6 +149,39 @@ def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[st
     assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
 
 
+def quantised(
+    p: SimpleNamespace, names: tuple[str, ...], format: str
+) -> tuple[SimpleNamespace, SimpleNamespace]:
+    """The problem with some matrices quantised, and with the values that they then stand for."""
+    packed = {name: [quantize(matrix, format) for matrix in getattr(p, name)] for name in names}
+    values = {name: [dequantize(matrix) for matrix in matrices] for name, matrices in packed.items()}
+    return SimpleNamespace(**vars(p) | packed), SimpleNamespace(**vars(p) | values)
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, format={name: name for name in ("int8", "int4", "fp8")})
+def test_interpreted_quantised_groups(shape, dtype, format, interpreted, tolerance) -> None:
+    p, values = quantised(problem(*shape, dtype), ("w", "u"), format)
+    for shared in (True, False):
+        y = interpreted(*product_of(p, grouped_linear, shared, False))
+        torch.testing.assert_close(
+            y.double(), cut(expected(values, shared, False), dtype), **tolerance(dtype)
+        )
+        launch, *operands = product_of(p, grouped_linear_ref, shared, False)
+        torch.testing.assert_close(
+            launch(*operands).double(), expected(values, shared, False), **tolerance(dtype)
+        )
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, format={name: name for name in ("int8", "int4")})
+def test_interpreted_quantised_deltas(shape, dtype, format, interpreted, tolerance) -> None:
+    p, values = quantised(problem(*shape, dtype), ("u",), format)
+    poison_base(p)
+    y = interpreted(*delta_of(p, grouped_delta_linear, False))
+    torch.testing.assert_close(y.double(), cut(expected_delta(values, False), dtype), **tolerance(dtype))
+    dense = interpreted(partial(grouped_linear, bias=p.bias), p.x, p.w)
+    assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
+
+
 @pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
 def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, on_few_sms) -> None:
     p = problem(20, 520, (40, 40), (30, 17), torch.float32)
@@ -177,6 +211,11 @@ def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
         ({"silu": True}, "silu wants two matrices of as many rows"),
         ({"table": torch.ones(2, 10)}, "a table needs slots"),
         ({"bias": torch.ones(5)}, r"bias must be \[10\]"),
+        (
+            {"weights": [torch.ones(4, 6), quantize(torch.ones(6, 6), "int8")]},
+            "weights must be of one format here",
+        ),
+        ({"weights": [quantize(torch.ones(5, 6), "int8")] * 2, "silu": True}, "weights must be plain here"),
     ],
 )
 def test_launcher_names_the_wrong_argument(change, message, interpreted) -> None:
@@ -186,8 +225,17 @@ def test_launcher_names_the_wrong_argument(change, message, interpreted) -> None
 
 
 def to_gpu(p: SimpleNamespace) -> SimpleNamespace:
-    move = lambda value: [t.cuda() for t in value] if isinstance(value, list) else value.cuda()  # noqa: E731
+    move = lambda value: [t.to("cuda") for t in value] if isinstance(value, list) else value.cuda()  # noqa: E731
     return SimpleNamespace(**{name: move(value) for name, value in vars(p).items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 64, 200])
+def test_deltas_in_bytes_on_a_gpu(tokens, tolerance, poisoned_outputs) -> None:
+    p, values = quantised(problem(tokens, 1024, (576, 64), (72, 8), torch.bfloat16), ("u",), "int8")
+    launch, *operands = delta_of(to_gpu(p), grouped_delta_linear, False)
+    y = launch(*operands).cpu().double()
+    torch.testing.assert_close(y, expected_delta(values, False), **tolerance(torch.bfloat16))
 
 
 @pytest.mark.gpu

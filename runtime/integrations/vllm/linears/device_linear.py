@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zweave.kernels import LinearMode, Stack
+from zweave.kernels import LinearMode
 
 from .adapter_tables import AdapterTables
 from .device_step import DeviceStep
 from .forms import Forms, plan_of
 from .stacked_op import stacked_linear
+from .stacked_weights import stacked_weights
 
 _BASE = torch.tensor([int(LinearMode.DENSE)], dtype=torch.uint8)
 
@@ -23,8 +24,8 @@ class DeviceLinear:
         delta     y = W x + U_K (delta[slot] * (Vt_K x)) + b, if its adapters change at most K leading components
         factored  y = U (scale[slot] * (Vt x)) + b
 
-    A CUDA graph that was captured with adapters is factored, or a delta with forms "leading". Of the weights the forms
-    keep what their modes need, in one or two launches whatever the number of matrices.
+    A mode takes one or two launches, whatever the number of matrices. A CUDA graph that was captured with adapters is
+    factored, or a delta if the forms are leading ones.
 
     dense: W [sum of M, N], on the device, in the model's dtype
     factors: u [M, R], sigma [R] and vt [R, N] of each matrix, from top to bottom
@@ -35,19 +36,10 @@ class DeviceLinear:
         self, dense: Tensor, factors: Sequence[tuple[Tensor, Tensor, Tensor]], adapters: int, forms: Forms
     ) -> None:
         plans = [plan_of(len(sigma), forms) for _, sigma, _ in factors]
-        kept = [plan.rank if plan.factored else plan.delta_rank for plan in plans]
         sigmas = [sigma.to(dense.device, torch.float32) for _, sigma, _ in factors]
         self.tables = AdapterTables(sigmas, plans, adapters)
+        self.weights = stacked_weights(dense, factors, plans, self.tables)
         self._step: DeviceStep | None = None
-        # In the order of the op's arguments.
-        self.weights = (
-            None if forms == "factors" else dense,
-            Stack.of([vt[:k].to(dense) for k, (_, _, vt) in zip(kept, factors, strict=True)]).whole,
-            [u[:, :k].to(dense).contiguous() for k, (u, _, _) in zip(kept, factors, strict=True)],
-            None if forms == "leading" else self.tables.scale,
-            None if forms == "factors" else self.tables.delta,
-            [plan.delta_rank for plan in plans],
-        )
 
     def step_of(self, wrapper: Any) -> DeviceStep:
         """A punica wrapper's step, which this linear is then part of."""

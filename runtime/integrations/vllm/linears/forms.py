@@ -8,8 +8,8 @@ from ....planner.plan import MatrixPlan
 from ....planner.planner import hosted_plan
 
 # all: W, U and V. factors: U and V, through which the base model's tokens go, too. leading: W and the leading eighth
-# of U and V, for experts that adapt no more.
-Forms: TypeAlias = Literal["all", "factors", "leading"]
+# of U and V, for experts that adapt no more; in bytes with a scale a row if asked.
+Forms: TypeAlias = Literal["all", "factors", "leading", "leading:int8"]
 FORMS: tuple[Forms, ...] = get_args(Forms)
 
 
@@ -28,4 +28,6 @@ def forms_of(additional_config: object) -> Forms:
 def plan_of(rank: int, forms: Forms) -> MatrixPlan:
     """The plan of a matrix, of which only the rank matters."""
     plan = hosted_plan((rank, rank), dense=forms != "factors")
-    return replace(plan, factored=False) if forms == "leading" else plan
+    if not forms.startswith("leading"):
+        return plan
+    return replace(plan, factored=False, format="int8" if forms == "leading:int8" else None)

@@ -14,6 +14,7 @@ from zweave.kernels import (
     REFERENCE_OPS,
     DeviceOps,
     LinearMode,
+    Quantized,
     Stack,
     StackedLinear,
     triton_ops,
@@ -31,28 +32,39 @@ def compute(
     scale: Tensor | None,
     delta: Tensor | None,
     delta_rank: list[int],
+    vt_scale: Tensor | None,
+    u_scale: list[Tensor],
     bias: Tensor | None,
 ) -> Tensor:
     """y [T, sum of M] of x [T, N], as `StackedLinear` computes it; all tokens in one mode.
 
     slot: [at least T] int32 on the device
     mode: [1] on the host, the `LinearMode` that the step needs, as `DeviceStep` has it
-    Other arguments: those of a `StackedLinear`, whole stacks without their parts
+    Other arguments: those of `StackedWeights`
     """
+    quantised = None
+    if vt_scale is not None:
+        quantised = _int8(vt, vt_scale), tuple(map(_int8, u, u_scale))
     linear = StackedLinear(
         ops=ops,
         dense=None if dense is None else Stack(dense, dense.split([len(each) for each in u])),
-        vt=Stack(vt, vt.split([each.shape[1] for each in u])),
-        u=tuple(u),
+        vt=None if quantised else Stack(vt, vt.split([each.shape[1] for each in u])),
+        u=() if quantised else tuple(u),
         scale=scale,
         delta_rank=tuple(delta_rank),
         delta=delta,
         bias=bias,
         library_from=LIBRARY_FROM,
+        delta_factors=quantised,
     )
     capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
     needed = LinearMode(int(mode))
     return linear(x, slot[: len(x)], mode_for(needed, dense is not None, scale is not None, capturing))
+
+
+def _int8(data: Tensor, scale: Tensor) -> Quantized:
+    rows, columns = data.shape
+    return Quantized(data, scale, (rows, columns), "int8", columns)
 
 
 def mode_for(needed: LinearMode, keeps_dense: bool, keeps_factors: bool, capturing: bool) -> LinearMode:
@@ -74,7 +86,7 @@ def mode_for(needed: LinearMode, keeps_dense: bool, keeps_factors: bool, capturi
 _LIBRARY = torch.library.Library("zweave_vllm", "DEF")
 _LIBRARY.define(
     "stacked_linear(Tensor x, Tensor slot, Tensor mode, Tensor? dense, Tensor vt, Tensor[] u, Tensor? scale, "
-    "Tensor? delta, int[] delta_rank, Tensor? bias) -> Tensor"
+    "Tensor? delta, int[] delta_rank, Tensor? vt_scale, Tensor[] u_scale, Tensor? bias) -> Tensor"
 )
 _LIBRARY.impl("stacked_linear", partial(compute, triton_ops()), "CUDA")
 # For tests, as vLLM on a CPU has linears of another kind.
