@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .checks import Factor
-from .gemm_config import device_of, split_size, tile_config
+from .gemm_config import SMALL_TOKENS, device_of, split_size, tile_config
 from .gemm_operand import Operand, all_aligned, kernel_operands, scales_of, splits_of
 from .gemm_tile import (
     adapted_tokens,
@@ -192,7 +192,9 @@ def launch_gemm(
     device = device_of(y.device.index)
     first, second = products[0], deltas[0] if deltas else None
     aligned = all_aligned([*products, *deltas])
-    config = tile_config(T, sum(outputs), first.x.dtype, scales_of(first, second), device, aligned)
+    # Groups are picked with registers that large tiles of quantised weights do not leave on every chip.
+    tokens = T if len(products) == 1 or first.format == "plain" else min(T, SMALL_TOKENS)
+    config = tile_config(tokens, sum(outputs), first.x.dtype, scales_of(first, second), device, aligned)
     size = split_size(sum(outputs), max(product.in_features for product in products), device)
     # Splits of u are as long as those of w, so that no program waits for a longer one.
     w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)

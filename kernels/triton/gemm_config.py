@@ -23,6 +23,8 @@ SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
 # One program adds them all up, and what a split saves shrinks with their number.
 MAX_SPLITS = 4
+# Up to so many tokens tiles are small, however many outputs there are.
+SMALL_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def tile_config(
         return TileConfig(min(block_t, 32), 64, block_n, num_warps=4, num_stages=2)
     # Large tiles read less, and are worth it once there are enough of them to occupy half of a large chip.
     tiles = triton.cdiv(tokens, 128) * triton.cdiv(out_features, 128)
-    if tokens <= 64 or tiles < 64:
+    if tokens <= SMALL_TOKENS or tiles < 64:
         # Steps of groups are half as long or less: more of them keep as many bytes in flight.
         return TileConfig(
             min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales == "group" else 4

@@ -31,6 +31,7 @@ from zweave.kernels.triton.decode_attention import (
 )
 from zweave.kernels.triton.gemm import _gemm_kernel
 from zweave.kernels.triton.gemm_config import (
+    SMALL_TOKENS,
     Device,
     Scales,
     TileConfig,
@@ -286,6 +287,24 @@ def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
         if aligned:
             # The choice of a pointer leaves it aligned.
             assert re.search(r"cp\.async\S* \[[^]]*\], \[[^]]*\], 0x10", binary.asm["ptx"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "odd"])
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_tiles_of_three_groups_in_bytes(arch, aligned, tmp_path) -> None:
+    """As deltas beside plain weights, and as the products of many tokens' deltas."""
+    dense, int8 = WEIGHTS["bf16"], WEIGHTS["int8"]
+    for w, u in ((dense, int8), (int8, None)):
+        tiles = by_size(
+            tile_config(
+                t if w is dense else min(t, SMALL_TOKENS), m, dense.dtype, w.scales, DEVICES[arch], aligned
+            )
+            for t, m in product(TOKENS, OUT_FEATURES)
+        )
+        for tile, plan in ((tiles[0], "parallel"), (tiles[-1], "serial")):
+            binary = gemm_kernel(arch, aligned, tile, w, u, plan, False, groups=3)
+            check(binary, arch, dense.dtype, tmp_path, f"groups in bytes {tile} {plan}", FEW_WORDS)
 
 
 @GROUPED
