@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode
+from zweave.kernels import DeviceOps, LinearMode, StackedLinear
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.rope_tables import rope_tables
@@ -14,7 +14,6 @@ from ..kv_cache.block_pool import KVCache, LayerCache
 from .gpu_batch import GpuBatch
 from .gpu_weights import DeviceWeights
 from .layer_schedule import StateCapture
-from .stacked_linear import StackedLinear
 
 
 @dataclass(frozen=True, slots=True)

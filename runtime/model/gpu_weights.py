@@ -6,14 +6,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, quantize
+from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..planner.plan import MatrixPlan, Plan
-from .stacked_linear import DeltaFactors, Stack, StackedLinear
 
 
 class DeviceWeights(Protocol):

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
 from zweave.engine.gpu.backend import Backend, backend_of
-from zweave.engine.gpu.build import LIBRARY_FROM
-from zweave.kernels import REFERENCE_OPS, LinearMode
+from zweave.kernels import LIBRARY_FROM, REFERENCE_OPS, LinearMode
 from zweave.kernels.triton.pdl import dependent_launches, has_dependent_launches
 from zweave.model.gpu_model import GpuModel
 from zweave.planner import make_plan

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
 from zweave.checkpoint.module_name import module_name
-from zweave.kernels import DeviceOps
-from zweave.model.stacked_linear import DeltaFactors, Stack, StackedLinear
+from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear
 from zweave.planner.planner import HOSTED_DELTA_SHARE
 
 

@@ -4,6 +4,8 @@ import logging
 
 import torch
 
+from zweave.kernels import LIBRARY_FROM
+
 from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.model_config import ModelConfig
 from ...decomposition.decomposition import Decomposition
@@ -19,8 +21,6 @@ from ..config import EngineConfig
 from .backend import Backend, backend_of
 from .gpu_runner import GpuRunner
 
-# Tokens from which on a product is bound by arithmetic, and a library's is the faster one (predicted).
-LIBRARY_FROM = 129
 # Share of a device's memory that the cache leaves to others, and to graphs.
 _RESERVE = 0.08
 

@@ -7,9 +7,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode, Quantized
+from .adapted_linear import LinearMode
+from .device_ops import DeviceOps
+from .layout.quantize import Quantized
+from .triton.checks import Factor
 
 PlainFactors: TypeAlias = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+# Tokens from which on a product is bound by arithmetic, and a library's is the faster one (predicted).
+LIBRARY_FROM = 129
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +38,14 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class DeltaFactors:
-    """Factors of the components that a delta may use, of each linear: views of all components, or quantised.
+    """Factors of the components that a delta may use: views of all components, or quantised.
 
-    vt: [K, N]
-    u: [M, K]
+    vt: [K, N] of each linear, or one [sum of K, N]
+    u: [M, K] of each linear
     """
 
-    vt: tuple[Tensor | Quantized, ...]
-    u: tuple[Tensor | Quantized, ...]
+    vt: tuple[Factor, ...]
+    u: tuple[Factor, ...]
 
     @classmethod
     def leading(cls, vt: Sequence[Tensor], u: Sequence[Tensor], ranks: Sequence[int]) -> "DeltaFactors":
@@ -58,7 +64,7 @@ class DeltaFactors:
         return tuple(_plain(part, dtype) for part in self.vt), tuple(_plain(part, dtype) for part in self.u)
 
 
-def _plain(part: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
+def _plain(part: Factor, dtype: torch.dtype) -> Tensor:
     if isinstance(part, Tensor):
         return part
     return torch.mul(part.data, part.scale, out=torch.empty(part.shape, dtype=dtype, device=part.device))
