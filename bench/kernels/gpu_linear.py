@@ -4,9 +4,10 @@ import argparse
 
 import torch
 
+from zweave.engine.gpu.backend import backend_of
 from zweave.errors import ZweaveError
 
-from ..harness.graph_clock import GraphClock
+from ..harness.graph_clock import graph_clocks
 from ..harness.report import Report
 from ..harness.roofs import cuda_roof_providers
 from . import linear
@@ -23,6 +24,6 @@ def run(args: argparse.Namespace) -> Report:
         linear.operands_of(args, "cuda"),
         {name: GPU_FORMS[name] for name in names},
         lambda: cuda_roof_providers(torch.bfloat16, torch.device("cuda")),
-        GraphClock,
+        graph_clocks(backend_of("cuda").capture),
         GPU_ONCE,
     )

@@ -1,7 +1,6 @@
 """How many tokens a second does the GPU engine give, and how long does the host work for a step?"""
 
 import argparse
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from ..workload import Workload
 from .decoders import decoder_config
 from .devices import check_device, notes_of
 from .random_checkpoint import random_checkpoint
-from .timed_runner import TimedRunner
+from .step_times import StepTimes
 
 # Answers that are held against the reference model, which merges weights for each.
 CHECKED = 2
@@ -56,11 +55,9 @@ def _report(args: argparse.Namespace, model: str | Path) -> Report:
         max_sequences=args.sequences,
         prefix_cache=False,
     )
-    runner = TimedRunner(engine._runner)
-    engine._runner = runner
     served = {
         name: TimedServer(
-            fixtures.engine_server(workload, kind or "always", args.experts if kind else 0, engine), runner
+            fixtures.engine_server(workload, kind or "always", args.experts if kind else 0, engine)
         )
         for name, kind in KINDS.items()
     }
@@ -92,14 +89,12 @@ class TimedServer:
     """An engine server, and where the time of its last run went."""
 
     server: EngineServer
-    runner: TimedRunner
     times: dict[str, float | None] = field(default_factory=dict)
 
     def __call__(self) -> Answers:
-        self.runner.reset()
-        start = time.perf_counter()
-        answers = self.server()
-        self.times = self.runner.times(time.perf_counter() - start)
+        times = StepTimes(self.server.engine)
+        answers = times.answers(self.server.requests(self.server.workload.new))
+        self.times = times.row()
         return answers
 
 

@@ -16,7 +16,7 @@ from zweave.engine.gpu.build import LIBRARY_FROM
 from zweave.kernels import REFERENCE_OPS, LinearMode
 from zweave.model.gpu_model import GpuModel
 
-from ...harness.graph_clock import EventClock
+from ...harness.graph_clock import captured_clock
 from ...harness.harness import (
     Clock,
     Outcome,
@@ -89,10 +89,7 @@ def run(args: argparse.Namespace) -> Report:
 
 def _device_clock(calls: Sequence[Run]) -> Clock:
     """The clock of a captured step."""
-    # Runs it as it is, which compiles its kernels, and captures it.
-    for _ in range(2):
-        calls[0]()
-    return EventClock(calls[0])
+    return captured_clock(calls[0])
 
 
 class StepModels:

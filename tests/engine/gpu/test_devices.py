@@ -106,3 +106,15 @@ def test_a_plan_of_little_memory(device: str, tiny_model: Any, random_expert: An
     assert token_ids(there, asked) == token_ids(here, asked)
     refused = there.generate(Request(PROMPTS[0], expert="whole"))[0]
     assert refused.error is not None and "allow it more memory" in refused.error
+
+
+def test_steps_and_waiting_are_counted(device: str, tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine(device=device)
+    engine.generate(requests(max_tokens=4, ignore_eos=True))
+    stats = engine.stats()
+    # The prompts fit into one step. On a GPU the next steps are launched before one has landed.
+    assert (stats.steps, stats.decode_steps) == (4, 3)
+    assert stats.wait_seconds > 0
+    here = tiny_engine()
+    here.generate(requests(max_tokens=4, ignore_eos=True))
+    assert (here.stats().steps, here.stats().decode_steps) == (4, 3)
