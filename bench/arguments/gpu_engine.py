@@ -9,6 +9,7 @@ import argparse
 from zweave.options.arguments import positive_whole
 
 from ..harness.options import add_model, add_pace
+from .gpu_device import add_device
 from .gpu_step import DECODERS
 
 STAND_INS = tuple(name for name in DECODERS if name != "llama3-8b")
@@ -27,10 +28,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequences", type=positive_whole, default=128, help="of a step, at most (%(default)s)"
     )
-    parser.add_argument(
-        "--device",
-        default="cuda",
-        choices=["cuda", "reference"],
-        help="reference: PyTorch in the place of kernels, on a CPU, to try the bench (%(default)s)",
-    )
+    add_device(parser)
     add_pace(parser, rounds=3, seconds=20.0)

@@ -63,3 +63,13 @@ def graph_clocks(capture: Capture) -> Callable[[Sequence[Run]], Clock]:
     capture: `CudaBackend.capture`, as the engine captures its steps: kernels that split their sums need semaphores.
     """
     return partial(graph_clock, capture=capture)
+
+
+def plain_graph(work: Run) -> Run:
+    """A capture for kernels of no semaphores, which asks for nothing that has to be built."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
