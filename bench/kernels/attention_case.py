@@ -46,12 +46,18 @@ class AttentionCase:
 
     @classmethod
     def of(
-        cls, heads: Heads, sequences: int, length: int, dtype: torch.dtype, device: torch.device
+        cls,
+        heads: Heads,
+        sequences: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        most_copies: int = MOST_COPIES,
     ) -> "AttentionCase":
         """As many copies as keep a copy out of the cache until its turn comes again."""
         blocks = sequences * -(-length // BLOCK_SIZE)
         size = heads.moved(blocks * BLOCK_SIZE, 0, dtype.itemsize)
-        copies = int(min(MOST_COPIES, max(1, -(-4 * cache_bytes(device.type) // size))))
+        copies = int(min(most_copies, max(1, -(-4 * cache_bytes(device.type) // size))))
         shape = (copies * blocks, heads.G, BLOCK_SIZE, heads.D)
         keys, values = (torch.randn(shape, dtype=dtype, device=device) for _ in range(2))
         order = torch.randperm(copies * blocks, device=device).int()

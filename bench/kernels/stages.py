@@ -49,12 +49,13 @@ class Stage:
         dtype: torch.dtype,
         device: torch.device,
         ops: DeviceOps,
+        most_copies: int = MOST_COPIES,
     ) -> "Stage":
         """slots: rows of the tables, that of the base model included."""
         weights = RandomWeights(config, slots, dtype, device, ops)
         first = weights.stacked(0, STAGES[name], silu=name == "gate_up")
         assert first.dense is not None
-        count = min(MOST_COPIES, -(-4 * cache_bytes(device.type) // first.dense.whole.nbytes))
+        count = min(most_copies, -(-4 * cache_bytes(device.type) // first.dense.whole.nbytes))
         others = [weights.stacked(0, STAGES[name], silu=first.silu) for _ in range(count - 1)]
         return cls(name, [first, *others])
 

@@ -38,6 +38,10 @@ BENCHES = {
     ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
+    "gpu-check": (
+        "kernels.gpu_check",
+        "Are the kernels of a GPU right, on random shapes, eager and replayed in a graph with new slots?",
+    ),
     "gpu-roofs": ("kernels.gpu_roofs", "What can this GPU do at most, and what does a launch cost?"),
     "gpu-linear": ("kernels.gpu_linear", "The linears on a GPU: how near to the roofs, and to cuBLAS?"),
     "gpu-products": (

@@ -1,0 +1,19 @@
+"""Are the kernels of a GPU right? Each on random shapes in bfloat16 against float64, eager and replayed with new slots.
+
+Nothing is timed. Small enough for `compute-sanitizer --tool memcheck zweave bench gpu-check --cases 1`.
+"""
+
+import argparse
+
+from zweave.options.arguments import positive_whole
+
+from .gpu_device import add_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cases", type=positive_whole, default=12, help="shapes of each kernel (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of shapes and numbers (%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
+    add_device(parser)
