@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
     add_device(parser)
+    parser.add_argument("--check", action="store_true", help="only hold the outputs against float64")
     parser.add_argument(
         "--stop-after",
         type=positive_number,

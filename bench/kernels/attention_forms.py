@@ -28,19 +28,15 @@ def library_prefill(case: AttentionCase, q: Tensor) -> Iterator[tuple[str, Calls
     attend = partial(F.scaled_dot_product_attention, queries, k, v, is_causal=True, enable_gqa=True)
     yield "torch SDPA", [attend]
     rows = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (k, v)]
-    yield "torch varlen_attn", [partial(_varlen, q, *rows, case.sequences, case.length)]
+    start = torch.arange(case.sequences + 1, dtype=torch.int32, device=q.device) * case.length
+    yield "torch varlen_attn", [partial(_varlen, q, *rows, start, case.length)]
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, sequences: int, length: int) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, start: Tensor, length: int) -> Tensor:
     """Raises where this torch has none, or none for the device."""
     from torch.nn.attention.varlen import varlen_attn
 
     known = signature(varlen_attn).parameters
     causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
-    start = _starts(sequences, length, q.device)
     return varlen_attn(q, k, v, start, start, length, length, **causal, **grouped)
-
-
-def _starts(sequences: int, length: int, device: torch.device) -> Tensor:
-    return torch.arange(sequences + 1, dtype=torch.int32, device=device) * length

@@ -35,7 +35,7 @@ def _decode(source: CheckSource, heads: Heads) -> Iterator[KernelCheck]:
     truths = [_truth(case, q, range(rows), position.tolist()) for position in positions]
     yield KernelCheck("decode_attention", shape, partial(run, positions[0]), truths[0])
     again = partial(replayed, source.backend, partial(run, taken), partial(taken.copy_, positions[1]))
-    yield KernelCheck("decode_attention, replayed", shape, again, truths[1])
+    yield KernelCheck("decode_attention, replayed", shape, again, truths[1], in_graph=True)
 
 
 def _prefill(source: CheckSource, heads: Heads) -> Iterator[KernelCheck]:

@@ -18,6 +18,7 @@ class KernelCheck:
     result: of the kernel, rows of numbers.
     truth: float64.
     exact: whether the result must be the truth to the last bit.
+    in_graph: whether the result is that of a graph.
     """
 
     kernel: str
@@ -25,6 +26,7 @@ class KernelCheck:
     result: Callable[[], Tensor]
     truth: Tensor
     exact: bool = False
+    in_graph: bool = False
 
 
 @dataclass(slots=True)

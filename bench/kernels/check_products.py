@@ -38,6 +38,7 @@ def product_checks(source: CheckSource) -> Iterator[KernelCheck]:
                     partial(taken.copy_, others),
                 ),
                 stage.truth(x, others, mode),
+                in_graph=True,
             )
     weight = source.normal(source.between(1, 3000), stage.inputs)
     yield KernelCheck(

@@ -13,7 +13,17 @@ from zweave.engine.gpu.backend import Backend, backend_of
 
 from ..harness.device_roofs import device_roof_providers
 from ..harness.graph_clock import graph_clocks
-from ..harness.harness import ERROR_LIMITS, Outcome, Provider, WallClock, find, measure, ratio, row_error
+from ..harness.harness import (
+    ERROR_LIMITS,
+    Outcome,
+    Provider,
+    WallClock,
+    check,
+    find,
+    measure,
+    ratio,
+    row_error,
+)
 from ..harness.options import pace
 from ..harness.prediction import prediction_keys
 from ..harness.report import Column, Report, Row
@@ -55,7 +65,7 @@ def run(args: argparse.Namespace) -> Report:
     on_gpu = args.device == "cuda"
     attention = Attention(args.shapes, getattr(torch, args.dtype), backend_of(args.device))
     rates = rates_of(torch.cuda.get_device_name() if on_gpu else None)
-    roof_candidates = device_roof_providers(args.device, attention.dtype)
+    roof_candidates = [] if args.check else device_roof_providers(args.device, attention.dtype)
     rows: list[Row] = []
     roofs: list[Roofs] = []
     notes: dict[str, None] = {}
@@ -70,7 +80,7 @@ def run(args: argparse.Namespace) -> Report:
             continue
         notes |= dict.fromkeys(missing)
         rows += case_rows
-        roofs.append(roof)
+        roofs += [roof] if roof else []
     return Report(
         "gpu-attention",
         f"Attention of a layer of {args.shapes} in {args.dtype}",
@@ -89,9 +99,11 @@ def _measured(
     roof_candidates: list[Provider],
     args: argparse.Namespace,
     rates: DeviceRates,
-) -> tuple[list[Row], Roofs, list[str]]:
+) -> tuple[list[Row], Roofs | None, list[str]]:
     """Rows of a case, the roofs beside them, and what was left out; the case's memory is free again."""
     providers, missing = make()
+    if args.check:
+        return [check(provider).row() for provider in providers], None, missing
     clocks = graph_clocks(attention.backend.capture) if args.device == "cuda" else WallClock
     outcomes = measure([*roof_candidates, *providers], pace(args), clocks)
     roofs = Roofs.of(outcomes)

@@ -19,8 +19,8 @@ KERNELS = {
 STAGES = {f"{s} {m}" for s in ("qkv", "o", "gate_up", "down") for m in ("dense", "delta", "factored")}
 
 
-def statuses(capsys: pytest.CaptureFixture) -> tuple[int, dict[str, str]]:
-    options = ("--device", "reference", "--cases", "1", "--seed", "5", "--dtype", "float32", "--json")
+def statuses(capsys: pytest.CaptureFixture, *more: str) -> tuple[int, dict[str, str]]:
+    options = (*more, "--device", "reference", "--cases", "1", "--seed", "5", "--dtype", "float32", "--json")
     status = main(["bench", "gpu-check", *options])
     rows = json.loads(capsys.readouterr().out)["rows"]
     return status, {row["provider"]: row["status"] for row in rows}
@@ -31,6 +31,7 @@ def test_the_references_are_right(capsys: pytest.CaptureFixture) -> None:
     assert status == 0 and set(found.values()) == {"ok"}
     replayed = {f"{name}, replayed" for name in STAGES | {"decode_attention"}}
     assert found.keys() == KERNELS | STAGES | replayed
+    assert statuses(capsys, "--eager")[1].keys() == KERNELS | STAGES
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -60,6 +60,11 @@ BENCHES = {
         "serving.gpu.gpu_engine",
         "How many tokens a second does the GPU engine give, and how long does the host work for a step?",
     ),
+    "gpu-profile": ("kernels.gpu_profile", "Why are the slowest kernels slow?"),
+    "gpu-summary": (
+        "serving.gpu.gpu_summary",
+        "What did `bench gpu` measure, beside what was predicted?",
+    ),
     "gpu": ("gpu", "One command for a machine with a GPU and no network: builds, tests and measures."),
 }
 
