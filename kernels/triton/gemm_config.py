@@ -23,6 +23,13 @@ SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
 # One program adds them all up, and what a split saves shrinks with their number.
 MAX_SPLITS = 4
+_max_splits = MAX_SPLITS
+
+
+def use_max_splits(most: int) -> None:
+    """At most so many splits of a product from now on. For measurements: another number changes bits of results."""
+    global _max_splits
+    _max_splits = most
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
 def split_size(out_features: int, in_features: int, device: Device) -> int:
     """Inputs of a split, a multiple of 128: at few tokens the splits give each SM two programs, if they can."""
     tiles = triton.cdiv(out_features, 64)
-    splits = min(2 * device.num_sms // tiles, in_features // MIN_SPLIT_SIZE, MAX_SPLITS)
+    splits = min(2 * device.num_sms // tiles, in_features // MIN_SPLIT_SIZE, _max_splits)
     units = triton.cdiv(in_features, SPLIT_UNIT)
     return SPLIT_UNIT * max(1, triton.cdiv(units, max(1, splits)))
 

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from typing import Literal, TypeAlias
 
@@ -71,6 +71,9 @@ class Engine:
         self._runner = parts.runner
         self._output_processor = parts.output_processor
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
+        self._num_steps = 0
+        self._num_decode_steps = 0
+        self._wait_seconds = 0.0
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
@@ -172,9 +175,14 @@ class Engine:
         return self._output_processor.has_work
 
     def stats(self) -> EngineStats:
-        """What was computed and reused so far, and how full the cache is."""
+        """What was computed and reused so far, how full the cache is, and how many steps that took."""
         self.guard.check_process()
-        return self._scheduler.stats()
+        return replace(
+            self._scheduler.stats(),
+            steps=self._num_steps,
+            decode_steps=self._num_decode_steps,
+            wait_seconds=self._wait_seconds,
+        )
 
     def step(self) -> list[Delta]:
         """Computes one batch and returns what it added to each request that it touched.
@@ -224,6 +232,8 @@ class Engine:
             start = time.perf_counter()
             step = self._runner.launch(chunks)
             self._launched.append((step, self._spans(step.chunks), start))
+            self._num_steps += 1
+            self._num_decode_steps += all(chunk.count == 1 for chunk in chunks)
         except BaseException:
             for chunk in chunks:
                 chunk.sequence.withdraw(chunk.count, chunk.complete)
@@ -234,6 +244,9 @@ class Engine:
         landed = 0
         while len(self._launched) > in_flight:
             step, spans, start = self._launched[0]
+            before = time.perf_counter()
+            step.wait()
+            self._wait_seconds += time.perf_counter() - before
             for output in step.outputs():
                 self._output_processor.process(output)
             self._launched.popleft()

@@ -45,17 +45,23 @@ class ChunkOutput:
     pooled: Tensor | None = None
 
 
+def _no_wait() -> None:
+    """Of a step that was computed when it was launched."""
+
+
 @dataclass(slots=True, eq=False)
 class LaunchedStep:
     """A step that a runner was given, and that may still run on a device.
 
     chunks: in the order of the batch
     output_of: the output of the chunk of an index, once it is there
+    wait: returns when the outputs are there
     num_taken: outputs that were taken in
     """
 
     chunks: Seq[Chunk]
     output_of: Callable[[int], ChunkOutput]
+    wait: Callable[[], object] = _no_wait
     num_taken: int = 0
 
     def outputs(self) -> Iterator[ChunkOutput]:

@@ -30,9 +30,9 @@ LINEAR_KEYS = ROW_KEYS | {
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Roofs and rotations of a machine with hardly a cache."""
-    for module in ("kernels.linear_case", "harness.roofs"):
+    for module in ("kernels.linear_case", "harness.cpu_roofs"):
         monkeypatch.setattr(f"zweave.bench.{module}.cache_bytes", lambda device="cpu": 1 << 16)
-    monkeypatch.setattr("zweave.bench.harness.roofs.PRODUCTS", ((64, 64, 64),))
+    monkeypatch.setattr("zweave.bench.harness.cpu_roofs.PRODUCTS", ((64, 64, 64),))
     monkeypatch.setattr("zweave.bench.kernels.linear.roof_providers.__defaults__", (1 << 20,))
 
 

@@ -18,7 +18,7 @@ from zweave.model.gpu_model import GpuModel
 from zweave.planner import make_plan
 from zweave.planner.gpu_cost import DeviceRates, StepCost, StepShape, rates_of
 
-from ...harness.graph_clock import EventClock
+from ...harness.graph_clock import captured_clock
 from ...harness.harness import (
     Clock,
     Outcome,
@@ -100,10 +100,7 @@ def _possible(launches: Sequence[str], on_gpu: bool) -> list[str]:
 
 def _device_clock(calls: Sequence[Run]) -> Clock:
     """The clock of a captured step."""
-    # Runs it as it is, which compiles its kernels, and captures it.
-    for _ in range(2):
-        calls[0]()
-    return EventClock(calls[0])
+    return captured_clock(calls[0])
 
 
 class StepModels:

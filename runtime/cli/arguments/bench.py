@@ -39,7 +39,20 @@ BENCHES = {
     ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
+    "gpu-check": (
+        "kernels.gpu_check",
+        "Are the kernels of a GPU right, on random shapes, eager and replayed in a graph with new slots?",
+    ),
+    "gpu-roofs": ("kernels.gpu_roofs", "What can this GPU do at most, and what does a launch cost?"),
     "gpu-linear": ("kernels.gpu_linear", "The linears on a GPU: how near to the roofs, and to cuBLAS?"),
+    "gpu-products": (
+        "kernels.gpu_products",
+        "How long do the products of a layer take on a GPU, by whom, and what of that is a fixed cost?",
+    ),
+    "gpu-attention": (
+        "kernels.gpu_attention",
+        "How near does attention on a GPU come to the roofs?",
+    ),
     "gpu-step": (
         "serving.gpu.gpu_step",
         "How long does one decode step on a GPU take, beside an ideal server of the base model?",
@@ -47,6 +60,11 @@ BENCHES = {
     "gpu-engine": (
         "serving.gpu.gpu_engine",
         "How many tokens a second does the GPU engine give, and how long does the host work for a step?",
+    ),
+    "gpu-profile": ("kernels.gpu_profile", "Why are the slowest kernels slow?"),
+    "gpu-summary": (
+        "serving.gpu.gpu_summary",
+        "What did `bench gpu` measure, beside what was predicted?",
     ),
     "gpu": ("gpu", "One command for a machine with a GPU and no network: builds, tests and measures."),
 }

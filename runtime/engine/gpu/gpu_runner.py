@@ -69,7 +69,7 @@ class GpuRunner:
             self._launch(step, self._mode(arrays), schedule, output)
         self._places = {chunk.sequence.request_id: row for row, chunk in enumerate(output.complete)}
         output.wait = self._backend.mark()
-        return LaunchedStep(ordered, output.output_of)
+        return LaunchedStep(ordered, output.output_of, output.wait)
 
     def states(self, chunks: Seq[Chunk], layers: Seq[int]) -> Mapping[StateCapture, Tensor]:
         """See `Runner`."""

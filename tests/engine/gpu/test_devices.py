@@ -191,3 +191,15 @@ def test_the_engine_says_what_batch_invariance_costs(
         assert not caplog.messages
         tiny_engine(device=device, batch_invariant=True)
     assert "batch_invariant=True reads 1." in caplog.text and "predicted" in caplog.text
+
+
+def test_steps_and_waiting_are_counted(device: str, tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine(device=device)
+    engine.generate(requests(max_tokens=4, ignore_eos=True))
+    stats = engine.stats()
+    # The prompts fit into one step. On a GPU the next steps are launched before one has landed.
+    assert (stats.steps, stats.decode_steps) == (4, 3)
+    assert stats.wait_seconds > 0
+    here = tiny_engine()
+    here.generate(requests(max_tokens=4, ignore_eos=True))
+    assert (here.stats().steps, here.stats().decode_steps) == (4, 3)
