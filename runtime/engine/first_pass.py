@@ -16,6 +16,7 @@ from ..scheduler.pooling import Pooling
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .call_pool import CallPool, PendingCall
+from .choice_offer import choice_on_device
 from .config import EngineConfig
 from .input_processor import InputProcessor
 
@@ -44,7 +45,10 @@ class FirstPassManager:
 
     Both kinds of probe are ordinary sequences of the scheduler. One that reads scores is a sequence of its own; it
     takes the request's id, and so its place in line, and has ended before the request's sequence starts. So the two
-    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on.
+    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on;
+    where the device can choose (engine/choice_offer.py), it goes on at once.
+
+    width: of the model's states, where the device can choose by them; else None
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class FirstPassManager:
         scheduler: Scheduler,
         bank: Bank,
         layers: int,
+        width: int | None = None,
     ) -> None:
         self._config = config
         self._input_processor = input_processor
         self._scheduler = scheduler
         self._bank = bank
         self._layers = layers
+        self._width = width
         self._passes: dict[int, FirstPass] = {}
         self._calls: CallPool[FirstPass] = CallPool(config.dispatch_timeout)
 
@@ -132,6 +138,20 @@ class FirstPassManager:
             # Others can run while the dispatcher takes its time.
             self._scheduler.remove(sequence)
 
+    def on_chosen(self, sequence: Sequence, slot: int, probabilities: Seq[float]) -> str | None:
+        """Called when a choice of the device lands; returns the reason if the request fails."""
+        first_pass, choice = self._passes.pop(sequence.request_id), sequence.choice
+        assert choice is not None
+        try:
+            dispatch = choice.classifier.dispatch(probabilities)
+        except ZweaveError as error:
+            dispatch = Dispatch(confidence=0.0, error=str(error))
+        sequence.dispatch = replace(dispatch, seconds=time.perf_counter() - first_pass.started)
+        mixture = choice.mixture_in(slot) or self._bank.resolve(None)
+        adapted_from = self._input_processor.adapted_from(mixture, sequence.token_ids)
+        self._scheduler.settle(sequence, mixture, adapted_from, slot)
+        return dispatch.error if self._config.on_dispatch_error == "error" else None
+
     def _on_call_done(self, call: PendingCall[FirstPass]) -> str | None:
         """Schedules the probe or binds the choice that a call returned; returns the reason if the request fails."""
         first_pass = call.owner
@@ -170,8 +190,21 @@ class FirstPassManager:
         elif isinstance(probe, ReadState):
             if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
                 raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {probe.layer!r}")
-            sequence.pooling = self._pooling(first_pass, probe)
+            self._schedule_reading(first_pass, probe)
             self._scheduler.add(sequence)
+
+    def _schedule_reading(self, first_pass: FirstPass, probe: ReadState) -> None:
+        """Has the prompt's states read, for a choice of the device if that can make it."""
+        sequence, prompt = first_pass.sequence, first_pass.prompt
+        pooling = self._pooling(first_pass, probe)
+        if self._width is not None:
+            sequence.choice = choice_on_device(
+                sequence.request, prompt.text_end, probe, pooling, self._bank, prompt.tokenizer, self._width
+            )
+        if sequence.choice is None:
+            sequence.pooling = pooling
+        else:
+            sequence.adapted_from = prompt.text_end
 
     def _pooling(self, first_pass: FirstPass, probe: ReadState) -> Pooling:
         """How much of the prompt is computed to pool its states, before the expert is known.
