@@ -121,7 +121,7 @@ class Sequence:
 
     def base_until(self, layer: int) -> int:
         """Number of leading prompt tokens whose keys and values below `layer` are the base model's."""
-        if self.mixture.first_layer >= layer and self.choice is None:
+        if self.mixture.first_layer >= layer:
             return self.num_prompt_tokens
         return min(self.adapted_from, self.num_prompt_tokens)
 
