@@ -13,7 +13,6 @@ from ..kv_cache.block_pool import KVCache
 from ..planner.plan import Plan
 from ..planner.planner import plan_for
 from ..scheduler.block_manager import BlockManager
-from ..scheduler.choice import ChoiceSlots
 from ..scheduler.scheduler import Scheduler
 from ..text.tokenizer import Tokenizer
 from .config import EngineConfig
@@ -22,6 +21,7 @@ from .gpu.build import gpu_runner
 from .input_processor import InputProcessor
 from .model_runner import ModelRunner
 from .output_processor import OutputProcessor
+from .state_reading import StateReading
 from .step import Runner
 
 
@@ -58,8 +58,7 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     make = _cpu_runner if config.plans_for == "cpu" else gpu_runner
     runner: Runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
     blocks = BlockManager(runner.cache, config.prefix_cache)
-    choices = ChoiceSlots(bank, config.max_sequences)
-    scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens, choices)
+    scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
     input_processor = InputProcessor(
         tokenizer,
         bank,
@@ -67,14 +66,9 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         runner.max_length,
         is_cache_limit=runner.max_length < (config.max_model_len or checkpoint.config.default_max_model_len),
     )
-    first_passes = FirstPassManager(
-        config,
-        input_processor,
-        scheduler,
-        bank,
-        checkpoint.config.num_layers,
-        width=None if config.plans_for == "cpu" else checkpoint.config.hidden_size,
-    )
+    width = None if config.plans_for == "cpu" else checkpoint.config.hidden_size
+    reading = StateReading(bank, checkpoint.config.num_layers, width)
+    first_passes = FirstPassManager(config, input_processor, scheduler, bank, reading)
     return EngineParts(
         tokenizer=tokenizer,
         bank=bank,

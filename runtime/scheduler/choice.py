@@ -25,7 +25,7 @@ class Choice:
     classifier: chooses one of its labels
     mixtures: of each label; the base model and experts of scope "after_prompt"
     slots: of each label; none while the sequence is not running
-    place: where the device writes the chosen slot; None while the sequence is not running
+    row: of what the device knows of it; None while the sequence is not running
     seed: states of the tokens that were found in the prefix cache, in parts [tokens, hidden]
     num_found: number of these tokens
     """
@@ -34,7 +34,7 @@ class Choice:
     classifier: StateClassifier
     mixtures: Seq[ResolvedMixture]
     slots: list[int] = field(default_factory=list)
-    place: int | None = None
+    row: int | None = None
     seed: list[Tensor] = field(default_factory=list)
     num_found: int = 0
 
@@ -48,21 +48,24 @@ class Choice:
 
 
 class ChoiceSlots:
-    """The slots and places of choices in flight. All of them are made by one classifier, at one layer.
+    """The slots and rows of choices in flight. All of them are made by one classifier, at one layer.
 
-    num_places: choices that may be in flight.
+    num_rows: choices that may be in flight.
     """
 
-    def __init__(self, bank: Bank, num_places: int) -> None:
+    def __init__(self, bank: Bank, num_rows: int) -> None:
         self._bank = bank
-        self._free = list(range(bank.num_slots, bank.num_slots + num_places))
+        self._free = list(range(num_rows))
         self._num_in_flight = 0
         self._latest: Choice | None = None
 
-    def try_acquire(self, choice: Choice) -> bool:
-        """Gives a choice a place and the slots of its candidates; False, and nothing, if they are not to be had now."""
+    def try_acquire(self, choice: Choice) -> int | None:
+        """Gives a choice a row and the slots of its candidates, and returns the place of the slot that is chosen.
+
+        None, and nothing is given, if they are not to be had now.
+        """
         if not self._free or not self._fits(choice):
-            return False
+            return None
         slot_of: dict[str, int] = {}
         for mixture in choice.mixtures:
             if mixture.digest in slot_of:
@@ -70,20 +73,20 @@ class ChoiceSlots:
             slot = self._try_acquire_slot(mixture)
             if slot is None:
                 self._release_slots(slot_of.values())
-                return False
+                return None
             slot_of[mixture.digest] = slot
         self._latest, self._num_in_flight = choice, self._num_in_flight + 1
         choice.slots = [slot_of[mixture.digest] for mixture in choice.mixtures]
-        choice.place = self._free.pop()
-        return True
+        choice.row = self._free.pop()
+        return self._bank.num_slots + choice.row
 
     def release(self, choice: Choice, kept: int = 0) -> None:
-        """Takes a choice's place and its slots but `kept`, which is its sequence's from now on."""
-        assert choice.place is not None
+        """Takes a choice's row and its slots but `kept`, which is its sequence's from now on."""
+        assert choice.row is not None
         self._release_slots(set(choice.slots) - {kept})
-        self._free.append(choice.place)
+        self._free.append(choice.row)
         self._num_in_flight -= 1
-        choice.slots, choice.place = [], None
+        choice.slots, choice.row = [], None
 
     def _fits(self, choice: Choice) -> bool:
         """Whether a choice is made as those in flight are."""

@@ -30,23 +30,14 @@ class Scheduler:
     A request whose prompt begins like one that is being computed waits until it can share that one's blocks, and
     may be overtaken meanwhile. It waits for earlier arrivals only, and only for running ones, which get on in every
     step.
-
-    choices: for sequences whose expert the device chooses, if it does that.
     """
 
-    def __init__(
-        self,
-        blocks: BlockManager,
-        bank: Bank,
-        max_sequences: int,
-        max_batch_tokens: int,
-        choices: ChoiceSlots | None = None,
-    ) -> None:
+    def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
         self._blocks = blocks
         self._bank = bank
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
-        self._choices = choices
+        self._choices = ChoiceSlots(bank, max_sequences)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order of arrival
         # The layer that the latest first pass pools. All prompts store their states there, since the next first pass
@@ -94,7 +85,7 @@ class Scheduler:
 
     def settle(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int, slot: int) -> None:
         """Gives a sequence the mixture that the device has chosen, whose slot it keeps of all candidates'."""
-        assert self._choices is not None and sequence.choice is not None
+        assert sequence.choice is not None
         self._choices.release(sequence.choice, kept=slot)
         sequence.settle(mixture, adapted_from, slot)
 
@@ -210,8 +201,8 @@ class Scheduler:
     def _take_slot(self, sequence: Sequence) -> bool:
         """Whether a slot was to be had. A choice that finds too few is the host's from now on."""
         if sequence.choice is not None:
-            if self._choices is not None and self._choices.try_acquire(sequence.choice):
-                sequence.slot = sequence.choice.place
+            sequence.slot = self._choices.try_acquire(sequence.choice)
+            if sequence.slot is not None:
                 return True
             sequence.choose_on_host()
         sequence.slot = self._bank.try_acquire(sequence.mixture)
@@ -226,7 +217,6 @@ class Scheduler:
         if sequence.choice is None:
             self._bank.release(sequence.slot)
         else:
-            assert self._choices is not None
             self._choices.release(sequence.choice)
         sequence.slot = None
 
@@ -234,9 +224,8 @@ class Scheduler:
         """The next tokens as chunks, cut where the layer at which they enter or the expert that is chosen changes."""
         start, stop = sequence.next_position, sequence.next_position + count
         partial, choice = sequence.kv.partial_states, sequence.choice
-        cuts = () if partial is None or sequence.exit_layer is not None else (partial.start, partial.stop)
-        if choice is not None:
-            cuts = (choice.pooling.stop,)
+        cuts = [] if partial is None or sequence.exit_layer is not None else [partial.start, partial.stop]
+        cuts += [] if choice is None else [choice.pooling.stop]
         edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 

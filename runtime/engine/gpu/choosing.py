@@ -23,14 +23,17 @@ class _PooledChunk:
 
     index: in the batch
     start: its first row in the batch
-    row: of its choice
     """
 
     chunk: Chunk
     choice: Choice
     index: int
     start: int
-    row: int
+
+    @property
+    def row(self) -> int:
+        assert self.choice.row is not None
+        return self.choice.row
 
     @property
     def needs_seed(self) -> bool:
@@ -54,15 +57,20 @@ class ChoiceInput:
     choosing: Seq[int]
 
     @classmethod
-    def of(cls, chunks: Seq[Chunk], num_slots: int) -> "ChoiceInput":
-        """chunks: in the order of the batch. num_slots: of the bank; places begin there."""
-        pooled = _pooled_chunks(chunks, num_slots)
+    def of(cls, chunks: Seq[Chunk]) -> "ChoiceInput":
+        """chunks: in the order of the batch."""
+        pooled = [
+            _PooledChunk(chunk, chunk.sequence.choice, index, start)
+            for index, (chunk, (start, _)) in enumerate(zip(chunks, row_ranges(chunks), strict=True))
+            if chunk.sequence.choice is not None and chunk.pools
+        ]
         if not pooled:
             return cls({}, (), None, ())
         seeded = [part for part in pooled if part.needs_seed]
         chosen = [part for part in pooled if part.chunk.chooses]
         num_found = [part.choice.num_found for part in seeded]
         arrays = {
+            "pool_position": _integers([part.chunk.start for part in pooled]),
             "pool_start": _integers([*(part.start for part in pooled), 0]),
             "pool_row": _integers([part.row for part in pooled]),
             "pool_first": _integers([part.chunk.start == 0 for part in pooled]),
@@ -77,16 +85,6 @@ class ChoiceInput:
         }
         seeds = [states for part in seeded for states in part.choice.seed]
         return cls(arrays, seeds, pooled[0].choice.classifier, [part.index for part in chosen])
-
-
-def _pooled_chunks(chunks: Seq[Chunk], num_slots: int) -> list[_PooledChunk]:
-    pooled = []
-    for index, (chunk, (start, _)) in enumerate(zip(chunks, row_ranges(chunks), strict=True)):
-        choice = chunk.sequence.choice
-        if choice is not None and chunk.pools:
-            assert choice.place is not None
-            pooled.append(_PooledChunk(chunk, choice, index, start, choice.place - num_slots))
-    return pooled
 
 
 def _integers(values: Seq[int]) -> Array:
@@ -104,6 +102,7 @@ class ExpertChooser:
         self.slot_of = torch.arange(num_slots + num_rows, dtype=torch.int32, device=device)
         self._num_slots = num_slots
         self._sums = torch.zeros(num_rows, hidden, dtype=torch.float64, device=device)
+        self._num_pooled = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._ops = backend.ops
         self._latest: tuple[StateClassifier, StateClassifier] | None = None
 
@@ -114,11 +113,21 @@ class ExpertChooser:
         return self._latest[1]
 
     def pool(self, fields: Mapping[str, Tensor], seeds: Seq[Tensor], x: Tensor, residual: Tensor) -> None:
-        """Adds a step's states to the sums. x, residual: [T, hidden], whose sum is a state."""
+        """Adds a step's states to the sums, those of a chunk unless it does not continue its sum.
+
+        x, residual: [T, hidden], whose sum is a state
+        """
         if seeds:
             states = torch.cat(list(seeds))
-            self._ops.pool_states(states, torch.zeros_like(states), self._sums, *_named(fields, "seed"))
-        self._ops.pool_states(x, residual, self._sums, *_named(fields, "pool"))
+            start, row, first, count = _named(fields, "seed")
+            self._ops.pool_states(states, torch.zeros_like(states), self._sums, start, row, first, count)
+            self._num_pooled.index_copy_(0, row.long(), count)
+        start, row, first, count = _named(fields, "pool")
+        position = fields["pool_position"]
+        # A step that failed when this was done is launched again, and nothing is to be added twice.
+        continues = (self._num_pooled.index_select(0, row) == position) | (first > 0)
+        self._ops.pool_states(x, residual, self._sums, start, row, first, count * continues)
+        self._num_pooled.index_copy_(0, row.long(), position + count)
 
     def choose(self, fields: Mapping[str, Tensor], classifier: StateClassifier) -> tuple[Tensor, Tensor]:
         """Writes the chosen slots to `slot_of`; returns them, [n] int64, and the probabilities [n, labels] float32.

@@ -66,7 +66,7 @@ class GpuRunner:
         arrays = StepArrays.of(ordered, self.cache.block_size)
         schedule = layer_schedule(ordered, self.model.config.num_layers)
         num_decode = _num_decode(ordered) if len(schedule.segments) == 1 else 0
-        choices = ChoiceInput.of(ordered, self._num_slots)
+        choices = ChoiceInput.of(ordered)
         step = StepInput(ordered, arrays, self._places, num_decode, choices)
         mode = self._mode(arrays, ordered)
         output = StepOutput(ordered, self._backend)
@@ -83,7 +83,7 @@ class GpuRunner:
         arrays = StepArrays.of(chunks, self.cache.block_size)
         schedule = capture_schedule(chunks, layers, self.model.config.num_layers)
         output = StepOutput((), self._backend)
-        step = StepInput(chunks, arrays, {}, 0, ChoiceInput.of((), self._num_slots))
+        step = StepInput(chunks, arrays, {}, 0, ChoiceInput.of(()))
         self._launch(step, self._mode(arrays, ()), schedule, output)
         self._backend.mark()()
         return output.states

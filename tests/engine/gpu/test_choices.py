@@ -177,6 +177,27 @@ def test_what_is_cached(
     assert len(settled) > 10
 
 
+def test_a_chunk_that_is_pooled_again_adds_nothing(make_engine: TinyEngine) -> None:
+    """As when a step fails on a device that has pooled already."""
+    engine = make_engine(device="reference")
+    prompt = list(range(3, 40))
+    asked = Request(prompt, expert="auto", dispatcher=hidden(), max_tokens=1)
+    pool = choosing.ExpertChooser.pool
+    wanted = engine.generate(asked)[0].dispatch
+
+    def twice(self: Any, *args: Any) -> None:
+        pool(self, *args)
+        pool(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing.ExpertChooser, "pool", twice)
+        for max_batch_tokens in (64, 7):
+            again = make_engine(device="reference", max_batch_tokens=max_batch_tokens, max_sequences=7)
+            given = again.generate(asked)[0].dispatch
+            assert given is not None and wanted is not None
+            assert given.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+
+
 def test_it_takes_no_more_steps_than_a_named_one(
     make_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch, settled: list[int]
 ) -> None:
@@ -284,9 +305,9 @@ def candidates_released_early(patch: pytest.MonkeyPatch) -> None:
     """Others may get the slots of the candidates while the choice is in flight."""
     acquire, release = ChoiceSlots.try_acquire, ChoiceSlots.release
 
-    def early(self: ChoiceSlots, choice: Any) -> bool:
+    def early(self: ChoiceSlots, choice: Any) -> int | None:
         found = acquire(self, choice)
-        if found:
+        if found is not None:
             self._release_slots({*choice.slots})
         return found
 
