@@ -12,12 +12,12 @@ from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import Mixture
 from ..request import Request
-from ..scheduler.pooling import Pooling
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .call_pool import CallPool, PendingCall
 from .config import EngineConfig
 from .input_processor import InputProcessor
+from .state_reading import StateReading
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +44,8 @@ class FirstPassManager:
 
     Both kinds of probe are ordinary sequences of the scheduler. One that reads scores is a sequence of its own; it
     takes the request's id, and so its place in line, and has ended before the request's sequence starts. So the two
-    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on.
+    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on;
+    where the device chooses (scheduler/choice.py), without a stop.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class FirstPassManager:
         input_processor: InputProcessor,
         scheduler: Scheduler,
         bank: Bank,
-        layers: int,
+        reading: StateReading,
     ) -> None:
         self._config = config
         self._input_processor = input_processor
         self._scheduler = scheduler
         self._bank = bank
-        self._layers = layers
+        self._reading = reading
         self._passes: dict[int, FirstPass] = {}
         self._calls: CallPool[FirstPass] = CallPool(config.dispatch_timeout)
 
@@ -132,6 +133,20 @@ class FirstPassManager:
             # Others can run while the dispatcher takes its time.
             self._scheduler.remove(sequence)
 
+    def on_chosen(self, sequence: Sequence, slot: int, probabilities: Seq[float]) -> str | None:
+        """Called when a choice of the device lands; returns the reason if the request fails."""
+        first_pass, choice = self._passes.pop(sequence.request_id), sequence.choice
+        assert choice is not None
+        try:
+            dispatch = choice.classifier.dispatch(probabilities)
+        except ZweaveError as error:
+            dispatch = Dispatch(confidence=0.0, error=str(error))
+        sequence.dispatch = replace(dispatch, seconds=time.perf_counter() - first_pass.started)
+        mixture = choice.mixture_in(slot) or self._bank.resolve(None)
+        adapted_from = self._input_processor.adapted_from(mixture, sequence.token_ids)
+        self._scheduler.settle(sequence, mixture, adapted_from, slot)
+        return dispatch.error if self._config.on_dispatch_error == "error" else None
+
     def _on_call_done(self, call: PendingCall[FirstPass]) -> str | None:
         """Schedules the probe or binds the choice that a call returned; returns the reason if the request fails."""
         first_pass = call.owner
@@ -168,48 +183,8 @@ class FirstPassManager:
             first_pass.score_sequence = self._input_processor.process(request, sequence.request_id)
             self._scheduler.add(first_pass.score_sequence)
         elif isinstance(probe, ReadState):
-            if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
-                raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {probe.layer!r}")
-            sequence.pooling = self._pooling(first_pass, probe)
+            self._reading.begin(sequence, first_pass.prompt, probe, _is_blocking(first_pass.dispatcher))
             self._scheduler.add(sequence)
-
-    def _pooling(self, first_pass: FirstPass, probe: ReadState) -> Pooling:
-        """How much of the prompt is computed to pool its states, before the expert is known.
-
-        What the answer can use of it depends on the experts that may be chosen:
-
-        answer's prompt                       dispatcher       computed up to
-        ------------------------------------  ---------------  -----------------------------------------------------
-        may be the base model's: no expert,   returns at once  the probed layer; the answer's pass resumes there
-          an "after_prompt" one, or           blocks           the top: the answer needs all layers, and the
-          kv_reuse="approximate"                               dispatcher takes its time
-        is an expert's in any case            either           the lowest layer that an expert adapts, where the
-                                                               answer's pass resumes; at least the probed layer
-        """
-        experts = self._candidates(probe)
-        approximate = first_pass.sequence.request.kv_reuse == "approximate"
-        reusable = approximate or not experts or any(expert.scope == "after_prompt" for expert in experts)
-        exit_layer: int | None
-        if not reusable:
-            exit_layer = max(probe.layer, min(expert.first_layer for expert in experts))
-        elif _is_blocking(first_pass.dispatcher):
-            exit_layer = None
-        else:
-            exit_layer = probe.layer
-        num_pooled = max(1, first_pass.prompt.text_end)
-        return Pooling(probe.layer, num_pooled, exit_layer, prompt_kv_reusable=reusable)
-
-    def _candidates(self, probe: ReadState) -> list[ResolvedMixture]:
-        """The mixtures of experts that may be chosen: the base model left out, and those that cannot be found."""
-        experts = []
-        for choice in probe.candidates:
-            try:
-                mixture = self._bank.resolve(Mixture.parse(choice))
-            except ZweaveError:  # reported if it is chosen
-                continue
-            if mixture.parts:
-                experts.append(mixture)
-        return experts
 
     def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
         """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""

@@ -8,7 +8,7 @@ from ..scheduler.chunk import Chunk
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
-from .step import ChunkOutput, SampledToken
+from .step import ChosenSlot, ChunkOutput, SampledToken
 
 _NOT_FINITE = (
     "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
@@ -68,7 +68,10 @@ class OutputProcessor:
         if sequence.in_flight and chunk.start == sequence.landed_position:
             for layer in chunk.cache_layers:
                 sequence.cache_states(layer, chunk.start, output.states[layer])
-            if sequence.pooling is not None:
+            reason = self._settle(sequence, output.chosen)
+            if reason is not None:
+                self._finish(sequence, "", [], "error", reason)
+            elif sequence.pooling is not None:
                 self._pool_states(output)
             elif output.sampled is None:
                 sequence.land(chunk.count, chunk.complete)
@@ -81,6 +84,12 @@ class OutputProcessor:
             self._finish(sequence, text, token_ids, reason)
         elif token_ids:
             self._deltas.append(Delta(sequence.request_id, text, token_ids))
+
+    def _settle(self, sequence: Sequence, chosen: ChosenSlot | None) -> str | None:
+        """Takes in the expert that the device has chosen; returns the reason if the request fails."""
+        if chosen is None or sequence.choice is None:
+            return None
+        return self._first_passes.on_chosen(sequence, chosen.slot, chosen.probabilities)
 
     def _pool_states(self, output: ChunkOutput) -> None:
         """Adds a chunk's states to the mean that a first pass wants."""

@@ -31,18 +31,32 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenSlot:
+    """What a device has chosen for a sequence.
+
+    slot: of the chosen expert, 0 for the base model
+    probabilities: of the classifier's labels
+    """
+
+    slot: int
+    probabilities: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkOutput:
     """What was computed for a chunk.
 
     sampled: None unless the chunk is complete, i.e. reaches the end of its sequence
     states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
     pooled: [hidden] float64, on the host, the sum of those that a first pass pools; None if they are to be added here
+    chosen: if the device has chosen the sequence's expert by them
     """
 
     chunk: Chunk
     sampled: SampledToken | None
     states: Mapping[int, Tensor]
     pooled: Tensor | None = None
+    chosen: ChosenSlot | None = None
 
 
 def _no_wait() -> None:

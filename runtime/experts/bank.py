@@ -121,6 +121,11 @@ class Bank:
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
         self._lock = RLock()
 
+    @property
+    def num_slots(self) -> int:
+        """Slots, the base model's included."""
+        return self._slots
+
     def digest_of(self, slot: int) -> str:
         """Digest of the mixture that holds a slot, "" for a free slot."""
         with self._lock:

@@ -1,6 +1,6 @@
 """The decoder of the Llama family on a GPU: fused products over plain weights, in one mode a step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,19 +68,30 @@ class GpuModel:
 
     @torch.inference_mode()
     def forward(
-        self, batch: GpuBatch, mode: LinearMode, previous: Tensor
+        self,
+        batch: GpuBatch,
+        mode: LinearMode,
+        previous: Tensor,
+        slot_of: Tensor,
+        pool: Callable[[Tensor, Tensor], None] = lambda x, residual: None,
     ) -> tuple[Tensor, Mapping[StateCapture, Tensor]]:
         """Logits [sampled rows, vocabulary] float32, and the states that the schedule captures.
 
         mode: of all linears and tokens
         previous: [n] int64, the tokens that the step before sampled
+        slot_of: [n] int32, the row of the expert tables for each row of them, and for each place of a chosen one
+        pool: takes x and the residual stream, [T, hidden], where the schedule pools; may write to `slot_of`
         """
         ids = torch.where(batch.token_ids < 0, previous[(-1 - batch.token_ids).clamp(min=0)], batch.token_ids)
         x = self.embedding[ids]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         states: dict[StateCapture, Tensor] = {}
+        unresolved, batch = batch, batch.with_slots(slot_of)
         for segment in batch.schedule.segments:
             states |= segment.begin(x, residual)
+            if segment.pools:
+                pool(x, residual)
+                batch = unresolved.with_slots(slot_of)
             if not segment.num_rows:
                 continue
             rows, part = segment.rows, batch.rows(segment.first_row, segment.stop_row)

@@ -28,6 +28,18 @@ class Chunk:
         return self.start + self.count
 
     @property
+    def pools(self) -> bool:
+        """Whether the device pools the chunk's states for a choice in flight."""
+        choice = self.sequence.choice
+        return choice is not None and self.start < choice.pooling.stop
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the device chooses the sequence's expert when it has pooled the chunk's states."""
+        choice = self.sequence.choice
+        return choice is not None and self.start < choice.pooling.stop == self.stop
+
+    @property
     def num_generated(self) -> int:
         """Number of the sequence's tokens up to the end of the chunk that were sampled."""
         return max(0, self.stop - self.sequence.num_prompt_tokens)

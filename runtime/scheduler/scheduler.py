@@ -9,6 +9,7 @@ from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
 from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
+from .choice import ChoiceSlots
 from .chunk import Chunk
 from .sequence import Sequence
 from .stats import EngineStats
@@ -36,6 +37,7 @@ class Scheduler:
         self._bank = bank
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
+        self._choices = ChoiceSlots(bank, max_sequences)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order of arrival
         # The layer that the latest first pass pools. All prompts store their states there, since the next first pass
@@ -48,8 +50,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence in the order of arrival, which may be before others that did not wait for a first pass."""
-        if sequence.pooling is not None:
-            self._last_pooled_layer = sequence.pooling.layer
+        if sequence.read_states is not None:
+            self._last_pooled_layer = sequence.read_states.layer
         if self._waiting and _arrival(self._waiting[-1]) > _arrival(sequence):
             insort(self._waiting, sequence, key=_arrival)
         else:
@@ -80,6 +82,12 @@ class Scheduler:
         else:
             self.add(sequence)
         return keeps_running
+
+    def settle(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int, slot: int) -> None:
+        """Gives a sequence the mixture that the device has chosen, whose slot it keeps of all candidates'."""
+        assert sequence.choice is not None
+        self._choices.release(sequence.choice, kept=slot)
+        sequence.settle(mixture, adapted_from, slot)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
@@ -175,7 +183,7 @@ class Scheduler:
 
         It is if that prompt gives the sequence a block more than was found, or half of what is missing.
         """
-        num_missing = sequence.num_target_tokens - 1 - num_found
+        num_missing = sequence.num_lookup_tokens - 1 - num_found
         worthwhile = min(self._blocks.block_size, (num_missing + 1) // 2)
         for leader in self._running if num_missing else ():
             if (
@@ -191,6 +199,12 @@ class Scheduler:
         return False
 
     def _take_slot(self, sequence: Sequence) -> bool:
+        """Whether a slot was to be had. A choice that finds too few is the host's from now on."""
+        if sequence.choice is not None:
+            sequence.slot = self._choices.try_acquire(sequence.choice)
+            if sequence.slot is not None:
+                return True
+            sequence.choose_on_host()
         sequence.slot = self._bank.try_acquire(sequence.mixture)
         return sequence.slot is not None
 
@@ -198,15 +212,20 @@ class Scheduler:
         """Gives back the blocks and the slot of a sequence that runs no longer."""
         self._blocks.free(sequence)
         sequence.in_flight = sequence.num_awaited = 0
-        if sequence.slot is not None:
+        if sequence.slot is None:
+            return
+        if sequence.choice is None:
             self._bank.release(sequence.slot)
-            sequence.slot = None
+        else:
+            self._choices.release(sequence.choice)
+        sequence.slot = None
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
-        """The next tokens as chunks, cut where the layer changes at which they enter the model."""
+        """The next tokens as chunks, cut where the layer at which they enter or the expert that is chosen changes."""
         start, stop = sequence.next_position, sequence.next_position + count
-        partial = sequence.kv.partial_states
-        cuts = () if partial is None or sequence.exit_layer is not None else (partial.start, partial.stop)
+        partial, choice = sequence.kv.partial_states, sequence.choice
+        cuts = [] if partial is None or sequence.exit_layer is not None else [partial.start, partial.stop]
+        cuts += [] if choice is None else [choice.pooling.stop]
         edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 
@@ -216,7 +235,7 @@ class Scheduler:
         chunk = Chunk(sequence, start, stop - start, complete)
         if not self._blocks.shares or start >= sequence.num_prompt_tokens:
             return chunk
-        exit_layer, pooling = sequence.exit_layer, sequence.pooling
+        exit_layer, pooling = sequence.exit_layer, sequence.read_states
         pooled_layer = self._last_pooled_layer if pooling is None else pooling.layer
         wanted = {*self._bank.first_layers} | (set() if pooled_layer is None else {pooled_layer})
         cache_layers = tuple(
@@ -246,7 +265,7 @@ class Scheduler:
 
 def _can_share(leader: Sequence, sequence: Sequence) -> bool:
     """Whether a sequence will be able to use the blocks that the leader computes."""
-    one, other = leader.pooling, sequence.pooling
+    one, other = leader.read_states, sequence.read_states
     if not all(pooling is None or pooling.prompt_kv_reusable for pooling in (one, other)):
         return False
     if other is None or other.layer in leader.kv.cached_states:

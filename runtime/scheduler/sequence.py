@@ -13,6 +13,7 @@ from ..kv_cache.layer_states import LayerStates
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
 from ..text.prompt_template import Question
+from .choice import Choice
 from .pooling import Pooling
 
 
@@ -28,8 +29,9 @@ class Sequence:
     text: the answer's text so far.
     kv: blocks of the cache and how far they are computed.
     pooling: the first pass that reads the prompt's states; None once an expert is chosen.
+    choice: of an expert that the device makes meanwhile; None once it has landed. `mixture` is the base until then.
     dispatch: what the dispatcher chose.
-    slot: row of the bank that the sequence holds.
+    slot: row of the bank that the sequence holds, or the place of one that is being chosen.
     logprobs: of the generated tokens, if they are asked for.
     scores: log-probabilities of the request's `score` tokens.
     seed: of the sampler.
@@ -49,6 +51,7 @@ class Sequence:
     num_prompt_tokens: int = field(init=False)
     kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
+    choice: Choice | None = None
     dispatch: Dispatch | None = None
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -68,6 +71,21 @@ class Sequence:
     def num_target_tokens(self) -> int:
         """Number of tokens to compute: the pooled prefix in a first pass, all tokens otherwise."""
         return len(self.token_ids) + self.num_awaited if self.pooling is None else self.pooling.stop
+
+    @property
+    def read_states(self) -> Pooling | None:
+        """What a first pass reads of the prompt, whether the host or the device chooses by it."""
+        return self.pooling if self.choice is None else self.choice.pooling
+
+    @property
+    def num_lookup_tokens(self) -> int:
+        """Number of tokens whose beginning may be found in the prefix cache: all but the last of them."""
+        return self.num_target_tokens if self.choice is None else self.choice.pooling.stop
+
+    @property
+    def token_ids_with_mixture(self) -> list[int]:
+        """The tokens of which it is known what computes them."""
+        return self.token_ids if self.choice is None else self.token_ids[: self.adapted_from]
 
     @property
     def exit_layer(self) -> int | None:
@@ -133,6 +151,16 @@ class Sequence:
         partial = self.kv.partial_states
         if partial is not None:
             self.cache_states(partial.layer, partial.start, partial.states)
+
+    def settle(self, mixture: ResolvedMixture, adapted_from: int, slot: int) -> None:
+        """Ends the choice in flight: the device has computed the tokens from its end on under `mixture`, in `slot`."""
+        self.mixture, self.adapted_from, self.slot = mixture, adapted_from, slot
+        self.choice = None
+
+    def choose_on_host(self) -> None:
+        """Turns a choice that is not in flight yet into an ordinary first pass."""
+        assert self.choice is not None
+        self.pooling, self.choice, self.adapted_from = self.choice.pooling, None, 0
 
     def launch(self, count: int, samples: bool) -> None:
         """Marks the next tokens as in flight. samples: whether a token is sampled after them."""

@@ -68,6 +68,7 @@ class DecodeStep:
         self._mode = mode
         self._batch = _batch(model, shape, device)
         self._previous = torch.zeros(1, dtype=torch.int64, device=device)
+        self._slot_of = torch.arange(1 + shape.experts, dtype=torch.int32, device=device)
         self._sampling = _greedy(shape.rows, device)
 
     def __call__(self) -> None:
@@ -76,7 +77,7 @@ class DecodeStep:
 
     def logits(self) -> Tensor:
         """[rows, vocabulary] float32."""
-        logits, _ = self._model.forward(self._batch, self._mode, self._previous)
+        logits, _ = self._model.forward(self._batch, self._mode, self._previous, self._slot_of)
         return logits
 
 

@@ -10,6 +10,7 @@ from ...model.gpu_batch import GpuBatch
 from ...model.layer_schedule import LayerSchedule
 from ...scheduler.chunk import Chunk
 from ..step_arrays import StepArrays, row_ranges
+from .choosing import ChoiceInput
 from .packing import Array, Packing
 
 # What stands in rows that fill up a bucket, if not 0. The position says that they are none.
@@ -35,15 +36,22 @@ class StepInput:
     chunks: in the order of the batch.
     places: where the step before samples the next token of a sequence, by request id; for tokens in flight.
     num_decode: chunks of one token that come first, as `GpuBatch` has them.
+    choices: what is chosen in the step.
 
-    arrays: by name, those of `GpuBatch` and of `sample`.
+    arrays: by name, those of `GpuBatch`, of `sample` and of the choices.
     max_query_len: see `GpuBatch`.
     chunk_starts: see `GpuBatch`.
     """
 
     def __init__(
-        self, chunks: Seq[Chunk], arrays: StepArrays, places: Mapping[int, int], num_decode: int
+        self,
+        chunks: Seq[Chunk],
+        arrays: StepArrays,
+        places: Mapping[int, int],
+        num_decode: int,
+        choices: ChoiceInput,
     ) -> None:
+        self.choices = choices
         self.num_decode = num_decode
         self.max_query_len = max((chunk.count for chunk in chunks[num_decode:]), default=0)
         self.chunk_starts = [*(first for first, _ in row_ranges(chunks)), len(arrays.position)]
@@ -58,6 +66,7 @@ class StepInput:
             "first_position": np.array([chunk.start for chunk in chunks[num_decode:]], dtype=np.int32),
             "sampled": arrays.sampled,
             **_sampling([chunk for chunk in chunks if chunk.complete]),
+            **choices.arrays,
         }
 
     def padded(self, rows: int, blocks: int) -> Mapping[str, Array]:
