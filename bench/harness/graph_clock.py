@@ -8,8 +8,9 @@ import torch
 
 from .harness import Clock, Run
 
-# Of a run that is done again by what comes back: at first as it is, then as a graph.
-Capture: TypeAlias = Callable[[Run], Run]
+Work: TypeAlias = Callable[[], None]
+# Of work that is done again by what comes back: at first as it is, then as a graph.
+Capture: TypeAlias = Callable[[Work], Work]
 # Far above the L2 of any GPU so far (50 MB on an H100, 126 MB on a B200).
 FLUSHED_BYTES = 512 << 20
 LEAST_CALLS = 8
@@ -65,7 +66,7 @@ def graph_clocks(capture: Capture) -> Callable[[Sequence[Run]], Clock]:
     return partial(graph_clock, capture=capture)
 
 
-def plain_graph(work: Run) -> Run:
+def plain_graph(work: Work) -> Work:
     """A capture for kernels of no semaphores, which asks for nothing that has to be built."""
     work()
     torch.cuda.synchronize()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +28,18 @@ def library_prefill(case: AttentionCase, q: Tensor) -> Iterator[tuple[str, Calls
     queries = q.view(case.sequences, case.length, *q.shape[1:]).transpose(1, 2)
     attend = partial(F.scaled_dot_product_attention, queries, k, v, is_causal=True, enable_gqa=True)
     yield "torch SDPA", [attend]
-    rows = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in (k, v)]
+    k, v = (x.transpose(1, 2).flatten(0, 1).contiguous() for x in (k, v))
     start = torch.arange(case.sequences + 1, dtype=torch.int32, device=q.device) * case.length
-    yield "torch varlen_attn", [partial(_varlen, q, *rows, start, case.length)]
+    yield "torch varlen_attn", [partial(_varlen, q, k, v, start, case.length)]
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, start: Tensor, length: int) -> Tensor:
     """Raises where this torch has none, or none for the device."""
     from torch.nn.attention.varlen import varlen_attn
 
+    attend: Any = varlen_attn
     known = signature(varlen_attn).parameters
-    causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    grouped = {"enable_gqa": True} if "enable_gqa" in known else {}
-    return varlen_attn(q, k, v, start, start, length, length, **causal, **grouped)
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    return attend(q, k, v, start, start, length, length, **options)

@@ -6,7 +6,7 @@ extension is compiled.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,7 +40,7 @@ class Probes:
     matrix: outputs and inputs of the product.
     """
 
-    sums: dict[str, Callable[[Tensor, Tensor], object]]
+    sums: Mapping[str, Callable[[Tensor, Tensor], object]]
     count: Callable[[Tensor, bool], object]
     read: tuple[int, int]
     matrix: tuple[int, int]

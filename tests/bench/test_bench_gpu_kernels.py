@@ -195,6 +195,16 @@ def test_a_product_under_the_wrong_expert_is_refused(
     assert {row["status"] for row in rows if "dense" not in row["provider"]} == {"wrong"}
 
 
+def test_stages_that_arguments_name_are_those_that_there_are() -> None:
+    from zweave.bench.arguments import gpu_engine as engine_arguments
+    from zweave.bench.arguments import gpu_products as products_arguments
+    from zweave.bench.serving.gpu.gpu_engine import NAMES
+    from zweave.bench.serving.gpu.gpu_peers import PEERS
+
+    assert tuple(STAGES) == products_arguments.STAGES
+    assert (*NAMES, *PEERS) == engine_arguments.PROVIDERS
+
+
 def stage(name: str) -> Stage:
     return Stage.of(name, decoder_config("tiny"), 4, torch.float32, CPU, REFERENCE_OPS)
 
