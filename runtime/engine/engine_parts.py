@@ -40,9 +40,9 @@ class EngineParts:
 
 
 def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
-    """Loads a model, decomposes it if that was never done, and makes the parts that serve it."""
+    """Loads a model, decomposes it on its device if that was never done, and makes the parts that serve it."""
     checkpoint = resolve_model(model)
-    decomposition = decompose(checkpoint)
+    decomposition = decompose(checkpoint, device=str(config.torch_device))
     tokenizer = Tokenizer(checkpoint.directory)
     shapes = checkpoint.config.adapted_shapes()
     plan = plan_for(

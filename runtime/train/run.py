@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.tensor_files import is_listed
 from ..decomposition.decomposition import decompose
+from ..device import parse_device
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
 from ..io.cache_dir import disk_errors
@@ -69,21 +70,24 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
     """A model under a fresh adapter, ready to be trained by the recipe.
 
     model: as zweave.Engine takes it.
-    Raises ZweaveError for a model that cannot be opened and a recipe that does not fit it.
+    device: "cpu" or "cuda"; a model that was never decomposed is decomposed there.
+    Raises ZweaveError for a device that is not there, a model that cannot be opened and a recipe that does not fit it.
     """
+    place = parse_device(device)
     checkpoint = resolve_model(model)
     config = checkpoint.config
     if recipe.first_layer >= config.num_layers:
         raise ZweaveError(
             f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
         )
-    module = load_model(checkpoint, dtype).to(device)
-    module.requires_grad_(False)
+    module = load_model(checkpoint, dtype).requires_grad_(False)
     adapter: Adapter
     if recipe.adapter == "lora":
-        adapter = LoraAdapter(module, recipe)
+        adapter = LoraAdapter(module.to(place), recipe)
     else:
-        adapter = SvfAdapter(module, decompose(checkpoint).factors, recipe, checkpoint.digest())
+        # Before the model takes the device's memory.
+        factors = decompose(checkpoint, device=device).factors
+        adapter = SvfAdapter(module.to(place), factors, recipe, checkpoint.digest())
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
     longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])
     return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)

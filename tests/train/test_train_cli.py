@@ -346,3 +346,8 @@ def test_a_byte_order_mark_is_refused_before_the_model_loads(directory: Path, tm
         ZweaveError, match=r"marked/config\.json begins with a byte order mark, .* save it as UTF-8"
     ):
         load_model(Checkpoint(copy), torch.float32)
+
+
+def test_a_device_that_is_not_there_is_one_line(zweave: Run) -> None:
+    done = zweave("addition", "--device", "abacus", *QUICK)
+    assert done.returncode == 1 and "unknown device 'abacus': use 'cpu' or 'cuda'" in done.stderr
