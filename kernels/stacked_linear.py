@@ -42,12 +42,12 @@ class StackedLinear:
     scale: [S, sum of R] float32, sigma * z, or None
     delta_rank: components of each that its delta may use
     delta: [S, sum of those] float32, sigma * (z - 1) of the leading components, or None
-    delta_factors: quantised factors of the deltas, the vt above each other and the u of each, that stand in for the
-        leading components of vt and u; or None
     bias: [sum of M], or None
     silu: the result is silu(y of the first) * (y of the second)
     library_from: tokens from which on the products are PyTorch's, whose order of sums depends on the number of tokens;
         None for never
+    delta_factors: quantised factors of the deltas, the vt above each other and the u of each, in the place of the
+        leading components of vt and u; not with `silu`. Or None
     """
 
     ops: DeviceOps
@@ -83,7 +83,7 @@ class StackedLinear:
         return ops.grouped_linear(h, self.u, shared=False, bias=self.bias, silu=self.silu)
 
     def _of_delta(self) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
-        """vt and u of the deltas, which are as many products as they are matrices."""
+        """vt and u of the deltas."""
         if self.delta_factors is None:
             return self._leading()
         vt, u = self.delta_factors
@@ -115,21 +115,24 @@ class StackedLinear:
         assert self.dense is not None
         y = x @ self.dense.whole.T
         if mode == LinearMode.DELTA:
-            assert self.delta is not None
-            if self.delta_factors is not None:
-                # In slot 0 the delta is zero.
-                vt_of_delta, u_of_delta = self._of_delta()
-                h = self.ops.grouped_linear(x, vt_of_delta, table=self.delta, slot=slot)
-                y += self.ops.grouped_linear(h, u_of_delta, shared=False)
-                return y
-            vt, u = self._leading()
-            h = x.new_empty(len(x), sum(self.delta_rank))
-            for target, part in zip(h.split(self.delta_rank, 1), vt, strict=True):
-                torch.mm(x, part.T, out=target)
-            self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
-            for target, part, leading in self._blocks(y, h, u):
-                target.addmm_(part, leading.T)
+            self._add_delta(y, x, slot)
         return y
+
+    def _add_delta(self, y: Tensor, x: Tensor, slot: Tensor) -> None:
+        assert self.delta is not None
+        if self.delta_factors is not None:
+            # The base's row of the table is zeros.
+            vt, u = self._of_delta()
+            h = self.ops.grouped_linear(x, vt, table=self.delta, slot=slot)
+            y += self.ops.grouped_linear(h, u, shared=False)
+            return
+        leading_vt, leading_u = self._leading()
+        h = x.new_empty(len(x), sum(self.delta_rank))
+        for target, part in zip(h.split(self.delta_rank, 1), leading_vt, strict=True):
+            torch.mm(x, part.T, out=target)
+        self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
+        for target, part, leading in self._blocks(y, h, leading_u):
+            target.addmm_(part, leading.T)
 
     @staticmethod
     def _blocks(y: Tensor, h: Tensor, u: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
