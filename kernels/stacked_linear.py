@@ -144,14 +144,17 @@ class StackedLinear:
         assert self.dense is not None
         y = x @ self.dense.whole.T
         if mode == LinearMode.DELTA:
-            vt, u = self.leading.values(x.dtype)
-            h = x.new_empty(len(x), self.delta.shape[1])
-            for target, part in zip(h.split([len(part) for part in vt], 1), vt, strict=True):
-                torch.mm(x, part.T, out=target)
-            self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
-            for target, part, leading in self._blocks(y, h, u):
-                target.addmm_(part, leading.T)
+            self._add_delta(y, x, slot)
         return y
+
+    def _add_delta(self, y: Tensor, x: Tensor, slot: Tensor) -> None:
+        vt, u = self.leading.values(x.dtype)
+        h = x.new_empty(len(x), self.delta.shape[1])
+        for target, part in zip(h.split([len(part) for part in vt], 1), vt, strict=True):
+            torch.mm(x, part.T, out=target)
+        self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
+        for target, part, leading in self._blocks(y, h, u):
+            target.addmm_(part, leading.T)
 
     @staticmethod
     def _blocks(y: Tensor, h: Tensor, u: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

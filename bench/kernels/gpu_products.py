@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zweave.engine.gpu.backend import Backend, backend_of
 from zweave.kernels import LinearMode
+from zweave.planner.gpu_cost import DeviceRates, rates_of
 
 from ..harness.device_roofs import device_roof_providers
 from ..harness.graph_clock import graph_clocks
@@ -31,7 +32,6 @@ from ..harness.report import Column, Report, Row
 from ..harness.roofs import Roofs, is_roof, roofline_keys
 from ..serving.gpu.decoders import decoder_config
 from ..serving.gpu.devices import check_device, notes_of
-from ..serving.gpu.step_cost import DeviceRates, rates_of
 from .layer_sums import layer_rows
 from .stage_forms import Call, StageForm, stage_forms
 from .stages import Stage

@@ -8,10 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode, cuda_decode
+from zweave.kernels import DeviceOps, LinearMode, StackedLinear, cuda_decode
 from zweave.kernels.triton.gemm_config import MAX_SPLITS, use_max_splits
-from zweave.kernels.triton.pdl import use_pdl
-from zweave.model.stacked_linear import StackedLinear
+from zweave.kernels.triton.pdl import dependent_launches
 
 from .stages import Stage
 
@@ -27,7 +26,7 @@ class StageForm:
     name: what the tables call it, without the mode
     calls: of each copy, y of x and slot
     dependent: whether its kernels are launched as dependent ones
-    is_predicted: whether `step_cost` has something to say about it
+    is_predicted: whether `gpu_cost` has something to say about it
     """
 
     name: str
@@ -70,12 +69,11 @@ def _call(stack: StackedLinear, mode: LinearMode, pdl: bool = False, splits: int
 
 @contextmanager
 def _launching(pdl: bool, splits: int) -> Iterator[None]:
-    use_pdl(pdl)
     use_max_splits(splits)
     try:
-        yield
+        with dependent_launches(pdl):
+            yield
     finally:
-        use_pdl(False)
         use_max_splits(MAX_SPLITS)
 
 
@@ -95,7 +93,7 @@ def decode_call(
 ) -> Call:
     """A launch a stack for the base model, one or two for each of its linears under experts."""
     assert stack.dense is not None and stack.vt is not None
-    assert stack.scale is not None and stack.delta is not None
+    assert stack.scale is not None
     ops: DeviceOps = stack.ops
     groups: list[Callable[..., Tensor]]
     if mode == LinearMode.DENSE:
@@ -107,12 +105,11 @@ def decode_call(
             for vt, u, scale in zip(stack.vt.parts, stack.u, scales, strict=True)
         ]
     else:
-        deltas = [part.contiguous() for part in stack.delta.split(list(stack.delta_rank), 1)]
+        of_vt, of_u = stack.leading.values(stack.vt.whole.dtype)
+        deltas = stack.delta.split([len(vt) for vt in of_vt], 1)
         groups = [
-            partial(_delta, delta, w, vt[:k], u[:, :k].contiguous(), row)
-            for w, vt, u, k, row in zip(
-                stack.dense.parts, stack.vt.parts, stack.u, stack.delta_rank, deltas, strict=True
-            )
+            partial(_delta, delta, w, vt, u.contiguous(), row.contiguous())
+            for w, vt, u, row in zip(stack.dense.parts, of_vt, of_u, deltas, strict=True)
         ]
 
     def call(x: Tensor, slot: Tensor) -> Tensor:

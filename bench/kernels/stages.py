@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zweave.checkpoint import ModelConfig
-from zweave.kernels import DeviceOps, LinearMode
-from zweave.model.stacked_linear import StackedLinear
+from zweave.kernels import DeviceOps, LinearMode, StackedLinear
 
 from ..harness.machine import cache_bytes
 from ..serving.gpu.random_weights import RandomWeights
@@ -70,7 +69,7 @@ class Stage:
         """Weights once, rows of the tables in use, and what each token reads and writes."""
         stack = self.copies[0]
         outputs = [len(u) for u in stack.u]
-        ranks = [u.shape[1] for u in stack.u] if mode == LinearMode.FACTORED else list(stack.delta_rank)
+        ranks = [u.shape[1] for u in (stack.u if mode == LinearMode.FACTORED else stack.leading.u)]
         elements, between = 0, 0
         if mode != LinearMode.FACTORED:
             elements += sum(outputs) * self.inputs
@@ -89,16 +88,15 @@ class Stage:
         """What the first copy gives in float64, [tokens, outputs]."""
         stack, wide = self.copies[0], x.double()
         assert stack.dense is not None and stack.vt is not None
-        assert stack.scale is not None and stack.delta is not None
+        assert stack.scale is not None
         if mode == LinearMode.FACTORED:
             h = wide @ stack.vt.whole.double().T * stack.scale[slot.long()].double()
             y = _block_diagonal(h, stack.u)
         else:
             y = wide @ stack.dense.whole.double().T
         if mode == LinearMode.DELTA:
-            vt = torch.cat([v[:k] for v, k in zip(stack.vt.parts, stack.delta_rank, strict=True)])
-            leading = [u[:, :k] for u, k in zip(stack.u, stack.delta_rank, strict=True)]
-            h = wide @ vt.double().T * stack.delta[slot.long()].double()
+            vt, leading = stack.leading.values(x.dtype)
+            h = wide @ torch.cat(vt).double().T * stack.delta[slot.long()].double()
             y += torch.where((slot != 0)[:, None], _block_diagonal(h, leading), 0)
         if stack.silu:
             gate, up = y.chunk(2, 1)

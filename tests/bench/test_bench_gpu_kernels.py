@@ -20,7 +20,6 @@ from zweave.bench.kernels.layer_sums import layer_rows
 from zweave.bench.kernels.stage_forms import decode_call, stage_forms
 from zweave.bench.kernels.stages import STAGES, Stage
 from zweave.bench.serving.gpu.decoders import decoder_config
-from zweave.bench.serving.gpu.step_cost import DEVICES
 from zweave.cli.main import main
 from zweave.kernels import REFERENCE_OPS, LinearMode
 from zweave.kernels.linear import linear_ref
@@ -28,6 +27,7 @@ from zweave.kernels.svf_delta_linear import svf_delta_linear_ref
 from zweave.kernels.svf_linear import svf_linear_ref
 from zweave.kernels.triton import gemm_config
 from zweave.kernels.triton.pdl import pdl_on
+from zweave.planner.gpu_cost import DEVICES
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -77,6 +77,8 @@ class SvfConfig(QuantizationConfig):
         lora = vllm_config.lora_config
         if lora is None:
             raise ZweaveError("--quantization svf serves experts as adapters: add --enable-lora")
+        if vllm_config.parallel_config.use_ubatching:
+            raise ZweaveError("--quantization svf knows the experts of whole batches: leave out --enable-dbo")
         use_our_layers()
         if lora.target_modules is None:
             # Experts adapt nothing else, and each further layer that can take an adapter costs time.

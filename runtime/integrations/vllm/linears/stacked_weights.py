@@ -58,6 +58,6 @@ def stacked_weights(
     if plan.format is None:
         whole = Stack.of([each.to(dense.dtype) for each in vt]).whole
         return StackedWeights(w, whole, [each.to(dense.dtype).contiguous() for each in u], *rest, None, [])
-    of_vt, of_u = quantize(torch.cat(vt), plan.format), [quantize(each, plan.format) for each in u]
-    u_data, u_scale = [each.data for each in of_u], [each.scale for each in of_u]
-    return StackedWeights(w, of_vt.data, u_data, *rest, of_vt.scale, u_scale)
+    vt_bytes, u_bytes = quantize(torch.cat(vt), plan.format), [quantize(each, plan.format) for each in u]
+    u_data, u_scale = [each.data for each in u_bytes], [each.scale for each in u_bytes]
+    return StackedWeights(w, vt_bytes.data, u_data, *rest, vt_bytes.scale, u_scale)
