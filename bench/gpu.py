@@ -53,11 +53,11 @@ BENCHES = (
 LATE_BENCHES = (
     (
         "peers-smollm2",
-        45.0,
+        40.0,
         "gpu-engine --random smollm2 --providers always,transformers,peft --requests 64 --experts 8 --new 64 "
         "--sequences 64 --rounds 1",
     ),
-    ("products-more", 25.0, "gpu-products --tokens 8,32,48,96,128,256,8192 --stop-after 15"),
+    ("products-more", 20.0, "gpu-products --tokens 8,32,48,96,128,256,8192 --stop-after 12"),
 )
 
 
@@ -102,12 +102,12 @@ def parts(out: Path, rebuild: bool) -> list[tuple[Part, ...]]:
     return [
         (*build, Part("roofs", (sys.executable, "-c", roofs), 30, figures=True)),
         (
-            Part("tests", tests, 70),
-            *(_bench(name, 70, options) for name, options in CHECKS),
+            Part("tests", tests, 80),
+            *(_bench(name, 80, options) for name, options in CHECKS),
         ),
         *((_bench(name, seconds, options, out),) for name, seconds, options in BENCHES),
         tuple(_sanitized(tool) for tool in ("memcheck", "racecheck")),
-        (_bench("profile", 40, f"gpu-profile --limit 12 --results {out}"),),
+        (_bench("profile", 40, f"gpu-profile --kernels 2 --limit 19 --results {out}"),),
         *((_bench(name, seconds, options, out),) for name, seconds, options in LATE_BENCHES),
     ]
 
