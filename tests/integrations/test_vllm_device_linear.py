@@ -243,6 +243,31 @@ def test_workers_share_a_linear(forms: Forms, tokens: int) -> None:
     assert error(total, whole.truth(x, ids)) < max(1e-5, LOST[forms])
 
 
+def graphs_of(forms: Forms) -> list[tuple[list[int], list[list[int]]]]:
+    """Steps of which vLLM captures a graph, one without adapters and one with those of the most general mode, and some
+    for which it then replays them."""
+    leading = forms.startswith("leading")
+    steps = [[0, FEW, ONE], [ONE] * 8, [0, 0], *([] if leading else [[ALL, FEW, 0]])]
+    return [([0] * 8, [[0] * 3]), ([FEW if leading else ALL] * 8, steps)]
+
+
+@pytest.mark.parametrize("forms", FORMS)
+def test_a_mode_that_was_captured_serves_every_replay(forms: Forms) -> None:
+    server = Server(forms)
+    dense, _, _, scale, *_ = server.linear.weights
+    x = inputs(8)
+    for captured, replayed in graphs_of(forms):
+        server.set(captured)
+        mode = mode_for(
+            LinearMode(int(server.step.mode)), dense is not None, scale is not None, capturing=True
+        )
+        held = torch.tensor([int(mode)])
+        for ids in replayed:
+            server.set(ids)
+            y = stacked_linear(x, server.step.slot, held, *server.linear.weights, server.bias)
+            assert error(y, server.truth(x, ids)) < max(1e-5, LOST[forms])
+
+
 class Products(TorchDispatchMode):
     """Counts PyTorch's ops."""
 
@@ -333,10 +358,7 @@ def test_forms_of_a_server() -> None:
 def test_graphs_of_steps(forms: Forms, dtype: torch.dtype) -> None:
     server = Server(forms, dtype=dtype, device="cuda")
     limit = max(1e-2 if dtype == torch.bfloat16 else 5e-3, LOST[forms])
-    leading = forms.startswith("leading")
-    # As vLLM captures them: with the adapters that need the most general mode, and without any.
-    steps = [[0, FEW, ONE], [ONE] * 8, [0, 0], *([] if leading else [[ALL, FEW, 0]])]
-    for captured, replayed in (([0] * 8, [[0] * 3]), ([FEW if leading else ALL] * 8, steps)):
+    for captured, replayed in graphs_of(forms):
         x = inputs(8, dtype).cuda()
         server.set(captured)
         server.linear(x, server.step, server.bias)
