@@ -157,10 +157,20 @@ def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:
     assert {(row["tokens"], row["provider"]) for row in line["rows"]} == {
         (T, name) for T in (1, 3) for name in ("zweave base", "zweave", "transformers")
     }
-    status, _, line = bench(capsys, "experts", *common, "--requests", 4, "--new", 4, "--experts", "1,4")
+    status, _, line = bench(
+        capsys, "experts", *common, "--requests", 4, "--new", 4, "--experts", "1,4", "--registered", 70
+    )
     assert status == 0, line["rows"]
-    assert [row["experts"] for row in line["rows"]] == [1, 4]
-    assert line["rows"][0]["vs_one"] == 1
+    batches, first = line["rows"][:4], line["rows"][4:]
+    assert [(row["experts"], row.get("registered")) for row in batches] == [
+        (1, None),
+        (4, None),
+        (0, 4),
+        (0, 70),
+    ]
+    assert batches[0]["vs_one"] == batches[2]["vs_one"] == 1
+    assert [row["state"] for row in first] == ["resident", "prepared", "not prepared"]
+    assert first[0]["delay_seconds"] == 0
 
 
 def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
