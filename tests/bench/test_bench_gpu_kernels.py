@@ -26,7 +26,7 @@ from zweave.kernels.linear import linear_ref
 from zweave.kernels.svf_delta_linear import svf_delta_linear_ref
 from zweave.kernels.svf_linear import svf_linear_ref
 from zweave.kernels.triton import gemm_config
-from zweave.kernels.triton.pdl import pdl_on
+from zweave.kernels.triton.pdl import launch_options
 from zweave.planner.gpu_cost import DEVICES
 
 ROOT = Path(__file__).parents[2]
@@ -240,10 +240,11 @@ def test_stages_without_groups_give_what_grouped_ones_do(name: str, mode: Linear
 
 
 def test_forms_launch_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zweave.kernels.triton.pdl.device_of", lambda index: HOPPER)
     seen = []
 
     def grouped(x: Tensor, weights: object, **options: object) -> Tensor:
-        seen.append((pdl_on(HOPPER), gemm_config.split_size(4096, 4096, HOPPER)))
+        seen.append((launch_options(0)["PDL"], gemm_config.split_size(4096, 4096, HOPPER)))
         return x
 
     made = stage("o")
@@ -253,7 +254,7 @@ def test_forms_launch_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Triton", "Triton PDL", "Triton PDL, 1 splits", "Triton PDL, 2 splits"):
         forms[name].calls(made, LinearMode.DENSE)[0](torch.zeros(1, 64), torch.zeros(1, dtype=torch.int32))
     assert seen == [(False, 1024), (True, 1024), (True, 4096), (True, 2048)]
-    assert not pdl_on(HOPPER) and gemm_config.split_size(4096, 4096, HOPPER) == 1024
+    assert not launch_options(0)["PDL"] and gemm_config.split_size(4096, 4096, HOPPER) == 1024
 
 
 def test_predictions_count_launches_and_bytes() -> None:
