@@ -135,7 +135,7 @@ class FirstPassManager:
 
     def on_chosen(self, sequence: Sequence, slot: int, probabilities: Seq[float]) -> str | None:
         """Called when a choice of the device lands; returns the reason if the request fails."""
-        first_pass, choice = self._passes.pop(sequence.request_id), sequence.choice
+        first_pass, choice = self._passes[sequence.request_id], sequence.choice
         assert choice is not None
         try:
             dispatch = choice.classifier.dispatch(probabilities)
@@ -145,6 +145,7 @@ class FirstPassManager:
         mixture = choice.mixture_in(slot) or self._bank.resolve(None)
         adapted_from = self._input_processor.adapted_from(mixture, sequence.token_ids)
         self._scheduler.settle(sequence, mixture, adapted_from, slot)
+        del self._passes[sequence.request_id]
         return dispatch.error if self._config.on_dispatch_error == "error" else None
 
     def _on_call_done(self, call: PendingCall[FirstPass]) -> str | None:
