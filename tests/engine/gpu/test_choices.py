@@ -10,6 +10,7 @@ import torch
 
 from zweave.dispatch import EarlyClassifier, HiddenDispatcher, Routes
 from zweave.dispatch.open_set import OpenSet
+from zweave.dispatch.routed_classifier import RoutedClassifier
 from zweave.dispatcher import Dispatcher
 from zweave.engine import Engine
 from zweave.engine.gpu import choosing
@@ -290,6 +291,33 @@ def test_probabilities_that_are_no_numbers(policy: str, make_engine: TinyEngine,
     )
     assert settled == [0]
     assert given.error == wanted.error and essence(given) == essence(wanted)
+
+
+class Refusing(RoutedClassifier):
+    def dispatch(self, probabilities: Any) -> Any:
+        raise ValueError("no")
+
+
+class Crashing(RoutedClassifier):
+    def probabilities(self, states: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no")
+
+
+class Mute(RoutedClassifier):
+    def probabilities(self, states: torch.Tensor) -> torch.Tensor:
+        return states
+
+
+@pytest.mark.parametrize("kind", [Refusing, Crashing, Mute])
+def test_a_classifier_that_fails_ends_its_own_request(
+    kind: type[RoutedClassifier], make_engine: TinyEngine
+) -> None:
+    broken = hidden()
+    broken._probe = replace(broken._probe, classifier=kind(classifier(), Routes(ROUTES)))
+    asked = [Request([8] * 21, expert="auto", dispatcher=d, max_tokens=4) for d in (broken, hidden())]
+    failed, answered = make_engine(device="reference").generate(asked, on_error="result")
+    assert failed.error is not None and ("no" in failed.error or "float32" in failed.error)
+    assert answered.error is None and len(answered.token_ids) == 4
 
 
 def slots_of_another_row(patch: pytest.MonkeyPatch) -> None:
