@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, probe_method
+from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, StateClassifier, probe_method
 from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import Mixture
@@ -135,17 +135,19 @@ class FirstPassManager:
 
     def on_chosen(self, sequence: Sequence, slot: int, probabilities: Seq[float]) -> str | None:
         """Called when a choice of the device lands; returns the reason if the request fails."""
-        first_pass, choice = self._passes.pop(sequence.request_id), sequence.choice
+        first_pass, choice = self._passes[sequence.request_id], sequence.choice
         assert choice is not None
-        try:
-            dispatch = choice.classifier.dispatch(probabilities)
-        except ZweaveError as error:
-            dispatch = Dispatch(confidence=0.0, error=str(error))
+        call = PendingCall(first_pass, partial(_report, choice.classifier, probabilities), blocking=False)
+        call.run()
+        chosen = call.result
+        dispatch = chosen if isinstance(chosen, Dispatch) else Dispatch(confidence=0.0, error=call.error)
         sequence.dispatch = replace(dispatch, seconds=time.perf_counter() - first_pass.started)
         mixture = choice.mixture_in(slot) or self._bank.resolve(None)
         adapted_from = self._input_processor.adapted_from(mixture, sequence.token_ids)
         self._scheduler.settle(sequence, mixture, adapted_from, slot)
-        return dispatch.error if self._config.on_dispatch_error == "error" else None
+        del self._passes[sequence.request_id]
+        base_answers = self._config.on_dispatch_error == "base" and slot == 0
+        return None if base_answers else dispatch.error
 
     def _on_call_done(self, call: PendingCall[FirstPass]) -> str | None:
         """Schedules the probe or binds the choice that a call returned; returns the reason if the request fails."""
@@ -244,7 +246,14 @@ def _probe(dispatcher: Dispatcher, prompt: Prompt) -> object:
 
 
 def _choose(dispatcher: Dispatcher, prompt: Prompt, evidence: Seq[float] | Tensor | None) -> object:
-    choice = dispatcher.choose(prompt, evidence)
+    return _checked(dispatcher.choose(prompt, evidence))
+
+
+def _report(classifier: StateClassifier, probabilities: Seq[float]) -> object:
+    return _checked(classifier.dispatch(probabilities))
+
+
+def _checked(choice: object) -> Dispatch:
     if not isinstance(choice, Dispatch):
         raise ZweaveError(f"the dispatcher chooses {type(choice).__name__}: it must be zweave.Dispatch")
     return choice

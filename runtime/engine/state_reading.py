@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence as Seq
 
-from ..dispatcher import Prompt, ReadState
-from ..errors import ZweaveError
+import torch
+
+from ..dispatcher import Prompt, ReadState, StateClassifier
+from ..errors import ZweaveError, one_line
 from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Request
@@ -25,6 +27,7 @@ class StateReading:
         self._bank = bank
         self._layers = layers
         self._width = width
+        self._tried: StateClassifier | None = None
 
     def begin(self, sequence: Sequence, prompt: Prompt, probe: ReadState, is_blocking: bool) -> None:
         """Has a sequence's states read; ZweaveError if there is no such layer.
@@ -49,7 +52,12 @@ class StateReading:
         base model or act from there on, and none puts the prompt into words of its own.
         """
         classifier = probe.classifier
-        if classifier is None or classifier.width != self._width:
+        if classifier is None or self._width is None:
+            return None
+        if classifier is not self._tried:
+            _try_out(classifier)
+            self._tried = classifier
+        if classifier.width != self._width:
             return None
         if request.kv_reuse != "exact" or pooling.stop != prompt.text_end or not pooling.prompt_kv_reusable:
             return None
@@ -95,6 +103,20 @@ class StateReading:
             except ZweaveError:  # reported if it is chosen
                 continue
         return found
+
+
+def _try_out(classifier: StateClassifier) -> None:
+    """Raises ZweaveError unless a classifier, which may be a user's program, does what it must on a state of zeros."""
+    try:
+        probabilities = classifier.probabilities(torch.zeros(1, classifier.width))
+        fits = probabilities.shape == (1, len(classifier.experts)) and probabilities.dtype == torch.float32
+        fits = fits and 0 <= classifier.threshold <= 1
+    except Exception as error:
+        raise ZweaveError(f"the dispatcher's classifier fails: {one_line(error, with_type=True)}") from None
+    if not fits:
+        raise ZweaveError(
+            "the dispatcher's classifier must give a float32 probability for each of its experts"
+        )
 
 
 def _leaves_prompt(mixture: ResolvedMixture, request: Request, tokenizer: Tokenizer) -> bool:
