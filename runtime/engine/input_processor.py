@@ -11,6 +11,7 @@ from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
+from .logits_edits import edits_of
 from .own_words import in_own_words
 
 
@@ -62,6 +63,7 @@ class InputProcessor:
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
+            edits=edits_of(request, tokens, self.tokenizer),
             asked=asked,
         )
 
