@@ -63,7 +63,7 @@ class InputProcessor:
             token_ids=tokens,
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
-            text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
+            text=self._text(request, tokens),
             edits=edits_of(request, tokens, self.tokenizer),
             asked=asked,
         )
@@ -84,6 +84,11 @@ class InputProcessor:
             f"the prompt has {count} tokens, and this model takes at most {most}: shorten it, or give the engine "
             f"max_model_len (--max-model-len) of more than {count}"
         )
+
+    def _text(self, request: Request, tokens: Seq[int]) -> StopChecker:
+        detokenizer = IncrementalDetokenizer(self.tokenizer, tokens, request.skip_special_tokens)
+        shows_stop = request.include_stop_str_in_output
+        return StopChecker(detokenizer, request.stop_strings, request.min_tokens, shows_stop)
 
     def _template(self, request: Request, mixture: ResolvedMixture) -> PromptTemplate | None:
         """The prompt template that a request names, or else its expert's."""

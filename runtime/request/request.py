@@ -30,6 +30,11 @@ class Request:
     max_tokens: the most tokens that are generated.
     stop: the answer ends before the first of these strings; special tokens may stand in them ("<|im_end|>").
     stop_token_ids: the answer ends at these tokens too, whatever `ignore_eos` says; they give no text.
+    include_stop_str_in_output: the text ends with the stop string, or with the text of the token of `stop_token_ids`.
+    min_tokens: so many first tokens are neither end tokens nor `stop_token_ids`, and stop strings in them do not count.
+    bad_words: texts that are not generated, with a space before them or without: the last token of each cannot follow
+        the others. The same letters in other tokens may come.
+    skip_special_tokens: special tokens give no text.
     ignore_eos: continue after the model's end tokens.
     add_special_tokens: add what the tokenizer puts around a text, such as a begin token; None does so for a prompt and
         not for messages, whose template writes it. Token ids are taken as they are.
@@ -56,6 +61,10 @@ class Request:
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
     stop_token_ids: Sequence[int] | None = ()
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0
+    bad_words: Sequence[str] | None = ()
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
     add_special_tokens: bool | None = None
     escape_special: bool = False
@@ -70,7 +79,7 @@ class Request:
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        normalise(self, ("max_tokens", "logprobs"), as_integer)
+        normalise(self, ("max_tokens", "min_tokens", "logprobs"), as_integer)
         normalise(self, ("prompt", "score", "stop_token_ids"), as_integers)
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
@@ -86,13 +95,21 @@ class Request:
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
             _check_sequence("messages", self.messages, "a list of {role, content}")
         check_integer("max_tokens", self.max_tokens, 1)
+        check_integer("min_tokens", self.min_tokens, 0)
+        if self.min_tokens > self.max_tokens:
+            raise ZweaveError(
+                f"min_tokens must be at most max_tokens, {self.max_tokens}, not {self.min_tokens}"
+            )
+        if self.bad_words is not None:
+            _check_bad_words(self.bad_words)
         if not isinstance(self.stop, str | Sequence | None) or not all(
             isinstance(text, str) and text for text in self.stop_strings
         ):
             raise ZweaveError("stop must be a non-empty string or a list of such")
         if self.stop_token_ids is not None:
             _check_ids("stop_token_ids", self.stop_token_ids)
-        check_flag("ignore_eos", self.ignore_eos)
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            check_flag(name, getattr(self, name))
         check_flag("raw", self.raw)
         if self.template is not None:
             check_name(self.template)
@@ -129,6 +146,14 @@ class Request:
 def _check_ids(name: str, value: object) -> None:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
         raise ZweaveError(f"{name} must be a list of token ids, not {type(value).__name__}")
+
+
+def _check_bad_words(value: object) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ZweaveError(f"bad_words must be a list of texts, not {type(value).__name__}")
+    for word in value:
+        if not (isinstance(word, str) and word.strip()):
+            raise ZweaveError(f"bad_words must be texts of more than spaces, not {shortened(word)}")
 
 
 def _check_sequence(name: str, value: Any, wanted: str) -> None:

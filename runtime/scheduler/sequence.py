@@ -204,7 +204,8 @@ class Sequence:
     def _after(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
         stops = self.request.stop_token_ids or ()
         if token_id in stops or (token_id in eos_ids and not self.request.ignore_eos):
-            return self.text.finish(), "stop"
+            shown = self.text.add(token_id)[0] if self.request.include_stop_str_in_output else ""
+            return shown + self.text.finish(), "stop"
         new_text, stopped = self.text.add(token_id)
         if stopped:
             return new_text, "stop"

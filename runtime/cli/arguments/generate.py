@@ -52,15 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="exact",
         help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
     )
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument(
-        "--stop-token-ids",
-        action="append",
-        type=int,
-        default=[],
-        metavar="ID",
-        help="end an answer at this token, too; repeatable",
-    )
+    _add_ends(parser)
     parser.add_argument(
         "--add-special-tokens",
         action=argparse.BooleanOptionalAction,
@@ -75,6 +67,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))
 
 
+def _add_ends(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument(
+        "--stop-token-ids",
+        action="append",
+        type=int,
+        default=[],
+        metavar="ID",
+        help="end an answer at this token, too; repeatable",
+    )
+    parser.add_argument(
+        "--include-stop-str-in-output", action="store_true", help="the text ends with the stop, not before it"
+    )
+    parser.add_argument(
+        "--min-tokens", type=int, default=0, help="do not end an answer in so many first tokens (%(default)s)"
+    )
+    parser.add_argument(
+        "--skip-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave special tokens out of the text (yes)",
+    )
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
@@ -83,6 +99,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
+    )
+    parser.add_argument(
+        "--bad-words", action="append", default=[], metavar="TEXT", help="never generate this; repeatable"
     )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
     parser.add_argument(
