@@ -163,7 +163,12 @@ class FirstPassManager:
             self._choose(first_pass, None)
         elif isinstance(probe, ReadScores):
             request = Request(
-                probe.tokens, expert=probe.expert, max_tokens=1, salt=sequence.request.salt, score=probe.score
+                probe.tokens,
+                expert=probe.expert,
+                max_tokens=1,
+                salt=sequence.request.salt,
+                score=probe.score,
+                priority=sequence.request.priority,
             )
             first_pass.score_sequence = self._input_processor.process(request, sequence.request_id)
             self._scheduler.add(first_pass.score_sequence)

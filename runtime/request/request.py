@@ -41,6 +41,7 @@ class Request:
     escape_special: special tokens that are written out in the prompt or in a message are plain text: a user's words
         cannot end their turn or begin another.
     sampling: how tokens are sampled.
+    priority: requests of a lower number go first; those of a higher one wait, and are preempted, before them.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
     score: token ids whose log-probabilities at the prompt's end are returned, whatever is generated there.
@@ -69,6 +70,7 @@ class Request:
     add_special_tokens: bool | None = None
     escape_special: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    priority: int = 0
     logprobs: int | None = None
     salt: str | None = None
     score: Sequence[int] = ()
@@ -79,7 +81,7 @@ class Request:
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        normalise(self, ("max_tokens", "min_tokens", "logprobs"), as_integer)
+        normalise(self, ("max_tokens", "min_tokens", "priority", "logprobs"), as_integer)
         normalise(self, ("prompt", "score", "stop_token_ids"), as_integers)
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
@@ -117,6 +119,8 @@ class Request:
                 raise ZweaveError("a raw prompt takes no template: leave one of the two out")
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
+        if not is_integer(self.priority):
+            raise ZweaveError(f"priority must be an integer, not {shortened(self.priority)}")
         if self.logprobs is not None and not (
             is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
         ):

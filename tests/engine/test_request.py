@@ -68,6 +68,7 @@ def test_absurd_sampling_is_refused(fields: dict) -> None:
         (("hello",), {"logprobs": 101}, "logprobs"),
         (("hello",), {"ignore_eos": 1}, "ignore_eos"),
         (("hello",), {"min_tokens": -1}, "min_tokens"),
+        (("hello",), {"priority": 0.5}, "priority"),
         (("hello",), {"min_tokens": 9, "max_tokens": 8}, "min_tokens must be at most max_tokens, 8"),
         (("hello",), {"bad_words": "word"}, "bad_words"),
         (("hello",), {"bad_words": ["word", " "]}, "bad_words"),
