@@ -78,6 +78,7 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
         "add_special_tokens": args.add_special_tokens,
         "escape_special": args.escape_special,
         "logprobs": args.logprobs,
+        "prompt_logprobs": args.prompt_logprobs,
         "kv_reuse": args.kv_reuse,
         "template": args.template,
         "raw": args.raw,

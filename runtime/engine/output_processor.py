@@ -69,6 +69,8 @@ class OutputProcessor:
         if sequence.in_flight and chunk.start == sequence.landed_position:
             for layer in chunk.cache_layers:
                 sequence.cache_states(layer, chunk.start, output.states[layer])
+            if output.prompt_logprobs:
+                sequence.add_prompt_logprobs(chunk.start + 1, output.prompt_logprobs)
             if sequence.pooling is not None:
                 self._pool_states(output)
             elif output.sampled is None:

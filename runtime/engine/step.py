@@ -37,6 +37,7 @@ class ChunkOutput:
 
     sampled: None unless the chunk is complete, i.e. reaches the end of its sequence
     states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
+    prompt_logprobs: of the chunk's `prompt_targets`
     pooled: [hidden] float64, on the host, the sum of those that a first pass pools; None if they are to be added here
     """
 
@@ -44,6 +45,7 @@ class ChunkOutput:
     sampled: SampledToken | None
     states: Mapping[int, Tensor]
     pooled: Tensor | None = None
+    prompt_logprobs: Seq[TokenLogprob] = ()
 
 
 @dataclass(slots=True, eq=False)

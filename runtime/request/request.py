@@ -43,6 +43,8 @@ class Request:
     sampling: how tokens are sampled.
     priority: requests of a lower number go first; those of a higher one wait, and are preempted, before them.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
+    prompt_logprobs: return the log-probability of each token of the prompt but the first, and those of this number of
+        the most likely tokens in its place. The whole prompt is computed for them: the prefix cache is not read.
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
     score: token ids whose log-probabilities at the prompt's end are returned, whatever is generated there.
     dispatcher: for "auto", instead of the engine's.
@@ -72,6 +74,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     priority: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     salt: str | None = None
     score: Sequence[int] = ()
     dispatcher: Dispatcher | None = None
@@ -81,7 +84,7 @@ class Request:
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        normalise(self, ("max_tokens", "min_tokens", "priority", "logprobs"), as_integer)
+        normalise(self, ("max_tokens", "min_tokens", "priority", "logprobs", "prompt_logprobs"), as_integer)
         normalise(self, ("prompt", "score", "stop_token_ids"), as_integers)
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
@@ -121,12 +124,12 @@ class Request:
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
         if not is_integer(self.priority):
             raise ZweaveError(f"priority must be an integer, not {shortened(self.priority)}")
-        if self.logprobs is not None and not (
-            is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
-        ):
-            raise ZweaveError(
-                f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {shortened(self.logprobs)}"
-            )
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and not (is_integer(count) and 0 <= count <= MAX_LOGPROBS):
+                raise ZweaveError(
+                    f"{name} must be an integer from 0 to {MAX_LOGPROBS}, not {shortened(count)}"
+                )
         if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
         if self.kv_reuse not in ("exact", "approximate"):

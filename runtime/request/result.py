@@ -14,7 +14,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A generated token's natural log-probability under the model, before temperature and filters.
+    """A token's natural log-probability under the model, before penalties, temperature and filters.
 
     top: the most likely token ids and their log-probabilities, likeliest first.
     """
@@ -38,6 +38,8 @@ class Result:
     finish_reason: "stop" (end token, stop string, or one of the expert's labels and no more), "length" (max_tokens or
         the model's context is used up), "cancelled", or "error" with the reason in `error`.
     prompt_tokens: length of the prompt.
+    prompt_logprobs: of each token of the prompt, None for the first, if the request asked for them; those that were
+        computed, where it ended before its answer began.
     error: why the request failed.
     reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused
         tokens are the base model's, before those that the expert acts on; "first_layer" if some were resumed; or
@@ -60,6 +62,7 @@ class Result:
     reuse: Reuse | None = field(default=None, compare=False)
     reused_tokens: int = field(default=0, compare=False)
     resumed_tokens: int = field(default=0, compare=False)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
     scores: list[float] | None = None
     dispatch: Dispatch | None = None
     asked: str | None = None

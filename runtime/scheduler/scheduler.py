@@ -180,6 +180,8 @@ class Scheduler:
 
         It is if that prompt gives the sequence a block more than was found, or half of what is missing.
         """
+        if sequence.wants_prompt_logprobs:
+            return False
         num_missing = sequence.num_target_tokens - 1 - num_found
         worthwhile = min(self._blocks.block_size, (num_missing + 1) // 2)
         for leader in self._running if num_missing else ():
@@ -214,7 +216,9 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
         """A chunk with its `cache_layers`: where experts begin or first passes pool, and the tokens are the base's."""
         complete = sequence.pooling is None and stop == sequence.num_target_tokens
-        chunk = Chunk(sequence, start, stop - start, complete)
+        reads_top = sequence.wants_prompt_logprobs and start + 1 < sequence.num_prompt_tokens
+        top_layer = self._blocks.num_layers if reads_top else None
+        chunk = Chunk(sequence, start, stop - start, complete, top_layer=top_layer)
         if not self._blocks.shares or start >= sequence.num_prompt_tokens:
             return chunk
         exit_layer, pooling = sequence.exit_layer, sequence.pooling

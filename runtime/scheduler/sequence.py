@@ -33,6 +33,7 @@ class Sequence:
     dispatch: what the dispatcher chose.
     slot: row of the bank that the sequence holds.
     logprobs: of the generated tokens, if they are asked for.
+    prompt_logprobs: of the prompt's first tokens, as far as they are known, if they are asked for; None for the first.
     scores: log-probabilities of the request's `score` tokens.
     seed: of the sampler.
     asked: the prompt in the words of a template, if it was put into them.
@@ -55,6 +56,7 @@ class Sequence:
     dispatch: Dispatch | None = None
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(init=False)
     scores: list[float] | None = None
     asked: Question | None = None
     in_flight: int = 0
@@ -64,6 +66,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.prompt_logprobs = [] if self.request.prompt_logprobs is None else [None]
         seed = self.request.sampling.seed
         self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
 
@@ -76,6 +79,11 @@ class Sequence:
     def exit_layer(self) -> int | None:
         """The layer at which a first pass leaves the model; None outside one, or if it computes all layers."""
         return None if self.pooling is None else self.pooling.exit_layer
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the next tokens are to give log-probabilities of the prompt: not in a first pass."""
+        return self.pooling is None and 0 < len(self.prompt_logprobs) < self.num_prompt_tokens
 
     @property
     def landed_position(self) -> int:
@@ -111,7 +119,9 @@ class Sequence:
         return min(self.adapted_from, self.num_prompt_tokens)
 
     def keeps_kv_valid(self, mixture: ResolvedMixture, adapted_from: int) -> bool:
-        """Whether the first pass's keys and values of the prompt stay valid under `mixture`."""
+        """Whether the first pass's keys and values of the prompt stay valid under `mixture`, and suffice."""
+        if self.request.prompt_logprobs is not None:
+            return False
         is_base = not mixture.parts or self.num_target_tokens <= adapted_from
         if self.exit_layer is not None:
             # Tokens that were found computed in all layers are the base model's there.
@@ -201,6 +211,10 @@ class Sequence:
         text, self.ended = self._after(token_id, eos_ids)
         return text, self.ended
 
+    def add_prompt_logprobs(self, position: int, entries: Seq[TokenLogprob]) -> None:
+        """Adds log-probabilities of the prompt's tokens from a position on; those that are known stay."""
+        self.prompt_logprobs += entries[len(self.prompt_logprobs) - position :]
+
     def _after(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
         stops = self.request.stop_token_ids or ()
         if token_id in stops or (token_id in eos_ids and not self.request.ignore_eos):
@@ -228,6 +242,7 @@ class Sequence:
             reuse=self.reuse,
             reused_tokens=self.kv.num_cached_tokens or 0,
             resumed_tokens=self.kv.num_resumed_tokens,
+            prompt_logprobs=self.prompt_logprobs or None,
             scores=self.scores,
             dispatch=self.dispatch,
             asked=None if asked is None else asked.text,

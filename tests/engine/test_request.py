@@ -66,6 +66,7 @@ def test_absurd_sampling_is_refused(fields: dict) -> None:
         (("hello",), {"sampling": {"temperature": 1}}, "sampling"),
         (("hello",), {"logprobs": -1}, "logprobs"),
         (("hello",), {"logprobs": 101}, "logprobs"),
+        (("hello",), {"prompt_logprobs": 101}, "prompt_logprobs"),
         (("hello",), {"ignore_eos": 1}, "ignore_eos"),
         (("hello",), {"min_tokens": -1}, "min_tokens"),
         (("hello",), {"priority": 0.5}, "priority"),

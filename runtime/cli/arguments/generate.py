@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
     )
+    parser.add_argument(
+        "--prompt-logprobs", type=int, metavar="N", help="the same of the prompt's tokens; JSONL only"
+    )
     add_dispatcher_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))

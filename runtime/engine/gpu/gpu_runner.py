@@ -121,7 +121,7 @@ class GpuRunner:
             fields = packing.views(host.to(self._backend.device, non_blocking=True))
             batch = batch_of(fields, schedule, step.num_decode, step.max_query_len, step.chunk_starts)
             logits, states = self.model.forward(batch, mode, self._sampled)
-            output.receive_states(states)
+            output.receive_states(states, self.model.logits_of)
             if output.complete:
                 tokens, finite = self._backend.ops.sample(edits.edited(logits), *sampling_of(fields))
                 self._sampled[: len(tokens)].copy_(tokens)

@@ -80,6 +80,7 @@ def test_no_step_waits(tiny_engine: Callable[..., Engine], monkeypatch: pytest.M
             ),
             logprobs=3 if i % 3 == 0 else None,
             score=(1, 2) if i % 5 == 0 else (),
+            prompt_logprobs=2 if i == 9 else None,
         )
         for i in range(12)
     ]
