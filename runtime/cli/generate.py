@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         # Opened last: an error before it does not touch the results of an earlier run.
         output = stack.enter_context(open_results(path, args.resume)) if path else sys.stdout
-        if len(lines) == 1 and not args.jsonl and lines[0].request:
-            results = _stream_one(engine, lines[0].request, output)
+        first = lines[0].request
+        if len(lines) == 1 and not args.jsonl and first and first.n == 1:
+            results = _stream_one(engine, first, output)
         else:
             results = _run_all(engine, lines, todo, output, digests if args.jsonl else None)
     errors = [(index, result.error) for index, result in sorted(results.items()) if result.error]
@@ -68,6 +69,7 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
     """The requests of the arguments and of --input; ZweaveError for a wrong one unless --on-error says otherwise."""
     defaults = {
         "expert": parse_expert(args.expert),
+        "n": args.n,
         "max_tokens": args.max_tokens,
         "stop": args.stop,
         "stop_token_ids": args.stop_token_ids,
@@ -211,7 +213,12 @@ def _answers(engine: Engine, lines: Sequence[Line], todo: Sequence[int]) -> Iter
 def _shown(line: Line, result: Result) -> str:
     if line.request is None:
         return f"> {line.where}\nerror: {line.error}\n\n"
-    return f"> {shown_prompt(line.request)}\n{result.text}\n\n"
+    answers = (
+        result.text
+        if result.samples is None
+        else "\n\n".join(f"[{index}] {sample.text}" for index, sample in enumerate(result.samples))
+    )
+    return f"> {shown_prompt(line.request)}\n{answers}\n\n"
 
 
 def _print_asked(results: dict[int, Result]) -> None:
@@ -228,7 +235,8 @@ def _print_asked(results: dict[int, Result]) -> None:
 
 def _print_speed(results: dict[int, Result], seconds: float) -> None:
     _print_asked(results)
-    tokens = sum(len(result.token_ids) for result in results.values())
+    answers = [answer for result in results.values() for answer in result.samples or [result]]
+    tokens = sum(len(answer.token_ids) for answer in answers)
     stderr.print(
         f"{len(results)} request{'s' * (len(results) != 1)}, {tokens} tokens in {seconds:.2f} s: "
         f"{tokens / seconds:.0f} tokens/s"

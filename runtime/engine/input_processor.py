@@ -68,6 +68,25 @@ class InputProcessor:
             asked=asked,
         )
 
+    def further(self, sequence: Sequence) -> list[Sequence]:
+        """The sequences of the further answers to a request, by that of the first."""
+        request, tokens = sequence.request, sequence.token_ids[: sequence.num_prompt_tokens]
+        return [
+            Sequence(
+                request_id=sequence.request_id,
+                request=request,
+                mixture=sequence.mixture,
+                token_ids=[*tokens],
+                adapted_from=sequence.adapted_from,
+                max_length=sequence.max_length,
+                text=self._text(request, tokens),
+                edits=edits_of(request, tokens, self.tokenizer),
+                sample=sample,
+                asked=sequence.asked,
+            )
+            for sample in range(1, request.n)
+        ]
+
     def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
         """Position of the first token that a mixture acts on."""
         spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")

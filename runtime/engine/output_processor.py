@@ -28,7 +28,7 @@ class OutputProcessor:
         self._scheduler = scheduler
         self._first_passes = first_passes
         self._eos_ids = eos_ids
-        self._sequences: dict[int, Sequence] = {}
+        self._sequences: dict[int, list[Sequence]] = {}
         self._deltas: list[Delta] = []
 
     @property
@@ -37,8 +37,8 @@ class OutputProcessor:
         return bool(self._sequences or self._deltas)
 
     def add(self, sequence: Sequence) -> None:
-        """Takes note of a new request."""
-        self._sequences[sequence.request_id] = sequence
+        """Takes note of a new request, or of a further answer to one."""
+        self._sequences.setdefault(sequence.request_id, []).append(sequence)
 
     def take_deltas(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """Hands undelivered deltas out: those of some requests, or all."""
@@ -50,8 +50,7 @@ class OutputProcessor:
 
     def cancel(self, request_id: int) -> None:
         """Ends a request with the text so far; unknown ids are ignored."""
-        sequence = self._sequences.get(request_id)
-        if sequence is not None:
+        for sequence in [*self._sequences.get(request_id, ())]:
             self._finish(sequence, sequence.text.finish(), [], "cancelled")
 
     def fail(self, sequence: Sequence, error: str) -> None:
@@ -84,7 +83,7 @@ class OutputProcessor:
             reason, sequence.ended = sequence.ended, None
             self._finish(sequence, text, token_ids, reason)
         elif token_ids:
-            self._deltas.append(Delta(sequence.request_id, text, token_ids))
+            self._deltas.append(Delta(sequence.request_id, text, token_ids, sample=sequence.sample))
 
     def _pool_states(self, output: ChunkOutput) -> None:
         """Adds a chunk's states to the mean that a first pass wants."""
@@ -125,6 +124,13 @@ class OutputProcessor:
         if self._first_passes.on_scored(sequence, error):
             return
         self._first_passes.remove(sequence)
-        self._sequences.pop(sequence.request_id, None)
+        self._forget(sequence)
         result = sequence.result(reason, error)
-        self._deltas.append(Delta(sequence.request_id, text, token_ids, result))
+        self._deltas.append(Delta(sequence.request_id, text, token_ids, result, sequence.sample))
+
+    def _forget(self, sequence: Sequence) -> None:
+        answers = self._sequences.get(sequence.request_id, [])
+        if sequence in answers:
+            answers.remove(sequence)
+        if not answers:
+            self._sequences.pop(sequence.request_id, None)

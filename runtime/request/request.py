@@ -14,6 +14,7 @@ from .sampling import Sampling
 Message: TypeAlias = Mapping[str, str]
 
 MAX_LOGPROBS = 100
+MAX_SAMPLES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Request:
         a final assistant message is continued. A user's message alone is a bare text to an expert with its own words.
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
         "auto" for the choice of a dispatcher (docs/dispatch.md).
+    n: number of answers, whose prompt is computed once (`Result.samples`). With a seed, the i-th is the answer of the
+        seed + i.
     max_tokens: the most tokens that are generated.
     stop: the answer ends before the first of these strings; special tokens may stand in them ("<|im_end|>").
     stop_token_ids: the answer ends at these tokens too, whatever `ignore_eos` says; they give no text.
@@ -61,6 +64,7 @@ class Request:
     _: KW_ONLY
     messages: Sequence[Message] | None = None
     expert: ExpertChoice = None
+    n: int = 1
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
     stop_token_ids: Sequence[int] | None = ()
@@ -84,7 +88,9 @@ class Request:
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        normalise(self, ("max_tokens", "min_tokens", "priority", "logprobs", "prompt_logprobs"), as_integer)
+        normalise(
+            self, ("n", "max_tokens", "min_tokens", "priority", "logprobs", "prompt_logprobs"), as_integer
+        )
         normalise(self, ("prompt", "score", "stop_token_ids"), as_integers)
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
@@ -99,6 +105,8 @@ class Request:
             if isinstance(self.messages, str):
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
             _check_sequence("messages", self.messages, "a list of {role, content}")
+        if not (is_integer(self.n) and 1 <= self.n <= MAX_SAMPLES):
+            raise ZweaveError(f"n must be an integer from 1 to {MAX_SAMPLES}, not {shortened(self.n)}")
         check_integer("max_tokens", self.max_tokens, 1)
         check_integer("min_tokens", self.min_tokens, 0)
         if self.min_tokens > self.max_tokens:
@@ -122,6 +130,8 @@ class Request:
                 raise ZweaveError("a raw prompt takes no template: leave one of the two out")
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
+        if self.n > 1 and not self.sampling.temperature:
+            raise ZweaveError(f"{self.n} answers would be the same: give a temperature above 0, or n=1")
         if not is_integer(self.priority):
             raise ZweaveError(f"priority must be an integer, not {shortened(self.priority)}")
         for name in ("logprobs", "prompt_logprobs"):

@@ -1,7 +1,7 @@
 """What a request gets: its result, and what each step adds to it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from ..dispatcher import Dispatch
@@ -49,6 +49,7 @@ class Result:
     scores: natural log-probabilities of the tokens in `Request.score`, in its order.
     dispatch: how the expert of "auto" was chosen.
     asked: the prompt in the words that the expert was trained on; None if it was taken as the request gave it.
+    samples: the answers to a request with `n` above 1, in order; the result itself is the first, or one that failed.
     label: which of the expert's labels the text begins with; None if it is none of them, has none, or `asked` is None.
     """
 
@@ -67,6 +68,7 @@ class Result:
     dispatch: Dispatch | None = None
     asked: str | None = None
     label: str | None = None
+    samples: "list[Result] | None" = None
 
     @classmethod
     def refused(cls, request: object, error: str) -> "Result":
@@ -74,15 +76,25 @@ class Result:
         expert = request.expert if isinstance(request, Request) else None
         return cls("", [], None, expert, "error", prompt_tokens=0, error=error)
 
+    @classmethod
+    def of_samples(cls, samples: "Sequence[Result]") -> "Result":
+        """The result of a request with these answers."""
+        if len(samples) == 1:
+            return samples[0]
+        shown = next((result for result in samples if result.error is not None), samples[0])
+        return replace(shown, samples=[*samples])
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a step added to one request.
+    """What a step added to one answer of a request.
 
-    result: set in the request's last delta.
+    result: set in the answer's last delta.
+    sample: which of the request's `n` answers.
     """
 
     request_id: int
     text: str
     token_ids: list[int]
     result: Result | None = None
+    sample: int = 0

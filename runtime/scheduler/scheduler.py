@@ -259,6 +259,6 @@ def _can_share(leader: Sequence, sequence: Sequence) -> bool:
     return one is not None and one.layer == other.layer
 
 
-def _order(sequence: Sequence) -> tuple[int, int]:
+def _order(sequence: Sequence) -> tuple[int, int, int]:
     """What goes first has the lower number of priority, then the earlier arrival."""
-    return sequence.request.priority, sequence.request_id
+    return sequence.request.priority, sequence.request_id, sequence.sample

@@ -19,9 +19,10 @@ from .pooling import Pooling
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """State of one request.
+    """State of one answer to a request.
 
-    request_id: the order of arrival, too.
+    request_id: the order of arrival, too; the answers to one request have the same.
+    sample: which of them.
     mixture: computes the tokens from `adapted_from` on; the base model computes those before, and in a first pass all.
     token_ids: prompt and generated ids.
     adapted_from: position of the first token that carries the expert's slot.
@@ -50,6 +51,7 @@ class Sequence:
     max_length: int
     text: StopChecker
     edits: tuple[LogitsEdit, ...] = ()
+    sample: int = 0
     num_prompt_tokens: int = field(init=False)
     kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
@@ -66,9 +68,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
-        self.prompt_logprobs = [] if self.request.prompt_logprobs is None else [None]
+        self.prompt_logprobs = [] if self.request.prompt_logprobs is None or self.sample else [None]
         seed = self.request.sampling.seed
-        self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else (seed + self.sample) % 2**64
 
     @property
     def num_target_tokens(self) -> int:

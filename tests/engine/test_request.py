@@ -51,6 +51,8 @@ def test_absurd_sampling_is_refused(fields: dict) -> None:
         (([],), {}, "empty"),
         ((), {"messages": []}, "empty"),
         (("hello",), {"max_tokens": 0}, "max_tokens"),
+        (("hello",), {"n": 0}, "n must be"),
+        (("hello",), {"n": 1025}, "n must be"),
         (("hello",), {"max_tokens": 2.0}, "max_tokens"),
         (("hello",), {"stop": ""}, "stop"),
         (("hello",), {"stop": ["a", ""]}, "stop"),

@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--template", metavar="NAME", help="put prompts into this expert's words, not --expert's own"
     )
+    parser.add_argument("--n", type=int, default=1, help="answers to each prompt (%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
     _add_sampling(parser)
     parser.add_argument(

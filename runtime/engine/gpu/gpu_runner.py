@@ -13,6 +13,7 @@ from ...kv_cache.block_pool import KVCache
 from ...model.gpu_model import GpuModel
 from ...model.layer_schedule import LayerSchedule, StateCapture
 from ...scheduler.chunk import Chunk
+from ...scheduler.sequence import Sequence
 from ..step import LaunchedStep
 from ..step_arrays import StepArrays, capture_schedule, layer_schedule
 from .backend import Backend
@@ -54,7 +55,7 @@ class GpuRunner:
         self._sampled = torch.zeros(max_sequences, dtype=torch.int64, device=backend.device)
         max_blocks = cache.blocks_for(max_length)
         self._graphs = DecodeGraphs(model, backend, self._sampled, max_blocks, cache.block_size)
-        self._places: Mapping[int, int] = {}
+        self._places: Mapping[Sequence, int] = {}
 
     def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
         """See `Runner`."""
@@ -69,7 +70,7 @@ class GpuRunner:
             self._replay(step, self._mode(arrays), output)
         else:
             self._launch(step, self._mode(arrays), schedule, output, edits)
-        self._places = {chunk.sequence.request_id: row for row, chunk in enumerate(output.complete)}
+        self._places = {chunk.sequence: row for row, chunk in enumerate(output.complete)}
         output.wait = self._backend.mark()
         return LaunchedStep(ordered, output.output_of)
 
