@@ -40,13 +40,13 @@ class AsyncEngine:
 
     async def generate(self, request: Request) -> Result:
         """Answers one request; many may run at once and share the engine's batches."""
-        async for delta in self.stream(request):
-            if delta.result is not None:
-                return delta.result
-        raise ZweaveError("the engine stopped before the request was done")
+        answers = {
+            delta.sample: delta.result async for delta in self.stream(request) if delta.result is not None
+        }
+        return Result.of_samples([answers[sample] for sample in sorted(answers)])
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Yields what each step adds to the answer; leaving the loop early cancels the request."""
+        """Yields what each step adds to the answer, or the answers; leaving the loop early cancels the request."""
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
         request_ids: list[int] = []
@@ -71,13 +71,15 @@ class AsyncEngine:
 
         if not self._submit(add):
             raise ZweaveError("the engine is closed: make a new AsyncEngine")
+        num_finished = 0
         try:
             while True:
                 item = await deltas.get()
                 if isinstance(item, BaseException):
                     raise item
+                num_finished += item.result is not None
                 yield item
-                if item.result is not None:
+                if num_finished == request.n:
                     return
         finally:
             self._submit(cancel)
@@ -130,8 +132,6 @@ class AsyncEngine:
     def _deliver(self, deltas: list[Delta]) -> None:
         for delta in deltas:
             listener = self._listeners.get(delta.request_id)
-            if delta.result is not None:
-                self._listeners.pop(delta.request_id, None)
             if listener is not None:
                 listener(delta)
 

@@ -134,12 +134,16 @@ class Engine:
                         f"request {index}: {error}" if len(listed) > 1 else str(error)
                     ) from None
                 yield index, Result.refused(request, str(error))
+        answers: dict[int, dict[int, Result]] = {index: {} for index in prepared}
         for index, delta in self._serve(prepared):
             if delta.result is not None:
-                yield index, delta.result
+                found = answers[index]
+                found[delta.sample] = delta.result
+                if len(found) == listed[index].n:
+                    yield index, Result.of_samples([found[sample] for sample in sorted(found)])
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        """Yields what each step adds to the answer; leaving the loop early cancels the request."""
+        """Yields what each step adds to the request's answer, or its answers; leaving the loop early cancels it."""
         for _, delta in self._serve({0: self._prepare(request)}):
             yield delta
 
@@ -267,7 +271,7 @@ class Engine:
         Others may call between two deltas.
         """
         indices = {sequence.request_id: index for index, sequence in prepared.items()}
-        unfinished = set(indices)
+        unfinished = {sequence.request_id: sequence.request.n for sequence in prepared.values()}
         try:
             with self.guard.exclusive():
                 for sequence in prepared.values():
@@ -275,7 +279,9 @@ class Engine:
             while unfinished:
                 for delta in self._next_deltas(indices):
                     if delta.result is not None:
-                        unfinished.discard(delta.request_id)
+                        unfinished[delta.request_id] -= 1
+                        if not unfinished[delta.request_id]:
+                            del unfinished[delta.request_id]
                     yield indices[delta.request_id], delta
         finally:
             if unfinished:
@@ -307,9 +313,11 @@ class Engine:
 
     def _queue(self, sequence: Sequence) -> int:
         dispatcher = self._dispatcher_of(sequence.request)
-        self._output_processor.add(sequence)
-        if dispatcher is None:
-            self._scheduler.add(sequence)
-        else:
-            self._first_passes.add(sequence, dispatcher)
+        others = self._input_processor.further(sequence)
+        for answer in (sequence, *others):
+            self._output_processor.add(answer)
+            if dispatcher is None:
+                self._scheduler.add(answer)
+        if dispatcher is not None:
+            self._first_passes.add(sequence, dispatcher, others)
         return sequence.request_id

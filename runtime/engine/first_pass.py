@@ -24,7 +24,8 @@ from .state_reading import StateReading
 class FirstPass:
     """A request that waits for its expert.
 
-    sequence: the request's own.
+    sequence: the request's own, that of its first answer.
+    others: those of the further answers, which begin when the expert is chosen.
     prompt: what the dispatcher sees of it.
     started: seconds of `time.perf_counter` when the request was taken up.
     score_sequence: another sequence, computed for its scores; None if the dispatcher asked for none, or it is done.
@@ -35,6 +36,7 @@ class FirstPass:
     dispatcher: Dispatcher
     prompt: Prompt
     started: float
+    others: Seq[Sequence] = ()
     score_sequence: Sequence | None = None
     num_tokens: int = 0
 
@@ -64,15 +66,18 @@ class FirstPassManager:
         self._passes: dict[int, FirstPass] = {}
         self._calls: CallPool[FirstPass] = CallPool(config.dispatch_timeout)
 
-    def add(self, sequence: Sequence, dispatcher: Dispatcher) -> None:
-        """Starts the first pass of a sequence that is not in the scheduler yet."""
+    def add(self, sequence: Sequence, dispatcher: Dispatcher, others: Seq[Sequence] = ()) -> None:
+        """Starts the first pass of a sequence that is not in the scheduler yet.
+
+        others: those of further answers to the request.
+        """
         tokenizer = self._input_processor.tokenizer
         prompt = Prompt(
             tuple(sequence.token_ids),
             tokenizer.after_prompt_start(sequence.token_ids),
             tokenizer,
         )
-        first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
+        first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter(), others)
         self._passes[sequence.request_id] = first_pass
         self._call(first_pass, partial(_probe, dispatcher, prompt))
 
@@ -92,7 +97,7 @@ class FirstPassManager:
             for call in calls:
                 reason = self._on_call_done(call)
                 if reason is not None:
-                    failed.append((call.owner.sequence, reason))
+                    failed += [(sequence, reason) for sequence in (call.owner.sequence, *call.owner.others)]
         return failed
 
     def wait(self, seconds: float) -> None:
@@ -180,7 +185,12 @@ class FirstPassManager:
             self._choose(first_pass, None)
         elif isinstance(probe, ReadScores):
             request = Request(
-                probe.tokens, expert=probe.expert, max_tokens=1, salt=sequence.request.salt, score=probe.score
+                probe.tokens,
+                expert=probe.expert,
+                max_tokens=1,
+                salt=sequence.request.salt,
+                score=probe.score,
+                priority=sequence.request.priority,
             )
             first_pass.score_sequence = self._input_processor.process(request, sequence.request_id)
             self._scheduler.add(first_pass.score_sequence)
@@ -211,6 +221,10 @@ class FirstPassManager:
         is_kept |= keeps_running and pooling is not None
         seconds = time.perf_counter() - first_pass.started
         sequence.dispatch = replace(dispatch, tokens=0 if is_kept else first_pass.num_tokens, seconds=seconds)
+        for other, fresh in zip(first_pass.others, self._input_processor.further(sequence), strict=True):
+            other.take_prompt(fresh)
+            other.dispatch = sequence.dispatch
+            self._scheduler.bind(other, mixture, adapted_from)
 
     def _in_own_words(self, sequence: Sequence, mixture: ResolvedMixture) -> Sequence | None:
         """The request as the chosen expert is asked, if that has words of its own and the prompt is a bare text."""
@@ -225,7 +239,8 @@ class FirstPassManager:
         if self._config.on_dispatch_error == "base":
             self._bind_choice(first_pass, dispatch)
             return None
-        first_pass.sequence.dispatch = dispatch
+        for sequence in (first_pass.sequence, *first_pass.others):
+            sequence.dispatch = dispatch
         return reason
 
 

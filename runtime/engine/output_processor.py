@@ -10,6 +10,7 @@ from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
 from .step import ChosenSlot, ChunkOutput, SampledToken
 
+_NO_TOKEN_LEFT = "the request excludes every token, or the model's logits are not finite"
 _NOT_FINITE = (
     "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
 )
@@ -27,7 +28,7 @@ class OutputProcessor:
         self._scheduler = scheduler
         self._first_passes = first_passes
         self._eos_ids = eos_ids
-        self._sequences: dict[int, Sequence] = {}
+        self._sequences: dict[int, list[Sequence]] = {}
         self._deltas: list[Delta] = []
 
     @property
@@ -36,8 +37,8 @@ class OutputProcessor:
         return bool(self._sequences or self._deltas)
 
     def add(self, sequence: Sequence) -> None:
-        """Takes note of a new request."""
-        self._sequences[sequence.request_id] = sequence
+        """Takes note of a new request, or of a further answer to one."""
+        self._sequences.setdefault(sequence.request_id, []).append(sequence)
 
     def take_deltas(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """Hands undelivered deltas out: those of some requests, or all."""
@@ -49,8 +50,7 @@ class OutputProcessor:
 
     def cancel(self, request_id: int) -> None:
         """Ends a request with the text so far; unknown ids are ignored."""
-        sequence = self._sequences.get(request_id)
-        if sequence is not None:
+        for sequence in [*self._sequences.get(request_id, ())]:
             self._finish(sequence, sequence.text.finish(), [], "cancelled")
 
     def fail(self, sequence: Sequence, error: str) -> None:
@@ -68,6 +68,8 @@ class OutputProcessor:
         if sequence.in_flight and chunk.start == sequence.landed_position:
             for layer in chunk.cache_layers:
                 sequence.cache_states(layer, chunk.start, output.states[layer])
+            if output.prompt_logprobs:
+                sequence.add_prompt_logprobs(chunk.start + 1, output.prompt_logprobs)
             reason = self._settle(sequence, output.chosen)
             if reason is not None:
                 self._finish(sequence, "", [], "error", reason)
@@ -76,14 +78,15 @@ class OutputProcessor:
             elif output.sampled is None:
                 sequence.land(chunk.count, chunk.complete)
             elif not output.sampled.is_finite:
-                self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
+                reason = _NO_TOKEN_LEFT if sequence.edits else _NOT_FINITE
+                self._finish(sequence, sequence.text.finish(), [], "error", reason)
             else:
                 text, token_ids = self._append_token(chunk, output.sampled)
         if sequence.ended is not None:
             reason, sequence.ended = sequence.ended, None
             self._finish(sequence, text, token_ids, reason)
         elif token_ids:
-            self._deltas.append(Delta(sequence.request_id, text, token_ids))
+            self._deltas.append(Delta(sequence.request_id, text, token_ids, sample=sequence.sample))
 
     def _settle(self, sequence: Sequence, chosen: ChosenSlot | None) -> str | None:
         """Takes in the expert that the device has chosen; returns the reason if the request fails."""
@@ -130,6 +133,13 @@ class OutputProcessor:
         if self._first_passes.on_scored(sequence, error):
             return
         self._first_passes.remove(sequence)
-        self._sequences.pop(sequence.request_id, None)
+        self._forget(sequence)
         result = sequence.result(reason, error)
-        self._deltas.append(Delta(sequence.request_id, text, token_ids, result))
+        self._deltas.append(Delta(sequence.request_id, text, token_ids, result, sequence.sample))
+
+    def _forget(self, sequence: Sequence) -> None:
+        answers = self._sequences.get(sequence.request_id, [])
+        if sequence in answers:
+            answers.remove(sequence)
+        if not answers:
+            self._sequences.pop(sequence.request_id, None)

@@ -19,7 +19,8 @@ from ..scheduler.chunk import Chunk
 class SampledToken:
     """The next token of a sequence.
 
-    is_finite: whether all its logits are finite, and not all the same; if not, the token means nothing
+    is_finite: whether all its logits are finite, and not all the same, and edits left one that is; if not, the token
+        means nothing
     logprob: if the request asks for log-probabilities
     scores: log-probabilities of the request's `score` tokens, with its first token
     """
@@ -48,6 +49,7 @@ class ChunkOutput:
 
     sampled: None unless the chunk is complete, i.e. reaches the end of its sequence
     states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
+    prompt_logprobs: of the chunk's `prompt_targets`
     pooled: [hidden] float64, on the host, the sum of those that a first pass pools; None if they are to be added here
     chosen: if the device has chosen the sequence's expert by them
     """
@@ -57,6 +59,7 @@ class ChunkOutput:
     states: Mapping[int, Tensor]
     pooled: Tensor | None = None
     chosen: ChosenSlot | None = None
+    prompt_logprobs: Seq[TokenLogprob] = ()
 
 
 def _no_wait() -> None:

@@ -99,10 +99,16 @@ class GpuModel:
             for index in range(segment.first_layer, segment.stop_layer):
                 y = self._run(self.layers[index], self.cache.layers[index], y, residual[rows], part, mode)
             x = y if len(y) == len(x) else x.index_copy(0, torch.arange(len(x), device=x.device)[rows], y)
-        x = self.ops.add_rms_norm(
-            x[batch.sampled], residual[batch.sampled], self.norm, self.config.rms_norm_eps
-        )
-        return self.ops.linear(x, self.head, out_dtype=torch.float32), states
+        return self._logits(x[batch.sampled], residual[batch.sampled]), states
+
+    @torch.inference_mode()
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] float32 of states [rows, hidden] float32 that have left the last layer."""
+        return self._logits(torch.zeros_like(states, dtype=self.embedding.dtype), states.clone())
+
+    def _logits(self, x: Tensor, residual: Tensor) -> Tensor:
+        x = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        return self.ops.linear(x, self.head, out_dtype=torch.float32)
 
     def _run(
         self,

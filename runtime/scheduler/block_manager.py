@@ -40,6 +40,10 @@ class BlockManager:
         return self._cache.block_size
 
     @property
+    def num_layers(self) -> int:
+        return len(self._cache.layers)
+
+    @property
     def shares(self) -> bool:
         """Whether sequences share blocks."""
         return self._share
@@ -71,9 +75,10 @@ class BlockManager:
     def match_prefix(self, sequence: Sequence, resume_layers: Seq[int] = ()) -> PrefixHit:
         """Finds what the cache has of a sequence but for its last token, whose logits or states are needed.
 
+        Nothing for a sequence that wants log-probabilities of its prompt, whose tokens are all computed for them.
         resume_layers: layers at which the sequence can resume.
         """
-        if not self._share:
+        if not self._share or sequence.wants_prompt_logprobs:
             return PrefixHit(PrefixMatch())
         hit = self._lookup.match(sequence, resume_layers)
         # A layer hit needs blocks for copies: without them its tokens are computed.

@@ -21,15 +21,16 @@ _SCAN_FACTOR = 2
 
 
 class Scheduler:
-    """First come, first served. Decoding goes before prefill, and prompts are cut to the token budget.
+    """First come, first served, among requests of one priority. Decoding goes before prefill, and prompts are cut to
+    the token budget.
 
-    When blocks run out the latest arrival is preempted: it gives its blocks and its bank slot back, and is computed
+    When blocks run out the last in that order is preempted: it gives its blocks and its bank slot back, and is computed
     again from its tokens later, which gives the same values bit for bit. So no waiting sequence holds what an earlier
     one waits for.
 
     A request whose prompt begins like one that is being computed waits until it can share that one's blocks, and
-    may be overtaken meanwhile. It waits for earlier arrivals only, and only for running ones, which get on in every
-    step.
+    may be overtaken meanwhile. It waits only for those that go before it, and only for running ones, which get on in
+    every step.
     """
 
     def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
@@ -39,7 +40,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._choices = ChoiceSlots(bank, max_sequences)
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in the order of arrival
+        self._running: list[Sequence] = []  # in that order, as `_waiting` is
         # The layer that the latest first pass pools. All prompts store their states there, since the next first pass
         # will pool the same layer: an engine has one dispatcher as a rule. With several, the latest decides.
         self._last_pooled_layer: int | None = None
@@ -49,11 +50,15 @@ class Scheduler:
         return len(self._waiting) + len(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence in the order of arrival, which may be before others that did not wait for a first pass."""
+        """Queues a sequence, which may go before others that arrived earlier, or did not wait for a first pass."""
         if sequence.read_states is not None:
             self._last_pooled_layer = sequence.read_states.layer
-        if self._waiting and _arrival(self._waiting[-1]) > _arrival(sequence):
-            insort(self._waiting, sequence, key=_arrival)
+        self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        """Puts a sequence where it belongs among those that wait."""
+        if self._waiting and _order(self._waiting[-1]) > _order(sequence):
+            insort(self._waiting, sequence, key=_order)
         else:
             self._waiting.append(sequence)
 
@@ -109,7 +114,7 @@ class Scheduler:
         preempted = self._plan_running(plan)
         if preempted is None:
             return [], []
-        # Blocks that a preemption freed are for the earlier arrivals: nobody is admitted in the same step.
+        # Blocks that a preemption freed are for those that go first: nobody is admitted in the same step.
         failed = [] if preempted else self._admit(plan)
         return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
 
@@ -140,13 +145,13 @@ class Scheduler:
         return any(sequence.in_flight for sequence in self._running)
 
     def _preempt_for(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
-        """Preempts the latest arrivals, in the end the sequence itself, until it can have blocks for its tokens."""
+        """Preempts the last in order, in the end the sequence itself, until it can have blocks for its tokens."""
         victims: list[Sequence] = []
         num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
         while num_missing > self._blocks.num_available and sequence not in victims:
             victim = self._running.pop()
             self._release(victim)
-            self._waiting.appendleft(victim)
+            self._queue(victim)
             self.preemptions += 1
             victims.append(victim)
         return victims
@@ -171,7 +176,7 @@ class Scheduler:
             if not has_slot:
                 break
             self._waiting.remove(sequence)
-            insort(self._running, sequence, key=_arrival)
+            insort(self._running, sequence, key=_order)
             self._blocks.allocate(sequence, hit)
             count = plan.count_for(sequence)
             self._blocks.append_blocks(sequence, sequence.next_position + count)
@@ -183,14 +188,12 @@ class Scheduler:
 
         It is if that prompt gives the sequence a block more than was found, or half of what is missing.
         """
+        if sequence.wants_prompt_logprobs:
+            return False
         num_missing = sequence.num_lookup_tokens - 1 - num_found
         worthwhile = min(self._blocks.block_size, (num_missing + 1) // 2)
         for leader in self._running if num_missing else ():
-            if (
-                _arrival(leader) < _arrival(sequence)
-                and leader.is_prefilling
-                and _can_share(leader, sequence)
-            ):
+            if _order(leader) < _order(sequence) and leader.is_prefilling and _can_share(leader, sequence):
                 num_common = common_prefix_length(
                     self._blocks.prefix_key(leader), self._blocks.prefix_key(sequence)
                 )
@@ -232,7 +235,9 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
         """A chunk with its `cache_layers`: where experts begin or first passes pool, and the tokens are the base's."""
         complete = sequence.pooling is None and stop == sequence.num_target_tokens
-        chunk = Chunk(sequence, start, stop - start, complete)
+        reads_top = sequence.wants_prompt_logprobs and start + 1 < sequence.num_prompt_tokens
+        top_layer = self._blocks.num_layers if reads_top else None
+        chunk = Chunk(sequence, start, stop - start, complete, top_layer=top_layer)
         if not self._blocks.shares or start >= sequence.num_prompt_tokens:
             return chunk
         exit_layer, pooling = sequence.exit_layer, sequence.read_states
@@ -273,5 +278,6 @@ def _can_share(leader: Sequence, sequence: Sequence) -> bool:
     return one is not None and one.layer == other.layer
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.request_id
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    """What goes first has the lower number of priority, then the earlier arrival."""
+    return sequence.request.priority, sequence.request_id, sequence.sample

@@ -87,13 +87,13 @@ def test_sentencepiece_equals_the_library(sentencepiece, text):
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
-@given(ids=st.lists(st.integers(0, 270)))
+@given(ids=st.lists(st.integers(0, 270)), skip_special=st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_streamed_text_is_the_text(request, kind, ids):
+def test_streamed_text_is_the_text(request, kind, ids, skip_special):
     tokenizer = request.getfixturevalue(kind)
-    stream = IncrementalDetokenizer(tokenizer)
+    stream = IncrementalDetokenizer(tokenizer, skip_special=skip_special)
     pieces = [stream.add(token) for token in ids]
-    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids, skip_special)
 
 
 def test_stream_holds_back_unfinished_characters(byte_level):

@@ -13,12 +13,14 @@ from ...kv_cache.block_pool import KVCache
 from ...model.gpu_model import GpuModel
 from ...model.layer_schedule import LayerSchedule, StateCapture
 from ...scheduler.chunk import Chunk
+from ...scheduler.sequence import Sequence
 from ..step import LaunchedStep
 from ..step_arrays import StepArrays, capture_schedule, late_chunks, layer_schedule
 from .backend import Backend
 from .choosing import ChoiceInput, ExpertChooser
 from .decode_graphs import DecodeGraphs
 from .packing import Array, Packing
+from .step_edits import StepEdits
 from .step_input import StepInput, batch_of, packing_of, sampling_of
 from .step_output import StepOutput
 
@@ -58,7 +60,7 @@ class GpuRunner:
         self._graphs = DecodeGraphs(
             model, backend, self._sampled, self._chooser.slot_of, max_blocks, cache.block_size
         )
-        self._places: Mapping[int, int] = {}
+        self._places: Mapping[Sequence, int] = {}
 
     def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
         """See `Runner`."""
@@ -70,11 +72,12 @@ class GpuRunner:
         step = StepInput(ordered, arrays, self._places, num_decode, choices)
         mode = self._mode(arrays, ordered)
         output = StepOutput(ordered, self._backend)
-        if num_decode == len(ordered) == len(output.complete):
+        edits = StepEdits(output.complete)
+        if num_decode == len(ordered) == len(output.complete) and not edits:
             self._replay(step, mode, output)
         else:
-            self._launch(step, mode, schedule, output)
-        self._places = {chunk.sequence.request_id: row for row, chunk in enumerate(output.complete)}
+            self._launch(step, mode, schedule, output, edits)
+        self._places = {chunk.sequence: row for row, chunk in enumerate(output.complete)}
         output.wait = self._backend.mark()
         return LaunchedStep(ordered, output.output_of, output.wait)
 
@@ -84,7 +87,7 @@ class GpuRunner:
         schedule = capture_schedule(chunks, layers, self.model.config.num_layers)
         output = StepOutput((), self._backend)
         step = StepInput(chunks, arrays, {}, 0, ChoiceInput.of(()))
-        self._launch(step, self._mode(arrays, ()), schedule, output)
+        self._launch(step, self._mode(arrays, ()), schedule, output, StepEdits(()))
         self._backend.mark()()
         return output.states
 
@@ -114,7 +117,14 @@ class GpuRunner:
 
         self._backend.submit(work)
 
-    def _launch(self, step: StepInput, mode: LinearMode, schedule: LayerSchedule, output: StepOutput) -> None:
+    def _launch(
+        self,
+        step: StepInput,
+        mode: LinearMode,
+        schedule: LayerSchedule,
+        output: StepOutput,
+        edits: StepEdits,
+    ) -> None:
         """Launches any step, kernel by kernel."""
         packing = packing_of(step.arrays)
         host = self._packed(packing, step.arrays)
@@ -131,9 +141,9 @@ class GpuRunner:
                     output.receive_choices(choices.choosing, *self._chooser.choose(fields, classifier))
 
             logits, states = self.model.forward(batch, mode, self._sampled, self._chooser.slot_of, pool)
-            output.receive_states(states)
+            output.receive_states(states, self.model.logits_of)
             if output.complete:
-                tokens, finite = self._backend.ops.sample(logits, *sampling_of(fields))
+                tokens, finite = self._backend.ops.sample(edits.edited(logits), *sampling_of(fields))
                 self._sampled[: len(tokens)].copy_(tokens)
                 output.receive(logits, tokens, finite)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...model.gpu_batch import GpuBatch
 from ...model.layer_schedule import LayerSchedule
 from ...scheduler.chunk import Chunk
+from ...scheduler.sequence import Sequence
 from ..step_arrays import StepArrays, row_ranges
 from .choosing import ChoiceInput
 from .packing import Array, Packing
@@ -34,7 +35,7 @@ class StepInput:
     """A step's arrays, for one copy to the device.
 
     chunks: in the order of the batch.
-    places: where the step before samples the next token of a sequence, by request id; for tokens in flight.
+    places: where the step before samples the next token of a sequence; for tokens in flight.
     num_decode: chunks of one token that come first, as `GpuBatch` has them.
     choices: what is chosen in the step.
 
@@ -47,7 +48,7 @@ class StepInput:
         self,
         chunks: Seq[Chunk],
         arrays: StepArrays,
-        places: Mapping[int, int],
+        places: Mapping[Sequence, int],
         num_decode: int,
         choices: ChoiceInput,
     ) -> None:
@@ -108,11 +109,11 @@ def sampling_of(fields: Mapping[str, Tensor]) -> list[Tensor]:
     return [fields[name] for name in _SAMPLING]
 
 
-def _with_places(chunks: Seq[Chunk], arrays: StepArrays, places: Mapping[int, int]) -> Array:
+def _with_places(chunks: Seq[Chunk], arrays: StepArrays, places: Mapping[Sequence, int]) -> Array:
     """Token ids, with -1 - i for the token that the step before samples as its i-th."""
     token_ids = arrays.token_ids.copy()
     for row in np.flatnonzero(token_ids < 0):
-        token_ids[row] = -1 - places[chunks[arrays.chunk[row]].sequence.request_id]
+        token_ids[row] = -1 - places[chunks[arrays.chunk[row]].sequence]
     return token_ids
 
 

@@ -13,6 +13,7 @@ from ...scheduler.chunk import Chunk
 from ..step import ChosenSlot, ChunkOutput, SampledToken
 from ..step_arrays import row_ranges
 from .backend import Backend, Work
+from .prompt_logprobs import PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ class StepOutput:
             if chunk.sequence.pooling is not None
         }
         self._pooled: dict[int, Tensor] = {}
+        self._of_prompts = {
+            index: PromptLogprobs(chunk, backend)
+            for index, chunk in enumerate(chunks)
+            if chunk.top_layer is not None
+        }
         self._captures = [chunk.capture_layers for chunk in chunks]
         self._ranges = row_ranges(chunks)
         self._rows = {id(chunk): row for row, chunk in enumerate(self.complete)}
@@ -87,12 +93,21 @@ class StepOutput:
         self._slots = self._probabilities = torch.empty(0)
         self._choices: Mapping[int, int] = {}
 
-    def receive_states(self, states: Mapping[StateCapture, Tensor]) -> None:
-        """Takes the states that the schedule captured, and sums up those that are pooled; within the step's work."""
+    def receive_states(
+        self, states: Mapping[StateCapture, Tensor], logits_of: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Takes the states that the schedule captured, and what is wanted of them; within the step's work.
+
+        logits_of: the logits of states that leave the last layer.
+        """
         self.states = states
         for index, layer in self._pooled_layers.items():
             pooled = states[StateCapture(layer, *self._ranges[index])].sum(0, dtype=torch.float64)
             self._pooled[index] = self._to_host(pooled)
+        for index, of_prompt in self._of_prompts.items():
+            top_layer = self._chunks[index].top_layer
+            assert top_layer is not None
+            of_prompt.receive(states[StateCapture(top_layer, *self._ranges[index])], logits_of)
 
     def receive(self, logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
         """Takes what the step has sampled; called within the step's work.
@@ -115,7 +130,10 @@ class StepOutput:
         self.wait()
         chunk, (first, last) = self._chunks[index], self._ranges[index]
         states = {layer: self.states[StateCapture(layer, first, last)] for layer in self._captures[index]}
-        return ChunkOutput(chunk, self._sampled(chunk), states, self._pooled.get(index), self._chosen(index))
+        of_prompt = self._of_prompts[index].entries() if index in self._of_prompts else ()
+        return ChunkOutput(
+            chunk, self._sampled(chunk), states, self._pooled.get(index), self._chosen(index), of_prompt
+        )
 
     def _chosen(self, index: int) -> ChosenSlot | None:
         row = self._choices.get(index)

@@ -16,6 +16,7 @@ from zweave.io.submit import Work
 from zweave.kernels import REFERENCE_OPS, DeviceOps
 from zweave.request import Request, Sampling
 
+EDITS = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "logit_bias": {7: 3.0}}
 WAITS = (
     "_local_scalar_dense",
     "nonzero",
@@ -81,9 +82,15 @@ def test_no_step_waits(tiny_engine: Callable[..., Engine], monkeypatch: pytest.M
             expert=(None, "a", "late", {"a": 0.5, "b": 0.5}, "auto")[i % 5],
             dispatcher=dispatcher if i % 5 == 4 else None,
             max_tokens=6,
-            sampling=Sampling(temperature=float(i % 2), top_k=5 * (i % 3), seed=i),
+            sampling=Sampling(
+                temperature=float(i % 2),
+                top_k=5 * (i % 3),
+                seed=i,
+                **(EDITS if i % 4 == 3 else {}),
+            ),
             logprobs=3 if i % 3 == 0 else None,
             score=(1, 2) if i % 5 == 0 else (),
+            prompt_logprobs=2 if i == 9 else None,
         )
         for i in range(12)
     ]
