@@ -23,20 +23,25 @@ from .mix import mix, mix_ref
 from .rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from .rope import rope, rope_ref
 from .silu_mul import silu_mul, silu_mul_ref
+from .stacked_linear import LIBRARY_FROM, DeltaFactors, Stack, StackedLinear
 from .svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
 from .svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
+    "LIBRARY_FROM",
     "REFERENCE_OPS",
     "AdaptedLinear",
     "Decoder",
     "DecoderConfig",
     "DecoderLayer",
     "DecoderMetadata",
+    "DeltaFactors",
     "DeviceOps",
     "LinearMode",
     "Packed",
     "Quantized",
+    "Stack",
+    "StackedLinear",
     "add_rms_norm",
     "add_rms_norm_ref",
     "cpu_isa",

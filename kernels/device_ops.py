@@ -10,12 +10,13 @@ from torch import Tensor
 
 from .decode_attention import decode_attention_ref, decode_attention_triton
 from .grouped_linear import (
-    grouped_delta_linear,
     grouped_delta_linear_ref,
-    grouped_linear,
+    grouped_delta_linear_triton,
     grouped_linear_ref,
+    grouped_linear_triton,
 )
 from .linear import linear_ref, linear_triton
+from .pool_states import pool_states_ref, pool_states_triton
 from .prefill_attention import prefill_attention_ref, prefill_attention_triton
 from .rms_norm import add_rms_norm_ref, add_rms_norm_triton
 from .rope_store import rope_store_ref, rope_store_triton
@@ -38,6 +39,7 @@ class DeviceOps:
     decode_attention: Callable[..., Tensor]
     prefill_attention: Callable[..., Tensor]
     sample: Callable[..., tuple[Tensor, Tensor]]
+    pool_states: Callable[..., None]
 
 
 REFERENCE_OPS = DeviceOps(
@@ -51,6 +53,7 @@ REFERENCE_OPS = DeviceOps(
     decode_attention=decode_attention_ref,
     prefill_attention=prefill_attention_ref,
     sample=sample_ref,
+    pool_states=pool_states_ref,
 )
 
 
@@ -58,8 +61,8 @@ def triton_ops() -> DeviceOps:
     """The ops by their kernels."""
     return DeviceOps(
         linear=linear_triton,
-        grouped_linear=grouped_linear,
-        grouped_delta_linear=grouped_delta_linear,
+        grouped_linear=grouped_linear_triton,
+        grouped_delta_linear=grouped_delta_linear_triton,
         add_rms_norm=add_rms_norm_triton,
         silu_mul=silu_mul_triton,
         scale_by_slot=scale_by_slot_triton,
@@ -67,4 +70,5 @@ def triton_ops() -> DeviceOps:
         decode_attention=decode_attention_triton,
         prefill_attention=prefill_attention_triton,
         sample=sample_triton,
+        pool_states=pool_states_triton,
     )

@@ -8,8 +8,9 @@
     slot [T]   bias [sum of M_g]   ->   y [T, sum of M_g], or [T, M]
 
 The matrices of q, k and v, or of gate and up, are launched together and stay where they lie: views of wider matrices
-are taken as they are. What one launch costs is paid once, and small matrices share the chip. Bytes: the weights once,
-T activations; FLOPs: 2 T times the weights. A row's result does not depend on the rows beside it.
+are taken as they are. The factors of a delta may be quantised, but for the gated form. What one launch costs is paid
+once, and small matrices share the chip. Bytes: the weights once, T activations; FLOPs: 2 T times the weights. A row's
+result does not depend on the rows beside it.
 See docs/kernels/grouped_linear.md.
 """
 
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .triton.checks import check_input, check_tensor, matrix_shape, on_device_of
+from .layout.quantize import Quantized
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
 from .triton.gemm import launch_gemm
 from .triton.gemm_operand import Operand
 from .triton.silu_gemm import launch_silu_gemm
@@ -28,7 +30,7 @@ MAX_GROUPS = 3
 
 def grouped_linear_ref(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Factor],
     *,
     shared: bool = True,
     table: Tensor | None = None,
@@ -36,7 +38,7 @@ def grouped_linear_ref(
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: as `grouped_linear`, in float32 throughout, then x's dtype."""
+    """Semantics: as `grouped_linear_triton`, in float32 throughout, then x's dtype."""
     y = _block_diagonal(x, weights, shared)
     if table is not None and slot is not None:
         y = y * table[slot.long()]
@@ -47,21 +49,21 @@ def grouped_delta_linear_ref(
     x: Tensor,
     weights: Sequence[Tensor],
     h: Tensor,
-    u: Sequence[Tensor],
+    u: Sequence[Factor],
     slot: Tensor,
     *,
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: as `grouped_delta_linear`, in float32 throughout, then x's dtype."""
+    """Semantics: as `grouped_delta_linear_triton`, in float32 throughout, then x's dtype."""
     y = _block_diagonal(x, weights, True)
     y = torch.where((slot != 0)[:, None], y + _block_diagonal(h, u, False), y)
     return _finished(y, bias, silu).to(x.dtype)
 
 
-def _block_diagonal(x: Tensor, weights: Sequence[Tensor], shared: bool) -> Tensor:
+def _block_diagonal(x: Tensor, weights: Sequence[Factor], shared: bool) -> Tensor:
     parts = [x] * len(weights) if shared else x.split([w.shape[1] for w in weights], dim=1)
-    return torch.cat([part.float() @ w.float().T for part, w in zip(parts, weights, strict=True)], dim=1)
+    return torch.cat([part.float() @ plain(w).T for part, w in zip(parts, weights, strict=True)], dim=1)
 
 
 def _finished(y: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -73,9 +75,9 @@ def _finished(y: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def grouped_linear(
+def grouped_linear_triton(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Factor],
     *,
     shared: bool = True,
     table: Tensor | None = None,
@@ -86,12 +88,13 @@ def grouped_linear(
     """Semantics: y = [w_0 x_0 | w_1 x_1 | ...], times table[slot], plus bias; in one launch on a CUDA device.
 
     x: [tokens, in_features], bf16, float16 or float32; rows may lie apart.
-    weights: one to three matrices [M_g, N_g], x's dtype; their rows may lie apart.
+    weights: one to three matrices [M_g, N_g], x's dtype, whose rows may lie apart; or all of one quantised format, with
+        one scale a row or groups of a multiple of 64.
     shared: all groups read x; otherwise consecutive columns of it.
     table: [slots, sum of M_g], float32; rows may lie apart. A token whose slot lies outside it becomes NaN.
     slot: [tokens], int32; with a table.
     bias: [sum of M_g], x's dtype.
-    silu: of two groups of equal M, returns silu(y_0) * y_1, which is rounded once.
+    silu: of two groups of equal M and plain weights, returns silu(y_0) * y_1, which is rounded once.
     Returns [tokens, sum of M_g], or [tokens, M], in x's dtype. Sums are float32.
     Raises: ValueError on a wrong shape, stride or dtype, NotImplementedError on a wrong device.
     """
@@ -113,11 +116,11 @@ def grouped_linear(
     return y
 
 
-def grouped_delta_linear(
+def grouped_delta_linear_triton(
     x: Tensor,
     weights: Sequence[Tensor],
     h: Tensor,
-    u: Sequence[Tensor],
+    u: Sequence[Factor],
     slot: Tensor,
     *,
     bias: Tensor | None = None,
@@ -126,13 +129,16 @@ def grouped_delta_linear(
     """Semantics: y = [w_0 x + u_0 h_0 | ...] + bias, without u h for tokens in slot 0; in one launch on a CUDA device.
 
     h: [tokens, sum of K_g], x's dtype, from the first product of the deltas; rows may lie apart.
-    u: a matrix [M_g, K_g] for each of weights, x's dtype; their rows may lie apart.
-    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear`, whatever h holds.
-    Other arguments, result and errors as in `grouped_linear`.
+    weights: plain.
+    u: a matrix [M_g, K_g] for each of weights, plain or quantised as weights of `grouped_linear_triton`.
+    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear_triton`, whatever h holds.
+    Other arguments, result and errors as in `grouped_linear_triton`.
     """
     op = "grouped_delta_linear"
     products, deltas = _operands(op, x, weights, True), _operands(op, h, u, False, "h", "u")
     _check_epilogue(op, x, weights, bias, silu)
+    if any(isinstance(matrix, Quantized) for matrix in (*weights, *(u if silu else ()))):
+        raise ValueError(f"{op}: weights must be plain, and u with silu")
     check_tensor(op, "h", h, (x.shape[0], h.shape[1]), x.dtype, x)
     check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
     if [matrix.shape[0] for matrix in u] != [matrix.shape[0] for matrix in weights]:
@@ -149,7 +155,7 @@ def grouped_delta_linear(
 
 
 def _operands(
-    op: str, x: Tensor, weights: Sequence[Tensor], shared: bool, x_name: str = "x", name: str = "weights"
+    op: str, x: Tensor, weights: Sequence[Factor], shared: bool, x_name: str = "x", name: str = "weights"
 ) -> list[Operand]:
     """Checks tokens and matrices, and gives each group its columns."""
     check_input(op, x)
@@ -157,23 +163,28 @@ def _operands(
         raise ValueError(f"{op}: {name} must be 1 to {MAX_GROUPS} matrices, not {len(weights)}")
     shapes = [matrix_shape(op, f"{name}[{i}]", weight) for i, weight in enumerate(weights)]
     for i, (weight, (m, n)) in enumerate(zip(weights, shapes, strict=True)):
-        check_tensor(op, f"{name}[{i}]", weight, (m, x.shape[1] if shared else n), x.dtype, x)
+        check_factor(op, f"{name}[{i}]", weight, (m, x.shape[1] if shared else n), x)
     columns = [n for _, n in shapes]
     if not shared and x.shape[1] != sum(columns):
         raise ValueError(
             f"{op}: {x_name} must have {sum(columns)} columns, those of {name}, not {x.shape[1]}"
         )
     parts = [x] * len(weights) if shared else x.split(columns, dim=1)
-    return [Operand(part, weight) for part, weight in zip(parts, weights, strict=True)]
+    operands = [Operand.of(part, weight) for part, weight in zip(parts, weights, strict=True)]
+    if len({(operand.format, operand.group) for operand in operands}) > 1:
+        raise ValueError(f"{op}: {name} must all be plain, or all of one format and group")
+    return operands
 
 
-def _check_epilogue(op: str, x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, silu: bool) -> None:
+def _check_epilogue(op: str, x: Tensor, weights: Sequence[Factor], bias: Tensor | None, silu: bool) -> None:
     if silu and (len(weights) != 2 or weights[0].shape[0] != weights[1].shape[0]):
         raise ValueError(f"{op}: silu wants two matrices of as many rows")
+    if silu and any(isinstance(weight, Quantized) for weight in weights):
+        raise ValueError(f"{op}: silu wants plain weights")
     if bias is not None:
         check_tensor(op, "bias", bias, (sum(w.shape[0] for w in weights),), x.dtype, x)
 
 
-def _result(x: Tensor, weights: Sequence[Tensor], silu: bool) -> Tensor:
+def _result(x: Tensor, weights: Sequence[Factor], silu: bool) -> Tensor:
     rows = [w.shape[0] for w in weights]
     return x.new_empty(x.shape[0], rows[0] if silu else sum(rows))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .triton.checks import check_input, check_tensor, on_device_of
 from .triton.optional_triton import tl, triton
+from .triton.pdl import launch_options, wait_at_start
 
 # Columns of a program, one a thread: few, since a column's sum is one chain of additions.
 BLOCK_N = 64
@@ -59,8 +60,10 @@ def _pool_states_kernel(
     stride_residual: tl.tensor,
     stride_sums: tl.tensor,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """A tile of columns of one chunk's sum."""
+    wait_at_start(PDL)
     b = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.load(count + b)
@@ -110,6 +113,7 @@ def pool_states_triton(
             sums.stride(0),
             BLOCK_N=BLOCK_N,
             num_warps=BLOCK_N // 32,
+            **launch_options(x.device.index),
         )
 
 

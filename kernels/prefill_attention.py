@@ -23,6 +23,7 @@ from .triton.attention_tile import attend, first_seen, load_queries, normalised
 from .triton.checks import check_tensor, on_device_of
 from .triton.gemm_config import device_of
 from .triton.optional_triton import tl, triton
+from .triton.pdl import launch_options, wait_at_start
 
 
 def prefill_attention_ref(
@@ -75,8 +76,10 @@ def _prefill_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """BLOCK_M rows, queries times heads, of a chunk under a key-value head."""
+    wait_at_start(PDL)
     # The last tiles of a chunk see most, and start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     kv_head, c = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -99,21 +102,10 @@ def _prefill_attention_kernel(
     queries = load_queries(q + row * stride_q + head * HEAD_SIZE, in_m, HEAD_SIZE, BLOCK_D)
     in_kv = kv_head * (BLOCK_SIZE * HEAD_SIZE)
     _, total, acc = attend(
-        queries,
-        k_cache + in_kv,
-        v_cache + in_kv,
-        block_table + c * stride_table,
-        first_seen(position, window),
-        position,
-        begin,
-        end,
-        scale,
-        stride_block,
-        HEAD_SIZE,
-        BLOCK_SIZE,
-        BLOCK_D,
-        BLOCK_J,
-    )
+        queries, k_cache + in_kv, v_cache + in_kv, block_table + c * stride_table,
+        first_seen(position, window), position, begin, end, scale, stride_block,
+        HEAD_SIZE, BLOCK_SIZE, BLOCK_D, BLOCK_J,
+    )  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     place = ((row * H + head) * HEAD_SIZE)[:, None] + d[None, :]
     mask = in_m[:, None] & (d < HEAD_SIZE)[None, :]
@@ -176,5 +168,6 @@ def prefill_attention_triton(
             BLOCK_J=config.block_j,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
+            **launch_options(q.device.index),
         )
     return y

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .triton.checks import check_input, check_tensor, on_device_of
 from .triton.optional_triton import tl, triton
+from .triton.pdl import launch_options, wait_at_start
 from .triton.row_config import whole_row_config
 
 MAX_WIDTH = 16384
@@ -46,8 +47,10 @@ def _rms_norm_kernel(
     stride_residual: tl.tensor,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """y[t] for BLOCK_T whole rows; with a residual, which becomes residual + x, its norm."""
+    wait_at_start(PDL)
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)[:, None]
     n = tl.arange(0, BLOCK_N)[None, :]
     mask = (t < T) & (n < N)
@@ -97,6 +100,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> T
             BLOCK_T=config.block_t,
             BLOCK_N=config.block_n,
             num_warps=config.num_warps,
+            **launch_options(x.device.index),
         )
     return y
 

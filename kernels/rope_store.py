@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .triton.checks import TRITON_DTYPES, check_device, check_tensor, on_device_of
 from .triton.optional_triton import tl, triton
+from .triton.pdl import launch_options, wait_at_start
 
 # Heads of a program: few enough that a step of one token has several programs.
 BLOCK_H = 4
@@ -107,8 +108,10 @@ def _rope_store_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """Some heads of one token: of the queries, or, after these, of the keys and values."""
+    wait_at_start(PDL)
     t = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     p = tl.load(position + t).to(tl.int64)
@@ -192,6 +195,7 @@ def rope_store_triton(
             BLOCK_H=BLOCK_H,
             BLOCK_D=triton.next_power_of_2(D // 2),
             num_warps=1,
+            **launch_options(q.device.index),
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .triton.checks import check_device, check_tensor, on_device_of
 from .triton.gemm_config import Device, device_of
+from .triton.pdl import launch_options
 from .triton.sample import _sample_kernel
 from .uniform import uniform_ref
 
@@ -124,6 +125,7 @@ def sample_triton(
             logits.stride(0),
             BLOCK_V=config.block_v,
             num_warps=config.num_warps,
+            **launch_options(logits.device.index),
         )
     return ids, finite
 

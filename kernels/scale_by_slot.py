@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .triton.checks import check_input, check_tensor, on_device_of
 from .triton.optional_triton import tl, triton
+from .triton.pdl import launch_options, wait_at_start
 from .triton.row_config import row_config
 
 
@@ -38,8 +39,10 @@ def _scale_by_slot_kernel(
     stride_table: tl.tensor,
     ZERO_BASE: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """h[t, r] for a tile of one row. Of a row that becomes zero or NaN nothing is read."""
+    wait_at_start(PDL)
     t = tl.program_id(0).to(tl.int64)
     r = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     row = tl.load(slot + t).to(tl.int64)
@@ -81,6 +84,7 @@ def scale_by_slot_triton(h: Tensor, table: Tensor, slot: Tensor, zero_base: bool
             ZERO_BASE=zero_base,
             BLOCK_R=config.block_n,
             num_warps=config.num_warps,
+            **launch_options(h.device.index),
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .triton.checks import check_input, check_tensor, on_device_of
 from .triton.optional_triton import tl, triton
+from .triton.pdl import launch_options, wait_at_start
 from .triton.row_config import row_config
 
 
@@ -29,8 +30,10 @@ def _silu_mul_kernel(
     stride_gate: tl.tensor,
     stride_up: tl.tensor,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """y[t, n] for a tile of one row."""
+    wait_at_start(PDL)
     t = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     g = tl.load(gate + t * stride_gate + n, mask=n < N, other=0.0).to(tl.float32)
@@ -62,6 +65,7 @@ def silu_mul_triton(gate: Tensor, up: Tensor) -> Tensor:
             up.stride(0),
             BLOCK_N=config.block_n,
             num_warps=config.num_warps,
+            **launch_options(gate.device.index),
         )
     return y
 

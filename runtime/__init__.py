@@ -30,6 +30,7 @@ __all__ = [
 
 _MODULES = {
     "AsyncEngine": "engine.async_engine",
+    "Dispatch": "dispatcher",
     "Engine": "engine.engine",
     "Expert": "experts.expert",
     "ZweaveError": "errors",

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from .errors import ZweaveError
@@ -53,6 +54,35 @@ class ReadScores:
         Mixture.parse(self.expert)
 
 
+class StateClassifier(Protocol):
+    """A choice by the mean state alone, in operations on tensors: a GPU makes it where it has computed the state.
+
+    The likeliest label's expert answers, the first one's of equals, and the base model if the label's probability is
+    below the threshold.
+    """
+
+    @property
+    def width(self) -> int:
+        """Numbers of a state."""
+
+    @property
+    def experts(self) -> Seq[ExpertChoice]:
+        """The expert of each label; None is the base model."""
+
+    @property
+    def threshold(self) -> float:
+        """A probability from 0 to 1."""
+
+    def to(self, device: torch.device) -> "StateClassifier":
+        """The same with its tensors on a device."""
+
+    def probabilities(self, states: Tensor) -> Tensor:
+        """[prompts, labels] float32 for states [prompts, width] float32, on their device and without waiting for it."""
+
+    def dispatch(self, probabilities: Seq[float]) -> "Dispatch":
+        """The choice for the probabilities of the labels; ZweaveError if one is not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReadState:
     """A probe: the base model's mean hidden state that enters a layer, over the prompt's tokens before `text_end`.
@@ -62,10 +92,12 @@ class ReadState:
     layer: the layer, from 1 on.
     candidates: the experts that may be chosen. If all of them act on the prompt too, which is then computed again under
         the chosen one, the first pass computes no more layers than it has to.
+    classifier: chooses what `choose` would; on a GPU it may be asked instead, so that nobody waits (docs/dispatch.md).
     """
 
     layer: int
     candidates: Seq[ExpertChoice] = ()
+    classifier: StateClassifier | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", tuple(self.candidates))

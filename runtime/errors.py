@@ -1,5 +1,7 @@
 """The one exception that zweave raises for anything a user can mend, and what its line quotes of others."""
 
+import sys
+
 
 class ZweaveError(Exception):
     """Says in one line what is wrong and what to do; the command line prints it and exits with 1."""
@@ -18,7 +20,11 @@ def one_line(error: BaseException, with_type: bool = False) -> str:
 
 def shortened(value: object, limit: int = 40) -> str:
     """A value as Python writes it, cut to a number of characters."""
-    return _cut(repr(value), limit)
+    try:
+        return _cut(repr(value), limit)
+    except ValueError:
+        # Python writes out no integer of more digits than this.
+        return f"a number of more than {sys.get_int_max_str_digits()} digits"
 
 
 def _cut(text: str, limit: int) -> str:

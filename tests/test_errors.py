@@ -16,6 +16,7 @@ def test_an_error_in_one_line() -> None:
 def test_a_value_cut_short() -> None:
     assert shortened("short") == "'short'"
     assert shortened("x" * 100) == "'" + "x" * 36 + "..."
+    assert shortened([10**5000]) == "a number of more than 4300 digits"
 
 
 @pytest.mark.parametrize("value", [0, True, 1.0, "1", None])

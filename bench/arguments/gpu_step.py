@@ -10,15 +10,24 @@ import argparse
 from zweave.options.arguments import positive_number
 
 from ..harness.options import add_pace, names_of, numbers
+from .gpu_device import add_device
 
 DECODERS = ("llama3-8b", "smollm2", "tiny")
 MODES = ("ideal", "dense", "delta", "factored")
+LAUNCHES = ("plain", "dependent")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default="llama3-8b", choices=DECODERS, help="(%(default)s)")
     parser.add_argument(
         "--modes", type=names_of(MODES), default=",".join(MODES), metavar="MODE,...", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--launches",
+        type=names_of(LAUNCHES),
+        default=",".join(LAUNCHES),
+        metavar="KIND,...",
+        help="how our kernels are launched; dependent where the device has it (%(default)s)",
     )
     for name, value, what in (
         ("batch", "1,16,64,128", "sequences in a step"),
@@ -29,12 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=numbers, default=value, metavar="N,...", help=f"{what} (%(default)s)"
         )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
-    parser.add_argument(
-        "--device",
-        default="cuda",
-        choices=["cuda", "reference"],
-        help="reference: PyTorch in the place of kernels, on a CPU, to try the bench (%(default)s)",
-    )
+    add_device(parser)
     parser.add_argument(
         "--stop-after",
         type=positive_number,

@@ -9,26 +9,40 @@ import argparse
 
 from zweave.options.arguments import positive_whole
 
-from ..harness.options import add_model, add_pace
+from ..harness.options import add_model, add_pace, chosen
 
-PEERS = (
-    "zweave8",
-    "vllm",
-    "vllm-lora0",
-    "vllm-lora8-r16",
-    "vllm-zweave1",
-    "vllm-zweave8",
-    "vllm-zweave8-leading",
-    "transformers",
-    "transformers-zweave8",
-    "transformers-zweave8-leading",
-    "peft-lora8-r16",
-)
+_EXPERTS = 8
+
+
+def peer_names(experts: int) -> tuple[str, ...]:
+    """All providers, some of which carry the number of experts in their name."""
+    return (
+        f"zweave{experts}",
+        "vllm",
+        "vllm-lora0",
+        f"vllm-lora{experts}-r16",
+        "vllm-zweave1",
+        f"vllm-zweave{experts}",
+        f"vllm-zweave{experts}-leading",
+        "transformers",
+        f"transformers-zweave{experts}",
+        f"transformers-zweave{experts}-leading",
+        f"peft-lora{experts}-r16",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", 8)):
+    for name, value in (("requests", 16), ("prompt", 64), ("new", 64), ("experts", _EXPERTS)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
-    parser.add_argument("--providers", help=f"of {', '.join(PEERS)} (all of them)")
+    parser.add_argument(
+        "--providers",
+        help=f"of {', '.join(peer_names(_EXPERTS))} (all of them); the numbers are those of --experts",
+    )
     add_pace(parser, rounds=5)
+
+
+def check(args: argparse.Namespace) -> None:
+    """ZweaveError for providers that there are not."""
+    if args.providers is not None:
+        chosen(args.providers, peer_names(args.experts))

@@ -6,7 +6,7 @@ model is involved: the tree knows block numbers.
 
 import argparse
 
-from zweave.options.arguments import positive_whole
+from zweave.options.arguments import positive_whole, whole
 
 from ..harness.options import add_pace
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cached", type=positive_whole, default=10_000, help="prompts (%(default)s)")
     parser.add_argument("--tokens", type=positive_whole, default=2048, help="of a prompt (%(default)s)")
     parser.add_argument(
-        "--shared", type=int, default=1024, help="tokens that all prompts begin with (%(default)s)"
+        "--shared", type=whole, default=1024, help="tokens that all prompts begin with (%(default)s)"
     )
     parser.add_argument("--block-size", type=positive_whole, default=16, help="(%(default)s)")
     add_pace(parser, rounds=50)

@@ -4,11 +4,12 @@ import argparse
 
 import torch
 
+from zweave.engine.gpu.backend import backend_of
 from zweave.errors import ZweaveError
 
-from ..harness.graph_clock import GraphClock
+from ..harness.cuda_roofs import cuda_roof_providers
+from ..harness.graph_clock import graph_clocks
 from ..harness.report import Report
-from ..harness.roofs import cuda_roof_providers
 from . import linear
 from .gpu_forms import GPU_FORMS, GPU_ONCE
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> Report:
         args,
         linear.operands_of(args, "cuda"),
         {name: GPU_FORMS[name] for name in names},
-        lambda: cuda_roof_providers(torch.bfloat16, torch.device("cuda")),
-        GraphClock,
+        lambda: cuda_roof_providers(torch.bfloat16),
+        graph_clocks(backend_of("cuda").capture),
         GPU_ONCE,
     )

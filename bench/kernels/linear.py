@@ -5,10 +5,11 @@ from collections.abc import Callable, Container, Mapping, Sequence
 
 import torch
 
+from ..harness.cpu_roofs import roof_providers
 from ..harness.harness import Clock, Outcome, Provider, Run, WallClock, find, measure, ratio
 from ..harness.options import pace
 from ..harness.report import Column, Report, Row
-from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
+from ..harness.roofs import Roofs, is_roof, roofline_keys
 from .integer_forms import INTEGER_FORMS
 from .linear_case import Operands
 from .linear_forms import FORMS, ONCE, ProviderAt

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from zweave.kernels import mix, mix_ref
 
+from ..harness.cpu_roofs import roof_providers
 from ..harness.harness import Outcome, Provider, find, measure, ratio, row_error
 from ..harness.options import pace
 from ..harness.report import Column, Report, Row
-from ..harness.roofs import Roofs, is_roof, roof_providers, roofline_keys
+from ..harness.roofs import Roofs, is_roof, roofline_keys
 from .linear_case import rotated
 
 # Every product is rounded to float32 and added in turn: E roundings at most.

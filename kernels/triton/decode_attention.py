@@ -9,6 +9,7 @@ from torch import Tensor, float32
 from .attention_config import LOG2_E, LONGEST_WINDOW, decode_config
 from .attention_tile import attend, first_seen, load_queries, normalised
 from .optional_triton import tl, triton
+from .pdl import launch_options, wait_at_start
 
 SPLIT_SIZE = 512
 # Splits that are combined at a time, whatever the width of the table: their order is part of the result.
@@ -42,8 +43,10 @@ def _decode_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """A split of a row under a key-value head, or under BLOCK_M of the query heads that share it."""
+    wait_at_start(PDL)
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     TILES: tl.constexpr = (GROUP + BLOCK_M - 1) // BLOCK_M
     kv_head = (tl.program_id(1) // TILES).to(tl.int64)
@@ -63,21 +66,10 @@ def _decode_attention_kernel(
     queries = load_queries(q + b * stride_q + head * HEAD_SIZE, in_m, HEAD_SIZE, BLOCK_D)
     in_kv = kv_head * (BLOCK_SIZE * HEAD_SIZE)
     maximum, total, acc = attend(
-        queries,
-        k_cache + in_kv,
-        v_cache + in_kv,
-        block_table + row * stride_table,
-        tl.zeros((BLOCK_M,), dtype=tl.int32) + first,
-        tl.zeros((BLOCK_M,), dtype=tl.int32) + p,
-        begin,
-        end,
-        scale,
-        stride_block,
-        HEAD_SIZE,
-        BLOCK_SIZE,
-        BLOCK_D,
-        BLOCK_J,
-    )
+        queries, k_cache + in_kv, v_cache + in_kv, block_table + row * stride_table,
+        tl.zeros((BLOCK_M,), dtype=tl.int32) + first, tl.zeros((BLOCK_M,), dtype=tl.int32) + p,
+        begin, end, scale, stride_block, HEAD_SIZE, BLOCK_SIZE, BLOCK_D, BLOCK_J,
+    )  # fmt: skip
     d = tl.arange(0, BLOCK_D)
     mask = in_m[:, None] & (d < HEAD_SIZE)[None, :]
     if acc_splits is None:
@@ -104,8 +96,10 @@ def _combine_splits_kernel(
     SPLIT_SIZE: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """The result of a row and head from those of its splits that hold positions which it sees."""
+    wait_at_start(PDL)
     b = tl.program_id(0).to(tl.int64)
     place = b * H + tl.program_id(1)
     p = tl.load(position + b)
@@ -147,7 +141,7 @@ def launch(
     """Fills y. splits: of the table's width; with more than one their sums are combined by a second kernel."""
     (B, H, D), (_, G, size, _) = q.shape, k_cache.shape
     config = decode_config(H // G, D, q.dtype)
-    window = min(window, LONGEST_WINDOW)
+    window, options = min(window, LONGEST_WINDOW), launch_options(q.device.index)
     acc_splits = max_splits = sum_splits = None
     if splits > 1:
         acc_splits = q.new_empty(B, H, splits, D, dtype=float32)
@@ -179,6 +173,7 @@ def launch(
         BLOCK_J=config.block_j,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **options,
     )
     if splits > 1:
         _combine_splits_kernel[(B, H)](
@@ -195,4 +190,5 @@ def launch(
             BLOCK_S=BLOCK_S,
             BLOCK_D=config.block_d,
             num_warps=4,
+            **options,
         )

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .checks import Factor
-from .gemm_config import device_of, split_size, tile_config
-from .gemm_operand import Operand, all_aligned, kernel_operands, scales_of, splits_of
+from .gemm_launch import launch
+from .gemm_operand import Operand
 from .gemm_tile import (
     adapted_tokens,
     any_of,
@@ -37,8 +37,8 @@ from .gemm_tile import (
     tile_operand,
 )
 from .optional_triton import tl, triton
-from .pdl import launch_dependents, pdl_on, prefetch_weights, wait_for_predecessor
-from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
+from .pdl import launch_dependents, prefetch_weights, wait_for_predecessor
+from .split_k import arrive_is_last, reduce_partials, store_partial
 
 
 @triton.jit
@@ -186,47 +186,19 @@ def launch_gemm(
 
     products, deltas: of each group, all of one format; deltas is empty or as long as products.
     """
-    if y.numel() == 0:
-        return
-    T, outputs = y.shape[0], tuple(product.out_features for product in products)
-    device = device_of(y.device.index)
     first, second = products[0], deltas[0] if deltas else None
-    aligned = all_aligned([*products, *deltas])
-    config = tile_config(T, sum(outputs), first.x.dtype, scales_of(first, second), device, aligned)
-    size = split_size(sum(outputs), max(product.in_features for product in products), device)
-    # Splits of u are as long as those of w, so that no program waits for a longer one.
-    w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
-    tiles = config.tiles(T, outputs)
-    split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, y.device)
-    _gemm_kernel[(*tiles, split_k.programs)](
-        kernel_operands(products),
-        kernel_operands(deltas) if deltas else None,
-        outputs,
+    launch(
+        _gemm_kernel,
         y,
-        table,
-        slot,
-        bias,
-        split_k.workspace,
-        split_k.semaphores,
-        T,
-        0 if table is None else table.shape[0],
-        w_splits,
-        u_splits,
-        size // config.block_n,
-        y.stride(0),
-        0 if table is None else table.stride(0),
+        products,
+        deltas,
+        tuple(product.out_features for product in products),
+        table=table,
+        slot=slot,
+        bias=bias,
         W_FORMAT=first.format,
         W_GROUP=first.group,
         U_FORMAT=second.format if second else "plain",
         U_GROUP=second.group if second else 0,
         SKIP_BASE=skip_base,
-        SPLIT_K=split_k.plan,
-        MERGED=split_k.plan == "parallel" and second is not None and second.format == "plain",
-        BLOCK_T=config.block_t,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        PDL=pdl_on(device),
-        launch_pdl=pdl_on(device),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
     )

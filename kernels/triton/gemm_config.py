@@ -23,6 +23,13 @@ SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
 # One program adds them all up, and what a split saves shrinks with their number.
 MAX_SPLITS = 4
+_max_splits = MAX_SPLITS
+
+
+def use_max_splits(most: int) -> None:
+    """At most so many splits of a product from now on. For measurements: another number changes bits of results."""
+    global _max_splits
+    _max_splits = most
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
 def split_size(out_features: int, in_features: int, device: Device) -> int:
     """Inputs of a split, a multiple of 128: at few tokens the splits give each SM two programs, if they can."""
     tiles = triton.cdiv(out_features, 64)
-    splits = min(2 * device.num_sms // tiles, in_features // MIN_SPLIT_SIZE, MAX_SPLITS)
+    splits = min(2 * device.num_sms // tiles, in_features // MIN_SPLIT_SIZE, _max_splits)
     units = triton.cdiv(in_features, SPLIT_UNIT)
     return SPLIT_UNIT * max(1, triton.cdiv(units, max(1, splits)))
 
@@ -111,8 +118,9 @@ def tile_config(
             min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales == "group" else 4
         )
     stages = 4 if device.ample_shared_memory else 3
-    # Groups need the sum of a step beside the running sums.
-    return TileConfig(64 if scales == "group" else 128, 128, block_n, num_warps=8, num_stages=stages)
+    # Groups need the sum of a step beside the running sums; on consumer chips steps of 128 inputs leave no registers.
+    narrow = scales == "group" or (scales == "row" and not device.ample_shared_memory)
+    return TileConfig(64 if narrow else 128, 128, block_n, num_warps=8, num_stages=stages)
 
 
 def paired_tile_config(

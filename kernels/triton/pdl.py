@@ -5,10 +5,15 @@ may have written, and before any write or atomic: workspace, semaphores and memo
 as without. Weights are nobody's result, so it asks for the first of its own before it waits: the memory does not idle
 between two kernels. Since every kernel waits, all that went before has ended, not only the predecessor.
 
-PDL in a kernel is whether it does so; off in the interpreter and below sm_90, and until `use_pdl` turns it on.
+PDL in a kernel is whether it does so: inside `dependent_launches`, from sm_90 on, and not in the interpreter. It is not
+measured yet, hence off elsewhere.
 """
 
-from .gemm_config import Device
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from .gemm_config import device_of
 from .optional_triton import INTERPRETED, tl, triton
 
 # Of each row of weights, 128 bytes a line: with 64 rows to a tile 32 KiB a program.
@@ -21,17 +26,28 @@ setp.ne.b32 wanted, $2, 0;
 mov.b32 $0, 0;
 }""")
 
-_wanted = False
+_wanted: ContextVar[bool] = ContextVar("whether launches are dependent ones", default=False)
 
 
-def use_pdl(wanted: bool) -> None:
-    """Whether kernels that can are launched so from now on. Not measured yet, hence off by default."""
-    global _wanted
-    _wanted = wanted
+@contextmanager
+def dependent_launches(wanted: bool = True) -> Iterator[None]:
+    """Whether kernels that can are launched so inside, or captured."""
+    token = _wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
 
 
-def pdl_on(device: Device) -> bool:
-    return _wanted and device.capability >= (9, 0) and not INTERPRETED
+def has_dependent_launches(index: int | None) -> bool:
+    """Whether the CUDA device of an index has them."""
+    return device_of(index).capability >= (9, 0)
+
+
+def launch_options(index: int | None) -> dict[str, bool]:
+    """What a kernel is launched with on the CUDA device of an index: its PDL, and how Triton is to launch it."""
+    pdl = _wanted.get() and not INTERPRETED and has_dependent_launches(index)
+    return {"PDL": pdl, "launch_pdl": pdl}
 
 
 @triton.jit
@@ -60,3 +76,11 @@ def launch_dependents() -> None:
 @triton.jit
 def wait_for_predecessor() -> None:
     tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def wait_at_start(PDL: tl.constexpr) -> None:
+    """How a kernel that reads no weights begins."""
+    if PDL:
+        launch_dependents()
+        wait_for_predecessor()

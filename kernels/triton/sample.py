@@ -7,6 +7,7 @@ exact: neither the tile nor the order of the sums changes a draw, and no sum con
 
 from ..uniform import random_word
 from .optional_triton import tl, triton
+from .pdl import wait_at_start
 
 # The key of a banned token, whose distance is infinite; what lies beyond the row looks like one.
 LAST_KEY = tl.constexpr(0x7F800000)
@@ -184,8 +185,10 @@ def _sample_kernel(
     V: tl.tensor,
     stride_logits: tl.tensor,
     BLOCK_V: tl.constexpr,
+    PDL: tl.constexpr,
 ) -> None:
     """ids[b] and is_finite[b] of one row."""
+    wait_at_start(PDL)
     b = tl.program_id(0).to(tl.int64)
     row = logits + b * stride_logits
     largest, token, finite = _largest(row, V, BLOCK_V)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .dequant_tile import weight_tile
-from .gemm_config import device_of, paired_tile_config, split_size
-from .gemm_operand import Operand, all_aligned, kernel_operands, splits_of
+from .gemm_launch import launch
+from .gemm_operand import Operand
 from .gemm_tile import (
     adapted_tokens,
     either,
@@ -26,8 +26,8 @@ from .gemm_tile import (
     x_step,
 )
 from .optional_triton import tl, triton
-from .pdl import launch_dependents, pdl_on, prefetch_weights, wait_for_predecessor
-from .split_k import SplitK, arrive_is_last, reduce_partials, store_partial
+from .pdl import launch_dependents, prefetch_weights, wait_for_predecessor
+from .split_k import arrive_is_last, reduce_partials, store_partial
 
 
 @triton.jit
@@ -115,9 +115,10 @@ def _program_sums(
 
 @triton.jit(do_not_specialize=["T", "S", "steps"])
 def _silu_gemm_kernel(
-    # Operands of both groups, see gemm_tile.py; deltas may be None.
+    # Operands of both groups, see gemm_tile.py; deltas may be None. outputs: M, once.
     products: tl.tuple,
     deltas: tl.tuple,
+    outputs: tl.tuple,
     # The result, and what its epilogue reads.
     y: tl.tensor,
     table: tl.tensor,
@@ -127,7 +128,6 @@ def _silu_gemm_kernel(
     workspace: tl.tensor,
     semaphores: tl.tensor,
     T: tl.tensor,
-    M: tl.tensor,
     S: tl.tensor,
     # Splits of the products and of the deltas; steps of BLOCK_N inputs in a split.
     w_splits: tl.tensor,
@@ -145,6 +145,7 @@ def _silu_gemm_kernel(
     PDL: tl.constexpr,
 ) -> None:
     """A tile of tokens and outputs a program, or with SPLIT_K "parallel" a split of one."""
+    M = outputs[0]
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < M
@@ -172,8 +173,9 @@ def _silu_gemm_kernel(
         gate_delta, up_delta = for_tokens(gate_delta, adapted), for_tokens(up_delta, adapted)
 
     gate_acc, up_acc = _program_sums(
-        gate, up, gate_delta, up_delta, split, w_splits, u_splits, steps, SHARED, SPLIT_K, BLOCK_N
-    )
+        gate, up, gate_delta, up_delta, split, w_splits, u_splits, steps, SHARED and not MERGED, SPLIT_K,
+        BLOCK_N,
+    )  # fmt: skip
     if SPLIT_K == "parallel":
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         tiles = tl.num_programs(0) * tl.num_programs(1)
@@ -204,41 +206,16 @@ def launch_silu_gemm(
 
     shared: the products have the same x.
     """
-    if y.numel() == 0:
-        return
-    T, M = y.shape
-    device = device_of(y.device.index)
-    config = paired_tile_config(T, M, products[0].x.dtype, device, all_aligned([*products, *deltas]))
-    size = split_size(M, max(product.in_features for product in products), device)
-    w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
-    tiles = config.tiles(T, (M,))
-    split_k = SplitK.plan_for(w_splits + u_splits, tiles, config, device, y.device, sums=2)
-    merged = split_k.plan == "parallel" and len(deltas) > 0
-    _silu_gemm_kernel[(*tiles, split_k.programs)](
-        kernel_operands(products),
-        kernel_operands(deltas) if deltas else None,
+    outputs = (products[0].out_features,)
+    launch(
+        _silu_gemm_kernel,
         y,
-        table,
-        slot,
-        bias,
-        split_k.workspace,
-        split_k.semaphores,
-        T,
-        M,
-        0 if table is None else table.shape[0],
-        w_splits,
-        u_splits,
-        size // config.block_n,
-        y.stride(0),
-        0 if table is None else table.stride(0),
-        SHARED=shared and not merged,
-        SPLIT_K=split_k.plan,
-        MERGED=merged,
-        BLOCK_T=config.block_t,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        PDL=pdl_on(device),
-        launch_pdl=pdl_on(device),
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
+        products,
+        deltas,
+        outputs,
+        table=table,
+        slot=slot,
+        bias=bias,
+        sums=2,
+        SHARED=shared,
     )

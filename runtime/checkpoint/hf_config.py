@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ZweaveError, shortened
+from ..errors import ZweaveError, one_line, shortened
 from ..io.json_text import parse_json
 from ..validation import is_integer
 from .rope_config import LIMIT, read_rope
@@ -65,12 +65,11 @@ def config_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ZweaveError if it cannot be read or holds something else."""
     try:
-        # A byte order mark is what some editors begin a file with.
-        content = parse_json(path.read_text(encoding="utf-8-sig"), unique_keys=False)
+        content = parse_json(path.read_text(encoding="utf-8"), unique_keys=False)
     except OSError as error:
         raise ZweaveError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        raise ZweaveError(f"{path} is not valid JSON: download the model again") from None
+    except ValueError as error:
+        raise ZweaveError(f"{path} is not valid JSON ({one_line(error)}): download the model again") from None
     if not isinstance(content, dict):
         raise ZweaveError(f"{path} does not hold a JSON object: download the model again")
     return content

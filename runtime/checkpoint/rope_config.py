@@ -80,9 +80,10 @@ def _rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     transformers 5 writes one dict `rope_parameters`, or one a layer type; transformers 4 wrote `rope_theta`
     and `rope_scaling`, whose type is called `type` in the oldest files.
     """
-    rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(key) or {}
     if not isinstance(rope, dict):
-        raise ZweaveError(f"model config: rope_parameters must be an object, not {shortened(rope)}")
+        raise ZweaveError(f"model config: {key} must be an object, not {shortened(rope)}")
     by_layer_type = [value for key, value in rope.items() if isinstance(value, dict) and key not in _KEYS]
     if any(value != by_layer_type[0] for value in by_layer_type):
         raise ZweaveError("rotary positions that differ by layer type are not supported")

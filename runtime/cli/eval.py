@@ -33,6 +33,7 @@ from ..options.engine_options import (
     load_named,
     open_engine,
     parse_expert,
+    read_dispatcher,
     stderr,
 )
 from ..options.task_options import data_folder
@@ -52,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
     named = _experts_named(args)
     right = right_choices(args.right, tasks)
     check_named(args, [*(choice for _, choice in named), *right.values()])
+    file = None if args.dispatch is None else read_dispatcher(args, args.dispatch)
     engine = open_engine(args)
-    if args.dispatch is not None:
-        return run_dispatch(engine, args, tasks, samples, right, _facts(args))
+    if file is not None:
+        return run_dispatch(engine, file, args, tasks, samples, right, _facts(args))
     if args.kv_reuse:
         _print(_reuse_rows(engine, named, tasks, samples), reuse_cells, args)
         return 0

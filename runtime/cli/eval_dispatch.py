@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from ..dispatch import load_dispatcher
+from ..dispatch.file import DispatcherFile
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..evaluation.dispatched import Labelled, evaluate_dispatch, routing_cells
@@ -28,13 +28,14 @@ def right_choices(items: Sequence[str], tasks: Sequence[Task]) -> dict[str, Expe
 
 def run_dispatch(
     engine: Engine,
+    file: DispatcherFile,
     args: argparse.Namespace,
     tasks: Sequence[Task],
     samples: Mapping[str, Sequence[Sample]],
     named: Mapping[str, ExpertChoice],
     facts: Mapping[str, str],
 ) -> int:
-    engine.dispatcher = load_dispatcher(engine, args.dispatch, load_named)
+    engine.dispatcher = file.dispatcher(engine, load_named)
     right = _right(engine, named, tasks)
     labelled = [Labelled(task, samples[task.name], right[task.name]) for task in tasks]
     found = evaluate_dispatch(engine, labelled, lambda text: stderr.print(text, style="dim"))

@@ -14,12 +14,14 @@ from rich.table import Table
 
 from ..checkpoint.checkpoint import resolve_model
 from ..checkpoint.module_name import layer_of, linear_of
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..experts.difference import Difference, differences
 from ..experts.expert import Expert
 from ..experts.heatmap import cells, save_png, text_map
 from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
+
+_MIX_FORM = "the command is zweave expert mix OUTPUT EXPERT=WEIGHT EXPERT=WEIGHT ..."
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -92,6 +94,8 @@ def _new(args: argparse.Namespace) -> int:
 
 
 def _mix(args: argparse.Namespace) -> int:
+    if _alphas(str(args.output)):
+        raise ZweaveError(f"{args.output} is a part, and {_MIX_FORM}, with the file to write first")
     parts = [_part(text) for text in args.parts]
     experts = [Expert.load(path) for path, _ in parts]
     named = [(str(path), expert, alpha) for (path, alpha), expert in zip(parts, experts, strict=True)]
@@ -104,14 +108,24 @@ def _mix(args: argparse.Namespace) -> int:
 
 
 def _part(text: str) -> tuple[Path, Alpha]:
-    path, separator, weights = text.rpartition("=")
+    path, numbers = Path(text.rpartition("=")[0]), _alphas(text)
+    if not numbers:
+        raise ZweaveError(
+            f"a part is EXPERT=WEIGHT or EXPERT=WEIGHT,WEIGHT,... (one a layer), not {shortened(text)}: {_MIX_FORM}"
+        )
+    if "," in path.name and _alphas(path.name.split(",")[0]) and not path.exists():
+        raise ZweaveError(f"spaces stand between the parts, not commas, as in {shortened(text)}: {_MIX_FORM}")
+    return path, numbers[0] if len(numbers) == 1 else numbers
+
+
+def _alphas(text: str) -> tuple[float, ...]:
+    """The weights behind the = of a part; none if the text is no part."""
+    path, _, weights = text.rpartition("=")
     try:
         numbers = tuple(float(weight) for weight in weights.split(","))
     except ValueError:
-        numbers = ()
-    if not (separator and path and numbers and all(map(math.isfinite, numbers))):
-        raise ZweaveError(f"a part is EXPERT=WEIGHT or EXPERT=WEIGHT,WEIGHT,..., not {text!r}")
-    return Path(path), numbers[0] if len(numbers) == 1 else numbers
+        return ()
+    return numbers if path and all(map(math.isfinite, numbers)) else ()
 
 
 def _diff(args: argparse.Namespace) -> int:

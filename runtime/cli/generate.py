@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         # Opened last: an error before it does not touch the results of an earlier run.
         output = stack.enter_context(open_results(path, args.resume)) if path else sys.stdout
-        if len(lines) == 1 and not args.jsonl and lines[0].request:
-            results = _stream_one(engine, lines[0].request, output)
+        first = lines[0].request
+        if len(lines) == 1 and not args.jsonl and first and first.n == 1:
+            results = _stream_one(engine, first, output)
         else:
             results = _run_all(engine, lines, todo, output, digests if args.jsonl else None)
     errors = [(index, result.error) for index, result in sorted(results.items()) if result.error]
@@ -68,16 +69,31 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
     """The requests of the arguments and of --input; ZweaveError for a wrong one unless --on-error says otherwise."""
     defaults = {
         "expert": parse_expert(args.expert),
+        "n": args.n,
         "max_tokens": args.max_tokens,
         "stop": args.stop,
         "stop_token_ids": args.stop_token_ids,
+        "include_stop_str_in_output": args.include_stop_str_in_output,
+        "min_tokens": args.min_tokens,
+        "bad_words": args.bad_words,
+        "skip_special_tokens": args.skip_special_tokens,
         "add_special_tokens": args.add_special_tokens,
         "escape_special": args.escape_special,
         "logprobs": args.logprobs,
+        "prompt_logprobs": args.prompt_logprobs,
         "kv_reuse": args.kv_reuse,
         "template": args.template,
         "raw": args.raw,
-        "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
+        "sampling": Sampling(
+            args.temperature,
+            args.top_k,
+            args.top_p,
+            args.min_p,
+            args.seed,
+            args.repetition_penalty,
+            args.presence_penalty,
+            args.frequency_penalty,
+        ),
     }
     Request("checks what is the same for all", **defaults)
     for number, prompt in enumerate(args.prompts, 1):
@@ -197,7 +213,12 @@ def _answers(engine: Engine, lines: Sequence[Line], todo: Sequence[int]) -> Iter
 def _shown(line: Line, result: Result) -> str:
     if line.request is None:
         return f"> {line.where}\nerror: {line.error}\n\n"
-    return f"> {shown_prompt(line.request)}\n{result.text}\n\n"
+    answers = (
+        result.text
+        if result.samples is None
+        else "\n\n".join(f"[{index}] {sample.text}" for index, sample in enumerate(result.samples))
+    )
+    return f"> {shown_prompt(line.request)}\n{answers}\n\n"
 
 
 def _print_asked(results: dict[int, Result]) -> None:
@@ -214,7 +235,8 @@ def _print_asked(results: dict[int, Result]) -> None:
 
 def _print_speed(results: dict[int, Result], seconds: float) -> None:
     _print_asked(results)
-    tokens = sum(len(result.token_ids) for result in results.values())
+    answers = [answer for result in results.values() for answer in result.samples or [result]]
+    tokens = sum(len(answer.token_ids) for answer in answers)
     stderr.print(
         f"{len(results)} request{'s' * (len(results) != 1)}, {tokens} tokens in {seconds:.2f} s: "
         f"{tokens / seconds:.0f} tokens/s"

@@ -1,5 +1,6 @@
 """Entry point of the command `zweave`."""
 
+import io
 import os
 import signal
 import sys
@@ -29,9 +30,9 @@ def _plain_warnings() -> Iterator[None]:
 @_plain_warnings()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
-    _open_streams()
     argv = sys.argv[1:] if argv is None else argv
     try:
+        _open_streams()
         # The command's module may load torch, which takes seconds and swallows some of the interrupts meanwhile.
         with _quit_on_interrupt():
             args = make_parser(argv).parse_args(argv)
@@ -73,14 +74,18 @@ def _quit(*_: object) -> None:
 
 
 def _open_streams() -> None:
-    """Replaces closed standard streams, and writes text that a terminal cannot show as escapes."""
+    """Replaces closed standard streams, and writes text that a terminal cannot show as escapes.
+
+    Raises ZweaveError if standard output is closed: Python would drop the results in silence.
+    """
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115 (open as long as the process)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        raise ZweaveError("standard output is closed: send it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -3,12 +3,14 @@
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..checkpoint.checkpoint import resolve_model
+from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.module_name import linear_of
 from ..decomposition.decomposition import Decomposition, decompose
 from ..engine.config import EngineConfig
@@ -16,6 +18,8 @@ from ..experts.certificate import certify
 from ..experts.expert import Expert
 from ..planner.cost_model import cost_model
 from ..planner.delta_formats import STATED_ERROR
+from ..planner.gpu_cost import DEVICES, StepShape
+from ..planner.gpu_report import InvariancePrice, predict_modes, resident_bytes, step_modes
 from ..planner.plan import MatrixPlan, Plan, memory
 from ..planner.planner import plan_for
 from ..planner.report import mode_costs
@@ -23,7 +27,9 @@ from ..planner.report import mode_costs
 
 def run(args: argparse.Namespace) -> int:
     budget = None if args.max_memory is None else int(args.max_memory * (1 << 20))
-    config = EngineConfig(dtype=args.dtype, max_memory=budget, max_error=args.max_error)
+    # The device only says which modes are planned for; none is looked for.
+    device = "cpu" if args.device == "cpu" else "reference"
+    config = EngineConfig(dtype=args.dtype, device=device, max_memory=budget, max_error=args.max_error)
     checkpoint = resolve_model(args.model)
     plan = plan_for(
         checkpoint.config.adapted_shapes(),
@@ -39,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         "shapes": _shapes(args, plan, config),
         "certificates": [],
     }
+    if config.plans_for == "gpu":
+        figures["gpu"] = _gpu(args, checkpoint.config, plan, config)
     if experts:
         decomposition = decompose(checkpoint)
         figures["certificates"] = [
@@ -58,11 +66,11 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
     for module, matrix in plan.items():
         key = (linear_of(module), matrix)
         kinds[key] = kinds.get(key, 0) + 1
-    costs = cost_model(config.torch_dtype)
     rows: list[dict[str, Any]] = []
     measured: dict[MatrixPlan, list[Any]] = {}
     for (name, matrix), count in kinds.items():
-        if args.explain and matrix not in measured:
+        if args.explain and config.plans_for == "cpu" and matrix not in measured:
+            costs = cost_model(config.torch_dtype)
             measured[matrix] = mode_costs(matrix, args.tokens, args.experts, costs, config.torch_dtype)
         base, unlimited = matrix.mode_of(0), matrix.mode_of(matrix.rank)
         rows.append(
@@ -90,6 +98,31 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
             }
         )
     return rows
+
+
+def _gpu(args: argparse.Namespace, model: ModelConfig, plan: Plan, config: EngineConfig) -> dict[str, Any]:
+    """What is resident, the modes of a step, and for each known device what is predicted."""
+    itemsize, shape = config.torch_dtype.itemsize, StepShape(args.tokens, args.context, args.experts)
+    figures: dict[str, Any] = {
+        "resident_bytes": resident_bytes(plan, itemsize),
+        "modes": [mode.name.lower() for mode in step_modes(plan)],
+        "predicted": [],
+        "batch_invariant": [],
+    }
+    for rates in DEVICES:
+        price = InvariancePrice.of(model, itemsize, rates)
+        figures["batch_invariant"].append({"device": rates.name, **asdict(price), "line": price.line(rates)})
+        if args.explain:
+            figures["predicted"] += [
+                {
+                    "device": rates.name,
+                    "mode": one.mode.name.lower(),
+                    "decode_seconds": one.decode,
+                    "prompt_products_seconds": one.prompt,
+                }
+                for one in predict_modes(model, plan, shape, args.context, itemsize, rates)
+            ]
+    return figures
 
 
 def _certificate(
@@ -140,7 +173,9 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
         console.print(
             f"{format}: a delta loses at most {share:g} of its own spectral norm, sigma |z - 1| at its largest"
         )
-    if explain:
+    if "gpu" in figures:
+        _show_gpu(console, figures["gpu"])
+    elif explain:
         _show_modes(console, figures["shapes"])
     for one in figures["certificates"]:
         console.print(
@@ -152,6 +187,26 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
             console.print(
                 f"{one['expert']} would be refused: {one['refused']} matrices keep too few components"
             )
+
+
+def _show_gpu(console: Console, figures: Mapping[str, Any]) -> None:
+    resident = ", ".join(
+        f"{name} {size / (1 << 20):.0f} MiB" for name, size in figures["resident_bytes"].items() if size
+    )
+    console.print(f"resident on a GPU: {resident}; leading components are views of U and V")
+    console.print(
+        f"a step takes the first of these modes that serves every slot: {', '.join(figures['modes'])}"
+    )
+    if figures["predicted"]:
+        table = Table(
+            "device", "mode", "ms a decode step", "ms of a prompt's products", title="predicted, not measured"
+        )
+        for one in figures["predicted"]:
+            seconds = one["decode_seconds"], one["prompt_products_seconds"]
+            table.add_row(one["device"], one["mode"], *(f"{1e3 * value:.3f}" for value in seconds))
+        console.print(table)
+    for price in figures["batch_invariant"]:
+        console.print(price["line"])
 
 
 def _show_modes(console: Console, shapes: list[dict[str, Any]]) -> None:

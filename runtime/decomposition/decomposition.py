@@ -175,6 +175,9 @@ def _make(
         write_index(unfinished, digest, {module: matrices[module] for module in shapes})
         flush(unfinished)
         _publish(unfinished, target)
+    if device.type == "cuda":
+        # What PyTorch keeps of freed memory would be missing where a server asks what the device has left.
+        torch.cuda.empty_cache()
 
 
 def _on_cores(

@@ -47,7 +47,7 @@ class Solver:
         need = working_bytes((rows, columns)) / (1 << 30)
         return ZweaveError(
             f"{self.device} is out of memory: {rows} x {columns} takes about {need:.1f} GiB there; "
-            "free some, or use device='cpu'"
+            "free some, or decompose the model on the CPU before: `zweave decompose MODEL`, device='cpu'"
         )
 
 

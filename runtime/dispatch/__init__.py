@@ -2,7 +2,7 @@
 
 import warnings
 
-from ..dispatcher import Dispatch, Dispatcher, Probe, Prompt, ReadScores, ReadState
+from ..dispatcher import Dispatch, Dispatcher, Probe, Prompt, ReadScores, ReadState, StateClassifier
 from .early_classifier import EarlyClassifier
 from .file import load_dispatcher
 from .fixed import FixedDispatcher, few_shot
@@ -22,6 +22,7 @@ __all__ = [
     "ReadScores",
     "ReadState",
     "Routes",
+    "StateClassifier",
     "few_shot",
     "load_dispatcher",
 ]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,13 @@ class EarlyClassifier:
         if self.open_set is None:
             return probabilities
         unknown = self.open_set.unknown(states)[:, None]
-        other = torch.tensor([label == OTHER for label in self.labels])
+        other = torch.arange(len(self.labels), device=states.device) == self.labels.index(OTHER)
         return (1 - unknown) * probabilities + unknown * other
+
+    def to(self, device: torch.device) -> "EarlyClassifier":
+        """The same with its tensors on a device."""
+        open_set = None if self.open_set is None else self.open_set.to(device)
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device), open_set=open_set)
 
     def classify(self, engine: Engine, texts: Sequence[Sequence[int]]) -> list[str]:
         """The likeliest label of each prompt, given as its token ids before the assistant's header."""

@@ -10,7 +10,7 @@ from ..dispatcher import Dispatch, Prompt, RenamedLook
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.expert import Expert
-from ..experts.mixture import ExpertChoice
+from ..experts.mixture import ExpertChoice, check_name
 
 
 class FixedDispatcher(RenamedLook):
@@ -37,10 +37,16 @@ def few_shot(engine: Engine, path: Path) -> FixedDispatcher:
     The label is the task, the confidence the share of its samples that the mixture answers rightly.
     Raises ZweaveError for a file that no search wrote.
     """
+    found = search_result(path)
+    engine.load_expert(path.stem, path)
+    return found
+
+
+def search_result(path: Path) -> FixedDispatcher:
+    """The dispatcher of `few_shot`, whose expert is not loaded yet; ZweaveError for a file that no search wrote."""
     record: Any = Expert.load(path).training.get("search")
     try:
         task, share = str(record["task"]), float(record["share"])
     except (TypeError, KeyError, ValueError):
         raise ZweaveError(f"{path} is not a mixture of `zweave expert search`") from None
-    engine.load_expert(path.stem, path)
-    return FixedDispatcher(path.stem, task, share)
+    return FixedDispatcher(check_name(path.stem), task, share)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..dispatcher import Dispatch, Prompt, ReadState, RenamedLook
 from ..errors import ZweaveError
 from .early_classifier import EarlyClassifier
+from .routed_classifier import RoutedClassifier
 from .routes import Routes
 
 
@@ -27,10 +28,16 @@ class HiddenDispatcher(RenamedLook):
                 raise ZweaveError(f"the classifier has no label {label!r}: its labels are {known}")
         self.classifier = classifier
         self.routes = routes
-        self._probe = ReadState(classifier.layer, routes.candidates)
+        self._probe = ReadState(classifier.layer, routes.candidates, self._choice_on_a_device())
 
     def probe(self, prompt: Prompt) -> ReadState:
         return self._probe
+
+    def _choice_on_a_device(self) -> RoutedClassifier | None:
+        """What `choose` does, in operations on tensors; None if it is more than the likeliest label's route."""
+        is_own = type(self).choose is HiddenDispatcher.choose  # a subclass may choose otherwise
+        is_plain = not self.routes.soft and len(set(self.classifier.labels)) == len(self.classifier.labels)
+        return RoutedClassifier(self.classifier, self.routes) if is_own and is_plain else None
 
     def choose(self, prompt: Prompt, evidence: Sequence[float] | Tensor | None) -> Dispatch:
         assert isinstance(evidence, Tensor)

@@ -74,6 +74,10 @@ class OpenSet:
         found = cls(centers.float(), scale.float(), directions.float(), variances.float(), torch.ones(1))
         return replace(found, limit=found.distances(validation).max().clamp(min=1e-6)[None])
 
+    def to(self, device: torch.device) -> "OpenSet":
+        """The same on a device."""
+        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
     def distances(self, states: Tensor) -> Tensor:
         """d / limit of each state, [prompts] float32. states: [prompts, hidden] float32."""
         # Not matrix products, whose rows may depend on how many there are: a prompt's distance must not.

@@ -46,13 +46,13 @@ class AsyncEngine:
 
     async def generate(self, request: Request) -> Result:
         """Answers one request; many may run at once and share the engine's batches."""
-        async for delta in self.stream(request):
-            if delta.result is not None:
-                return delta.result
-        raise ZweaveError("the engine stopped before the request was done")
+        answers = {
+            delta.sample: delta.result async for delta in self.stream(request) if delta.result is not None
+        }
+        return Result.of_samples([answers[sample] for sample in sorted(answers)])
 
     async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Yields what each step adds to the answer; leaving the loop early cancels the request."""
+        """Yields what each step adds to the answer, or the answers; leaving the loop early cancels the request."""
         deltas = await self.submit(request)
         try:
             async for delta in deltas:
@@ -78,10 +78,10 @@ class AsyncEngine:
 
         def cancel() -> None:
             for request_id in request_ids:
-                if self._streams.pop(request_id, None) is not None:
-                    self.engine.cancel(request_id)
+                self._streams.pop(request_id, None)
+                self.engine.cancel(request_id)
 
-        stream = DeltaStream(asyncio.get_running_loop(), lambda: self._submit(cancel))
+        stream = DeltaStream(request.n, asyncio.get_running_loop(), lambda: self._submit(cancel))
         if not self._submit(add):
             raise ZweaveError("the engine is closed: make a new AsyncEngine")
         try:
@@ -139,8 +139,6 @@ class AsyncEngine:
         items = []
         for delta in deltas:
             stream = self._streams.get(delta.request_id)
-            if delta.result is not None:
-                self._streams.pop(delta.request_id, None)
             if stream is not None:
                 items.append((stream, delta))
         _deliver(items)

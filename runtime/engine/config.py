@@ -53,6 +53,8 @@ class EngineConfig:
     batch_invariant: a token's mode follows from its own slot and this configuration alone, so that its result
         is the same bit for bit whatever shares the batch. False lets the planner look at the batch, and
         merge the weights of experts in steady use. None: True on a CPU, False on a GPU, where it costs time.
+    dependent_launches: on a GPU of compute capability 9.0 or newer a kernel starts while the one before it still ends,
+        and fetches weights meanwhile. Results are the same. Off until it is measured.
     merge_memory: bytes for merged weights, 0 for none; needs batch_invariant=False and a CPU.
     dispatch_timeout: seconds after which a call of a blocking dispatcher fails.
     on_dispatch_error: what happens if a request's dispatcher raises, takes too long or names an unknown expert:
@@ -71,6 +73,7 @@ class EngineConfig:
     max_memory: int | None = None
     max_error: float = 0.0
     batch_invariant: bool = _FILLED_IN
+    dependent_launches: bool = False
     merge_memory: int = 0
     dispatch_timeout: float = 10.0
     on_dispatch_error: Literal["base", "error"] = "error"
@@ -119,7 +122,7 @@ class EngineConfig:
         error = self.max_error
         if not (is_number(error) and 0 <= error < 1):
             raise ZweaveError(f"max_error must be a share from 0 to below 1, not {error!r}")
-        for name in ("batch_invariant", "prefix_cache"):
+        for name in ("batch_invariant", "dependent_launches", "prefix_cache"):
             check_flag(name, getattr(self, name))
         if self.merge_memory and self.plans_for != "cpu":
             raise ZweaveError("merge_memory is for device='cpu'")

@@ -8,16 +8,20 @@ from ..request import Delta
 
 
 class DeltaStream:
-    """An asynchronous iterator over what each step adds to one answer; closing it early cancels the request.
+    """An asynchronous iterator over what each step adds to a request's answers; closing it early cancels the request.
 
+    num_answers: of the request.
     loop: the event loop of the coroutine that reads it. All but the constructor is called there.
     on_close: called once, when nobody reads any more.
     accepted: done when the engine has taken the request up, or refused it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_close: Callable[[], object]) -> None:
+    def __init__(
+        self, num_answers: int, loop: asyncio.AbstractEventLoop, on_close: Callable[[], object]
+    ) -> None:
         self.loop = loop
         self.accepted: asyncio.Future[None] = loop.create_future()
+        self._num_unfinished = num_answers
         self._on_close = on_close
         self._items: deque[Delta | BaseException] = deque()
         self._wakeup: asyncio.Future[None] | None = None
@@ -48,7 +52,8 @@ class DeltaStream:
         if isinstance(item, BaseException):
             self.close()
             raise item
-        if item.result is not None:
+        self._num_unfinished -= item.result is not None
+        if not self._num_unfinished:
             self.close()
         return item
 

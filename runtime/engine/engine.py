@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from typing import Literal, TypeAlias
 
@@ -71,6 +71,9 @@ class Engine:
         self._runner = parts.runner
         self._output_processor = parts.output_processor
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
+        self._num_steps = 0
+        self._num_decode_steps = 0
+        self._wait_seconds = 0.0
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
@@ -131,12 +134,16 @@ class Engine:
                         f"request {index}: {error}" if len(listed) > 1 else str(error)
                     ) from None
                 yield index, Result.refused(request, str(error))
+        answers: dict[int, dict[int, Result]] = {index: {} for index in prepared}
         for index, delta in self._serve(prepared):
             if delta.result is not None:
-                yield index, delta.result
+                found = answers[index]
+                found[delta.sample] = delta.result
+                if len(found) == listed[index].n:
+                    yield index, Result.of_samples([found[sample] for sample in sorted(found)])
 
     def stream(self, request: Request) -> Iterator[Delta]:
-        """Yields what each step adds to the answer; leaving the loop early cancels the request."""
+        """Yields what each step adds to the request's answer, or its answers; leaving the loop early cancels it."""
         for _, delta in self._serve({0: self._prepare(request)}):
             yield delta
 
@@ -172,9 +179,14 @@ class Engine:
         return self._output_processor.has_work
 
     def stats(self) -> EngineStats:
-        """What was computed and reused so far, and how full the cache is."""
+        """What was computed and reused so far, how full the cache is, and how many steps that took."""
         self.guard.check_process()
-        return self._scheduler.stats()
+        return replace(
+            self._scheduler.stats(),
+            steps=self._num_steps,
+            decode_steps=self._num_decode_steps,
+            wait_seconds=self._wait_seconds,
+        )
 
     def step(self) -> list[Delta]:
         """Computes one batch and returns what it added to each request that it touched.
@@ -224,6 +236,8 @@ class Engine:
             start = time.perf_counter()
             step = self._runner.launch(chunks)
             self._launched.append((step, self._spans(step.chunks), start))
+            self._num_steps += 1
+            self._num_decode_steps += all(chunk.count == 1 for chunk in chunks)
         except BaseException:
             for chunk in chunks:
                 chunk.sequence.withdraw(chunk.count, chunk.complete)
@@ -234,6 +248,9 @@ class Engine:
         landed = 0
         while len(self._launched) > in_flight:
             step, spans, start = self._launched[0]
+            before = time.perf_counter()
+            step.wait()
+            self._wait_seconds += time.perf_counter() - before
             for output in step.outputs():
                 self._output_processor.process(output)
             self._launched.popleft()
@@ -254,7 +271,7 @@ class Engine:
         Others may call between two deltas.
         """
         indices = {sequence.request_id: index for index, sequence in prepared.items()}
-        unfinished = set(indices)
+        unfinished = {sequence.request_id: sequence.request.n for sequence in prepared.values()}
         try:
             with self.guard.exclusive():
                 for sequence in prepared.values():
@@ -262,7 +279,9 @@ class Engine:
             while unfinished:
                 for delta in self._next_deltas(indices):
                     if delta.result is not None:
-                        unfinished.discard(delta.request_id)
+                        unfinished[delta.request_id] -= 1
+                        if not unfinished[delta.request_id]:
+                            del unfinished[delta.request_id]
                     yield indices[delta.request_id], delta
         finally:
             if unfinished:
@@ -294,9 +313,11 @@ class Engine:
 
     def _queue(self, sequence: Sequence) -> int:
         dispatcher = self._dispatcher_of(sequence.request)
-        self._output_processor.add(sequence)
-        if dispatcher is None:
-            self._scheduler.add(sequence)
-        else:
-            self._first_passes.add(sequence, dispatcher)
+        others = self._input_processor.further(sequence)
+        for answer in (sequence, *others):
+            self._output_processor.add(answer)
+            if dispatcher is None:
+                self._scheduler.add(answer)
+        if dispatcher is not None:
+            self._first_passes.add(sequence, dispatcher, others)
         return sequence.request_id

@@ -21,6 +21,7 @@ from .gpu.build import gpu_runner
 from .input_processor import InputProcessor
 from .model_runner import ModelRunner
 from .output_processor import OutputProcessor
+from .state_reading import StateReading
 from .step import Runner
 
 
@@ -39,9 +40,9 @@ class EngineParts:
 
 
 def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
-    """Loads a model, decomposes it if that was never done, and makes the parts that serve it."""
+    """Loads a model, decomposes it on its device if that was never done, and makes the parts that serve it."""
     checkpoint = resolve_model(model)
-    decomposition = decompose(checkpoint)
+    decomposition = decompose(checkpoint, device=str(config.torch_device))
     tokenizer = Tokenizer(checkpoint.directory)
     shapes = checkpoint.config.adapted_shapes()
     plan = plan_for(
@@ -65,7 +66,9 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         runner.max_length,
         is_cache_limit=runner.max_length < (config.max_model_len or checkpoint.config.default_max_model_len),
     )
-    first_passes = FirstPassManager(config, input_processor, scheduler, bank, checkpoint.config.num_layers)
+    width = None if config.plans_for == "cpu" else checkpoint.config.hidden_size
+    reading = StateReading(bank, checkpoint.config.num_layers, width)
+    first_passes = FirstPassManager(config, input_processor, scheduler, bank, reading)
     return EngineParts(
         tokenizer=tokenizer,
         bank=bank,

@@ -7,24 +7,25 @@ from functools import partial
 
 from torch import Tensor
 
-from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, probe_method
+from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, StateClassifier, probe_method
 from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
 from ..experts.mixture import Mixture
 from ..request import Request
-from ..scheduler.pooling import Pooling
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .call_pool import CallPool, PendingCall
 from .config import EngineConfig
 from .input_processor import InputProcessor
+from .state_reading import StateReading
 
 
 @dataclass(slots=True, eq=False)
 class FirstPass:
     """A request that waits for its expert.
 
-    sequence: the request's own.
+    sequence: the request's own, that of its first answer.
+    others: those of the further answers, which begin when the expert is chosen.
     prompt: what the dispatcher sees of it.
     started: seconds of `time.perf_counter` when the request was taken up.
     score_sequence: another sequence, computed for its scores; None if the dispatcher asked for none, or it is done.
@@ -35,6 +36,7 @@ class FirstPass:
     dispatcher: Dispatcher
     prompt: Prompt
     started: float
+    others: Seq[Sequence] = ()
     score_sequence: Sequence | None = None
     num_tokens: int = 0
 
@@ -44,7 +46,8 @@ class FirstPassManager:
 
     Both kinds of probe are ordinary sequences of the scheduler. One that reads scores is a sequence of its own; it
     takes the request's id, and so its place in line, and has ended before the request's sequence starts. So the two
-    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on.
+    are told apart by identity, not by id. One that reads states is the request's sequence itself, which then goes on;
+    where the device chooses (scheduler/choice.py), without a stop.
     """
 
     def __init__(
@@ -53,25 +56,28 @@ class FirstPassManager:
         input_processor: InputProcessor,
         scheduler: Scheduler,
         bank: Bank,
-        layers: int,
+        reading: StateReading,
     ) -> None:
         self._config = config
         self._input_processor = input_processor
         self._scheduler = scheduler
         self._bank = bank
-        self._layers = layers
+        self._reading = reading
         self._passes: dict[int, FirstPass] = {}
         self._calls: CallPool[FirstPass] = CallPool(config.dispatch_timeout)
 
-    def add(self, sequence: Sequence, dispatcher: Dispatcher) -> None:
-        """Starts the first pass of a sequence that is not in the scheduler yet."""
+    def add(self, sequence: Sequence, dispatcher: Dispatcher, others: Seq[Sequence] = ()) -> None:
+        """Starts the first pass of a sequence that is not in the scheduler yet.
+
+        others: those of further answers to the request.
+        """
         tokenizer = self._input_processor.tokenizer
         prompt = Prompt(
             tuple(sequence.token_ids),
             tokenizer.after_prompt_start(sequence.token_ids),
             tokenizer,
         )
-        first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter())
+        first_pass = FirstPass(sequence, dispatcher, prompt, time.perf_counter(), others)
         self._passes[sequence.request_id] = first_pass
         self._call(first_pass, partial(_probe, dispatcher, prompt))
 
@@ -91,7 +97,7 @@ class FirstPassManager:
             for call in calls:
                 reason = self._on_call_done(call)
                 if reason is not None:
-                    failed.append((call.owner.sequence, reason))
+                    failed += [(sequence, reason) for sequence in (call.owner.sequence, *call.owner.others)]
         return failed
 
     def wait(self, seconds: float) -> None:
@@ -132,6 +138,22 @@ class FirstPassManager:
             # Others can run while the dispatcher takes its time.
             self._scheduler.remove(sequence)
 
+    def on_chosen(self, sequence: Sequence, slot: int, probabilities: Seq[float]) -> str | None:
+        """Called when a choice of the device lands; returns the reason if the request fails."""
+        first_pass, choice = self._passes[sequence.request_id], sequence.choice
+        assert choice is not None
+        call = PendingCall(first_pass, partial(_report, choice.classifier, probabilities), blocking=False)
+        call.run()
+        chosen = call.result
+        dispatch = chosen if isinstance(chosen, Dispatch) else Dispatch(confidence=0.0, error=call.error)
+        sequence.dispatch = replace(dispatch, seconds=time.perf_counter() - first_pass.started)
+        mixture = choice.mixture_in(slot) or self._bank.resolve(None)
+        adapted_from = self._input_processor.adapted_from(mixture, sequence.token_ids)
+        self._scheduler.settle(sequence, mixture, adapted_from, slot)
+        del self._passes[sequence.request_id]
+        base_answers = self._config.on_dispatch_error == "base" and slot == 0
+        return None if base_answers else dispatch.error
+
     def _on_call_done(self, call: PendingCall[FirstPass]) -> str | None:
         """Schedules the probe or binds the choice that a call returned; returns the reason if the request fails."""
         first_pass = call.owner
@@ -163,53 +185,18 @@ class FirstPassManager:
             self._choose(first_pass, None)
         elif isinstance(probe, ReadScores):
             request = Request(
-                probe.tokens, expert=probe.expert, max_tokens=1, salt=sequence.request.salt, score=probe.score
+                probe.tokens,
+                expert=probe.expert,
+                max_tokens=1,
+                salt=sequence.request.salt,
+                score=probe.score,
+                priority=sequence.request.priority,
             )
             first_pass.score_sequence = self._input_processor.process(request, sequence.request_id)
             self._scheduler.add(first_pass.score_sequence)
         elif isinstance(probe, ReadState):
-            if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
-                raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {probe.layer!r}")
-            sequence.pooling = self._pooling(first_pass, probe)
+            self._reading.begin(sequence, first_pass.prompt, probe, _is_blocking(first_pass.dispatcher))
             self._scheduler.add(sequence)
-
-    def _pooling(self, first_pass: FirstPass, probe: ReadState) -> Pooling:
-        """How much of the prompt is computed to pool its states, before the expert is known.
-
-        What the answer can use of it depends on the experts that may be chosen:
-
-        answer's prompt                       dispatcher       computed up to
-        ------------------------------------  ---------------  -----------------------------------------------------
-        may be the base model's: no expert,   returns at once  the probed layer; the answer's pass resumes there
-          an "after_prompt" one, or           blocks           the top: the answer needs all layers, and the
-          kv_reuse="approximate"                               dispatcher takes its time
-        is an expert's in any case            either           the lowest layer that an expert adapts, where the
-                                                               answer's pass resumes; at least the probed layer
-        """
-        experts = self._candidates(probe)
-        approximate = first_pass.sequence.request.kv_reuse == "approximate"
-        reusable = approximate or not experts or any(expert.scope == "after_prompt" for expert in experts)
-        exit_layer: int | None
-        if not reusable:
-            exit_layer = max(probe.layer, min(expert.first_layer for expert in experts))
-        elif _is_blocking(first_pass.dispatcher):
-            exit_layer = None
-        else:
-            exit_layer = probe.layer
-        num_pooled = max(1, first_pass.prompt.text_end)
-        return Pooling(probe.layer, num_pooled, exit_layer, prompt_kv_reusable=reusable)
-
-    def _candidates(self, probe: ReadState) -> list[ResolvedMixture]:
-        """The mixtures of experts that may be chosen: the base model left out, and those that cannot be found."""
-        experts = []
-        for choice in probe.candidates:
-            try:
-                mixture = self._bank.resolve(Mixture.parse(choice))
-            except ZweaveError:  # reported if it is chosen
-                continue
-            if mixture.parts:
-                experts.append(mixture)
-        return experts
 
     def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
         """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
@@ -234,6 +221,10 @@ class FirstPassManager:
         is_kept |= keeps_running and pooling is not None
         seconds = time.perf_counter() - first_pass.started
         sequence.dispatch = replace(dispatch, tokens=0 if is_kept else first_pass.num_tokens, seconds=seconds)
+        for other, fresh in zip(first_pass.others, self._input_processor.further(sequence), strict=True):
+            other.take_prompt(fresh)
+            other.dispatch = sequence.dispatch
+            self._scheduler.bind(other, mixture, adapted_from)
 
     def _in_own_words(self, sequence: Sequence, mixture: ResolvedMixture) -> Sequence | None:
         """The request as the chosen expert is asked, if that has words of its own and the prompt is a bare text."""
@@ -248,7 +239,8 @@ class FirstPassManager:
         if self._config.on_dispatch_error == "base":
             self._bind_choice(first_pass, dispatch)
             return None
-        first_pass.sequence.dispatch = dispatch
+        for sequence in (first_pass.sequence, *first_pass.others):
+            sequence.dispatch = dispatch
         return reason
 
 
@@ -269,7 +261,14 @@ def _probe(dispatcher: Dispatcher, prompt: Prompt) -> object:
 
 
 def _choose(dispatcher: Dispatcher, prompt: Prompt, evidence: Seq[float] | Tensor | None) -> object:
-    choice = dispatcher.choose(prompt, evidence)
+    return _checked(dispatcher.choose(prompt, evidence))
+
+
+def _report(classifier: StateClassifier, probabilities: Seq[float]) -> object:
+    return _checked(classifier.dispatch(probabilities))
+
+
+def _checked(choice: object) -> Dispatch:
     if not isinstance(choice, Dispatch):
         raise ZweaveError(f"the dispatcher chooses {type(choice).__name__}: it must be zweave.Dispatch")
     return choice

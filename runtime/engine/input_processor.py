@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from itertools import count
 
-from ..errors import ZweaveError
+from ..errors import ZweaveError, shortened
 from ..experts.bank import Bank, ResolvedMixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
@@ -11,6 +11,7 @@ from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
+from .logits_edits import edits_of
 from .own_words import in_own_words
 
 
@@ -50,6 +51,7 @@ class InputProcessor:
         self._check_ids(tokens)
         self._check_ids(request.score)
         self._check_ids(request.stop_token_ids or ())
+        self._check_ids([*(request.sampling.logit_bias or ())])
         if not tokens:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self._max_length:
@@ -61,9 +63,29 @@ class InputProcessor:
             token_ids=tokens,
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
-            text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
+            text=self._text(request, tokens),
+            edits=edits_of(request, tokens, self.tokenizer),
             asked=asked,
         )
+
+    def further(self, sequence: Sequence) -> list[Sequence]:
+        """The sequences of the further answers to a request, by that of the first."""
+        request, tokens = sequence.request, sequence.token_ids[: sequence.num_prompt_tokens]
+        return [
+            Sequence(
+                request_id=sequence.request_id,
+                request=request,
+                mixture=sequence.mixture,
+                token_ids=[*tokens],
+                adapted_from=sequence.adapted_from,
+                max_length=sequence.max_length,
+                text=self._text(request, tokens),
+                edits=edits_of(request, tokens, self.tokenizer),
+                sample=sample,
+                asked=sequence.asked,
+            )
+            for sample in range(1, request.n)
+        ]
 
     def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
         """Position of the first token that a mixture acts on."""
@@ -81,6 +103,11 @@ class InputProcessor:
             f"the prompt has {count} tokens, and this model takes at most {most}: shorten it, or give the engine "
             f"max_model_len (--max-model-len) of more than {count}"
         )
+
+    def _text(self, request: Request, tokens: Seq[int]) -> StopChecker:
+        detokenizer = IncrementalDetokenizer(self.tokenizer, tokens, request.skip_special_tokens)
+        shows_stop = request.include_stop_str_in_output
+        return StopChecker(detokenizer, request.stop_strings, request.min_tokens, shows_stop)
 
     def _template(self, request: Request, mixture: ResolvedMixture) -> PromptTemplate | None:
         """The prompt template that a request names, or else its expert's."""
@@ -103,5 +130,5 @@ class InputProcessor:
         for token in tokens:
             if not (is_integer(token) and 0 <= token < self._vocab_size):
                 raise ZweaveError(
-                    f"token ids must be integers from 0 to {self._vocab_size - 1}, not {token!r}"
+                    f"token ids must be integers from 0 to {self._vocab_size - 1}, not {shortened(token)}"
                 )

@@ -23,6 +23,7 @@ from ..planner.cost_model import cost_model
 from ..planner.plan import Plan
 from ..scheduler.chunk import Chunk
 from .config import EngineConfig
+from .prompt_logprobs import prompt_logprobs
 from .sampler import sample
 from .step import ChunkOutput, LaunchedStep, SampledToken
 from .step_arrays import StepArrays, capture_schedule, layer_schedule, row_ranges
@@ -72,7 +73,7 @@ class ModelRunner:
         """Computes chunks as one batch, in an order of its own."""
         ordered = sorted(chunks, key=self._batch_order)
         output = self.model.forward(self._apply_batch_plan(self.prepare(ordered)))
-        return LaunchedStep(ordered, _output_of(ordered, output))
+        return LaunchedStep(ordered, _output_of(ordered, output, self.model.logits_of))
 
     def prepare(self, chunks: Seq[Chunk]) -> Batch:
         """The tensors of chunks in the order given, which must be one that LayerSchedule allows."""
@@ -109,7 +110,9 @@ class ModelRunner:
         return replace(batch, meta=replace(batch.meta, all_factored=True))
 
 
-def _output_of(chunks: Seq[Chunk], output: ModelOutput) -> Callable[[int], ChunkOutput]:
+def _output_of(
+    chunks: Seq[Chunk], output: ModelOutput, logits_of: Callable[[Tensor], Tensor]
+) -> Callable[[int], ChunkOutput]:
     """Gives the output of each chunk by its index; a token is sampled when it is asked for."""
     greedy_ids, is_finite = (values.tolist() for values in greedy(output.logits))
     complete = {chunk: row for row, chunk in enumerate(chunk for chunk in chunks if chunk.complete)}
@@ -118,15 +121,15 @@ def _output_of(chunks: Seq[Chunk], output: ModelOutput) -> Callable[[int], Chunk
     def sampled(chunk: Chunk) -> SampledToken | None:
         if chunk not in complete:
             return None
-        row, sequence = complete[chunk], chunk.sequence
-        logits = output.logits[row]
-        return sample(
-            logits, greedy_ids[row], is_finite[row], sequence.request, sequence.seed, chunk.num_generated
-        )
+        row = complete[chunk]
+        return sample(output.logits[row], greedy_ids[row], is_finite[row], chunk)
 
     def output_of(index: int) -> ChunkOutput:
         chunk, (first, last) = chunks[index], ranges[index]
         states = {layer: output.states[StateCapture(layer, first, last)] for layer in chunk.capture_layers}
-        return ChunkOutput(chunk, sampled(chunk), states)
+        of_prompt = (
+            [] if chunk.top_layer is None else prompt_logprobs(chunk, states[chunk.top_layer], logits_of)
+        )
+        return ChunkOutput(chunk, sampled(chunk), states, prompt_logprobs=of_prompt)
 
     return output_of

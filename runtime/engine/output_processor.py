@@ -8,8 +8,9 @@ from ..scheduler.chunk import Chunk
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
-from .step import ChunkOutput, SampledToken
+from .step import ChosenSlot, ChunkOutput, SampledToken
 
+_NO_TOKEN_LEFT = "the request excludes every token, or the model's logits are not finite"
 _NOT_FINITE = (
     "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
 )
@@ -27,7 +28,7 @@ class OutputProcessor:
         self._scheduler = scheduler
         self._first_passes = first_passes
         self._eos_ids = eos_ids
-        self._sequences: dict[int, Sequence] = {}
+        self._sequences: dict[int, list[Sequence]] = {}
         self._deltas: list[Delta] = []
 
     @property
@@ -36,8 +37,8 @@ class OutputProcessor:
         return bool(self._sequences or self._deltas)
 
     def add(self, sequence: Sequence) -> None:
-        """Takes note of a new request."""
-        self._sequences[sequence.request_id] = sequence
+        """Takes note of a new request, or of a further answer to one."""
+        self._sequences.setdefault(sequence.request_id, []).append(sequence)
 
     def take_deltas(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """Hands undelivered deltas out: those of some requests, or all."""
@@ -49,8 +50,7 @@ class OutputProcessor:
 
     def cancel(self, request_id: int) -> None:
         """Ends a request with the text so far; unknown ids are ignored."""
-        sequence = self._sequences.get(request_id)
-        if sequence is not None:
+        for sequence in [*self._sequences.get(request_id, ())]:
             self._finish(sequence, sequence.text.finish(), [], "cancelled")
 
     def fail(self, sequence: Sequence, error: str) -> None:
@@ -68,12 +68,18 @@ class OutputProcessor:
         if sequence.in_flight and chunk.start == sequence.landed_position:
             for layer in chunk.cache_layers:
                 sequence.cache_states(layer, chunk.start, output.states[layer])
-            if sequence.pooling is not None:
+            if output.prompt_logprobs:
+                sequence.add_prompt_logprobs(chunk.start + 1, output.prompt_logprobs)
+            reason = self._settle(sequence, output.chosen)
+            if reason is not None:
+                self._finish(sequence, "", [], "error", reason)
+            elif sequence.pooling is not None:
                 self._pool_states(output)
             elif output.sampled is None:
                 sequence.land(chunk.count, chunk.complete)
             elif not output.sampled.is_finite:
-                self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
+                reason = _NO_TOKEN_LEFT if sequence.edits else _NOT_FINITE
+                self._finish(sequence, sequence.text.finish(), [], "error", reason)
             else:
                 text, token_ids = self._append_token(chunk, output.sampled)
         if sequence.ended is not None:
@@ -81,6 +87,12 @@ class OutputProcessor:
             self._finish(sequence, text, token_ids, reason)
         elif token_ids:
             self._deltas.append(_delta(sequence, text, token_ids))
+
+    def _settle(self, sequence: Sequence, chosen: ChosenSlot | None) -> str | None:
+        """Takes in the expert that the device has chosen; returns the reason if the request fails."""
+        if chosen is None or sequence.choice is None:
+            return None
+        return self._first_passes.on_chosen(sequence, chosen.slot, chosen.probabilities)
 
     def _pool_states(self, output: ChunkOutput) -> None:
         """Adds a chunk's states to the mean that a first pass wants."""
@@ -121,12 +133,19 @@ class OutputProcessor:
         if self._first_passes.on_scored(sequence, error):
             return
         self._first_passes.remove(sequence)
-        self._sequences.pop(sequence.request_id, None)
+        self._forget(sequence)
         self._deltas.append(_delta(sequence, text, token_ids, sequence.result(reason, error)))
+
+    def _forget(self, sequence: Sequence) -> None:
+        answers = self._sequences.get(sequence.request_id, [])
+        if sequence in answers:
+            answers.remove(sequence)
+        if not answers:
+            self._sequences.pop(sequence.request_id, None)
 
 
 def _delta(sequence: Sequence, text: str, token_ids: list[int], result: Result | None = None) -> Delta:
     logprobs = None
     if sequence.request.logprobs is not None:
         logprobs = sequence.logprobs[len(sequence.logprobs) - len(token_ids) :]
-    return Delta(sequence.request_id, text, token_ids, result, logprobs)
+    return Delta(sequence.request_id, text, token_ids, result, sequence.sample, logprobs)

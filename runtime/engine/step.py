@@ -19,7 +19,8 @@ from ..scheduler.chunk import Chunk
 class SampledToken:
     """The next token of a sequence.
 
-    is_finite: whether all its logits are finite, and not all the same; if not, the token means nothing
+    is_finite: whether all its logits are finite, and not all the same, and edits left one that is; if not, the token
+        means nothing
     logprob: if the request asks for log-probabilities
     scores: log-probabilities of the request's `score` tokens, with its first token
     """
@@ -31,18 +32,38 @@ class SampledToken:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenSlot:
+    """What a device has chosen for a sequence.
+
+    slot: of the chosen expert, 0 for the base model
+    probabilities: of the classifier's labels
+    """
+
+    slot: int
+    probabilities: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkOutput:
     """What was computed for a chunk.
 
     sampled: None unless the chunk is complete, i.e. reaches the end of its sequence
     states: [tokens, hidden] float32 for each layer whose input states the chunk asks for
+    prompt_logprobs: of the chunk's `prompt_targets`
     pooled: [hidden] float64, on the host, the sum of those that a first pass pools; None if they are to be added here
+    chosen: if the device has chosen the sequence's expert by them
     """
 
     chunk: Chunk
     sampled: SampledToken | None
     states: Mapping[int, Tensor]
     pooled: Tensor | None = None
+    chosen: ChosenSlot | None = None
+    prompt_logprobs: Seq[TokenLogprob] = ()
+
+
+def _no_wait() -> None:
+    """Of a step that was computed when it was launched."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,11 +72,13 @@ class LaunchedStep:
 
     chunks: in the order of the batch
     output_of: the output of the chunk of an index, once it is there
+    wait: returns when the outputs are there
     num_taken: outputs that were taken in
     """
 
     chunks: Seq[Chunk]
     output_of: Callable[[int], ChunkOutput]
+    wait: Callable[[], object] = _no_wait
     num_taken: int = 0
 
     def outputs(self) -> Iterator[ChunkOutput]:

@@ -1,5 +1,6 @@
 """Chunks as the arrays of one step, a row a token, and as a schedule of layers."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate
@@ -7,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from ..model.layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture
+from ..model.layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture, StatePooling
 from ..scheduler.chunk import Chunk
 
 
@@ -17,7 +18,7 @@ class StepArrays:
 
     token_ids: [T] int64; -1 for one that is sampled by a step in flight
     chunk: [T] int32, index of the token's chunk
-    slot: [T] int32, row of the expert tables, 0 for the base model
+    slot: [T] int32, row of the expert tables, 0 for the base model, or the place of one that the device chooses
     position: [T] int32, position in the sequence
     kv_index: [T] int64, cache position where the token's key and value go
     block_table: [chunks, n] int32, cache blocks of each chunk's sequence; unused entries are 0
@@ -77,7 +78,27 @@ def layer_schedule(chunks: Seq[Chunk], num_layers: int) -> LayerSchedule:
         captures += [StateCapture(layer, first, last) for layer in chunk.capture_layers]
         if exit_layer is not None:
             exits.append(LayerExit(exit_layer, first))
-    return LayerSchedule.of(num_layers, ranges[-1][1], entries, captures, exits)
+    return LayerSchedule.of(num_layers, ranges[-1][1], entries, captures, exits, _state_pooling(chunks))
+
+
+def _state_pooling(chunks: Seq[Chunk]) -> StatePooling | None:
+    """Where the states are pooled by which a device chooses, if there are such."""
+    layers = {
+        chunk.sequence.choice.pooling.layer for chunk in chunks if chunk.sequence.choice and chunk.pools
+    }
+    if not layers:
+        return None
+    (layer,) = layers
+    late = late_chunks(chunks)
+    starts = [first for chunk, (first, _) in zip(chunks, row_ranges(chunks), strict=True) if chunk in late]
+    return StatePooling(layer, min(starts, default=sum(chunk.count for chunk in chunks)))
+
+
+def late_chunks(chunks: Iterable[Chunk]) -> set[Chunk]:
+    """The chunks whose expert is chosen in the same step, by the states of an earlier chunk of their sequence."""
+    listed = list(chunks)
+    choosing = {chunk.sequence for chunk in listed if chunk.chooses}
+    return {chunk for chunk in listed if chunk.sequence in choosing and not chunk.pools}
 
 
 def capture_schedule(chunks: Seq[Chunk], layers: Seq[int], num_layers: int) -> LayerSchedule:

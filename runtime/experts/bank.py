@@ -2,12 +2,13 @@
 
 import hashlib
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
+from heapq import nsmallest
 from os import PathLike
-from pathlib import Path
 from threading import RLock
 
 import torch
@@ -17,50 +18,20 @@ from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
 from ..text.prompt_template import PromptTemplate
-from .bundled import expert_file
 from .expert import Expert, Scope
-from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_experts
+from .expert_entry import ExpertEntry
+from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
+from .prepared_rows import PreparedRows
 from .slot_tables import SlotRows, SlotTables
+
+# Memory for the rows of experts that have no slot: of some hundred experts of a small model.
+PREPARED_BYTES = 256 << 20
+# Names that an unknown one is compared with: more would hold up who asks.
+_MAX_COMPARED = 1000
 
 
 class BankFullError(ZweaveError):
     """Every slot of the bank is in use: a release frees one."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertEntry:
-    """A registered expert, without its z unless it was given in memory.
-
-    name: under which it is registered.
-    digest: of the expert, see `Expert.digest`.
-    scope: of the expert.
-    first_layer: of the expert.
-    renormalise: of the expert.
-    description: of the expert.
-    prompt_template: of the expert.
-    path: its file, read again when a slot needs its z; None if `expert` is in memory.
-    expert: the expert, None if it is in a file.
-    """
-
-    name: str
-    digest: str
-    scope: Scope
-    first_layer: int
-    renormalise: bool
-    description: str
-    prompt_template: PromptTemplate | None
-    path: Path | None
-    expert: Expert | None
-
-    def read(self) -> Expert:
-        """The expert; ZweaveError if its file is gone or was changed."""
-        if self.expert is not None:
-            return self.expert
-        assert self.path is not None
-        expert = Expert.load(self.path)
-        if expert.digest != self.digest:
-            raise ZweaveError(f"{self.path} changed since it was loaded as {self.name!r}: load it again")
-        return expert
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +56,10 @@ class Bank:
     """Registers experts and assigns the slots of `tables` to the experts and mixtures in use.
 
     Any number of experts may be registered; only those given as `Expert` stay in memory, others are read from their
-    file when they need a slot. Slots are keyed by digest, so equal mixtures share one. `acquire` increments a slot's
-    ref count and `release` decrements it; an unreferenced slot is evicted when another mixture needs one, least
-    recently used first. Slot 0 is the base model's. All methods may be called from any thread.
+    file when they need a slot. The rows of the latest are kept prepared, so that a slot is written at once. Slots are
+    keyed by digest, so equal mixtures share one. `acquire` increments a slot's ref count and `release` decrements it;
+    an unreferenced slot is evicted when another mixture needs one, least recently used first. Slot 0 is the base
+    model's. All methods may be called from any thread.
 
     base_digest: of the model's weights; experts for other weights are refused.
     The other arguments are those of `SlotTables`.
@@ -114,12 +86,19 @@ class Bank:
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
         self._experts: dict[str, ExpertEntry] = {}
         self.first_layers: tuple[int, ...] = ()
+        self._first_layer_counts: Counter[int] = Counter()
         self._free = list(range(slots - 1, 0, -1))
         self._slot_of: dict[str, int] = {BASE_DIGEST: 0}
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
+        self._prepared = PreparedRows(PREPARED_BYTES)
         self._lock = RLock()
+
+    @property
+    def num_slots(self) -> int:
+        """Slots, the base model's included."""
+        return self._slots
 
     def digest_of(self, slot: int) -> str:
         """Digest of the mixture that holds a slot, "" for a free slot."""
@@ -133,34 +112,23 @@ class Bank:
         Raises ZweaveError if the name cannot be one, or the file or expert does not fit the model.
         """
         check_name(name)
-        path = None if isinstance(expert, Expert) else expert_file(expert).absolute()
-        held = expert if isinstance(expert, Expert) else Expert.load(expert)
-        try:
-            held.check(self._shapes, self._base_digest)
-        except ZweaveError as error:
-            raise ZweaveError(f"{path or f'the expert {name!r}'}: {error}") from None
-        entry = ExpertEntry(
-            name=name,
-            digest=held.digest,
-            scope=held.scope,
-            first_layer=held.first_layer,
-            renormalise=held.renormalise,
-            description=held.description,
-            prompt_template=held.prompt_template,
-            path=path,
-            expert=_copy(held) if path is None else None,
-        )
+        entry = ExpertEntry.of(name, expert, self._shapes, self._base_digest)
         with self._lock:
+            self._note_first_layers(self._experts.get(name), entry)
             self._experts[name] = entry
-            self._note_first_layers()
+        # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
+        with suppress(ZweaveError):
+            resolved = self.resolve(Mixture(((name, 1.0),)))
+            rows = self._new_rows(resolved)
+            with self._lock:
+                self._prepared.put(resolved.digest, rows)
         return entry
 
     def unload(self, name: str) -> None:
         """Forgets a name at once; slots in use stay until they are released."""
         with self._lock:
-            self._find(name)
+            self._note_first_layers(self._find(name), None)
             del self._experts[name]
-            self._note_first_layers()
 
     def experts(self) -> list[str]:
         """Names of the registered experts, in the order of their first loading."""
@@ -250,20 +218,26 @@ class Bank:
                 del self._ref_counts[slot]
                 self._unreferenced[slot] = None
 
-    def _note_first_layers(self) -> None:
-        layers = {expert.first_layer for expert in self._experts.values()}
-        self.first_layers = tuple(sorted(layer for layer in layers if 0 < layer < self._num_layers))
+    def _note_first_layers(self, gone: ExpertEntry | None, new: ExpertEntry | None) -> None:
+        """Keeps `first_layers` true when an entry goes and another comes, however many there are."""
+        counts = self._first_layer_counts
+        for entry, by in ((gone, -1), (new, 1)):
+            if entry is not None:
+                counts[entry.first_layer] += by
+        self.first_layers = tuple(
+            sorted(layer for layer, count in counts.items() if count and 0 < layer < self._num_layers)
+        )
 
     def _find(self, name: str) -> ExpertEntry:
         if name in self._experts:
             return self._experts[name]
-        close = get_close_matches(name, self._experts, n=3)
+        few = len(self._experts) <= _MAX_COMPARED
+        close = get_close_matches(name, self._experts, n=3) if few else []
         if close:
             hint = f"did you mean {' or '.join(map(repr, close))}?"
         elif self._experts:
-            known = sorted(self._experts)
-            rest = f" and {len(known) - 8} more" if len(known) > 8 else ""
-            hint = f"loaded: {', '.join(known[:8])}{rest}"
+            rest = f" and {len(self._experts) - 8} more" if len(self._experts) > 8 else ""
+            hint = f"loaded: {', '.join(nsmallest(8, self._experts))}{rest}"
         else:
             hint = "none is loaded"
         raise ZweaveError(f"there is no expert {name!r}: {hint}")
@@ -276,8 +250,19 @@ class Bank:
         return slot
 
     def _rows_of(self, resolved: ResolvedMixture) -> SlotRows:
-        parts = [(part.read(), weights) for part, weights in resolved.parts]
-        return self.tables.rows(mix_experts([part for part, _ in parts], [weights for _, weights in parts]))
+        """Prepared ones while the files look as they did."""
+        rows = self._prepared.get(resolved.digest)
+        if rows is None or not all(part.is_unchanged for part, _ in resolved.parts):
+            rows = self._new_rows(resolved)
+            self._prepared.put(resolved.digest, rows)
+        return rows
+
+    def _new_rows(self, resolved: ResolvedMixture) -> SlotRows:
+        parts = [part.read_z() for part, _ in resolved.parts]
+        weights = [weights for _, weights in resolved.parts]
+        # Most are one expert as it is.
+        z = parts[0] if len(parts) == 1 and set(weights[0]) == {1.0} else mix_z(parts, weights)
+        return self.tables.rows_of(z, resolved.parts[0][0].renormalise)
 
 
 def _digest(parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]) -> str:
@@ -287,11 +272,6 @@ def _digest(parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]) -> str:
     for part, weights in parts:
         hashed.update(f"\n{part.digest} {' '.join(weight.hex() for weight in weights)}".encode())
     return hashed.hexdigest()
-
-
-def _copy(expert: Expert) -> Expert:
-    """A copy whose digest stays true whatever the caller does to the original's tensors."""
-    return replace(expert, z={module: z.detach().cpu().clone() for module, z in expert.z.items()})
 
 
 def __getattr__(name: str) -> object:

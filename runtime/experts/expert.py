@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import torch
+from safetensors.numpy import load
 from torch import Tensor
 
 from ..checkpoint.module_name import layer_of
@@ -157,6 +158,15 @@ class Expert:
         if self.prompt_template is not None:
             metadata["prompt_template"] = self.prompt_template.to_json()
         return metadata
+
+
+def z_of(data: bytes) -> dict[str, Tensor]:
+    """z of each matrix in the bytes of an expert file that was checked before."""
+    z = {}
+    for key, values in load(data).items():
+        module, _, kind = key.rpartition(".")
+        z[module] = torch.from_numpy(values if kind == "z" else values.astype(np.float32) + 1)
+    return z
 
 
 def _read_z(handle: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
@@ -168,14 +169,26 @@ def mix_experts(experts: Sequence[Expert], weights: Sequence[Sequence[float]]) -
     weights: for each expert one weight a layer.
     Raises ZweaveError if a sum is too large for float32.
     """
-    modules = dict.fromkeys(module for expert in experts for module in expert.z)
+    mixed = mix_z([expert.z for expert in experts], weights)
+    return Expert(
+        z=mixed,
+        scope=experts[0].scope,
+        renormalise=experts[0].renormalise,
+        first_layer=min(expert.first_layer for expert in experts),
+        base_digest=next((expert.base_digest for expert in experts if expert.base_digest), None),
+        prompt_template=common_template(expert.prompt_template for expert in experts),
+    )
+
+
+def mix_z(parts: Sequence[Mapping[str, Tensor]], weights: Sequence[Sequence[float]]) -> dict[str, Tensor]:
+    """The z of a mixture from those of its experts, as `mix_experts` says."""
     mixed = {}
-    for module in modules:
+    for module in dict.fromkeys(module for part in parts for module in part):
         layer = layer_of(module)
-        rank = next(expert.z[module].numel() for expert in experts if module in expert.z)
+        rank = next(part[module].numel() for part in parts if module in part)
         total = np.zeros(rank)
-        for expert, alphas in zip(experts, weights, strict=True):
-            z = expert.z.get(module)
+        for part, alphas in zip(parts, weights, strict=True):
+            z = part.get(module)
             if z is None:
                 total += alphas[layer]
             elif z.numel() == rank:
@@ -186,14 +199,7 @@ def mix_experts(experts: Sequence[Expert], weights: Sequence[Sequence[float]]) -
         if not (np.abs(total) < np.finfo(np.float32).max).all():
             raise ZweaveError(f"the mixture's weights are too large: {module} overflows")
         mixed[module] = torch.from_numpy(total.astype(np.float32))
-    return Expert(
-        z=mixed,
-        scope=experts[0].scope,
-        renormalise=experts[0].renormalise,
-        first_layer=min(expert.first_layer for expert in experts),
-        base_digest=next((expert.base_digest for expert in experts if expert.base_digest), None),
-        prompt_template=common_template(expert.prompt_template for expert in experts),
-    )
+    return mixed
 
 
 def _alpha(name: object, alpha: Any) -> Alpha:

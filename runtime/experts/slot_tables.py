@@ -18,7 +18,7 @@ from ..errors import ZweaveError
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
 from ..planner.plan import MatrixPlan, Plan
 from .expert import Expert
-from .support import support_of
+from .flat_layout import FlatLayout
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -37,6 +37,10 @@ class SlotRows:
     delta: Tensor
     modes: Tensor
     supports: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.scale, self.delta, self.modes, self.supports))
 
 
 class SlotTables:
@@ -64,17 +68,21 @@ class SlotTables:
         plan: Plan | None = None,
         max_error: float = 0.0,
     ) -> None:
-        self._sigmas = {module: sigma.detach().cpu().double().numpy() for module, sigma in sigmas.items()}
-        self._index = {module: index for index, module in enumerate(self._sigmas)}
-        self._plan = plan or {module: MatrixPlan((s.size, s.size)) for module, s in self._sigmas.items()}
+        flat = [sigma.detach().cpu().double().numpy() for sigma in sigmas.values()]
+        sizes = {module: sigma.size for module, sigma in zip(sigmas, flat, strict=True)}
+        self._sigma = np.concatenate([np.zeros(0), *flat])
+        self._plan = plan or {module: MatrixPlan((size, size)) for module, size in sizes.items()}
         self._max_error = max_error
-        self._columns = _columns({module: sigma.size for module, sigma in self._sigmas.items()})
-        self._delta_columns = _columns({module: self._plan[module].delta_rank for module in self._sigmas})
+        self._columns = _columns(sizes)
+        self._delta_columns = _columns({module: self._plan[module].delta_rank for module in sizes})
+        self._ones = {module: torch.ones(size) for module, size in sizes.items()}
+        self._index = {module: index for index, module in enumerate(sizes)}
+        self._layout = FlatLayout.of(self._sigma, self._columns, self._plan, max_error)
         # NaN shows at once if a token carries a slot that was never written.
         self.scale = _poisoned(slots, _width(self._columns), torch.device(device))
         self.delta = _poisoned(slots, _width(self._delta_columns), torch.device(device))
-        self.modes = torch.full((len(self._sigmas), slots), int(LinearMode.FACTORED), dtype=torch.uint8)
-        self.supports = torch.zeros(len(self._sigmas), slots, dtype=torch.int32)
+        self.modes = torch.full((len(sizes), slots), int(LinearMode.FACTORED), dtype=torch.uint8)
+        self.supports = torch.zeros(len(sizes), slots, dtype=torch.int32)
         self.write(0, self.rows_of({}))
 
     def columns(self, module: str) -> Tensor:
@@ -122,22 +130,31 @@ class SlotTables:
         Raises ZweaveError if the renormalisation divides by next to nothing, the scales overflow float32, or the
         plan has no mode for a matrix.
         """
-        row = np.empty(self.scale.shape[1])
-        delta = np.empty(self.delta.shape[1])
-        modes = np.empty(len(self._sigmas), dtype=np.uint8)
-        supports = np.empty(len(self._sigmas), dtype=np.int32)
-        scales = {
-            module: adapted_scale(module, self._sigmas[module], values, renormalise)
-            for module, values in z.items()
-        }
-        for index, (module, sigma) in enumerate(self._sigmas.items()):
-            scale = row[self._columns[module]] = scales.get(module, sigma)
-            change = scale - sigma
-            delta[self._delta_columns[module]] = change[: self._plan[module].delta_rank]
-            supports[index] = support_of(change, self._max_error * sigma[:1].sum())
-            modes[index] = self._mode(module, int(supports[index]), change)
-        parts = row.astype(np.float32), delta.astype(np.float32), modes, supports
-        return SlotRows(*map(torch.from_numpy, parts))
+        scale = self._scale_of(z, renormalise)
+        change = scale - self._sigma
+        supports = self._layout.supports(change)
+        modes = [
+            self._mode(module, support, change)
+            for module, support in zip(self._columns, supports.tolist(), strict=True)
+        ]
+        return SlotRows(
+            torch.from_numpy(scale.astype(np.float32)),
+            torch.from_numpy(change[self._layout.leading].astype(np.float32)),
+            torch.tensor(modes, dtype=torch.uint8),
+            torch.from_numpy(supports),
+        )
+
+    def _scale_of(self, z: Mapping[str, Tensor], renormalise: bool) -> Array:
+        """sigma * z of all matrices side by side; raises as `adapted_scale` does."""
+        assert z.keys() <= self._columns.keys()
+        # One after the other in a single call: matrices are many and their z short.
+        parts = [z[module].cpu() if module in z else one for module, one in self._ones.items()]
+        scale: Array = self._sigma * torch.cat([torch.ones(0), *parts]).detach().double().numpy()
+        for module in z if renormalise else ():
+            part = scale[self._columns[module]]
+            part *= renormalisation(module, self._sigma[self._columns[module]], part)
+        _check_range(scale)
+        return scale
 
     def write(self, slot: int, rows: SlotRows) -> None:
         """Writes the rows of a slot; on a device after what was launched there, and without waiting."""
@@ -147,7 +164,7 @@ class SlotTables:
         self.supports[:, slot].copy_(rows.supports)
 
     def _mode(self, module: str, support: int, change: Array) -> LinearMode:
-        """A matrix's mode for this change of its singular values; ZweaveError if there is none."""
+        """A matrix's mode for this change of all singular values; ZweaveError if there is none."""
         plan = self._plan[module]
         mode = plan.mode_of(support)
         if mode is None:
@@ -156,7 +173,9 @@ class SlotTables:
                 f"{plan.delta_rank}: allow it more memory"
             )
         if plan.format and mode == LinearMode.DELTA and self._max_error:
-            self._check_rounding(module, plan.format, np.abs(change).max() / self._sigmas[module][0])
+            columns = self._columns[module]
+            largest = np.abs(change[columns]).max() / self._sigma[columns.start]
+            self._check_rounding(module, plan.format, largest)
         return mode
 
     def _check_rounding(self, module: str, format: IntegerFormat, change: float) -> None:
@@ -177,9 +196,14 @@ def adapted_scale(module: str, sigma: Array, z: Tensor, renormalise: bool = Fals
     scale: Array = sigma * z.detach().cpu().double().numpy()
     if renormalise:
         scale *= renormalisation(module, sigma, scale)
+    _check_range(scale)
+    return scale
+
+
+def _check_range(scale: Array) -> None:
+    """Raises ZweaveError unless all scales fit float32."""
     if not (np.abs(scale) < np.finfo(np.float32).max).all():
         raise ZweaveError("the mixture's scales overflow float32: its weights are too large")
-    return scale
 
 
 def renormalisation(module: str, sigma: Array, scale: Array) -> float:

@@ -1,7 +1,7 @@
 """The forward pass, on tensors alone."""
 
 from .batch import Batch
-from .layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture
+from .layer_schedule import LayerEntry, LayerExit, LayerSchedule, StateCapture, StatePooling
 from .model import Model, ModelOutput
 from .weights import Weights
 
@@ -13,5 +13,6 @@ __all__ = [
     "Model",
     "ModelOutput",
     "StateCapture",
+    "StatePooling",
     "Weights",
 ]

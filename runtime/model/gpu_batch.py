@@ -16,7 +16,8 @@ class GpuBatch:
     anybody reads.
 
     token_ids: [T] int64; -1 - i stands for the token that the step before sampled as its i-th
-    slot: [T] int32, row of the expert tables, 0 for the base model
+    slot: [T] int32, row of the expert tables, 0 for the base model; or the place of one that the device chooses, above
+        all rows
     position: [T] int32, position in the sequence
     kv_index: [T] int64, cache position where the token's key and value go
     block_table: [chunks, n] int32, cache blocks of each chunk's sequence
@@ -41,6 +42,10 @@ class GpuBatch:
     sampled: Tensor
     schedule: LayerSchedule
     chunk_starts: Sequence[int]
+
+    def with_slots(self, slot_of: Tensor) -> "GpuBatch":
+        """The batch with the rows of the tables in the stead of places. slot_of: see `GpuModel.forward`."""
+        return replace(self, slot=slot_of.index_select(0, self.slot))
 
     def rows(self, first: int, stop: int) -> "GpuBatch":
         """The rows [first, stop) alone, which must be whole chunks. Only for a batch without decoding chunks."""

@@ -1,12 +1,12 @@
 """The decoder of the Llama family on a GPU: fused products over plain weights, in one mode a step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode
+from zweave.kernels import DeviceOps, LinearMode, StackedLinear
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.rope_tables import rope_tables
@@ -14,7 +14,6 @@ from ..kv_cache.block_pool import KVCache, LayerCache
 from .gpu_batch import GpuBatch
 from .gpu_weights import DeviceWeights
 from .layer_schedule import StateCapture
-from .stacked_linear import StackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +68,30 @@ class GpuModel:
 
     @torch.inference_mode()
     def forward(
-        self, batch: GpuBatch, mode: LinearMode, previous: Tensor
+        self,
+        batch: GpuBatch,
+        mode: LinearMode,
+        previous: Tensor,
+        slot_of: Tensor,
+        pool: Callable[[Tensor, Tensor], None] = lambda x, residual: None,
     ) -> tuple[Tensor, Mapping[StateCapture, Tensor]]:
         """Logits [sampled rows, vocabulary] float32, and the states that the schedule captures.
 
         mode: of all linears and tokens
         previous: [n] int64, the tokens that the step before sampled
+        slot_of: [n] int32, the row of the expert tables for each row of them, and for each place of a chosen one
+        pool: takes x and the residual stream, [T, hidden], where the schedule pools; may write to `slot_of`
         """
         ids = torch.where(batch.token_ids < 0, previous[(-1 - batch.token_ids).clamp(min=0)], batch.token_ids)
         x = self.embedding[ids]
         residual = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         states: dict[StateCapture, Tensor] = {}
+        unresolved, batch = batch, batch.with_slots(slot_of)
         for segment in batch.schedule.segments:
             states |= segment.begin(x, residual)
+            if segment.pools:
+                pool(x, residual)
+                batch = unresolved.with_slots(slot_of)
             if not segment.num_rows:
                 continue
             rows, part = segment.rows, batch.rows(segment.first_row, segment.stop_row)
@@ -89,10 +99,16 @@ class GpuModel:
             for index in range(segment.first_layer, segment.stop_layer):
                 y = self._run(self.layers[index], self.cache.layers[index], y, residual[rows], part, mode)
             x = y if len(y) == len(x) else x.index_copy(0, torch.arange(len(x), device=x.device)[rows], y)
-        x = self.ops.add_rms_norm(
-            x[batch.sampled], residual[batch.sampled], self.norm, self.config.rms_norm_eps
-        )
-        return self.ops.linear(x, self.head, out_dtype=torch.float32), states
+        return self._logits(x[batch.sampled], residual[batch.sampled]), states
+
+    @torch.inference_mode()
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] float32 of states [rows, hidden] float32 that have left the last layer."""
+        return self._logits(torch.zeros_like(states, dtype=self.embedding.dtype), states.clone())
+
+    def _logits(self, x: Tensor, residual: Tensor) -> Tensor:
+        x = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        return self.ops.linear(x, self.head, out_dtype=torch.float32)
 
     def _run(
         self,

@@ -1,19 +1,18 @@
 """The tensors of a model on a GPU: plain, and those of one input stacked."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps
+from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
-from ..planner.plan import Plan
-from .stacked_linear import Stack, StackedLinear
+from ..planner.plan import MatrixPlan, Plan
 
 
 class DeviceWeights(Protocol):
@@ -63,26 +62,33 @@ class GpuWeights:
         modules = [module_name(layer, linear) for linear in linears]
         plans = [self._plan[module] for module in modules]
         (keeps_dense,), (keeps_factors,) = {p.dense for p in plans}, {p.factored for p in plans}
-        tables, ranks = self._bank.tables, tuple(plan.delta_rank for plan in plans)
-        vt, u = [], []
-        for module, plan in zip(modules, plans, strict=True):
-            of_u, _, of_vt = self._decomposition.factors(module)
-            kept = plan.rank if keeps_factors else plan.delta_rank
-            vt.append(of_vt[:kept].to(self.device, self.dtype))
-            u.append(of_u[:, :kept].to(self.device, self.dtype).contiguous())
+        tables = self._bank.tables
+        u, vt = zip(*(self._factors(module, self._plan[module]) for module in modules), strict=True)
         dense = [self.tensor(f"{module}.weight") for module in modules] if keeps_dense else []
+        stack, leading = None, DeltaFactors(vt, u)
+        if keeps_factors:
+            stack = Stack.of(vt)
+            leading = DeltaFactors.leading(stack.parts, u, [plan.delta_rank for plan in plans])
         return StackedLinear(
             ops=self._ops,
             dense=Stack.of(dense) if dense else None,
-            vt=Stack.of(vt),
-            u=tuple(u),
+            vt=stack,
+            u=u if keeps_factors else (),
             scale=tables.stacked_columns(modules) if keeps_factors else None,
-            delta_rank=ranks,
-            delta=tables.stacked_delta_columns(modules) if all(ranks) else None,
-            bias=self._bias(modules, [len(part) for part in u]),
+            leading=leading,
+            delta=tables.stacked_delta_columns(modules),
+            bias=self._bias(modules, [plan.shape[0] for plan in plans]),
             silu=silu,
             library_from=self._library_from,
         )
+
+    def _factors(self, module: str, plan: MatrixPlan) -> tuple[Any, Any]:
+        """u and vt of the components that a plan keeps, in its format."""
+        of_u, _, of_vt = self._decomposition.factors(module)
+        u, vt = of_u[:, : plan.kept].to(self.device), of_vt[: plan.kept].to(self.device)
+        if plan.format:
+            return quantize(u, plan.format), quantize(vt, plan.format)
+        return u.to(self.dtype).contiguous(), vt.to(self.dtype)
 
     def _bias(self, modules: Sequence[str], sizes: Sequence[int]) -> Tensor | None:
         """Biases one after the other, zeros for linears without one; None if none has one."""

@@ -2,12 +2,13 @@
 
 A hidden state [hidden] "enters" a layer: it is the residual stream of a token before that layer works on it.
 Most batches have one segment, all rows through all layers. It takes more where a request resumes from cached states
-(a `LayerEntry`), where a first pass stops early (a `LayerExit`), or where states are wanted (a `StateCapture`).
+(a `LayerEntry`), where a first pass stops early (a `LayerExit`), or where states are wanted (a `StateCapture`, or a
+`StatePooling`).
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import Tensor
@@ -52,6 +53,17 @@ class LayerExit:
 
 
 @dataclass(frozen=True, slots=True)
+class StatePooling:
+    """States are pooled as they enter `layer`, and rows wait for what follows from them.
+
+    late_row: this row and all after it go through the layers below `layer` after the pooling, the rows before it before
+    """
+
+    layer: int
+    late_row: int
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A run of layers through which the same rows go.
 
@@ -59,6 +71,7 @@ class Segment:
     first_row, stop_row: rows [first_row, stop_row)
     entries: rows that join here
     captures: states to read as they enter `first_layer`
+    pools: whether states are pooled before the segment
     """
 
     first_layer: int
@@ -67,6 +80,7 @@ class Segment:
     stop_row: int
     entries: tuple[LayerEntry, ...] = ()
     captures: tuple[StateCapture, ...] = ()
+    pools: bool = False
 
     @property
     def rows(self) -> slice:
@@ -92,7 +106,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class LayerSchedule:
-    """The segments of a batch, from the lowest layer up; the last one ends at the model's last layer."""
+    """The segments of a batch in the order in which they run; the last one ends at the model's last layer."""
 
     segments: tuple[Segment, ...]
 
@@ -104,19 +118,56 @@ class LayerSchedule:
         entries: Seq[LayerEntry] = (),
         captures: Seq[StateCapture] = (),
         exits: Seq[LayerExit] = (),
+        pooling: StatePooling | None = None,
     ) -> "LayerSchedule":
-        """Cuts the layers wherever rows enter, exit or are captured.
+        """Cuts the layers wherever rows enter, exit, are captured or pooled.
 
         The rows of a segment must be contiguous: rows with a higher entry layer come before those with a lower one,
-        and rows with a lower exit layer come after those with a higher one.
+        rows that wait for a pooling after those that enter, and rows with a lower exit layer after those with a higher
+        one.
         """
-        cuts = sorted({0} | {part.layer for parts in (entries, captures, exits) for part in parts})
-        first, last = max((entry.last for entry in entries), default=0), num_rows
-        segments = []
-        for layer, next_cut in pairwise([*cuts, num_layers]):
-            entering = tuple(entry for entry in entries if entry.layer == layer)
-            first = min((entry.first for entry in entering), default=first)
-            last = min((exit.first for exit in exits if exit.layer == layer), default=last)
-            captured = tuple(capture for capture in captures if capture.layer == layer)
-            segments.append(Segment(layer, next_cut, first, last, entering, captured))
-        return cls(tuple(segments))
+        plan = _Plan(entries, captures, exits, num_rows)
+        if pooling is None:
+            return cls(tuple(plan.segments(0, num_layers, 0, num_rows, is_last=True)))
+        layer, late_row = pooling.layer, pooling.late_row
+        early = plan.segments(0, layer, 0, late_row)
+        late = plan.segments(0, layer, late_row, num_rows) if late_row < num_rows else []
+        first, *rest = [*late, *plan.segments(layer, num_layers, 0, num_rows, is_last=True)]
+        return cls((*early, replace(first, pools=True), *rest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What happens to the rows of a batch."""
+
+    entries: Seq[LayerEntry]
+    captures: Seq[StateCapture]
+    exits: Seq[LayerExit]
+    num_rows: int
+
+    def segments(
+        self, first_layer: int, stop_layer: int, first_row: int, stop_row: int, is_last: bool = False
+    ) -> list[Segment]:
+        """Rows [first_row, stop_row) through layers [first_layer, stop_layer).
+
+        is_last: whether states that enter `stop_layer`, which is the top, are captured, too
+        """
+        cuts = {part.layer for parts in (self.entries, self.captures, self.exits) for part in parts}
+        inner = {cut for cut in cuts if first_layer < cut < stop_layer + is_last}
+        return [
+            self._segment(layer, next_cut, first_row, stop_row)
+            for layer, next_cut in pairwise([first_layer, *sorted(inner), stop_layer])
+        ]
+
+    def _segment(self, layer: int, next_cut: int, first_row: int, stop_row: int) -> Segment:
+        rows = range(first_row, stop_row)
+        joined = max((entry.last for entry in self.entries if entry.layer > layer), default=0)
+        left = min((exit.first for exit in self.exits if exit.layer <= layer), default=self.num_rows)
+        return Segment(
+            layer,
+            next_cut,
+            max(joined, first_row),
+            max(min(left, stop_row), max(joined, first_row)),
+            tuple(entry for entry in self.entries if entry.layer == layer and entry.first in rows),
+            tuple(capture for capture in self.captures if capture.layer == layer and capture.first in rows),
+        )

@@ -79,8 +79,16 @@ class Model:
         x, residual = self._sampled_only(
             x[top.rows], residual[top.rows], meta, batch.sampled, top.first_layer
         )
+        return ModelOutput(self._logits(x, residual), states)
+
+    @torch.inference_mode()
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] float32 of states [rows, hidden] float32 that have left the last layer."""
+        return self._logits(torch.zeros_like(states, dtype=self.embedding.dtype), states.clone())
+
+    def _logits(self, x: Tensor, residual: Tensor) -> Tensor:
         x = add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
-        return ModelOutput(linear(x, self.head, out_dtype=torch.float32), states)
+        return linear(x, self.head, out_dtype=torch.float32)
 
     def _sampled_only(
         self, x: Tensor, residual: Tensor, meta: DecoderMetadata, sampled: Tensor, first: int

@@ -3,26 +3,27 @@
 import argparse
 import math
 
+from ..errors import shortened
+
+# Of the largest number of 64 bits; no option takes a larger one.
+_MOST_DIGITS = 20
+
 
 def positive_whole(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+    return _whole(text, 1)
 
 
 def whole(text: str) -> int:
     """A whole number of at least 0."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    return _whole(text, 0)
 
 
 def positive_number(text: str) -> float:
     """A finite number above 0."""
     number = _finite(text)
     if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above 0")
     return number
 
 
@@ -30,8 +31,17 @@ def number_from_zero(text: str) -> float:
     """A finite number of at least 0."""
     number = _finite(text)
     if not number >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
     return number
+
+
+def _whole(text: str, least: int) -> int:
+    is_whole = text.isascii() and text.isdigit()
+    if is_whole and len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{shortened(text)}, of {len(text)} digits, is too large")
+    if not is_whole or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number of at least {least}")
+    return int(text)
 
 
 def _finite(text: str) -> float:

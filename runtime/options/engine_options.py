@@ -15,6 +15,7 @@ from .arguments import positive_whole
 
 # Loaded when a command runs: its arguments are checked before.
 if TYPE_CHECKING:
+    from ..dispatch.file import DispatcherFile
     from ..engine.engine import Engine
     from ..experts.mixture import ExpertChoice
 
@@ -84,13 +85,14 @@ def add_escape_option(parser: argparse.ArgumentParser) -> None:
 
 def open_engine(args: argparse.Namespace) -> Engine:
     """Loads the model, the experts of --load and the dispatcher."""
-    from ..dispatch import load_dispatcher
     from ..engine.engine import Engine
     from ..experts.mixture import check_name
 
     files = [item.partition("=")[::2] for item in args.load]
     for name, _ in files:
         check_name(name)
+    path = getattr(args, "dispatcher", None)
+    file = None if path is None else read_dispatcher(args, path)
     engine = Engine(
         args.model,
         dtype=args.dtype,
@@ -102,10 +104,21 @@ def open_engine(args: argparse.Namespace) -> Engine:
     )
     for name, path in files:
         engine.load_expert(name, path)
-    dispatcher = getattr(args, "dispatcher", None)
-    if dispatcher is not None:
-        engine.dispatcher = load_dispatcher(engine, dispatcher, load_named)
+    if file is not None:
+        engine.dispatcher = file.dispatcher(engine, load_named)
     return engine
+
+
+def read_dispatcher(args: argparse.Namespace, path: Path) -> DispatcherFile:
+    """A dispatcher's file whose experts `load_named` will find; asked before a model is loaded."""
+    from ..dispatch.file import DispatcherFile
+
+    file = DispatcherFile.read(path)
+    try:
+        check_named(args, file.experts)
+    except ZweaveError as error:
+        raise ZweaveError(f"{path}: {error}") from None
+    return file
 
 
 def parse_expert(text: str | None) -> ExpertChoice:

@@ -61,7 +61,7 @@ def check_output(
     for other, named in _named(args, option):
         if _is_same(path, named):
             raise ZweaveError(
-                f"{option}: {path} is {named}, which the same command takes as {other}: give another"
+                f"{option}: {path} is {named}, which the same command takes as {other}: give another file to write"
             )
         if other in _MODELS and path.exists() and _is_same(folder, named):
             raise ZweaveError(

@@ -38,14 +38,28 @@ class MatrixPlan:
     def rank(self) -> int:
         return min(self.shape)
 
+    @property
+    def kept(self) -> int:
+        """Components of U and V that it keeps."""
+        return self.rank if self.factored else self.delta_rank
+
+    def resident(self, value_bytes: int) -> dict[str, int]:
+        """Bytes of W, U and V, as far as it keeps them; value_bytes: of a weight that is not an integer."""
+        M, N = self.shape
+        return {
+            "W": self.dense * M * N * value_bytes,
+            "U": self._factor_bytes(M, self.kept, value_bytes),
+            "V": self._factor_bytes(self.kept, N, value_bytes),
+        }
+
+    def _factor_bytes(self, rows: int, columns: int, value_bytes: int) -> int:
+        if self.format is None:
+            return rows * columns * value_bytes
+        return int(rows * columns * BYTES[self.format]) + (4 * rows if self.format == "int8" else 0)
+
     def nbytes(self, value_bytes: int) -> int:
         """Bytes of the weights that it keeps; value_bytes: of a weight that is not an integer."""
-        (M, N), kept = self.shape, self.rank if self.factored else self.delta_rank
-        dense, factors = self.dense * M * N * value_bytes, kept * (M + N)
-        if self.format is None:
-            return dense + factors * value_bytes
-        scales = 4 * (kept + M) if self.format == "int8" else 0
-        return dense + int(factors * BYTES[self.format]) + scales
+        return sum(self.resident(value_bytes).values())
 
     def mode_of(self, support: int) -> LinearMode | None:
         """The mode of a slot whose z is 1 beyond the first `support` components; None if its expert is refused."""

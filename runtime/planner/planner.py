@@ -19,6 +19,8 @@ PLANNED_TOKENS = 16
 # A hosted delta may use R / 8 leading components, as experts of support "leading:R/8" do.
 HOSTED_DELTA_SHARE = 8
 FORMATS: tuple[IntegerFormat, ...] = ("int8", "int4")
+# Those of a GPU: one scale a row, which a product applies once, to its sum.
+GPU_FORMATS: tuple[IntegerFormat, ...] = ("int8",)
 
 DeviceType: TypeAlias = Literal["cpu", "gpu"]
 Shapes: TypeAlias = Mapping[str, tuple[int, int]]
@@ -92,7 +94,7 @@ def make_plan(
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
-        return _gpu_plan(shapes, budget, batch_invariant)
+        return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
         module: MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
         for module, shape in shapes.items()
@@ -102,23 +104,32 @@ def make_plan(
     return _plan_within(budget, plan, max_error, costs or CostModel.nominal(value_bytes))
 
 
-def _gpu_plan(shapes: Shapes, budget: Budget | None, batch_invariant: bool) -> dict[str, MatrixPlan]:
+def _gpu_plan(
+    shapes: Shapes, budget: Budget | None, batch_invariant: bool, max_error: float
+) -> dict[str, MatrixPlan]:
     """The same for all matrices, since a step on a GPU has one mode for all of them.
 
-    All forms where they fit: W, U and V, of which the leading components serve deltas. Else the factors alone; else
-    W and as many leading components as fit. With `batch_invariant` the factors alone: base tokens and all experts then
-    take the same products whatever is in their batch.
+    All forms where they fit: W, U and V, of which the leading components serve deltas. Else, if `max_error` allows it,
+    W and all components as integers, so that the base stays dense; else the factors alone; else W and as many leading
+    components as fit. With `batch_invariant` the factors alone: base tokens and all experts then take the same products
+    whatever is in their batch.
     """
+    allowed = [format for format in GPU_FORMATS if meets_error(format, max_error)]
     factored = {module: MatrixPlan(shape) for module, shape in shapes.items()}
     everything = {module: hosted_plan(shape) for module, shape in shapes.items()}
-    for plan in (factored,) if batch_invariant else (everything, factored):
+    integers = [
+        {module: _full_coverage(shape, format) for module, shape in shapes.items()} for format in allowed
+    ]
+    for plan in (factored,) if batch_invariant else (everything, *integers, factored):
         if budget is None or budget.fits(plan):
             return plan
     assert budget is not None
-    leading = {} if batch_invariant else _most_leading(shapes, None, budget)
+    if batch_invariant:
+        raise budget.refusal(factored)
+    leading = _most_of(shapes, (None, *allowed), budget)
     if not leading:
         least = {module: _leading(shape, 1, None) for module, shape in shapes.items()}
-        raise budget.refusal(factored if batch_invariant else min(factored, least, key=budget.needs))
+        raise budget.refusal(min(factored, least, key=budget.needs))
     return leading
 
 
@@ -213,12 +224,18 @@ def _truncated_plan(
 
     allowed: formats that may be taken for more components; others are taken if no component fits otherwise.
     """
-    by_format = {format: _most_leading(shapes, format, budget) for format in (None, *FORMATS)}
-    for formats in ((None, *allowed), by_format):
-        fitting = [by_format[format] for format in formats if by_format[format]]
-        if fitting:
-            return max(fitting, key=lambda plan: sum(matrix.delta_rank for matrix in plan.values()))
+    for formats in ((None, *allowed), (None, *FORMATS)):
+        if plan := _most_of(shapes, formats, budget):
+            return plan
     raise budget.refusal({module: _leading(shape, 1, "int4") for module, shape in shapes.items()})
+
+
+def _most_of(
+    shapes: Shapes, formats: Sequence[IntegerFormat | None], budget: Budget
+) -> dict[str, MatrixPlan]:
+    """The plan of most leading components that fits in one of the formats, or an empty one."""
+    plans = (_most_leading(shapes, format, budget) for format in formats)
+    return max(plans, key=lambda plan: sum(matrix.delta_rank for matrix in plan.values()))
 
 
 def _most_leading(shapes: Shapes, format: IntegerFormat | None, budget: Budget) -> dict[str, MatrixPlan]:

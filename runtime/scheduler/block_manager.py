@@ -7,7 +7,7 @@ from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_reuse import LayerHit
 from ..kv_cache.layer_states import LayerStates
 from ..kv_cache.prefix_key import KEY_BYTES
-from ..kv_cache.prefix_sums import prefix_sum
+from ..kv_cache.prefix_sums import prefix_states, prefix_sum
 from ..kv_cache.prefix_tree import Node, PrefixMatch, PrefixTree
 from .prefix_lookup import PrefixHit, PrefixLookup
 from .sequence import Sequence
@@ -38,6 +38,10 @@ class BlockManager:
     @property
     def block_size(self) -> int:
         return self._cache.block_size
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._cache.layers)
 
     @property
     def shares(self) -> bool:
@@ -71,9 +75,10 @@ class BlockManager:
     def match_prefix(self, sequence: Sequence, resume_layers: Seq[int] = ()) -> PrefixHit:
         """Finds what the cache has of a sequence but for its last token, whose logits or states are needed.
 
+        Nothing for a sequence that wants log-probabilities of its prompt, whose tokens are all computed for them.
         resume_layers: layers at which the sequence can resume.
         """
-        if not self._share:
+        if not self._share or sequence.wants_prompt_logprobs:
             return PrefixHit(PrefixMatch())
         hit = self._lookup.match(sequence, resume_layers)
         # A layer hit needs blocks for copies: without them its tokens are computed.
@@ -97,16 +102,25 @@ class BlockManager:
         kv.num_computed_tokens = kv.num_indexed_tokens = prefix.num_tokens
         if hit.layer_hit is not None:
             self._copy_layers(kv, hit.layer_hit)
-        if sequence.pooling is not None:
-            num_source_tokens = prefix.num_tokens - len(hit.prefix.nodes) * self.block_size
-            total = prefix_sum(hit.nodes, prefix.source, num_source_tokens, sequence.pooling.layer)
-            sequence.pooling.restart(sequence.next_position, total)
+        self._restart_first_pass(sequence, hit)
         num_resumed = len(kv.partial_states.states) if kv.partial_states else 0
         self.tokens_looked_up += len(sequence.token_ids)
         self.tokens_reused += prefix.num_tokens
         self.tokens_resumed += num_resumed
         if kv.num_cached_tokens is None:
             kv.num_cached_tokens, kv.num_resumed_tokens = prefix.num_tokens, num_resumed
+
+    def _restart_first_pass(self, sequence: Sequence, hit: PrefixHit) -> None:
+        """Tells a first pass of the states that the hit's blocks have."""
+        pooling = sequence.read_states
+        if pooling is None:
+            return
+        num_source_tokens = hit.prefix.num_tokens - len(hit.prefix.nodes) * self.block_size
+        found = hit.nodes, hit.prefix.source, num_source_tokens, pooling.layer
+        if sequence.choice is not None:
+            sequence.choice.restart(sequence.next_position, prefix_states(*found))
+        else:
+            pooling.restart(sequence.next_position, prefix_sum(*found))
 
     def _copy_source(self, kv: KVState, source: Node, num_tokens: int) -> None:
         """Copies the block with the end of a prefix, and its states if they cover the positions of the prefix."""

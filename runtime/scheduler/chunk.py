@@ -15,6 +15,7 @@ class Chunk:
     count: number of tokens.
     complete: whether a token is sampled after the chunk, the next one of its sequence.
     cache_layers: layers whose input states of these tokens are stored for the prefix cache.
+    top_layer: the number of layers, if log-probabilities of the prompt's tokens are wanted of what leaves the last one.
     """
 
     sequence: Sequence
@@ -22,15 +23,40 @@ class Chunk:
     count: int
     complete: bool = False
     cache_layers: tuple[int, ...] = ()
+    top_layer: int | None = None
 
     @property
     def stop(self) -> int:
         return self.start + self.count
 
     @property
+    def pools(self) -> bool:
+        """Whether the device pools the chunk's states for a choice in flight."""
+        choice = self.sequence.choice
+        return choice is not None and self.start < choice.pooling.stop
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the device chooses the sequence's expert when it has pooled the chunk's states."""
+        choice = self.sequence.choice
+        return choice is not None and self.start < choice.pooling.stop == self.stop
+
+    @property
     def num_generated(self) -> int:
         """Number of the sequence's tokens up to the end of the chunk that were sampled."""
         return max(0, self.stop - self.sequence.num_prompt_tokens)
+
+    @property
+    def generated(self) -> list[int]:
+        """The sequence's tokens up to the end of the chunk that were sampled; all must be known."""
+        return self.sequence.token_ids[self.sequence.num_prompt_tokens : self.stop]
+
+    @property
+    def prompt_targets(self) -> list[int]:
+        """The prompt's tokens that follow those of the chunk, if their log-probabilities are wanted."""
+        if self.top_layer is None:
+            return []
+        return self.sequence.token_ids[self.start + 1 : min(self.stop + 1, self.sequence.num_prompt_tokens)]
 
     @property
     def entry_layer(self) -> int:
@@ -50,4 +76,6 @@ class Chunk:
         pooling, wanted = self.sequence.pooling, set(self.cache_layers)
         if pooling is not None:
             wanted |= {pooling.layer, pooling.exit_layer or pooling.layer}
+        if self.top_layer is not None:
+            wanted.add(self.top_layer)
         return tuple(sorted(wanted))

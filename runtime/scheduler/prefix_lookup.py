@@ -39,9 +39,9 @@ class PrefixLookup:
         self._layer_reuse = LayerReuse(tree, self._keys, block_size)
 
     def prefix_key(self, sequence: Sequence) -> bytearray:
-        """Keys of all tokens of a sequence."""
+        """Keys of all tokens of a sequence of which it is known what computes them."""
         key, salt, digest = sequence.kv.prefix_key, sequence.request.salt, sequence.mixture.digest
-        self._keys.extend(key, sequence.token_ids, salt, digest, sequence.adapted_from)
+        self._keys.extend(key, sequence.token_ids_with_mixture, salt, digest, sequence.adapted_from)
         return key
 
     def key_between(self, sequence: Sequence, start: int, stop: int) -> bytes:
@@ -59,7 +59,7 @@ class PrefixLookup:
         A first pass needs the states at the pooled layer, too: blocks without them are no hit.
         resume_layers: layers at which the sequence can resume.
         """
-        pooling = sequence.pooling
+        pooling = sequence.read_states
         if pooling is None:
             prefix = self.match_tree(sequence)
             return PrefixHit(prefix, self._match_layers(sequence, prefix, resume_layers))
@@ -69,7 +69,7 @@ class PrefixLookup:
 
     def match_tree(self, sequence: Sequence) -> PrefixMatch:
         """Finds the beginning of a sequence that the tree has in all layers, without the last token to compute."""
-        num_bytes = (sequence.num_target_tokens - 1) * KEY_BYTES
+        num_bytes = (sequence.num_lookup_tokens - 1) * KEY_BYTES
         return self._tree.match(bytes(self.prefix_key(sequence)[:num_bytes]))
 
     def _match_layers(self, sequence: Sequence, prefix: PrefixMatch, layers: Seq[int]) -> LayerHit | None:

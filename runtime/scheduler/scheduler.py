@@ -9,6 +9,7 @@ from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
 from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
+from .choice import ChoiceSlots
 from .chunk import Chunk
 from .sequence import Sequence
 from .stats import EngineStats
@@ -20,15 +21,16 @@ _SCAN_FACTOR = 2
 
 
 class Scheduler:
-    """First come, first served. Decoding goes before prefill, and prompts are cut to the token budget.
+    """First come, first served, among requests of one priority. Decoding goes before prefill, and prompts are cut to
+    the token budget.
 
-    When blocks run out the latest arrival is preempted: it gives its blocks and its bank slot back, and is computed
+    When blocks run out the last in that order is preempted: it gives its blocks and its bank slot back, and is computed
     again from its tokens later, which gives the same values bit for bit. So no waiting sequence holds what an earlier
     one waits for.
 
     A request whose prompt begins like one that is being computed waits until it can share that one's blocks, and
-    may be overtaken meanwhile. It waits for earlier arrivals only, and only for running ones, which get on in every
-    step.
+    may be overtaken meanwhile. It waits only for those that go before it, and only for running ones, which get on in
+    every step.
     """
 
     def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
@@ -36,8 +38,9 @@ class Scheduler:
         self._bank = bank
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
+        self._choices = ChoiceSlots(bank, max_sequences)
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in the order of arrival
+        self._running: list[Sequence] = []  # in that order, as `_waiting` is
         # The layer that the latest first pass pools. All prompts store their states there, since the next first pass
         # will pool the same layer: an engine has one dispatcher as a rule. With several, the latest decides.
         self._last_pooled_layer: int | None = None
@@ -47,11 +50,15 @@ class Scheduler:
         return len(self._waiting) + len(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a sequence in the order of arrival, which may be before others that did not wait for a first pass."""
-        if sequence.pooling is not None:
-            self._last_pooled_layer = sequence.pooling.layer
-        if self._waiting and _arrival(self._waiting[-1]) > _arrival(sequence):
-            insort(self._waiting, sequence, key=_arrival)
+        """Queues a sequence, which may go before others that arrived earlier, or did not wait for a first pass."""
+        if sequence.read_states is not None:
+            self._last_pooled_layer = sequence.read_states.layer
+        self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
+        """Puts a sequence where it belongs among those that wait."""
+        if self._waiting and _order(self._waiting[-1]) > _order(sequence):
+            insort(self._waiting, sequence, key=_order)
         else:
             self._waiting.append(sequence)
 
@@ -81,6 +88,12 @@ class Scheduler:
             self.add(sequence)
         return keeps_running
 
+    def settle(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int, slot: int) -> None:
+        """Gives a sequence the mixture that the device has chosen, whose slot it keeps of all candidates'."""
+        assert sequence.choice is not None
+        self._choices.release(sequence.choice, kept=slot)
+        sequence.settle(mixture, adapted_from, slot)
+
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
         if sequence in self._running:
@@ -101,7 +114,7 @@ class Scheduler:
         preempted = self._plan_running(plan)
         if preempted is None:
             return [], []
-        # Blocks that a preemption freed are for the earlier arrivals: nobody is admitted in the same step.
+        # Blocks that a preemption freed are for those that go first: nobody is admitted in the same step.
         failed = [] if preempted else self._admit(plan)
         return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
 
@@ -132,13 +145,13 @@ class Scheduler:
         return any(sequence.in_flight for sequence in self._running)
 
     def _preempt_for(self, sequence: Sequence, num_tokens: int) -> list[Sequence]:
-        """Preempts the latest arrivals, in the end the sequence itself, until it can have blocks for its tokens."""
+        """Preempts the last in order, in the end the sequence itself, until it can have blocks for its tokens."""
         victims: list[Sequence] = []
         num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
         while num_missing > self._blocks.num_available and sequence not in victims:
             victim = self._running.pop()
             self._release(victim)
-            self._waiting.appendleft(victim)
+            self._queue(victim)
             self.preemptions += 1
             victims.append(victim)
         return victims
@@ -163,7 +176,7 @@ class Scheduler:
             if not has_slot:
                 break
             self._waiting.remove(sequence)
-            insort(self._running, sequence, key=_arrival)
+            insort(self._running, sequence, key=_order)
             self._blocks.allocate(sequence, hit)
             count = plan.count_for(sequence)
             self._blocks.append_blocks(sequence, sequence.next_position + count)
@@ -175,14 +188,12 @@ class Scheduler:
 
         It is if that prompt gives the sequence a block more than was found, or half of what is missing.
         """
-        num_missing = sequence.num_target_tokens - 1 - num_found
+        if sequence.wants_prompt_logprobs:
+            return False
+        num_missing = sequence.num_lookup_tokens - 1 - num_found
         worthwhile = min(self._blocks.block_size, (num_missing + 1) // 2)
         for leader in self._running if num_missing else ():
-            if (
-                _arrival(leader) < _arrival(sequence)
-                and leader.is_prefilling
-                and _can_share(leader, sequence)
-            ):
+            if _order(leader) < _order(sequence) and leader.is_prefilling and _can_share(leader, sequence):
                 num_common = common_prefix_length(
                     self._blocks.prefix_key(leader), self._blocks.prefix_key(sequence)
                 )
@@ -191,6 +202,12 @@ class Scheduler:
         return False
 
     def _take_slot(self, sequence: Sequence) -> bool:
+        """Whether a slot was to be had. A choice that finds too few is the host's from now on."""
+        if sequence.choice is not None:
+            sequence.slot = self._choices.try_acquire(sequence.choice)
+            if sequence.slot is not None:
+                return True
+            sequence.choose_on_host()
         sequence.slot = self._bank.try_acquire(sequence.mixture)
         return sequence.slot is not None
 
@@ -198,25 +215,32 @@ class Scheduler:
         """Gives back the blocks and the slot of a sequence that runs no longer."""
         self._blocks.free(sequence)
         sequence.in_flight = sequence.num_awaited = 0
-        if sequence.slot is not None:
+        if sequence.slot is None:
+            return
+        if sequence.choice is None:
             self._bank.release(sequence.slot)
-            sequence.slot = None
+        else:
+            self._choices.release(sequence.choice)
+        sequence.slot = None
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
-        """The next tokens as chunks, cut where the layer changes at which they enter the model."""
+        """The next tokens as chunks, cut where the layer at which they enter or the expert that is chosen changes."""
         start, stop = sequence.next_position, sequence.next_position + count
-        partial = sequence.kv.partial_states
-        cuts = () if partial is None or sequence.exit_layer is not None else (partial.start, partial.stop)
+        partial, choice = sequence.kv.partial_states, sequence.choice
+        cuts = [] if partial is None or sequence.exit_layer is not None else [partial.start, partial.stop]
+        cuts += [] if choice is None else [choice.pooling.stop]
         edges = [start, *(cut for cut in cuts if start < cut < stop), stop]
         return [self._chunk(sequence, *span) for span in pairwise(edges)]
 
     def _chunk(self, sequence: Sequence, start: int, stop: int) -> Chunk:
         """A chunk with its `cache_layers`: where experts begin or first passes pool, and the tokens are the base's."""
         complete = sequence.pooling is None and stop == sequence.num_target_tokens
-        chunk = Chunk(sequence, start, stop - start, complete)
+        reads_top = sequence.wants_prompt_logprobs and start + 1 < sequence.num_prompt_tokens
+        top_layer = self._blocks.num_layers if reads_top else None
+        chunk = Chunk(sequence, start, stop - start, complete, top_layer=top_layer)
         if not self._blocks.shares or start >= sequence.num_prompt_tokens:
             return chunk
-        exit_layer, pooling = sequence.exit_layer, sequence.pooling
+        exit_layer, pooling = sequence.exit_layer, sequence.read_states
         pooled_layer = self._last_pooled_layer if pooling is None else pooling.layer
         wanted = {*self._bank.first_layers} | (set() if pooled_layer is None else {pooled_layer})
         cache_layers = tuple(
@@ -246,7 +270,7 @@ class Scheduler:
 
 def _can_share(leader: Sequence, sequence: Sequence) -> bool:
     """Whether a sequence will be able to use the blocks that the leader computes."""
-    one, other = leader.pooling, sequence.pooling
+    one, other = leader.read_states, sequence.read_states
     if not all(pooling is None or pooling.prompt_kv_reusable for pooling in (one, other)):
         return False
     if other is None or other.layer in leader.kv.cached_states:
@@ -254,5 +278,6 @@ def _can_share(leader: Sequence, sequence: Sequence) -> bool:
     return one is not None and one.layer == other.layer
 
 
-def _arrival(sequence: Sequence) -> int:
-    return sequence.request_id
+def _order(sequence: Sequence) -> tuple[int, int, int]:
+    """What goes first has the lower number of priority, then the earlier arrival."""
+    return sequence.request.priority, sequence.request_id, sequence.sample

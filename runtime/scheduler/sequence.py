@@ -13,24 +13,30 @@ from ..kv_cache.layer_states import LayerStates
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
 from ..text.prompt_template import Question
+from .choice import Choice
+from .logits_edit import LogitsEdit
 from .pooling import Pooling
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """State of one request.
+    """State of one answer to a request.
 
-    request_id: the order of arrival, too.
+    request_id: the order of arrival, too; the answers to one request have the same.
+    sample: which of them.
     mixture: computes the tokens from `adapted_from` on; the base model computes those before, and in a first pass all.
     token_ids: prompt and generated ids.
     adapted_from: position of the first token that carries the expert's slot.
     max_length: number of tokens at which the answer is cut off.
     text: the answer's text so far.
+    edits: what is done to the logits before a token is sampled, in this order.
     kv: blocks of the cache and how far they are computed.
     pooling: the first pass that reads the prompt's states; None once an expert is chosen.
+    choice: of an expert that the device makes meanwhile; None once it has landed. `mixture` is the base until then.
     dispatch: what the dispatcher chose.
-    slot: row of the bank that the sequence holds.
+    slot: row of the bank that the sequence holds, or the place of one that is being chosen.
     logprobs: of the generated tokens, if they are asked for.
+    prompt_logprobs: of the prompt's first tokens, as far as they are known, if they are asked for; None for the first.
     scores: log-probabilities of the request's `score` tokens.
     seed: of the sampler.
     asked: the prompt in the words of a template, if it was put into them.
@@ -46,12 +52,16 @@ class Sequence:
     adapted_from: int
     max_length: int
     text: StopChecker
+    edits: tuple[LogitsEdit, ...] = ()
+    sample: int = 0
     num_prompt_tokens: int = field(init=False)
     kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
+    choice: Choice | None = None
     dispatch: Dispatch | None = None
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(init=False)
     scores: list[float] | None = None
     asked: Question | None = None
     in_flight: int = 0
@@ -61,8 +71,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.prompt_logprobs = [] if self.request.prompt_logprobs is None or self.sample else [None]
         seed = self.request.sampling.seed
-        self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        self.seed = int.from_bytes(os.urandom(8), "little") if seed is None else (seed + self.sample) % 2**64
 
     @property
     def num_target_tokens(self) -> int:
@@ -70,9 +81,29 @@ class Sequence:
         return len(self.token_ids) + self.num_awaited if self.pooling is None else self.pooling.stop
 
     @property
+    def read_states(self) -> Pooling | None:
+        """What a first pass reads of the prompt, whether the host or the device chooses by it."""
+        return self.pooling if self.choice is None else self.choice.pooling
+
+    @property
+    def num_lookup_tokens(self) -> int:
+        """Number of tokens whose beginning may be found in the prefix cache: all but the last of them."""
+        return self.num_target_tokens if self.choice is None else self.choice.pooling.stop
+
+    @property
+    def token_ids_with_mixture(self) -> list[int]:
+        """The tokens of which it is known what computes them."""
+        return self.token_ids if self.choice is None else self.token_ids[: self.adapted_from]
+
+    @property
     def exit_layer(self) -> int | None:
         """The layer at which a first pass leaves the model; None outside one, or if it computes all layers."""
         return None if self.pooling is None else self.pooling.exit_layer
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the next tokens are to give log-probabilities of the prompt: not in a first pass."""
+        return self.pooling is None and 0 < len(self.prompt_logprobs) < self.num_prompt_tokens
 
     @property
     def landed_position(self) -> int:
@@ -90,9 +121,9 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Number of tokens left to compute before the next one is sampled, or the first pass ends.
 
-        0 if the last token is in flight.
+        0 if the last token is in flight, or a token that the edits of the next one's logits have to know.
         """
-        if self.num_awaited and self.num_target_tokens >= self.max_length:
+        if self.num_awaited and (self.edits or self.num_target_tokens >= self.max_length):
             return 0
         return self.num_target_tokens - self.next_position
 
@@ -108,7 +139,9 @@ class Sequence:
         return min(self.adapted_from, self.num_prompt_tokens)
 
     def keeps_kv_valid(self, mixture: ResolvedMixture, adapted_from: int) -> bool:
-        """Whether the first pass's keys and values of the prompt stay valid under `mixture`."""
+        """Whether the first pass's keys and values of the prompt stay valid under `mixture`, and suffice."""
+        if self.request.prompt_logprobs is not None:
+            return False
         is_base = not mixture.parts or self.num_target_tokens <= adapted_from
         if self.exit_layer is not None:
             # Tokens that were found computed in all layers are the base model's there.
@@ -119,6 +152,7 @@ class Sequence:
     def take_prompt(self, other: "Sequence") -> None:
         """Replaces the prompt, of which the cache is to hold nothing for this sequence, by that of another one."""
         self.request, self.asked, self.text = other.request, other.asked, other.text
+        self.edits = other.edits
         self.token_ids, self.num_prompt_tokens = other.token_ids, other.num_prompt_tokens
         self.adapted_from, self.max_length = other.adapted_from, other.max_length
         self.kv, self.pooling = KVState(), None
@@ -133,6 +167,16 @@ class Sequence:
         partial = self.kv.partial_states
         if partial is not None:
             self.cache_states(partial.layer, partial.start, partial.states)
+
+    def settle(self, mixture: ResolvedMixture, adapted_from: int, slot: int) -> None:
+        """Ends the choice in flight: the device has computed the tokens from its end on under `mixture`, in `slot`."""
+        self.mixture, self.adapted_from, self.slot = mixture, adapted_from, slot
+        self.choice = None
+
+    def choose_on_host(self) -> None:
+        """Turns a choice that is not in flight yet into an ordinary first pass."""
+        assert self.choice is not None
+        self.pooling, self.choice, self.adapted_from = self.choice.pooling, None, 0
 
     def launch(self, count: int, samples: bool) -> None:
         """Marks the next tokens as in flight. samples: whether a token is sampled after them."""
@@ -197,10 +241,15 @@ class Sequence:
         text, self.ended = self._after(token_id, eos_ids)
         return text, self.ended
 
+    def add_prompt_logprobs(self, position: int, entries: Seq[TokenLogprob]) -> None:
+        """Adds log-probabilities of the prompt's tokens from a position on; those that are known stay."""
+        self.prompt_logprobs += entries[len(self.prompt_logprobs) - position :]
+
     def _after(self, token_id: int, eos_ids: Seq[int]) -> tuple[str, FinishReason | None]:
         stops = self.request.stop_token_ids or ()
         if token_id in stops or (token_id in eos_ids and not self.request.ignore_eos):
-            return self.text.finish(), "stop"
+            shown = self.text.add(token_id)[0] if self.request.include_stop_str_in_output else ""
+            return shown + self.text.finish(), "stop"
         new_text, stopped = self.text.add(token_id)
         if stopped:
             return new_text, "stop"
@@ -223,6 +272,7 @@ class Sequence:
             reuse=self.reuse,
             reused_tokens=self.kv.num_cached_tokens or 0,
             resumed_tokens=self.kv.num_resumed_tokens,
+            prompt_logprobs=self.prompt_logprobs or None,
             scores=self.scores,
             dispatch=self.dispatch,
             asked=None if asked is None else asked.text,

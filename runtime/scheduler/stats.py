@@ -1,4 +1,4 @@
-"""Counters of an engine: tokens computed and reused, and the blocks of its cache."""
+"""Counters of an engine: tokens computed and reused, the blocks of its cache, and steps."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,9 @@ class EngineStats:
     blocks_in_use: blocks of running requests.
     blocks_cached: blocks that no request uses, kept for later ones.
     blocks_free: empty blocks.
+    steps: batches that were launched.
+    decode_steps: those of them in which every request computed one token.
+    wait_seconds: how long steps waited for a device; 0 on a CPU, which computes where it launches.
     """
 
     tokens_computed: int
@@ -27,3 +30,6 @@ class EngineStats:
     blocks_in_use: int
     blocks_cached: int
     blocks_free: int
+    steps: int = 0
+    decode_steps: int = 0
+    wait_seconds: float = 0.0

@@ -16,14 +16,18 @@ from .served import Served, kind_of
 class Answering:
     """The answers to the requests of one body, while they are computed.
 
-    requests: as many as the response has choices, in its order.
+    requests: of as many answers each.
+
+    num_choices: answers to all requests, in their order.
+    results: of each choice, None while it is not there.
     """
 
     def __init__(self, served: Served, requests: Sequence[Request]) -> None:
         self.requests = requests
-        self.results: list[Result | None] = [None] * len(requests)
+        self.num_choices = sum(request.n for request in requests)
+        self.results: list[Result | None] = [None] * self.num_choices
         self._served = served
-        self._admitted = served.admission.admit(len(requests))
+        self._admitted = served.admission.admit(self.num_choices)
         self._started = time.perf_counter()
         self._timer: asyncio.TimerHandle | None = None
         self._streams: list[DeltaStream] = []
@@ -48,17 +52,17 @@ class Answering:
         self._timer = loop.call_later(self._served.settings.request_timeout, self._time_out)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Yields (index, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
+        """Yields (choice, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
         if len(self._streams) == 1:
-            async for delta in self._one(0):
-                yield 0, delta
+            async for item in self._one(0):
+                yield item
             return
         queue: asyncio.Queue[tuple[int, Delta] | BaseException] = asyncio.Queue()
 
         async def forward(index: int) -> None:
             try:
-                async for delta in self._one(index):
-                    queue.put_nowait((index, delta))
+                async for item in self._one(index):
+                    queue.put_nowait(item)
             except Exception as error:
                 queue.put_nowait(error)
 
@@ -73,25 +77,26 @@ class Answering:
             for task in tasks:
                 task.cancel()
 
-    async def _one(self, index: int) -> AsyncIterator[Delta]:
-        """The deltas of one request."""
-        metrics, last = self._served.metrics, self._started
-        stream, is_first = self._streams[index], True
-        while True:
-            delta = await stream.__anext__()
+    async def _one(self, index: int) -> AsyncIterator[tuple[int, Delta]]:
+        """The deltas of one request, with the choices that they belong to."""
+        request, last = self.requests[index], dict[int, float]()
+        async for delta in self._streams[index]:
             now = time.perf_counter()
+            choice = index * request.n + delta.sample
             if delta.token_ids:
-                metrics.on_tokens(now - last, is_first)
-                last, is_first = now, False
+                before = last.get(choice)
+                self._served.metrics.on_tokens(now - (before or self._started), before is None)
+                last[choice] = now
             if delta.result is not None:
-                self.results[index] = delta.result
-                metrics.on_result(delta.result, kind_of(self.requests[index]), now - self._started)
-                self._served.admission.note(now - self._started)
-                if delta.result.finish_reason == "error":
-                    raise ApiError(400, delta.result.error or "the request failed")
-                yield delta
-                return
-            yield delta
+                self.results[choice] = delta.result
+                self._note(delta.result, request, now - self._started)
+            yield choice, delta
+
+    def _note(self, result: Result, request: Request, seconds: float) -> None:
+        self._served.metrics.on_result(result, kind_of(request), seconds)
+        self._served.admission.note(seconds)
+        if result.finish_reason == "error":
+            raise ApiError(400, result.error or "the request failed")
 
     def _time_out(self) -> None:
         seconds = self._served.settings.request_timeout

@@ -50,7 +50,7 @@ class _Events(StreamingResponse):
 
 
 async def _events(answering: Answering, chunks: Chunks, includes_usage: bool) -> AsyncIterator[str]:
-    for index in range(len(answering.requests)):
+    for index in range(answering.num_choices):
         opening = chunks.opening(index)
         if opening is not None:
             yield _event(opening)

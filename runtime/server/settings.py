@@ -22,7 +22,7 @@ class ServerSettings:
     request_timeout: seconds that a request may take.
     drain_timeout: seconds that unfinished requests have when the server is told to stop.
     max_body: bytes of a JSON body.
-    max_prompts: prompts of a request, times its n.
+    max_prompts: prompts of a body.
     max_uploads: bytes of experts that are kept in memory because they came over HTTP.
     """
 

@@ -1,7 +1,7 @@
 """Tasks: prompts, answers, rewards and splits. What is trained on, searched on and evaluated on."""
 
 from .registry import BUILT_IN, resolve_task
-from .render import answer_ids, answer_limit, expert_template, label_ids, label_tokens, prompt_ids
+from .render import answer_ids, answer_limit, expert_template, label_tokens, prompt_ids
 from .task import Sample, Split, Splits, Task, balanced, balanced_shots, says_label
 from .which_task import which_task
 
@@ -16,7 +16,6 @@ __all__ = [
     "balanced",
     "balanced_shots",
     "expert_template",
-    "label_ids",
     "label_tokens",
     "prompt_ids",
     "resolve_task",

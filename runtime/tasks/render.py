@@ -93,18 +93,6 @@ def label_tokens(tokenizer: Tokenizer, task: Task) -> list[list[int]]:
     return found
 
 
-def label_ids(tokenizer: Tokenizer, task: Task) -> list[int]:
-    """Token ids of labels of one token each; ZweaveError when a label has several."""
-    found = label_tokens(tokenizer, task)
-    for label, ids in zip(task.labels, found, strict=True):
-        if len(ids) != 1:
-            raise ZweaveError(
-                f"the label {label!r} of {task.name} is {len(ids)} tokens, it must be one: "
-                "take others, or leave the labels out, and answers are generated"
-            )
-    return [ids[0] for ids in found]
-
-
 def target_tokens(tokenizer: Tokenizer, task: Task, answers: Sequence[str]) -> list[list[int]]:
     """The tokens that a model learns to say for each answer.
 

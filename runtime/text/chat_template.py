@@ -92,7 +92,7 @@ def _source(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError):
             raise ZweaveError(f"{path} cannot be read as UTF-8 text: download the model again") from None
     stored = tokenizer_config.get("chat_template")

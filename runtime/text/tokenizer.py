@@ -1,5 +1,6 @@
 """Text to token ids and back, and the model's chat template."""
 
+import codecs
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def _load(path: Path) -> tokenizers.Tokenizer:
             f"{path.parent} has no tokenizer.json: write it with transformers' AutoTokenizer.save_pretrained"
         )
     with _one_line(path):
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_buffer(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     # Settings of the call that saved the file, not of the model.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -14,9 +14,11 @@ from torch import nn
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.tensor_files import is_listed
 from ..decomposition.decomposition import decompose
+from ..device import parse_device
 from ..errors import ZweaveError
 from ..io.atomic_write import write_text
 from ..io.cache_dir import disk_errors
+from ..io.json_text import has_byte_order_mark
 from ..tasks.render import expert_template
 from ..tasks.task import Task
 from ..text.prompt_template import PromptTemplate
@@ -40,11 +42,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
         from transformers.utils import logging
     except ImportError:
         raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
-    if not is_listed(checkpoint.directory):
-        raise ZweaveError(
-            f"{checkpoint.directory} holds shards without model.safetensors.index.json: transformers, which training "
-            "runs on, needs it; download it, too (answering prompts needs none)"
-        )
+    _refuse_unreadable(checkpoint.directory)
     logging.disable_progress_bar()
     # transformers 4 ties the head wherever the config says so, even one that differs.
     return AutoModelForCausalLM.from_pretrained(
@@ -52,25 +50,44 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     ).eval()
 
 
+def _refuse_unreadable(directory: Path) -> None:
+    """ZweaveError for what zweave reads and transformers does not."""
+    if not is_listed(directory):
+        raise ZweaveError(
+            f"{directory} holds shards without model.safetensors.index.json: transformers, which training "
+            "runs on, needs it; download it, too (answering prompts needs none)"
+        )
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        path = directory / name
+        if path.is_file() and has_byte_order_mark(path):
+            raise ZweaveError(
+                f"{path} begins with a byte order mark, which transformers, on which training runs, does not "
+                "read: save it as UTF-8 without one"
+            )
+
+
 def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "cpu") -> Policy:
     """A model under a fresh adapter, ready to be trained by the recipe.
 
     model: as zweave.Engine takes it.
-    Raises ZweaveError for a model that cannot be opened and a recipe that does not fit it.
+    device: "cpu" or "cuda"; a model that was never decomposed is decomposed there.
+    Raises ZweaveError for a device that is not there, a model that cannot be opened and a recipe that does not fit it.
     """
+    place = parse_device(device)
     checkpoint = resolve_model(model)
     config = checkpoint.config
     if recipe.first_layer >= config.num_layers:
         raise ZweaveError(
             f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
         )
-    module = load_model(checkpoint, dtype).to(device)
-    module.requires_grad_(False)
+    module = load_model(checkpoint, dtype).requires_grad_(False)
     adapter: Adapter
     if recipe.adapter == "lora":
-        adapter = LoraAdapter(module, recipe)
+        adapter = LoraAdapter(module.to(place), recipe)
     else:
-        adapter = SvfAdapter(module, decompose(checkpoint).factors, recipe, checkpoint.digest())
+        # Before the model takes the device's memory.
+        factors = decompose(checkpoint, device=device).factors
+        adapter = SvfAdapter(module.to(place), factors, recipe, checkpoint.digest())
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
     longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])
     return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)

@@ -30,9 +30,9 @@ LINEAR_KEYS = ROW_KEYS | {
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Roofs and rotations of a machine with hardly a cache."""
-    for module in ("kernels.linear_case", "harness.roofs"):
+    for module in ("kernels.linear_case", "harness.cpu_roofs"):
         monkeypatch.setattr(f"zweave.bench.{module}.cache_bytes", lambda device="cpu": 1 << 16)
-    monkeypatch.setattr("zweave.bench.harness.roofs.PRODUCTS", ((64, 64, 64),))
+    monkeypatch.setattr("zweave.bench.harness.cpu_roofs.PRODUCTS", ((64, 64, 64),))
     monkeypatch.setattr("zweave.bench.kernels.linear.roof_providers.__defaults__", (1 << 20,))
 
 
@@ -157,10 +157,20 @@ def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:
     assert {(row["tokens"], row["provider"]) for row in line["rows"]} == {
         (T, name) for T in (1, 3) for name in ("zweave base", "zweave", "transformers")
     }
-    status, _, line = bench(capsys, "experts", *common, "--requests", 4, "--new", 4, "--experts", "1,4")
+    status, _, line = bench(
+        capsys, "experts", *common, "--requests", 4, "--new", 4, "--experts", "1,4", "--registered", 70
+    )
     assert status == 0, line["rows"]
-    assert [row["experts"] for row in line["rows"]] == [1, 4]
-    assert line["rows"][0]["vs_one"] == 1
+    batches, first = line["rows"][:4], line["rows"][4:]
+    assert [(row["experts"], row.get("registered")) for row in batches] == [
+        (1, None),
+        (4, None),
+        (0, 4),
+        (0, 70),
+    ]
+    assert batches[0]["vs_one"] == batches[2]["vs_one"] == 1
+    assert [row["state"] for row in first] == ["resident", "prepared", "not prepared"]
+    assert first[0]["delay_seconds"] == 0
 
 
 def test_leading_experts_are_one_outside_their_components(model: Path) -> None:
@@ -206,6 +216,7 @@ def test_bad_input_gives_one_line(
         (("linear", "--experts", "0"), "--experts"),
         (("linear", "--providers", "magic"), "magic"),
         (("engine", "--providers", "magic"), "magic"),
+        (("peers", "--providers", "zweave8", "--experts", "4"), "there is no 'zweave8': use zweave4, vllm,"),
         (("mix", "--mixtures", ""), "--mixtures"),
         (("two-pass", "--prompts", "64,x"), "--prompts"),
         (("transfer", "--pairs", "magic"), "use seeds, rounded"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -34,6 +35,29 @@ def test_the_engine_on_the_reference_device(capsys: pytest.CaptureFixture) -> No
         assert row["steps"] >= 2 * 5
         assert 0 < row["host_seconds"] < row["step_seconds"] < row["seconds"]
         assert 0 < row["waiting"] < 1
+
+
+@pytest.mark.slow
+def test_others_on_the_same_device(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    status = main([*ARGUMENTS, "--providers", "always,transformers,peft"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert status == 0, rows
+    assert [(row["provider"], row["experts"]) for row in rows] == [
+        ("zweave", 3), ("transformers", 0), ("PEFT LoRA rank 16", 3),
+    ]  # fmt: skip
+    assert rows[1]["vs_transformers"] == 1 and "steps" in rows[0] and "steps" not in rows[1]
+
+
+@pytest.mark.exhaustive
+def test_what_is_not_installed_is_left_out(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    status = main([*ARGUMENTS[:-1], "--providers", "base,peft"])
+    out = capsys.readouterr().out
+    assert status == 0 and "Left out peft" in out
+    assert [row["provider"] for row in json.loads(out.splitlines()[-1])["rows"]] == ["zweave base"]
 
 
 @pytest.mark.exhaustive

@@ -4,17 +4,19 @@ import json
 
 import pytest
 import torch
+from torch import Tensor
 
-from zweave.bench.serving.gpu.decode_step import DecodeStep, StepShape
+from zweave.bench.serving.gpu.decode_step import DecodeStep
 from zweave.bench.serving.gpu.decoders import decoder_config
 from zweave.bench.serving.gpu.gpu_step import StepModels, mode_of
-from zweave.bench.serving.gpu.step_cost import DEVICES, StepCost, rates_of
 from zweave.cli.main import main
 from zweave.engine.gpu.backend import ReferenceBackend
+from zweave.kernels.triton.pdl import launch_options
+from zweave.planner.gpu_cost import StepShape
 
 KEYS = {
     "model", "provider", "status", "error", "seconds", "rounds", "batch", "context", "experts", "tok_s", "vs_ideal",
-    "bytes", "predicted_seconds", "predicted_no_pdl_seconds", "predicted_for", "vs_predicted",
+    "bytes", "predicted_seconds", "predicted_for", "vs_predicted",
 }  # fmt: skip
 
 
@@ -26,11 +28,15 @@ def test_steps_on_the_reference_device(capsys: pytest.CaptureFixture) -> None:
     assert status == 0, line["rows"]
     assert all(row.keys() >= KEYS for row in line["rows"])
     assert [(row["batch"], row["provider"], row["experts"]) for row in line["rows"]] == [
-        (2, "ideal", 0), (2, "dense", 0), (2, "delta", 1), (2, "delta", 2), (2, "factored", 1), (2, "factored", 2),
+        (2, "ideal", 0), (2, "dense", 0), (2, "dense dependent", 0),
+        (2, "delta", 1), (2, "delta dependent", 1), (2, "delta", 2), (2, "delta dependent", 2),
+        (2, "factored", 1), (2, "factored dependent", 1), (2, "factored", 2), (2, "factored dependent", 2),
     ]  # fmt: skip
     for key in ("seconds", "tok_s", "vs_ideal", "bytes", "predicted_seconds", "vs_predicted"):
         assert all(row[key] > 0 for row in line["rows"])
     assert all(row["error"] < 1e-5 for row in line["rows"])
+    predicted = {(row["provider"], row["experts"]): row["predicted_seconds"] for row in line["rows"]}
+    assert all(predicted[f"{mode} dependent", 1] < predicted[mode, 1] for mode in ("delta", "factored"))
     assert "predicted" in out and "H200" in out and "say nothing" in out
 
 
@@ -60,34 +66,26 @@ def test_without_a_gpu_the_command_says_so(
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "context", "per_second"),
-    [
-        ("ideal", 1, 512, 208),
-        ("dense", 1, 512, 240),
-        ("delta", 1, 512, 198),
-        ("factored", 1, 512, 174),
-        ("ideal", 64, 2048, 6970),
-        ("factored", 64, 2048, 6310),
-    ],
+    "option", [("--batch", "0"), ("--experts", "1,x"), ("--modes", "ideal,magic"), ("--launches", "x")]
 )
-def test_predictions_of_an_8b_model(name: str, rows: int, context: int, per_second: float) -> None:
-    """Against sums made by hand, which leave out rows of tables and the sum of attention's splits."""
-    shape = StepShape(rows, context, 0 if name in ("ideal", "dense") else 1)
-    cost = StepCost.of(decoder_config("llama3-8b"), mode_of(name), shape, 2, name == "ideal")
-    assert rows / cost.seconds(DEVICES[0]) == pytest.approx(per_second, rel=0.03)
-
-
-def test_predictions_go_by_the_device() -> None:
-    assert [rates_of(name).name for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "other", None)] == [
-        "H100", "H200", "H200", "H200",
-    ]  # fmt: skip
-    cost = StepCost.of(decoder_config("smollm2"), mode_of("factored"), StepShape(1, 512, 1), 2)
-    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[1])
-    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[0], dependent=False)
-
-
-@pytest.mark.parametrize("option", [("--batch", "0"), ("--experts", "1,x"), ("--modes", "ideal,magic")])
 def test_options_that_mean_nothing(option: tuple[str, str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "gpu-step", *option])
     assert option[0] in capsys.readouterr().err
+
+
+def test_dependent_steps_are_run_and_checked_with_dependent_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, seen = DecodeStep.logits, []
+
+    def watched(step: DecodeStep) -> Tensor:
+        # No index stands for a Hopper.
+        seen.append(launch_options(None)["PDL"])
+        return logits(step)
+
+    monkeypatch.setattr(DecodeStep, "logits", watched)
+    models = StepModels(decoder_config("tiny"), StepShape(2, 40, 1), torch.float32, ReferenceBackend())
+    for provider in models.providers(("dense",), 2, 40, (1,), ("plain", "dependent")):
+        provider.calls[0]()
+        assert provider.error() < 1e-5
+        assert len(seen) >= 2 and set(seen) == {provider.name == "dense dependent"}
+        seen.clear()

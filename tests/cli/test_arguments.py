@@ -1,5 +1,6 @@
 """What is wrong with a command's arguments is told before anything heavy is loaded."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -37,6 +38,7 @@ MISTAKES = [
     ["bench", "linear", "--nonsense"],
     ["bench", "gpu"],
     ["bench", "linear", "--providers", "magic"],
+    ["bench", "peers", "--providers", "zweave8", "--experts", "4"],
     ["bench", "mix", "--experts", "0"],
     ["bench", "mix", "--plot", "none/x.png"],
     *(["bench", name, "--rounds", "0"] for name in BENCHES),
@@ -62,6 +64,21 @@ def test_mistakes_and_help_load_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("9" * 5000, rf"'{'9' * 36}\.\.\., of 5000 digits, is too large"),
+        ("x" * 5000, rf"'{'x' * 36}\.\.\. is not a whole number of at least 1"),
+        ("0", "'0' is not a whole number of at least 1"),
+    ],
+    ids=["digits", "letters", "zero"],
+)
+def test_a_number_is_quoted_in_short(value: str, words: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "a", "--max-tokens", value])
+    assert re.search(f"argument --max-tokens: {words}\n$", capsys.readouterr().err)
+
+
 def test_what_the_options_offer_is_what_there_is() -> None:
     assert tuple(MODELS) == names.PULLED_MODELS
     assert sorted(names.DTYPES) == sorted(DTYPES)
@@ -81,7 +98,7 @@ def test_the_providers_that_benches_name_are_those_that_they_have() -> None:
     forms, integer = linear_arguments.FORMS, linear_arguments.INTEGER_FORMS
     assert (forms, (*forms, *integer)) == (tuple(linear.FORMS), tuple(linear.ALL))
     assert tuple(engine.PROVIDERS) == engine_arguments.PROVIDERS
-    assert tuple(peers._peers(8)) == peers_arguments.PEERS
+    assert tuple(peers._peers(4)) == peers_arguments.peer_names(4)
     pytest.importorskip("triton")
     assert tuple(import_module("zweave.bench.kernels.gpu_forms").GPU_FORMS) == gpu_arguments.GPU_FORMS
 

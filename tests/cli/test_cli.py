@@ -195,6 +195,21 @@ def test_interrupt_while_the_program_loads(seconds: float) -> None:
     assert (process.returncode, errors) == (130, "zweave: interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("closed", "status", "out", "errors"),
+    [
+        (">&-", 1, "", "zweave: error: standard output is closed: send it to a file, or to /dev/null\n"),
+        ("<&- 2>&-", 0, "zweave ", ""),
+    ],
+    ids=["output", "input and errors"],
+)
+def test_closed_streams(closed: str, status: int, out: str, errors: str) -> None:
+    """Python drops what is printed to a closed output; coreutils end with an error as this does."""
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "--version"]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, errors) and done.stdout.startswith(out)
+
+
 @pytest.mark.parametrize(("options", "reused"), [((), [0, 4]), (("--no-prefix-cache",), [0, 0])], ids=str)
 def test_what_was_reused_is_told(
     model: Path,

@@ -178,6 +178,11 @@ def test_mix_writes_the_mixture(zweave, files):
     ("parts", "message"),
     [
         (["a.safetensors"], "a part is EXPERT=WEIGHT"),
+        (
+            ["a.safetensors", "b.safetensors=0.5"],
+            r"not 'a.safetensors': .* OUTPUT EXPERT=WEIGHT EXPERT=WEIGHT",
+        ),
+        (["a.safetensors=0.5,b.safetensors=1"], "spaces stand between the parts, not commas"),
         (["a.safetensors=x"], "a part is EXPERT=WEIGHT"),
         (["a.safetensors=nan"], "a part is EXPERT=WEIGHT"),
         (["=1"], "a part is EXPERT=WEIGHT"),
@@ -194,6 +199,13 @@ def test_mix_refuses(zweave, files, monkeypatch, parts, message):
     with pytest.raises(ZweaveError, match=message):
         zweave("expert", "mix", "out.safetensors", *parts)
     assert not (files / "out.safetensors").exists()
+
+
+def test_mix_without_an_output_writes_no_file_named_like_a_part(zweave, files, monkeypatch):
+    monkeypatch.chdir(files)
+    with pytest.raises(ZweaveError, match=r"a.safetensors=0.5 is a part, .* with the file to write first"):
+        zweave("expert", "mix", "a.safetensors=0.5", "b.safetensors=0.5")
+    assert not (files / "a.safetensors=0.5").exists()
 
 
 def test_diff(zweave, files):

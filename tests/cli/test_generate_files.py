@@ -207,7 +207,10 @@ def test_unknown_names_are_said_with_the_known_ones(
 ) -> None:
     (tmp_path / "typo.jsonl").write_text('{"prompt": "a", "sampling": {"temp": 5}}')
     assert generate("--input", "typo.jsonl") == 1
-    assert "unknown field of sampling 'temp': use min_p, seed, temperature" in capsys.readouterr().err
+    assert (
+        "unknown field of sampling 'temp': use frequency_penalty, logit_bias, min_p"
+        in capsys.readouterr().err
+    )
     (tmp_path / "my exp.safetensors").write_bytes(b"")
     assert generate("--input", "in.jsonl", "--expert", "my exp.safetensors") == 1
     assert (
@@ -215,3 +218,21 @@ def test_unknown_names_are_said_with_the_known_ones(
     )
     with pytest.raises(ZweaveError, match="unknown engine option 'foo': use dtype, device"):
         Engine("smollm2", foo=1)
+
+
+def test_several_answers_stand_in_one_result(
+    generate: Callable[..., int],
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    options = ("--n", "3", "--temperature", "1", "--seed", "5", "--max-tokens", "4")
+    assert generate("one", *options, "--output", "out.jsonl") == 0
+    assert "1 request, 12 tokens" in capsys.readouterr().err.replace("\n", " ")
+    [line] = read(tmp_path / "out.jsonl").values()
+    texts = [sample["text"] for sample in line["samples"]]
+    assert len(texts) == 3 and line["text"] == texts[0] and len({*texts}) > 1
+    model = str(tiny_model("llama", vocab_size=96))
+    assert main(["generate", "--model", model, "one", *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown == "> one\n" + "\n\n".join(f"[{i}] {text}" for i, text in enumerate(texts)) + "\n\n"

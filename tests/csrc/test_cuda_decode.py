@@ -52,13 +52,25 @@ class Emulator:
         subprocess.run([*command, "-o", folder / "decode", EMULATOR / "decode.cpp"], check=True)
 
     def __call__(
-        self, p: SimpleNamespace, *, early: bool = False, seed: int = 0, x_gap: int = 0, gap: int = 0
+        self,
+        p: SimpleNamespace,
+        *,
+        early: bool = False,
+        seed: int = 0,
+        x_gap: int = 0,
+        gap: int = 0,
+        depth: int = 1,
     ) -> Tensor:
-        """y of a problem. early: asynchronous copies arrive at once; gaps: what rows are apart beyond their length."""
+        """y of a problem.
+
+        early: asynchronous copies arrive at once.
+        x_gap, gap: what rows are apart beyond their length.
+        depth: linears one after the other, each of what the one before has made.
+        """
         tokens, inputs = p.x.shape
         rank, slots = (0, 0) if p.u is None else (p.u.shape[1], p.scale.shape[0])
         flags = (p.w is not None, p.bias is not None, early)
-        head = (tokens, p.outputs, inputs, rank, slots, *flags, seed, x_gap, gap)
+        head = (tokens, p.outputs, inputs, rank, slots, *flags, seed, x_gap, gap, depth)
         operands = [spread(p.x, x_gap)] + [spread(t, gap) for t in (p.w, p.vt, p.u) if t is not None]
         operands += [t for t in (p.scale, p.slot, p.bias) if t is not None]
         raw = [torch.tensor(head, dtype=torch.int64), *operands]
@@ -169,6 +181,22 @@ def test_base_tokens_of_a_delta_get_the_plain_linear_bit_for_bit(run) -> None:
     assert torch.equal(run(p)[::2].view(torch.int16), run(plain)[::2].view(torch.int16))
 
 
+def check_chain(run: Emulator, way: str) -> None:
+    """Compares a chain of launches, of which every second starts early, with the linears one by one."""
+    p = problem(way, 9, 200, 200, 24)
+    one_by_one = SimpleNamespace(**vars(p))
+    for _ in range(4):
+        one_by_one.x = run(one_by_one)
+    for seed in range(5):
+        chain = run(p, seed=seed, depth=4)
+        assert torch.equal(chain.view(torch.int16), one_by_one.x.view(torch.int16)), seed
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_a_chain_of_dependent_launches_gives_what_linears_give_one_by_one(way, run) -> None:
+    check_chain(run, way)
+
+
 # A line of the kernel, what a mistake would make of it, and whether copies must arrive early for it to show.
 MISTAKES = {
     "waits for one chunk too few": ("cp_async_wait<kAhead - 1>", "cp_async_wait<kAhead>", False),
@@ -200,13 +228,32 @@ def test_the_emulator_finds_nothing_where_no_mistake_is_planted(tmp_path, tolera
     check_one_instance(tmp_path, ROOT / "csrc", False, tolerance)
 
 
-@pytest.mark.parametrize(("right", "wrong", "early"), MISTAKES.values(), ids=MISTAKES)
-def test_the_emulator_finds_planted_mistakes(right, wrong, early, tmp_path, tolerance) -> None:
-    sources = tmp_path / "csrc"
+def with_mistake(folder: Path, right: str, wrong: str) -> Path:
+    """The sources with a line of the kernel replaced."""
+    sources = folder / "csrc"
     shutil.copytree(ROOT / "csrc" / "cuda", sources / "cuda")
     kernel = sources / "cuda" / "decode_product.cuh"
     text = kernel.read_text()
     assert text.count(right) == 1
     kernel.write_text(text.replace(right, wrong))
+    return sources
+
+
+@pytest.mark.parametrize(("right", "wrong", "early"), MISTAKES.values(), ids=MISTAKES)
+def test_the_emulator_finds_planted_mistakes(right, wrong, early, tmp_path, tolerance) -> None:
+    sources = with_mistake(tmp_path, right, wrong)
     with pytest.raises((AssertionError, RuntimeError)):
         check_one_instance(tmp_path, sources, early, tolerance)
+
+
+def test_a_write_before_the_wait_shows_in_a_chain(tmp_path) -> None:
+    """The launch before may still read what is there, which a single linear never does."""
+    tile = "const Chunks<Traits> chunks(p, tile);"
+    y = "p.y[(tile.first_token + token) * p.y_stride + tile.first_row + row]"
+    write = f"if (p.follows) for_each_output(p, tile, [&](int token, int row) {{ {y} = 0; }});"
+    sources = with_mistake(tmp_path, tile, f"{tile}\n  {write}")
+    run = Emulator(tmp_path, sources, instance="1,2,1,true")
+    p = problem("svf_linear", 9, 200, 200, 24)
+    assert run(p).isfinite().all()
+    with pytest.raises(AssertionError):
+        check_chain(run, "svf_linear")

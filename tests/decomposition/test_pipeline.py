@@ -42,11 +42,13 @@ def stop_at_5(stage, done, total):
         raise StopError
 
 
-def test_the_entry_is_the_cpus(checkpoint, device, cache):
-    reports = []
+def test_the_entry_is_the_cpus(checkpoint, device, cache, monkeypatch):
+    reports, emptied = [], []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(len(reports)))
     found = decompose(checkpoint, progress=lambda *report: reports.append(report), device=device)
     assert [done for _, done, _ in reports] == list(range(15))
     assert reports[0][0] == "decomposing on cuda"
+    assert emptied == [15]
     assert {matrix.driver for matrix in found.matrices.values()} == {"gram64"}
     sizes = {path.name: path.stat().st_size for path in (cache / found.digest).glob("*.safetensors")}
     expected = decompose(checkpoint, progress=silent, force=True)

@@ -122,6 +122,36 @@ def test_files_that_are_none(engine: Engine, folder: Path) -> None:
             load_dispatcher(engine, folder / name)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "a", "--expert", "auto", "--dispatcher"],
+        ["chat", "--expert", "auto", "--dispatcher"],
+        ["eval", "addition", "--dispatch"],
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"strategy": "fixed", "expert": "nobody"}, "there is no expert 'nobody'"),
+        ({**PROMPT, "expert": "sst2", "experts": {"x": "gone.safetensors", "y": None}}, "no such file"),
+        ({**HIDDEN, "experts": {"z": "sst2"}}, "the classifier has no label 'z'"),
+        ({**PROMPT, "experts": {"x": "sst2", "y": None}, "text_tokens": 1.5}, "a whole number"),
+        ({"strategy": "few-shot", "file": "c.safetensors"}, "c.safetensors"),
+        ({"strategy": "fixed", "expert": "auto"}, "'auto' needs a dispatcher"),
+    ],
+    ids=str,
+)
+def test_commands_check_the_file_before_a_model_is_looked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: list[str], fields: object, words: str
+) -> None:
+    path = written(folder, fields)
+    assert main([*command, str(path), "--model", str(folder / "no model")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"zweave: error: {path}: ") and words in error
+
+
 def test_the_commands(
     tiny_model: Callable[..., Path],
     random_expert: Callable,

@@ -21,7 +21,7 @@ from zweave.evaluation.evaluate import interval, standard_error
 from zweave.evaluation.label_scores import LabelScores as Scores
 from zweave.evaluation.table import print_cells, row_cells
 from zweave.experts import Expert
-from zweave.tasks import Sample, Splits, Task, label_ids
+from zweave.tasks import Sample, Splits, Task, label_tokens
 
 TinyEngine = Callable[..., Engine]
 CHOICES = [None, "a", {"a": 0.5, "b": 0.5}, "late"]
@@ -65,7 +65,7 @@ def test_label_scores_are_the_models_and_computed_once(
     task, scores = make_task(), LabelScores(engine)
     samples = task.samples("test")
     found = scores.of(task, samples)
-    ids = label_ids(engine.tokenizer, task)
+    ids = [ids[0] for ids in label_tokens(engine.tokenizer, task)]
     for row, result in zip(
         found, engine.generate(Request(s.prompt, max_tokens=1, logprobs=96) for s in samples), strict=True
     ):

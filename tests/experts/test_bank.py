@@ -1,5 +1,6 @@
 """The bank: rows are what the formula says, slots are shared, pinned and given back."""
 
+import os
 import threading
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from zweave.errors import ZweaveError
 from zweave.experts import Bank, Expert, Mixture
+from zweave.experts.expert_entry import ExpertEntry
+from zweave.experts.prepared_rows import PreparedRows
 
 Q0, UP0, Q1 = (
     "model.layers.0.self_attn.q_proj",
@@ -294,3 +297,49 @@ def test_loading_while_others_acquire():
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_prepared_rows_need_no_z(tmp_path, monkeypatch):
+    """Also those of a file, as long as it is the same."""
+    path = tmp_path / "a.safetensors"
+    expert(1).save(path, half=True)
+    made = bank(slots=2, b=expert(2))
+    made.load("a", path)
+    wanted = SIGMAS[Q0] * Expert.load(path).z[Q0]
+    with monkeypatch.context() as patch:
+        patch.setattr(ExpertEntry, "read_z", lambda entry: pytest.fail("read"))
+        for name in "aba":
+            slot = made.acquire(Mixture.parse(name))
+            made.release(slot)
+    torch.testing.assert_close(made.tables.columns(Q0)[slot], wanted, rtol=0, atol=0)
+    made.release(made.acquire(Mixture.parse("b")))
+    os.utime(path, ns=(0, 0))
+    made._prepared = PreparedRows(0)
+    assert made.acquire(Mixture.parse("a")) == slot, "the same bytes under another time"
+    torch.testing.assert_close(made.tables.columns(Q0)[slot], wanted, rtol=0, atol=0)
+
+
+def test_prepared_rows_keep_to_their_memory():
+    rows = bank().tables.rows_of({})
+    prepared = PreparedRows(2 * rows.nbytes)
+    for digest in "abb":
+        prepared.put(digest, rows)
+    assert prepared.get("a") is rows
+    prepared.put("c", rows)
+    assert [prepared.get(digest) is rows for digest in "abc"] == [True, False, True]
+
+
+def test_first_layers_follow_loads_and_unloads():
+    z = {"model.layers.3.self_attn.q_proj": torch.ones(4)}
+    made = Bank(
+        {module.replace("3", str(layer)): torch.ones(4) for module in z for layer in range(5)}, slots=2
+    )
+    late = [Expert(z, first_layer=layer) for layer in (1, 3)]
+    for name, one in zip("abc", (late[0], late[1], late[1]), strict=True):
+        made.load(name, one)
+    assert made.first_layers == (1, 3)
+    made.load("a", late[1])
+    assert made.first_layers == (3,)
+    for name in "abc":
+        made.unload(name)
+    assert made.first_layers == ()

@@ -1,4 +1,4 @@
-"""The linear that vLLM's layers call: every mode against float64, and the rule by which workers share it."""
+"""The linear that vLLM's layers call on a CPU: every mode against float64, and the rule by which workers share it."""
 
 import socket
 import subprocess
@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from zweave.decomposition.svd import svd
-from zweave.integrations.vllm.linear import Part, ServedLinear
-from zweave.integrations.vllm.sharding import Shard, shard_factors
-from zweave.integrations.vllm.tokens import StepTokens, Tokens, slots_of
+from zweave.integrations.vllm.linears import CpuLinear, Part, Shard, StepTokens, Tokens, shard_factors
 from zweave.kernels import LinearMode, pack
 from zweave.planner.planner import hosted_plan
 
@@ -49,7 +47,6 @@ def truth(x: Tensor, index: Sequence[int], matrices, factors, z, bias: Tensor) -
 
 
 @pytest.mark.parametrize("count", [3, 1], ids=["fused", "one matrix"])
-@pytest.mark.parametrize("keeps_dense", [True, False], ids=["dense", "factors only"])
 @pytest.mark.parametrize(
     "index",
     [[-1, 0, 1, -1, 2, 0], [2, 1, 1], [-1, -1], [1], [-1], [0, 0], [0, 2]],
@@ -58,7 +55,6 @@ def truth(x: Tensor, index: Sequence[int], matrices, factors, z, bias: Tensor) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_each_token_takes_its_own_mode(
     count: int,
-    keeps_dense: bool,
     index: list[int],
     dtype: torch.dtype,
     tolerance: Callable,
@@ -67,17 +63,14 @@ def test_each_token_takes_its_own_mode(
     matrices, factors, z, bias = make()
     matrices, factors, z = matrices[:count], factors[:count], [values[:count] for values in z]
     bias = bias[: sum(OUTPUTS[:count])]
-    like = torch.empty(0, dtype=dtype)
-    served = ServedLinear(
-        pack(torch.cat(matrices).to(dtype)) if keeps_dense else None,
-        [Part.of(u, sigma, vt, like) for u, sigma, vt in factors],
-        adapters=ADAPTERS,
+    served = CpuLinear(
+        pack(torch.cat(matrices).to(dtype)), [Part.of(*each, dtype) for each in factors], ADAPTERS
     )
     for row in range(3):
         served.write(row, z[row])
-    assert list(served.modes) == ([0, 1, 2, 2] if keeps_dense else [2] * 4)
+    assert list(served.tables.modes) == [0, 1, 2, 2]
     x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
-    y = served(x, Tokens(torch.tensor(index)), bias.to(dtype))
+    y = served(x, lambda count: Tokens(torch.tensor(index)), bias.to(dtype))
     expected = truth(x, index, matrices, factors, z, bias)
     if dtype == torch.float32:
         torch.testing.assert_close(y.double(), expected, **tolerance(dtype))
@@ -87,32 +80,19 @@ def test_each_token_takes_its_own_mode(
         assert error.max() < 1e-2
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_on_a_gpu_all_tokens_take_the_factors(dtype: torch.dtype) -> None:
-    matrices, factors, z, bias = make()
-    like = torch.empty(0, dtype=dtype, device="cuda")
-    served = ServedLinear(None, [Part.of(u, sigma, vt, like) for u, sigma, vt in factors], ADAPTERS)
-    served.write(0, z[0])
-    served.write(1, z[1])
-    index = [-1, 0, 1, -1, 0]
-    x = torch.randn(len(index), N, generator=torch.Generator().manual_seed(3)).to(dtype)
-    y = served.factored(x.cuda(), slots_of(torch.tensor(index).cuda()), bias.to(like)).cpu()
-    expected = truth(x, index, matrices, factors, z, bias)
-    error = (y.double() - expected).norm(dim=1) / expected.norm(dim=1)
-    assert error.max() < (1e-2 if dtype == torch.bfloat16 else 5e-3)
-
-
 def test_a_row_that_is_reset_is_the_base() -> None:
-    _, factors, z, _ = make()
-    served = ServedLinear(None, [Part.of(u, s, vt, torch.empty(0)) for u, s, vt in factors], ADAPTERS)
+    matrices, factors, z, _ = make()
+    served = CpuLinear(
+        pack(torch.cat(matrices)), [Part.of(*each, torch.float32) for each in factors], ADAPTERS
+    )
+    tables = served.tables
     served.write(1, z[0])
     served.write(1, [None, z[0][1], None])
-    assert torch.equal(served.scales[0][2], factors[0][1]) and torch.equal(served.scales[2][2], factors[2][1])
-    assert not torch.equal(served.scales[1][2], factors[1][1])
+    assert torch.equal(tables.scales[0][2], factors[0][1]) and torch.equal(tables.scales[2][2], factors[2][1])
+    assert not torch.equal(tables.scales[1][2], factors[1][1])
     # So are the base's slot and those of adapters that were never loaded.
     sigma = torch.cat([sigma for _, sigma, _ in factors])
-    assert all(torch.equal(served.tables.scale[slot], sigma) for slot in (0, 1, 3))
+    assert all(torch.equal(tables.scale[slot], sigma) for slot in (0, 1, 3))
 
 
 class Wrapper:
@@ -170,10 +150,10 @@ def work(rank: int, workers: int, port: int) -> None:
     )
     try:
         matrices, factors, z, bias = make()
-        whole = [Part.of(*each, like=torch.empty(0)) for each in factors]
+        whole = [Part.of(*each, torch.float32) for each in factors]
         x = torch.randn(5, N, generator=torch.Generator().manual_seed(3))
         tokens = Tokens(torch.tensor([0, 1, -1, 1, 2]))
-        expected = run(ServedLinear(pack(torch.cat(matrices)), whole, ADAPTERS), z, x, tokens, bias)
+        expected = run(CpuLinear(pack(torch.cat(matrices)), whole, ADAPTERS), z, x, tokens, bias)
 
         # Column-parallel: each worker has its part of the outputs of every fused matrix.
         rows = [Shard(rank, M // workers) for M in OUTPUTS]
@@ -181,7 +161,7 @@ def work(rank: int, workers: int, port: int) -> None:
         dense = torch.cat([matrix[shard.span] for matrix, shard in zip(matrices, rows, strict=True)])
         mine = bias.split(OUTPUTS)
         own_bias = torch.cat([b[shard.span] for b, shard in zip(mine, rows, strict=True)])
-        y = run(ServedLinear(pack(dense), parts, ADAPTERS), z, x, tokens, own_bias)
+        y = run(CpuLinear(pack(dense), parts, ADAPTERS), z, x, tokens, own_bias)
         gathered = [torch.empty_like(y) for _ in range(workers)]
         distributed.all_gather(gathered, y)
         sizes = [shard.size for shard in rows]
@@ -194,7 +174,7 @@ def work(rank: int, workers: int, port: int) -> None:
         parts = [cut(each, columns=columns) for each in factors]
         dense = torch.cat(matrices)[:, columns.span].contiguous()
         own = x[:, columns.span].contiguous()
-        y = run(ServedLinear(pack(dense), parts, ADAPTERS), z, own, tokens, bias if rank == 0 else None)
+        y = run(CpuLinear(pack(dense), parts, ADAPTERS), z, own, tokens, bias if rank == 0 else None)
         distributed.all_reduce(y)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     finally:
@@ -204,13 +184,13 @@ def work(rank: int, workers: int, port: int) -> None:
 def cut(factors: tuple[Tensor, Tensor, Tensor], **shards: Shard) -> Part:
     u, sigma, vt = factors
     u, vt = shard_factors(u, vt, **shards)
-    return Part.of(u, sigma, vt, like=torch.empty(0))
+    return Part.of(u, sigma, vt, torch.float32)
 
 
-def run(served: ServedLinear, z, x: Tensor, tokens: Tokens, bias: Tensor | None) -> Tensor:
+def run(served: CpuLinear, z, x: Tensor, tokens: Tokens, bias: Tensor | None) -> Tensor:
     for row, values in enumerate(z):
         served.write(row, values)
-    return served(x, tokens, bias)
+    return served(x, lambda count: tokens, bias)
 
 
 def test_two_workers_give_what_one_gives() -> None:

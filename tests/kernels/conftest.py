@@ -137,9 +137,7 @@ def interpreted() -> Iterator[Launch]:
 @pytest.fixture
 def on_few_sms(interpreted) -> Launch:
     """Launches as on a chip of two SMs: a few tiles occupy it, and their splits are summed serially."""
-    patch = (
-        "from zweave.kernels.triton import gemm, gemm_config, silu_gemm; gemm.device_of = silu_gemm.device_of = {}"
-    ).format
+    patch = "from zweave.kernels.triton import gemm_config, gemm_launch; gemm_launch.device_of = {}".format
 
     def launch(launcher: Callable[..., Tensor], *arguments: object) -> Tensor:
         interpreted(exec, patch("lambda index, few=gemm_config.Device((9, 0), 2): few"))

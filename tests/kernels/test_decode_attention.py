@@ -9,20 +9,17 @@ from torch import Tensor
 from zweave.kernels.attention import paged_attention, paged_attention_ref
 from zweave.kernels.decode_attention import decode_attention_ref, decode_attention_triton
 
+from .attention_cases import FLOATS, LAYOUTS, MORE_LAYOUTS, Layout
+from .interpreter import cut
+
 pytest.importorskip("triton")
-FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Layout):
     """lengths: of the sequences, 0 for a padding row."""
 
     lengths: tuple[int, ...]
-    heads: int = 4
-    kv_heads: int = 2
-    size: int = 16
-    block_size: int = 16
-    window: int = 0
 
 
 CASES = {
@@ -30,27 +27,13 @@ CASES = {
     "splits": Case((513, 0, 1030), heads=2, kv_heads=1),
     "split to the last position": Case((1024,), heads=1, kv_heads=1, block_size=32),
     "window": Case((5, 90), kv_heads=1, window=33),
-    "window of 1": Case((70, 1), window=1),
     "window across splits": Case((600, 1100), heads=1, kv_heads=1, window=100),
-    "window of everything": Case((40,), window=2**40),
-    "no sharing": Case((20,), heads=3, kv_heads=3),
     "8 heads share": Case((20, 70), heads=8, kv_heads=1),
-    "17 heads share": Case((20,), heads=34, kv_heads=2),
-    "head size 80": Case((70,), size=80),
-    "head size 63, blocks of 64": Case((70, 3), size=63, block_size=64),
-    "blocks of 1": Case((9, 0), block_size=1),
-}
+} | {name: Case((70, 3, 0), **layout) for name, layout in LAYOUTS.items()}
 MORE = {
     "lengths": Case((1, 15, 16, 17, 0, 65, 511, 512, 513, 0, 1030), heads=3, kv_heads=1),
-    "heads as SmolLM2's": Case((5, 77, 300), heads=9, kv_heads=3, size=64),
-    "64 heads share": Case((70,), heads=64, kv_heads=1),
-    "2 heads share": Case((70, 640), heads=4, kv_heads=2, block_size=32),
-    "head size 1": Case((70,), size=1),
-    "head size 96": Case((70, 600), size=96),
-    "head size 128": Case((70, 600), size=128),
-    "head size 256": Case((70, 600), size=256),
     "17 combined splits": Case((8800,), heads=1, kv_heads=1, block_size=256),
-}
+} | {f"{name}, splits": Case((70, 600), **layout) for name, layout in MORE_LAYOUTS.items()}
 ALL = [pytest.param(case, id=name) for name, case in (CASES | MORE).items()]
 DTYPES = pytest.mark.parametrize("dtype", FLOATS.values(), ids=FLOATS)
 
@@ -71,13 +54,6 @@ def problem(pages, fused_queries):
         return (*operands, torch.tensor(position, dtype=torch.int32), scale, case.window), wanted
 
     return make
-
-
-def cut(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds as the interpreter does: to bf16 by cutting off the lower half of a float32."""
-    if dtype != torch.bfloat16:
-        return value.to(dtype).double()
-    return (value.float().view(torch.int32) & -(2**16)).view(torch.float32).double()
 
 
 @DTYPES

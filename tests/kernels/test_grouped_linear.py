@@ -1,6 +1,6 @@
 """Grouped products: references against float64, and the launches in Triton's interpreter and on a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from zweave.kernels.grouped_linear import (
-    grouped_delta_linear,
     grouped_delta_linear_ref,
-    grouped_linear,
+    grouped_delta_linear_triton,
     grouped_linear_ref,
+    grouped_linear_triton,
 )
+from zweave.kernels.layout.quantize import Format, quantize
 from zweave.kernels.linear import linear_triton
+from zweave.kernels.triton.checks import Factor, plain
+
+from .interpreter import cut
 
 FLOATS = {"bf16": torch.bfloat16, "f32": torch.float32}
 # T, N, M of each group, K of each group. A tile has 64 outputs, a split 256 inputs or more.
@@ -54,12 +58,12 @@ def problem(
     )
 
 
-def stacked(x: Tensor, weights: list[Tensor], shared: bool) -> Tensor:
+def stacked(x: Tensor, weights: Sequence[Factor], shared: bool) -> Tensor:
     """The products in float64, side by side."""
     y, start = [], 0
     for w in weights:
         end = start + w.shape[1]
-        y.append((x if shared else x[:, start:end]).double() @ w.double().T)
+        y.append((x if shared else x[:, start:end]).double() @ plain(w).double().T)
         start = end
     return torch.cat(y, 1)
 
@@ -67,13 +71,6 @@ def stacked(x: Tensor, weights: list[Tensor], shared: bool) -> Tensor:
 def gated(y: Tensor) -> Tensor:
     half = y.shape[1] // 2
     return y[:, :half] / (1 + torch.exp(-y[:, :half])) * y[:, half:]
-
-
-def cut(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds to bf16 as the interpreter does: by cutting off the lower half of a float32."""
-    if dtype != torch.bfloat16:
-        return value
-    return (value.float().view(torch.int32) & -(2**16)).view(torch.float32).double()
 
 
 def expected(p: SimpleNamespace, shared: bool, silu: bool) -> Tensor:
@@ -118,14 +115,14 @@ def test_references(dtype, silu, tolerance) -> None:
 @pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
 def test_interpreted_groups(shape, dtype, shared, interpreted, tolerance) -> None:
     p = problem(*shape, dtype)
-    y = interpreted(*product_of(p, grouped_linear, shared, False))
+    y = interpreted(*product_of(p, grouped_linear_triton, shared, False))
     torch.testing.assert_close(y.double(), cut(expected(p, shared, False), dtype), **tolerance(dtype))
 
 
 @pytest.mark.combinations(shape=PAIRS, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
 def test_interpreted_silu_of_two_groups(shape, dtype, shared, interpreted, tolerance) -> None:
     p = problem(*shape, dtype)
-    y = interpreted(*product_of(p, grouped_linear, shared, True))
+    y = interpreted(*product_of(p, grouped_linear_triton, shared, True))
     torch.testing.assert_close(y.double(), cut(expected(p, shared, True), dtype), **tolerance(dtype))
 
 
@@ -139,30 +136,46 @@ def test_interpreted_silu_of_two_deltas(shape, dtype, interpreted, tolerance) ->
     check_deltas(problem(*shape, dtype), True, interpreted, tolerance(dtype))
 
 
+def quantised(p: SimpleNamespace, format: Format) -> SimpleNamespace:
+    """The problem with U in a format of one scale a row, or a group."""
+    return SimpleNamespace(**vars(p) | {"u": [quantize(u.contiguous(), format) for u in p.u]})
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, format={name: name for name in ("int8", "int4", "fp8")})
+def test_interpreted_deltas_of_integers(shape, dtype, format, interpreted, tolerance) -> None:
+    """Both products of a delta: the first scaled by slot, the second beside W."""
+    p = quantised(problem(*shape, dtype), format)
+    check_deltas(p, False, interpreted, tolerance(dtype))
+    vt = [quantize(w.contiguous(), format) for w in p.w]
+    h = interpreted(partial(grouped_linear_triton, table=p.table, slot=p.slot), p.x, vt)
+    wanted = stacked(p.x, vt, True) * p.table.double()[p.slot.long()]
+    torch.testing.assert_close(h.double(), cut(wanted, dtype), **tolerance(dtype))
+
+
 def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
     """The values, and in slot 0 the bits of the product without deltas."""
     poison_base(p)
-    y = interpreted(*delta_of(p, grouped_delta_linear, silu))
+    y = interpreted(*delta_of(p, grouped_delta_linear_triton, silu))
     torch.testing.assert_close(y.double(), cut(expected_delta(p, silu), p.x.dtype), **tolerance)
-    dense = interpreted(partial(grouped_linear, bias=p.bias, silu=silu), p.x, p.w)
+    dense = interpreted(partial(grouped_linear_triton, bias=p.bias, silu=silu), p.x, p.w)
     assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
 
 
 @pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
 def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, on_few_sms) -> None:
     p = problem(20, 520, (40, 40), (30, 17), torch.float32)
-    whole = interpreted(*delta_of(p, grouped_delta_linear, silu))
-    assert torch.equal(on_few_sms(*delta_of(p, grouped_delta_linear, silu)), whole)
+    whole = interpreted(*delta_of(p, grouped_delta_linear_triton, silu))
+    assert torch.equal(on_few_sms(*delta_of(p, grouped_delta_linear_triton, silu)), whole)
     for name in ("x", "h"):
         getattr(p, name)[1:] = 3.0
-    assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear, silu))[0], whole[0])
+    assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
     p.slot[0] = 1
-    assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear, silu))[0], whole[0])
+    assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
 
 
 def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
     p = problem(3, 600, (70,), (5,), torch.float32)
-    y = interpreted(partial(grouped_linear, bias=p.bias), p.x, p.w)
+    y = interpreted(partial(grouped_linear_triton, bias=p.bias), p.x, p.w)
     assert torch.equal(y, interpreted(linear_triton, p.x, p.w[0], p.bias))
 
 
@@ -175,6 +188,11 @@ def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
         ({"weights": [torch.ones(6, 5).T]}, r"weights\[0\] must be contiguous in its last dimension"),
         ({"weights": [torch.ones(5, 4)], "shared": False}, "x must have 4 columns, those of weights, not 6"),
         ({"silu": True}, "silu wants two matrices of as many rows"),
+        ({"silu": True, "weights": [quantize(torch.ones(4, 6), "int8")] * 2}, "silu wants plain weights"),
+        (
+            {"weights": [torch.ones(4, 6), quantize(torch.ones(4, 6), "int8")]},
+            "weights must all be plain, or all of one format and group",
+        ),
         ({"table": torch.ones(2, 10)}, "a table needs slots"),
         ({"bias": torch.ones(5)}, r"bias must be \[10\]"),
     ],
@@ -182,7 +200,7 @@ def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
 def test_launcher_names_the_wrong_argument(change, message, interpreted) -> None:
     arguments = {"x": torch.ones(2, 6), "weights": [torch.ones(4, 6), torch.ones(6, 6)]} | change
     with pytest.raises(ValueError, match=f"grouped_linear: {message}"):
-        interpreted(partial(grouped_linear, **arguments))
+        interpreted(partial(grouped_linear_triton, **arguments))
 
 
 def to_gpu(p: SimpleNamespace) -> SimpleNamespace:
@@ -198,9 +216,9 @@ def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> No
     p = problem(tokens, 1024, (576, 576), (72, 64), dtype)
     poison_base(p)
     on_gpu = to_gpu(p)
-    launch, *operands = delta_of(on_gpu, grouped_delta_linear, silu)
+    launch, *operands = delta_of(on_gpu, grouped_delta_linear_triton, silu)
     y = launch(*operands)
     torch.testing.assert_close(y.cpu().double(), expected_delta(p, silu), **tolerance(dtype))
-    dense = grouped_linear(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
+    dense = grouped_linear_triton(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
     assert torch.equal(y[on_gpu.slot == 0], dense[on_gpu.slot == 0])
-    assert torch.equal(grouped_linear(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])
+    assert torch.equal(grouped_linear_triton(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])

@@ -29,18 +29,24 @@ CPU = torch.device("cpu")
         (512, 4096, 14336, "serial", 4),
         (512, 14336, 4096, "serial", 1),
         (1, 576, 1536, "parallel", 4),
+        # 80 tiles: two rounds and a reduction against three rounds.
+        (1, 5120, 5120, "parallel", 3),
+        # A split takes no longer than the reduction.
+        (1, 8448, 512, "serial", 2),
+        (1, 64, 512, "serial", 2),
     ],
 )
 def test_plan_of_a_layer(tokens, out_features, in_features, plan, splits) -> None:
     config = tile_config(tokens, out_features, torch.bfloat16, "none", HOPPER, True)
-    count = -(-in_features // split_size(out_features, in_features, HOPPER))
-    chosen = SplitK.plan_for(count, config.tiles(tokens, (out_features,)), config, HOPPER, CPU)
+    size = split_size(out_features, in_features, HOPPER)
+    count = -(-in_features // size)
+    chosen = SplitK.plan_for(count, size, config.tiles(tokens, (out_features,)), config, HOPPER, CPU)
     assert (chosen.plan, count) == (plan, splits)
 
 
 def test_no_plan_takes_more_than_a_buffer_has() -> None:
     for splits in range(1, 2 * MAX_SPLITS + 1):
-        parallel = [tiles for tiles in range(1, 400) if split_k_plan(splits, tiles, 132) == "parallel"]
+        parallel = [tiles for tiles in range(1, 400) if split_k_plan(splits, 4096, tiles, 132) == "parallel"]
         assert max(parallel, default=0) <= 132 < BUFFER_SIZE
 
 
@@ -51,7 +57,7 @@ def test_a_device_of_few_sms_takes_another_plan_and_the_same_splits() -> None:
         assert split_size(out_features, 1000, HOPPER) == split_size(out_features, 1000, few) == 384
     config = tile_config(70, 40, torch.bfloat16, "none", HOPPER, False)
     plans = [
-        SplitK.plan_for(3, config.tiles(70, (40,)), config, device, CPU).plan for device in (HOPPER, few)
+        SplitK.plan_for(3, 384, config.tiles(70, (40,)), config, device, CPU).plan for device in (HOPPER, few)
     ]
     assert plans == ["parallel", "serial"]
 

@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted on a CPU, and on a GPU where there is one. See also test_triton_compile.py."""
+"""The Triton kernels: interpreted on a CPU, and on a GPU where there is one. See also compile/test_gemm.py."""
 
 import subprocess
 import sys
@@ -17,6 +17,8 @@ from zweave.kernels.mix import mix_triton
 from zweave.kernels.svf_delta_linear import svf_delta_linear_ref, svf_delta_linear_triton
 from zweave.kernels.svf_linear import svf_linear_ref, svf_linear_triton
 from zweave.kernels.triton.checks import plain
+
+from .interpreter import cut
 
 pytest.importorskip("triton")
 
@@ -78,13 +80,6 @@ def fenced(weight: Quantized) -> Quantized:
 
 def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype).double()
-
-
-def cut(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds as the interpreter does: to bf16 by cutting off the lower half of a float32."""
-    if dtype != torch.bfloat16:
-        return rounded(value, dtype)
-    return (value.float().view(torch.int32) & -(2**16)).view(torch.float32).double()
 
 
 def expected(p: SimpleNamespace, bias: bool = True, to: Callable[..., Tensor] = rounded) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Triton kernels between the products of a layer, interpreted on a CPU; see also test_triton_compile.py."""
+"""The Triton kernels between the products of a layer, interpreted on a CPU; see also compile/test_layer.py."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zweave.model import LayerEntry, LayerExit, LayerSchedule, StateCapture
+from zweave.model import LayerEntry, LayerExit, LayerSchedule, StateCapture, StatePooling
 
 LAYERS, HIDDEN = 6, 3
 
@@ -53,3 +53,17 @@ def test_nothing_runs_where_all_rows_have_left() -> None:
     ).segments
     assert [(segment.first_layer, segment.stop_layer, segment.num_rows) for segment in lower] == [(0, 2, 3)]
     assert top.num_rows == 0 and len(top.captures) == 1
+
+
+def test_rows_wait_for_the_pooling_of_others() -> None:
+    pooling, captures = StatePooling(2, 3), [StateCapture(1, 1, 3), StateCapture(2, 0, 3)]
+    entry, exit_ = LayerEntry(3, 0, torch.full((1, HIDDEN), 0.5)), LayerExit(1, 5)
+    schedule = LayerSchedule.of(LAYERS, 6, [entry], captures, [exit_], pooling)
+    parts = [(part.first_layer, part.stop_layer, part.first_row, part.stop_row) for part in schedule.segments]
+    assert parts == [(0, 1, 1, 3), (1, 2, 1, 3), (0, 1, 3, 6), (1, 2, 3, 5), (2, 3, 1, 5), (3, 6, 0, 5)]
+    assert [part.pools for part in schedule.segments] == [False, False, True, False, False, False]
+    final, states = run(schedule, 6)
+    assert final[:, 0].tolist() == [111000.5, 111111, 111111, 111111, 111111, 1]
+    assert states[StateCapture(1, 1, 3)][:, 0].tolist() == [1, 1]
+    assert states[StateCapture(2, 0, 3)][:, 0].tolist() == [0, 11, 11]
+    assert LayerSchedule.of(LAYERS, 3, pooling=StatePooling(LAYERS, 3)).segments[-1].pools

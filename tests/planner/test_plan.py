@@ -84,6 +84,25 @@ def test_a_gpu_keeps_all_forms_and_takes_one_mode_a_step() -> None:
             make_plan(SHAPES, "gpu", max_memory=1000, batch_invariant=batch_invariant)
 
 
+def test_a_gpu_takes_integers_where_the_error_allows_them() -> None:
+    plan = make_plan(SHAPES, "gpu")
+    integers = {
+        module: MatrixPlan(s, True, min(s), factored=False, format="int8") for module, s in SHAPES.items()
+    }
+    assert memory(integers, 2) < memory(plan, 2)
+    assert make_plan(SHAPES, "gpu", max_error=0.5) == plan
+    assert make_plan(SHAPES, "gpu", max_memory=memory(integers, 2), max_error=0.0121) == integers
+    factored = make_plan(SHAPES, "gpu", max_memory=memory(integers, 2))
+    assert {(m.dense, m.format) for m in factored.values()} == {(False, None)}
+    little = memory(factored, 2) - 1
+    kept = {error: make_plan(SHAPES, "gpu", max_memory=little, max_error=error) for error in (0.0, 0.0121)}
+    assert {m.format for m in kept[0.0].values()} == {None} and {m.format for m in kept[0.0121].values()} == {
+        "int8"
+    }
+    assert all(kept[0.0121][module].delta_rank > matrix.delta_rank for module, matrix in kept[0.0].items())
+    assert make_plan(SHAPES, "gpu", max_memory=little + 1, max_error=0.5, batch_invariant=True) == factored
+
+
 def test_impossible_plans_are_refused() -> None:
     for wrong in (
         {"dense": False, "factored": False},

@@ -53,10 +53,12 @@ def scheduler_of(cache: KVCache, bank: CountedSlots, **limits: int) -> Scheduler
     return Scheduler(BlockManager(cache, share=False), bank, **limits)
 
 
-def sequence(request_id: int, prompt: int, generated: int = 1, expert: str | None = None) -> Sequence:
+def sequence(
+    request_id: int, prompt: int, generated: int = 1, expert: str | None = None, priority: int = 0
+) -> Sequence:
     return Sequence(
         request_id=request_id,
-        request=Request([0], expert=expert),
+        request=Request([0], expert=expert, priority=priority),
         mixture=expert,
         token_ids=[0] * prompt,
         adapted_from=0,
@@ -98,6 +100,28 @@ def test_requests_beyond_max_sequences_wait_in_order(cache: KVCache) -> None:
         scheduler.add(sequence(i, prompt=1, generated=1 + i))
     assert finish_step(scheduler) == {0: 1, 1: 1}
     assert finish_step(scheduler) == {1: 1, 2: 1}
+
+
+def test_requests_of_a_lower_number_of_priority_are_admitted_first(cache: KVCache) -> None:
+    scheduler = scheduler_of(cache, CountedSlots(1), max_sequences=1, max_batch_tokens=16)
+    for i, priority in enumerate((3, 0, 3, -1, 0)):
+        scheduler.add(sequence(i, prompt=1, priority=priority))
+    assert [request_id for _ in range(5) for request_id in finish_step(scheduler)] == [3, 1, 4, 0, 2]
+
+
+def test_the_highest_number_of_priority_is_preempted_though_it_came_first(cache: KVCache) -> None:
+    scheduler = scheduler_of(cache, CountedSlots(2), max_sequences=4, max_batch_tokens=64)
+    late, early = sequence(0, prompt=15, generated=8, priority=1), sequence(1, prompt=15, generated=8)
+    scheduler.add(late)
+    scheduler.add(early)
+    scheduler.add(sequence(2, prompt=3, priority=2))
+    order = []
+    while len(scheduler):
+        order += [request_id for request_id, count in finish_step(scheduler).items() if count > 1]
+    assert scheduler.preemptions == 1
+    # What was preempted waits before what came later and goes later.
+    assert order == [1, 0, 0, 2]
+    assert len(late.generated) == len(early.generated) == 8
 
 
 def test_a_request_whose_expert_has_no_slot_waits_for_one(cache: KVCache) -> None:

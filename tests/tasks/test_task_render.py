@@ -17,7 +17,6 @@ from zweave.tasks import (
     answer_ids,
     answer_limit,
     expert_template,
-    label_ids,
     label_tokens,
     prompt_ids,
     prompts,
@@ -120,13 +119,11 @@ def test_an_experts_words_are_those_of_its_task() -> None:
     assert sst2.prompt("fine") == prompts.sentiment("fine")
 
 
-def test_labels_must_be_one_token_each(directory: Path) -> None:
+def test_the_tokens_of_labels(directory: Path) -> None:
     tokenizer = Tokenizer(directory)
     assert tokenizer.decode(answer_ids(tokenizer, " yes")) == " yes"
-    task = Task("mine", "", lambda _: Splits([], []), labels=("a", "b"))
-    assert label_ids(tokenizer, task) == [tokenizer.encode("a")[0], tokenizer.encode("b")[0]]
-    with pytest.raises(ZweaveError, match=r"the label ' yes' of mine is \d tokens"):
-        label_ids(tokenizer, Task("mine", "", lambda _: Splits([], []), labels=(" yes", " no")))
+    task = Task("mine", "", lambda _: Splits([], []), labels=("a", " yes"))
+    assert label_tokens(tokenizer, task) == [tokenizer.encode("a"), answer_ids(tokenizer, " yes")]
 
 
 @pytest.mark.parametrize("label", ["<|im_end|>", "a<|im_end|>"])

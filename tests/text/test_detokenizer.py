@@ -18,9 +18,9 @@ class Letters:
         return ""
 
 
-def run(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
+def run(text: str, stops: tuple[str, ...], **options: object) -> tuple[str, bool]:
     """What is shown of the whole text, piece by piece, and whether it was stopped."""
-    stream = StopChecker(Letters(), stops)
+    stream = StopChecker(Letters(), stops, **options)
     shown = ""
     for letter in text:
         piece, stopped = stream.add(ord(letter))
@@ -59,12 +59,23 @@ def test_a_stop_string_may_hold_a_special_token(text: str, stop: str, expected: 
     assert run(text, (stop,)) == expected
 
 
-@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=2))
-def test_equals_a_search_after_every_letter(text: str, stops: list[str]) -> None:
+@given(
+    st.text("ab", max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=3), max_size=2),
+    st.integers(0, 6),
+    st.booleans(),
+)
+def test_equals_a_search_after_every_letter(
+    text: str, stops: list[str], min_tokens: int, shows_stop: bool
+) -> None:
     wanted = (text, False)
-    for end in range(1, len(text) + 1):
-        found = [text[:end].find(stop) for stop in stops if stop in text[:end]]
+    for end in range(min_tokens + 1, len(text) + 1):
+        found = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
         if found:
-            wanted = (text[: min(found)], True)
+            wanted = (text[: end if shows_stop else min(found)], True)
             break
-    assert run(text, tuple(stops)) == wanted
+    assert run(text, tuple(stops), min_tokens=min_tokens, shows_stop=shows_stop) == wanted
+
+
+def test_a_special_token_of_a_stop_string_is_not_shown_with_it() -> None:
+    assert run("one#two", ("e<end>t",), shows_stop=True) == ("onet", True)

@@ -1,5 +1,6 @@
 """Text to tokens and back, streamed text, and chat templates, against transformers."""
 
+import codecs
 import json
 import shutil
 
@@ -86,13 +87,13 @@ def test_sentencepiece_equals_the_library(sentencepiece, text):
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
-@given(ids=st.lists(st.integers(0, 270)))
+@given(ids=st.lists(st.integers(0, 270)), skip_special=st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_streamed_text_is_the_text(request, kind, ids):
+def test_streamed_text_is_the_text(request, kind, ids, skip_special):
     tokenizer = request.getfixturevalue(kind)
-    stream = IncrementalDetokenizer(tokenizer)
+    stream = IncrementalDetokenizer(tokenizer, skip_special=skip_special)
     pieces = [stream.add(token) for token in ids]
-    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids)
+    assert "".join(pieces) + stream.finish() == tokenizer.decode(ids, skip_special)
 
 
 def test_stream_holds_back_unfinished_characters(byte_level):
@@ -189,6 +190,16 @@ def test_template_sources(directory, with_template, tmp_path):
     )
     tokenizer = Tokenizer(tmp_path)
     assert tokenizer.decode(tokenizer.chat(USER)) == "file user"
+
+
+def test_byte_order_marks_are_no_content(directory, byte_level, tmp_path):
+    """In front of every file; in a template's it would be the first character of each prompt."""
+    for file in directory.glob("*.json"):
+        (tmp_path / file.name).write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    marked = Tokenizer(tmp_path)
+    assert marked.chat(USER) == byte_level.chat(USER) and marked.eos_ids == byte_level.eos_ids
+    (tmp_path / "chat_template.jinja").write_text("\ufeff{{ messages[0].content }}")
+    assert Tokenizer(tmp_path).chat(USER) == byte_level.encode("Why?")
 
 
 def test_template_globals(with_template):

@@ -335,3 +335,19 @@ def test_shards_without_an_index_are_refused_before_the_model_loads(directory: P
     (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
     with pytest.raises(ZweaveError, match=r"shards holds shards without model\.safetensors\.index\.json"):
         load_model(Checkpoint(copy), torch.float32)
+
+
+def test_a_byte_order_mark_is_refused_before_the_model_loads(directory: Path, tmp_path: Path) -> None:
+    """Zweave's own readers skip it; transformers would say that the file is no JSON."""
+    copy = tmp_path / "marked"
+    shutil.copytree(directory, copy)
+    (copy / "config.json").write_text((directory / "config.json").read_text(), encoding="utf-8-sig")
+    with pytest.raises(
+        ZweaveError, match=r"marked/config\.json begins with a byte order mark, .* save it as UTF-8"
+    ):
+        load_model(Checkpoint(copy), torch.float32)
+
+
+def test_a_device_that_is_not_there_is_one_line(zweave: Run) -> None:
+    done = zweave("addition", "--device", "abacus", *QUICK)
+    assert done.returncode == 1 and "unknown device 'abacus': use 'cpu' or 'cuda'" in done.stderr

@@ -1,7 +1,7 @@
 """A decode step of a model on a GPU, apart from an engine: its tensors, and other kernels for the same weights."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from zweave.kv_cache.block_pool import KVCache
 from zweave.model.gpu_batch import GpuBatch
 from zweave.model.gpu_model import GpuModel
 from zweave.model.layer_schedule import LayerSchedule
+from zweave.planner.gpu_cost import StepShape
 
 # The engine's graphs have block tables of at least so many tokens.
 LEAST_TABLE = 2048
@@ -53,18 +54,6 @@ def library_linear(
     return F.linear(x, weight, bias).to(out_dtype or x.dtype)
 
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """rows: sequences, each of `context` tokens with the one that is computed.
-
-    experts: row i is under expert i mod `experts`; 0 for the base model
-    """
-
-    rows: int
-    context: int
-    experts: int
-
-
 class DecodeStep:
     """One step, which leaves the same in the cache however often it runs.
 
@@ -79,6 +68,7 @@ class DecodeStep:
         self._mode = mode
         self._batch = _batch(model, shape, device)
         self._previous = torch.zeros(1, dtype=torch.int64, device=device)
+        self._slot_of = torch.arange(1 + shape.experts, dtype=torch.int32, device=device)
         self._sampling = _greedy(shape.rows, device)
 
     def __call__(self) -> None:
@@ -87,7 +77,7 @@ class DecodeStep:
 
     def logits(self) -> Tensor:
         """[rows, vocabulary] float32."""
-        logits, _ = self._model.forward(self._batch, self._mode, self._previous)
+        logits, _ = self._model.forward(self._batch, self._mode, self._previous, self._slot_of)
         return logits
 
 

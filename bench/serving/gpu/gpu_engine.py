@@ -1,7 +1,6 @@
 """How many tokens a second does the GPU engine give, and how long does the host work for a step?"""
 
 import argparse
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from zweave.engine import Engine
 
-from ...harness.harness import Outcome, find, measure, per_second, ratio
+from ...harness.harness import Outcome, Provider, find, measure, per_second, ratio
 from ...harness.options import pace
 from ...harness.report import Column, Report, Row
 from ..engine_server import EngineServer
@@ -17,18 +16,19 @@ from ..fixtures import Answers, Fixtures
 from ..workload import Workload
 from .decoders import decoder_config
 from .devices import check_device, notes_of
+from .gpu_peers import CHECKED, PEERS, TRANSFORMERS
 from .random_checkpoint import random_checkpoint
-from .timed_runner import TimedRunner
+from .step_times import StepTimes
 
-# Answers that are held against the reference model, which merges weights for each.
-CHECKED = 2
-KINDS = {"zweave base": None, "zweave leading": "leading", "zweave": "always"}
+BLOCK_SIZE = 32
+NAMES = {"base": "zweave base", "leading": "zweave leading", "always": "zweave"}
 COLUMNS = (
     Column("provider", "provider"),
     Column("experts", "experts", "d"),
     Column("seconds", "s", ".2f"),
     Column("tok_s", "new tokens/s", ".0f"),
     Column("vs_base", "x base", ".2f"),
+    Column("vs_transformers", "x transformers", ".2f"),
     Column("steps", "steps", "d"),
     Column("step_seconds", "ms a decode step", ".3f", 1e3),
     Column("host_seconds", "host ms of it", ".3f", 1e3),
@@ -53,38 +53,39 @@ def _report(args: argparse.Namespace, model: str | Path) -> Report:
         dtype=args.dtype,
         device=args.device,
         slots=args.experts,
+        block_size=BLOCK_SIZE,
         max_sequences=args.sequences,
+        # What the workload needs, and its blocks round up: the others' models need memory, too.
+        kv_tokens=args.sequences * (args.prompt + args.new + BLOCK_SIZE),
         prefix_cache=False,
     )
-    runner = TimedRunner(engine._runner)
-    engine._runner = runner
-    served = {
-        name: TimedServer(
-            fixtures.engine_server(workload, kind or "always", args.experts if kind else 0, engine), runner
-        )
-        for name, kind in KINDS.items()
-    }
-    prompts = workload.prompts(fixtures.config)[:CHECKED]
-
-    def regret(kind: str | None, answers: Answers) -> float:
-        experts = args.experts if kind else 0
-        return fixtures.regret(prompts, answers[:CHECKED], kind or "always", experts)
-
-    providers = [
-        fixtures.text_provider(
-            name,
-            served[name],
-            partial(regret, kind),
-            experts=args.experts if kind else 0,
-        )
-        for name, kind in KINDS.items()
-    ]
+    prompts = workload.prompts(fixtures.config)
+    served: dict[str, TimedServer] = {}
+    providers: list[Provider] = []
+    notes = notes_of(args.device)
+    for kind in args.providers:
+        try:
+            if kind in PEERS:
+                where = "cuda" if args.device == "cuda" else "cpu"
+                providers.append(PEERS[kind](fixtures, prompts, workload, args.experts, where))
+                continue
+        except ImportError as error:
+            notes.append(f"Left out {kind}: {error}.")
+            continue
+        name, experts = NAMES[kind], 0 if kind == "base" else args.experts
+        served[name] = TimedServer(fixtures.engine_server(workload, kind, experts, engine))
+        regret = partial(_regret, fixtures, prompts, kind, experts)
+        providers.append(fixtures.text_provider(name, served[name], regret, experts=experts))
     # The check has captured the graphs.
     outcomes = measure(providers, pace(args, warmup=0))
-    base = find(outcomes, "zweave base")
-    rows = [_row(outcome, base, workload, served[outcome.provider.name]) for outcome in outcomes]
+    base, others = find(outcomes, NAMES["base"]), find(outcomes, TRANSFORMERS)
+    rows = [_row(outcome, base, others, workload, served.get(outcome.provider.name)) for outcome in outcomes]
     title = f"{args.requests} requests of {args.prompt} + {args.new} tokens on {args.device}, {args.dtype}"
-    return Report("gpu-engine", title, COLUMNS, rows, notes=notes_of(args.device))
+    return Report("gpu-engine", title, COLUMNS, rows, notes=notes)
+
+
+def _regret(fixtures: Fixtures, prompts: list[list[int]], kind: str, experts: int, answers: Answers) -> float:
+    return fixtures.regret(prompts[:CHECKED], answers[:CHECKED], kind, experts)
 
 
 @dataclass(slots=True)
@@ -92,19 +93,25 @@ class TimedServer:
     """An engine server, and where the time of its last run went."""
 
     server: EngineServer
-    runner: TimedRunner
     times: dict[str, float | None] = field(default_factory=dict)
 
     def __call__(self) -> Answers:
-        self.runner.reset()
-        start = time.perf_counter()
-        answers = self.server()
-        self.times = self.runner.times(time.perf_counter() - start)
+        times = StepTimes(self.server.engine)
+        answers = times.answers(self.server.requests(self.server.workload.new))
+        self.times = times.row()
         return answers
 
 
-def _row(outcome: Outcome, base: Outcome | None, workload: Workload, server: TimedServer) -> Row:
-    return outcome.row() | workload.labels() | {
+def _row(
+    outcome: Outcome,
+    base: Outcome | None,
+    others: Outcome | None,
+    workload: Workload,
+    server: TimedServer | None,
+) -> Row:
+    times = server.times if server is not None and outcome.seconds else {}
+    return outcome.row() | workload.labels() | times | {
         "tok_s": per_second(workload.new_tokens, outcome),
         "vs_base": ratio(base, outcome),
-    } | (server.times if outcome.seconds else {})  # fmt: skip
+        "vs_transformers": ratio(others, outcome),
+    }  # fmt: skip

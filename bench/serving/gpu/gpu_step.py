@@ -12,11 +12,13 @@ from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
 from zweave.engine.gpu.backend import Backend, backend_of
-from zweave.engine.gpu.build import LIBRARY_FROM
-from zweave.kernels import REFERENCE_OPS, LinearMode
+from zweave.kernels import LIBRARY_FROM, REFERENCE_OPS, LinearMode
+from zweave.kernels.triton.pdl import dependent_launches, has_dependent_launches
 from zweave.model.gpu_model import GpuModel
+from zweave.planner import make_plan
+from zweave.planner.gpu_cost import DeviceRates, StepCost, StepShape, rates_of
 
-from ...harness.graph_clock import EventClock
+from ...harness.graph_clock import captured_clock
 from ...harness.harness import (
     Clock,
     Outcome,
@@ -31,11 +33,10 @@ from ...harness.harness import (
 )
 from ...harness.options import pace
 from ...harness.report import Column, Report, Row
-from .decode_step import DecodeStep, StepShape, filled_cache, library_linear, with_kernels
+from .decode_step import DecodeStep, filled_cache, library_linear, with_kernels
 from .decoders import decoder_config
 from .devices import check_device, notes_of
 from .random_weights import RandomWeights
-from .step_cost import DeviceRates, StepCost, rates_of
 
 BLOCK_SIZE = 32
 # Of a row of logits, relative to its length. Roundings add up over the layers; a wrong expert gives far more.
@@ -50,7 +51,6 @@ COLUMNS = (
     Column("vs_ideal", "x ideal", ".2f"),
     Column("bytes", "GB", ".3f", 1e-9),
     Column("predicted_seconds", "predicted ms", ".3f", 1e3),
-    Column("predicted_no_pdl_seconds", "without PDL", ".3f", 1e3),
     Column("vs_predicted", "measured / predicted", ".2f"),
     Column("error", "error", ".4f"),
 )
@@ -64,16 +64,21 @@ def run(args: argparse.Namespace) -> Report:
     models = StepModels(decoder_config(args.shapes), largest, getattr(torch, args.dtype), backend)
     on_gpu = args.device == "cuda"
     rates = rates_of(torch.cuda.get_device_name() if on_gpu else None)
+    launches = [
+        kind
+        for kind in args.launches
+        if kind == "plain" or not on_gpu or has_dependent_launches(torch.cuda.current_device())
+    ]
     rows: list[Row] = []
     notes = [
-        f"Predictions are those for an {rates.name} with dependent launches, before anything was measured.",
+        f"Predictions are those for an {rates.name}, before anything was measured.",
         *notes_of(args.device),
     ]
     for context, batch in product(args.context, args.batch):
         if time.perf_counter() - start > args.stop_after:
             notes.append(f"Left out {batch} rows of {context} tokens: {args.stop_after:g} s are over.")
             continue
-        providers = list(models.providers(args.modes, batch, context, args.experts))
+        providers = list(models.providers(args.modes, batch, context, args.experts, launches))
         outcomes = measure(providers, pace(args), _device_clock if on_gpu else WallClock)
         ideal = find(outcomes, "ideal")
         rows += [models.row(outcome, ideal, rates) for outcome in outcomes]
@@ -87,12 +92,15 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
+def _possible(launches: Sequence[str], on_gpu: bool) -> list[str]:
+    """Kinds that there are; where there is no GPU all of them, to try the bench."""
+    has_dependent = not on_gpu or has_dependent_launches(torch.cuda.current_device())
+    return [kind for kind in launches if kind == "plain" or has_dependent]
+
+
 def _device_clock(calls: Sequence[Run]) -> Clock:
     """The clock of a captured step."""
-    # Runs it as it is, which compiles its kernels, and captures it.
-    for _ in range(2):
-        calls[0]()
-    return EventClock(calls[0])
+    return captured_clock(calls[0])
 
 
 class StepModels:
@@ -105,6 +113,7 @@ class StepModels:
     def __init__(self, config: ModelConfig, largest: StepShape, dtype: torch.dtype, backend: Backend) -> None:
         self.config = config
         self.dtype = dtype
+        self._plan = make_plan(config.adapted_shapes(), "gpu", dtype.itemsize)
         self._capture = backend.capture
         ops, device = backend.ops, backend.device
         weights = RandomWeights(config, 1 + largest.experts, dtype, device, ops)
@@ -116,9 +125,17 @@ class StepModels:
         self._reference = with_kernels(model, REFERENCE_OPS, library_from=None)
 
     def providers(
-        self, modes: Sequence[str], rows: int, context: int, experts: Sequence[int]
+        self,
+        modes: Sequence[str],
+        rows: int,
+        context: int,
+        experts: Sequence[int],
+        launches: Sequence[str] = ("plain",),
     ) -> Iterator[Provider]:
-        """Of a step of so many sequences; base modes once, the others for each number of experts."""
+        """Of a step of so many sequences; base modes once, the others for each number of experts.
+
+        launches: kinds, "plain" or "dependent"; the ideal knows the first alone.
+        """
 
         @cache
         def truth(mode: LinearMode, shape: StepShape) -> Tensor:
@@ -127,13 +144,15 @@ class StepModels:
         for name in modes:
             mode = mode_of(name)
             counts = {min(count, rows) for count in experts} if mode != LinearMode.DENSE else {0}
-            for count in sorted(counts):
+            kinds = ("plain",) if name == "ideal" else launches
+            for count, kind in product(sorted(counts), kinds):
                 shape = StepShape(rows, context, count)
                 step = DecodeStep(self._ideal if name == "ideal" else self.ours, mode, shape)
+                dependent = dependent_launches(kind == "dependent")
                 yield Provider(
-                    name,
-                    [self._capture(step)],
-                    partial(_error, step, partial(truth, mode, shape)),
+                    name if kind == "plain" else f"{name} {kind}",
+                    [self._capture(dependent(step))],
+                    dependent(partial(_error, step, partial(truth, mode, shape))),
                     ERROR_LIMITS[self.dtype],
                     labels={"batch": rows, "context": context, "experts": count},
                 )
@@ -142,14 +161,15 @@ class StepModels:
         """The outcome with what was predicted."""
         name, labels = outcome.provider.name, outcome.provider.labels
         shape = StepShape(*(int(str(labels[key])) for key in ("batch", "context", "experts")))
-        cost = StepCost.of(self.config, mode_of(name), shape, self.dtype.itemsize, name == "ideal")
-        predicted = cost.seconds(rates)
+        cost = StepCost.of(
+            self.config, self._plan, mode_of(name), shape, self.dtype.itemsize, name == "ideal"
+        )
+        predicted = cost.seconds(rates, dependent=name.endswith("dependent"))
         return outcome.row() | {
             "tok_s": per_second(shape.rows, outcome),
             "vs_ideal": ratio(ideal, outcome),
             "bytes": cost.moved,
             "predicted_seconds": predicted,
-            "predicted_no_pdl_seconds": cost.seconds(rates, dependent=False),
             "predicted_for": rates.name,
             "vs_predicted": outcome.seconds and outcome.seconds / predicted,
         }
@@ -157,7 +177,7 @@ class StepModels:
 
 def mode_of(name: str) -> LinearMode:
     """The mode of a provider's step."""
-    return LinearMode.DENSE if name == "ideal" else LinearMode[name.upper()]
+    return LinearMode.DENSE if name == "ideal" else LinearMode[name.split()[0].upper()]
 
 
 def _error(step: DecodeStep, truth: Callable[[], Tensor]) -> float:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
 from zweave.checkpoint.module_name import module_name
-from zweave.kernels import DeviceOps
-from zweave.model.stacked_linear import Stack, StackedLinear
+from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear
 from zweave.planner.planner import HOSTED_DELTA_SHARE
 
 
@@ -40,13 +39,15 @@ class RandomWeights:
         inputs = shapes[0][1]
         delta = self._uniform(sum(delta_ranks)) - 1
         delta[0] = 0
+        vt = self._stack(ranks, inputs)
+        u = tuple(self._normal(shape[0], rank) for shape, rank in zip(shapes, ranks, strict=True))
         return StackedLinear(
             ops=self._ops,
             dense=self._stack([shape[0] for shape in shapes], inputs),
-            vt=self._stack(ranks, inputs),
-            u=tuple(self._normal(shape[0], rank) for shape, rank in zip(shapes, ranks, strict=True)),
+            vt=vt,
+            u=u,
             scale=self._uniform(sum(ranks)),
-            delta_rank=tuple(delta_ranks),
+            leading=DeltaFactors.leading(vt.parts, u, delta_ranks),
             delta=delta,
             bias=None,
             silu=silu,

@@ -20,7 +20,7 @@ LORA_STD = 0.02
 @torch.inference_mode()
 def generate(model: Any, prompts: Sequence[Sequence[int]], new: int, **options: object) -> list[list[int]]:
     """Greedy answers of `new` tokens; the prompts are equally long, so nothing is padded."""
-    tokens = torch.tensor(prompts)
+    tokens = torch.tensor(prompts, device=model.device)
     output = model.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
@@ -90,7 +90,9 @@ class AttachedExperts:
 class PeftLora:
     """PEFT's mixed batch: LoRA adapters of rank 16 on all linears, one named for each prompt."""
 
-    def __init__(self, directory: Path, modules: Sequence[str], adapters: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, directory: Path, modules: Sequence[str], adapters: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
         targets = sorted({module.rpartition(".")[2] for module in modules})
@@ -100,7 +102,7 @@ class PeftLora:
         self._model = get_peft_model(load_transformers(directory, dtype), config, self._names[0])
         for name in self._names[1:]:
             self._model.add_adapter(name, config)
-        self._model.to(dtype).eval()
+        self._model.to(device, dtype).eval()
         generator = torch.Generator().manual_seed(0)
         for name, parameter in self._model.named_parameters():
             if "lora_B" in name:
@@ -120,7 +122,7 @@ class PeftLora:
         for module in self._modules:
             layer: Any = self._model.get_submodule(f"base_model.model.{module}")
             a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-            changes[module] = base[module] + b.detach().float() @ a.detach().float()
+            changes[module] = base[module] + b.detach().float().cpu() @ a.detach().float().cpu()
         return changes
 
 

@@ -5,11 +5,12 @@ no times.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ...errors import ZweaveError
 from ...options.file_options import add_overwrite_option
 from ..parser import Deferred
 
@@ -39,7 +40,20 @@ BENCHES = {
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
     "serve": ("serving.http.serve", "What does HTTP cost, and how long do clients wait?"),
+    "gpu-check": (
+        "kernels.gpu_check",
+        "Are the kernels of a GPU right, on random shapes, eager and replayed in a graph with new slots?",
+    ),
+    "gpu-roofs": ("kernels.gpu_roofs", "What can this GPU do at most, and what does a launch cost?"),
     "gpu-linear": ("kernels.gpu_linear", "The linears on a GPU: how near to the roofs, and to cuBLAS?"),
+    "gpu-products": (
+        "kernels.gpu_products",
+        "How long do the products of a layer take on a GPU, by whom, and what of that is a fixed cost?",
+    ),
+    "gpu-attention": (
+        "kernels.gpu_attention",
+        "How near does attention on a GPU come to the roofs?",
+    ),
     "gpu-step": (
         "serving.gpu.gpu_step",
         "How long does one decode step on a GPU take, beside an ideal server of the base model?",
@@ -48,20 +62,34 @@ BENCHES = {
         "serving.gpu.gpu_engine",
         "How many tokens a second does the GPU engine give, and how long does the host work for a step?",
     ),
+    "gpu-profile": ("kernels.gpu_profile", "Why are the slowest kernels slow?"),
+    "gpu-summary": (
+        "serving.gpu.gpu_summary",
+        "What did `bench gpu` measure, beside what was predicted?",
+    ),
     "gpu": ("gpu", "One command for a machine with a GPU and no network: builds, tests and measures."),
 }
 
 
 class _BenchParser(argparse.ArgumentParser):
-    """Adds the arguments of its bench when it parses: of a bench that is not asked nothing is loaded."""
+    """Adds the arguments of its bench when it parses: of a bench that is not asked nothing is loaded.
+
+    A module of arguments may have a function `check`, for what only several arguments together say is wrong.
+    """
 
     bench: str | None = None
+    _check: Callable[[argparse.Namespace], None] = staticmethod(lambda args: None)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         if self.bench is not None:
             self._add_bench(self.bench)
             self.bench = None
-        return super().parse_known_args(args, namespace)
+        found = super().parse_known_args(args, namespace)
+        try:
+            self._check(found[0])
+        except ZweaveError as error:
+            self.error(str(error))
+        return found
 
     def _add_bench(self, name: str) -> None:
         # That of a machine where nothing is built yet stands alone.
@@ -77,6 +105,7 @@ class _BenchParser(argparse.ArgumentParser):
         self.add_argument("--plot", metavar="FILE", type=Path, help="write a figure, PNG")
         add_overwrite_option(self)
         self.set_defaults(run=Deferred("bench", outputs=("--plot",)))
+        self._check = getattr(arguments, "check", self._check)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

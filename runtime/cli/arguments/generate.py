@@ -4,6 +4,7 @@ import argparse
 from typing import get_args
 
 from ...names import KVReuse
+from ...options.arguments import positive_whole, whole
 from ...options.engine_options import (
     EXPERT_HELP,
     RAW_HELP,
@@ -44,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--template", metavar="NAME", help="put prompts into this expert's words, not --expert's own"
     )
-    parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
+    parser.add_argument("--n", type=positive_whole, default=1, help="answers to each prompt (%(default)s)")
+    parser.add_argument("--max-tokens", type=positive_whole, default=256, help="(%(default)s)")
     _add_sampling(parser)
     parser.add_argument(
         "--kv-reuse",
@@ -52,15 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="exact",
         help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
     )
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument(
-        "--stop-token-ids",
-        action="append",
-        type=int,
-        default=[],
-        metavar="ID",
-        help="end an answer at this token, too; repeatable",
-    )
+    _add_ends(parser)
     parser.add_argument(
         "--add-special-tokens",
         action=argparse.BooleanOptionalAction,
@@ -70,18 +64,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probabilities of the N likeliest; JSONL only"
     )
+    parser.add_argument(
+        "--prompt-logprobs", type=int, metavar="N", help="the same of the prompt's tokens; JSONL only"
+    )
     add_dispatcher_option(parser)
     add_engine_options(parser)
     parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))
 
 
+def _add_ends(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument(
+        "--stop-token-ids",
+        action="append",
+        type=whole,
+        default=[],
+        metavar="ID",
+        help="end an answer at this token, too; repeatable",
+    )
+    parser.add_argument(
+        "--include-stop-str-in-output", action="store_true", help="the text ends with the stop, not before it"
+    )
+    parser.add_argument(
+        "--min-tokens",
+        type=whole,
+        default=0,
+        help="do not end an answer in so many first tokens (%(default)s)",
+    )
+    parser.add_argument(
+        "--skip-special-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="leave special tokens out of the text (yes)",
+    )
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="(%(default)s, greedy)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among the K likeliest tokens; 0: all")
+    parser.add_argument("--top-k", type=whole, default=0, help="sample among the K likeliest tokens; 0: all")
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="sample among the likeliest that make up P; 1: all"
     )
     parser.add_argument(
         "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
     )
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--bad-words", action="append", default=[], metavar="TEXT", help="never generate this; repeatable"
+    )
+    parser.add_argument("--seed", type=whole, help="makes sampling repeatable")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1: tokens of prompt and answer become less likely (%(default)s)",
+    )
+    parser.add_argument(
+        "--presence-penalty", type=float, default=0.0, help="-2 to 2, on the answer's tokens (%(default)s)"
+    )
+    parser.add_argument(
+        "--frequency-penalty", type=float, default=0.0, help="the same, each time one comes (%(default)s)"
+    )

@@ -13,7 +13,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="(%(default)s)")
     parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=["cpu", "cuda"],
+        help="cuda: the plan of a GPU, which need not be there (%(default)s)",
+    )
+    parser.add_argument(
         "--tokens", type=positive_whole, default=16, metavar="T", help="of a batch (%(default)s)"
+    )
+    parser.add_argument(
+        "--context",
+        type=positive_whole,
+        default=512,
+        metavar="C",
+        help="tokens of each sequence of a step on a GPU, and of a prompt (%(default)s)",
     )
     parser.add_argument(
         "--experts",
@@ -39,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="EXPERT",
         help="expert file or bundled expert whose loss by the kept components is shown; repeatable",
     )
-    parser.add_argument("--explain", action="store_true", help="measure every mode of every shape")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="measure every mode of every shape; for a GPU predict every mode of a step",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.set_defaults(run=Deferred("plan"))

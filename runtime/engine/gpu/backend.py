@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zweave.kernels import REFERENCE_OPS, DeviceOps, triton_ops
+from zweave.kernels.triton.pdl import dependent_launches
 from zweave.kernels.triton.semaphores import for_graph, new_semaphores, reset_semaphores
 
 from ...io.submit import Work
@@ -91,17 +92,20 @@ class CudaBackend:
     """A CUDA device: kernels queue up on its current stream, and steps that repeat become graphs.
 
     All graphs share their memory, since never two of them run at once.
+
+    dependent: whether kernels that can start while the one before them ends.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dependent: bool = False) -> None:
         self.device = device
+        self._dependent = dependent
         self.ops = triton_ops()
         # What an engine that died in a launch may have left behind.
         reset_semaphores()
         self._memory = GraphMemory(torch.cuda.graph_pool_handle(), new_semaphores(device))
 
     def submit(self, work: Work) -> None:
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), dependent_launches(self._dependent):
             work()
 
     def mark(self) -> Work:
@@ -144,6 +148,6 @@ class _Graph:
         self._graph.replay()
 
 
-def backend_of(device: str) -> Backend:
-    """The backend of a device, as `EngineConfig` names it."""
-    return ReferenceBackend() if device == "reference" else CudaBackend(torch.device(device))
+def backend_of(device: str, dependent: bool = False) -> Backend:
+    """The backend of a device, as `EngineConfig` names it; dependent: as `CudaBackend` has it."""
+    return ReferenceBackend() if device == "reference" else CudaBackend(torch.device(device), dependent)

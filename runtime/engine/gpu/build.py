@@ -1,6 +1,10 @@
 """Makes the runner of a GPU: the weights first, then a cache in the memory that they leave."""
 
+import logging
+
 import torch
+
+from zweave.kernels import LIBRARY_FROM
 
 from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.model_config import ModelConfig
@@ -10,13 +14,13 @@ from ...experts.bank import Bank
 from ...kv_cache.block_pool import KVCache
 from ...model.gpu_model import GpuModel
 from ...model.gpu_weights import GpuWeights
+from ...planner.gpu_cost import rates_of
+from ...planner.gpu_report import InvariancePrice
 from ...planner.plan import Plan
 from ..config import EngineConfig
 from .backend import Backend, backend_of
 from .gpu_runner import GpuRunner
 
-# Tokens from which on a product is bound by arithmetic, and a library's is the faster one (predicted).
-LIBRARY_FROM = 129
 # Share of a device's memory that the cache leaves to others, and to graphs.
 _RESERVE = 0.08
 
@@ -30,7 +34,9 @@ def gpu_runner(
     max_model_len: int,
 ) -> GpuRunner:
     """The runner of `config.device`; ZweaveError if its memory is too small."""
-    backend = backend_of(config.device)
+    backend = backend_of(config.device, config.dependent_launches)
+    if config.batch_invariant:
+        _log_price(checkpoint.config, config, backend.device)
     library_from = None if config.batch_invariant else LIBRARY_FROM
     try:
         weights = GpuWeights(
@@ -51,6 +57,13 @@ def gpu_runner(
     model.cache = _cache(config, checkpoint.config, backend)
     max_length = min(max_model_len, model.cache.num_blocks * model.cache.block_size)
     return GpuRunner(model, bank.tables, model.cache, backend, max_length, config.max_sequences)
+
+
+def _log_price(model: ModelConfig, config: EngineConfig, device: torch.device) -> None:
+    """Says what `batch_invariant=True` costs, since it is not what a GPU does of itself."""
+    rates = rates_of(torch.cuda.get_device_name(device) if device.type == "cuda" else None)
+    line = InvariancePrice.of(model, config.torch_dtype.itemsize, rates).line(rates)
+    logging.getLogger("zweave").info(line)
 
 
 def _cache(config: EngineConfig, model: ModelConfig, backend: Backend) -> KVCache:

@@ -42,15 +42,23 @@ class DecodeGraphs:
 
     model: whose steps they are.
     sampled: [max_sequences] int64, where a step's tokens go and the next step finds them.
+    slot_of: see `GpuModel.forward`.
     max_blocks: entries of the block table of the longest sequence.
     """
 
     def __init__(
-        self, model: GpuModel, backend: Backend, sampled: Tensor, max_blocks: int, block_size: int
+        self,
+        model: GpuModel,
+        backend: Backend,
+        sampled: Tensor,
+        slot_of: Tensor,
+        max_blocks: int,
+        block_size: int,
     ) -> None:
         self._model = model
         self._backend = backend
         self._sampled = sampled
+        self._slot_of = slot_of
         self._buckets = batch_buckets(len(sampled))
         caps = [tokens // block_size for tokens in _CONTEXT_BUCKETS if tokens // block_size < max_blocks]
         self._widths = [*caps, max_blocks]
@@ -76,7 +84,7 @@ class DecodeGraphs:
         graph = DecodeGraph(packing, buffer, lambda: None, empty, empty, empty)
 
         def run() -> None:
-            graph.logits, _ = self._model.forward(batch, mode, self._sampled)
+            graph.logits, _ = self._model.forward(batch, mode, self._sampled, self._slot_of)
             graph.tokens, graph.finite = self._backend.ops.sample(graph.logits, *sampling_of(fields))
             self._sampled[:bucket].copy_(graph.tokens)
 

@@ -13,11 +13,14 @@ from ...kv_cache.block_pool import KVCache
 from ...model.gpu_model import GpuModel
 from ...model.layer_schedule import LayerSchedule, StateCapture
 from ...scheduler.chunk import Chunk
+from ...scheduler.sequence import Sequence
 from ..step import LaunchedStep
-from ..step_arrays import StepArrays, capture_schedule, layer_schedule
+from ..step_arrays import StepArrays, capture_schedule, late_chunks, layer_schedule
 from .backend import Backend
+from .choosing import ChoiceInput, ExpertChooser
 from .decode_graphs import DecodeGraphs
 from .packing import Array, Packing
+from .step_edits import StepEdits
 from .step_input import StepInput, batch_of, packing_of, sampling_of
 from .step_output import StepOutput
 
@@ -26,9 +29,9 @@ class GpuRunner:
     """Launches a step while the one before is still running.
 
     A token that is not known yet stands in the next step as a place among those that the step before samples, where
-    the device finds it. All else follows from what the host knows, and goes to the device in one copy. The device does
-    everything in one order, so blocks and slots may be given away while a step that reads them is in flight: whoever
-    gets them writes after it.
+    the device finds it; so does the slot of an expert that the device chooses. All else follows from what the host
+    knows, and goes to the device in one copy. The device does everything in one order, so blocks and slots may be given
+    away while a step that reads them is in flight: whoever gets them writes after it.
 
     tables: of the bank, written in the backend's order.
     cache: where keys and values go, copied in the backend's order.
@@ -51,39 +54,50 @@ class GpuRunner:
         self._tables = tables
         self._backend = backend
         self._sampled = torch.zeros(max_sequences, dtype=torch.int64, device=backend.device)
+        self._num_slots = len(tables.scale)
+        self._chooser = ExpertChooser(self._num_slots, max_sequences, model.config.hidden_size, backend)
         max_blocks = cache.blocks_for(max_length)
-        self._graphs = DecodeGraphs(model, backend, self._sampled, max_blocks, cache.block_size)
-        self._places: Mapping[int, int] = {}
+        self._graphs = DecodeGraphs(
+            model, backend, self._sampled, self._chooser.slot_of, max_blocks, cache.block_size
+        )
+        self._places: Mapping[Sequence, int] = {}
 
     def launch(self, chunks: Iterable[Chunk]) -> LaunchedStep:
         """See `Runner`."""
-        ordered = sorted(chunks, key=_batch_order)
+        ordered = _in_batch_order(chunks)
         arrays = StepArrays.of(ordered, self.cache.block_size)
         schedule = layer_schedule(ordered, self.model.config.num_layers)
         num_decode = _num_decode(ordered) if len(schedule.segments) == 1 else 0
-        step = StepInput(ordered, arrays, self._places, num_decode)
+        choices = ChoiceInput.of(ordered)
+        step = StepInput(ordered, arrays, self._places, num_decode, choices)
+        mode = self._mode(arrays, ordered)
         output = StepOutput(ordered, self._backend)
-        if num_decode == len(ordered) == len(output.complete):
-            self._replay(step, self._mode(arrays), output)
+        edits = StepEdits(output.complete)
+        if num_decode == len(ordered) == len(output.complete) and not edits:
+            self._replay(step, mode, output)
         else:
-            self._launch(step, self._mode(arrays), schedule, output)
-        self._places = {chunk.sequence.request_id: row for row, chunk in enumerate(output.complete)}
+            self._launch(step, mode, schedule, output, edits)
+        self._places = {chunk.sequence: row for row, chunk in enumerate(output.complete)}
         output.wait = self._backend.mark()
-        return LaunchedStep(ordered, output.output_of)
+        return LaunchedStep(ordered, output.output_of, output.wait)
 
     def states(self, chunks: Seq[Chunk], layers: Seq[int]) -> Mapping[StateCapture, Tensor]:
         """See `Runner`."""
         arrays = StepArrays.of(chunks, self.cache.block_size)
         schedule = capture_schedule(chunks, layers, self.model.config.num_layers)
         output = StepOutput((), self._backend)
-        self._launch(StepInput(chunks, arrays, {}, 0), self._mode(arrays), schedule, output)
+        step = StepInput(chunks, arrays, {}, 0, ChoiceInput.of(()))
+        self._launch(step, self._mode(arrays, ()), schedule, output, StepEdits(()))
         self._backend.mark()()
         return output.states
 
-    def _mode(self, arrays: StepArrays) -> LinearMode:
-        """The mode that serves all slots of a step."""
-        slots = torch.from_numpy(arrays.slot).unique().long()
-        return LinearMode(int(self._tables.modes[:, slots].max()))
+    def _mode(self, arrays: StepArrays, chunks: Seq[Chunk]) -> LinearMode:
+        """The mode that serves all slots of a step, those of candidates included."""
+        slots = {*arrays.slot[arrays.slot < self._num_slots].tolist()}
+        for chunk in chunks:
+            if chunk.sequence.choice is not None and not chunk.pools:
+                slots |= {*chunk.sequence.choice.slots}
+        return LinearMode(int(self._tables.modes[:, sorted(slots)].max()))
 
     def _packed(self, packing: Packing, arrays: Mapping[str, Array]) -> Tensor:
         """A step's arrays on the host, where the device can read them."""
@@ -103,29 +117,53 @@ class GpuRunner:
 
         self._backend.submit(work)
 
-    def _launch(self, step: StepInput, mode: LinearMode, schedule: LayerSchedule, output: StepOutput) -> None:
+    def _launch(
+        self,
+        step: StepInput,
+        mode: LinearMode,
+        schedule: LayerSchedule,
+        output: StepOutput,
+        edits: StepEdits,
+    ) -> None:
         """Launches any step, kernel by kernel."""
         packing = packing_of(step.arrays)
         host = self._packed(packing, step.arrays)
+        choices = step.choices
+        classifier = None if choices.classifier is None else self._chooser.on_device(choices.classifier)
 
         def work() -> None:
             fields = packing.views(host.to(self._backend.device, non_blocking=True))
             batch = batch_of(fields, schedule, step.num_decode, step.max_query_len, step.chunk_starts)
-            logits, states = self.model.forward(batch, mode, self._sampled)
-            output.receive_states(states)
+
+            def pool(x: Tensor, residual: Tensor) -> None:
+                self._chooser.pool(fields, choices.seeds, x, residual)
+                if classifier is not None and choices.choosing:
+                    output.receive_choices(choices.choosing, *self._chooser.choose(fields, classifier))
+
+            logits, states = self.model.forward(batch, mode, self._sampled, self._chooser.slot_of, pool)
+            output.receive_states(states, self.model.logits_of)
             if output.complete:
-                tokens, finite = self._backend.ops.sample(logits, *sampling_of(fields))
+                tokens, finite = self._backend.ops.sample(edits.edited(logits), *sampling_of(fields))
                 self._sampled[: len(tokens)].copy_(tokens)
                 output.receive(logits, tokens, finite)
 
         self._backend.submit(work)
 
 
-def _batch_order(chunk: Chunk) -> tuple[int, ...]:
-    """Late entries first and early exits last, as LayerSchedule wants it; then single tokens before prompts."""
-    exit_layer = chunk.sequence.exit_layer
-    depth = (0, -chunk.entry_layer) if exit_layer is None else (1, -exit_layer)
-    return *depth, int(chunk.count > 1)
+def _in_batch_order(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """Late entries first and early exits last, as LayerSchedule wants it; then single tokens before prompts.
+
+    Chunks that wait for a choice in the same step come between those and early exits.
+    """
+    listed = list(chunks)
+    late = late_chunks(listed)
+
+    def order(chunk: Chunk) -> tuple[int, ...]:
+        exit_layer = chunk.sequence.exit_layer
+        depth = (0, -chunk.entry_layer) if exit_layer is None else (2, -exit_layer)
+        return *((1, 0) if chunk in late else depth), int(chunk.count > 1)
+
+    return sorted(listed, key=order)
 
 
 def _num_decode(chunks: Seq[Chunk]) -> int:

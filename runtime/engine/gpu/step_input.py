@@ -9,7 +9,9 @@ from torch import Tensor
 from ...model.gpu_batch import GpuBatch
 from ...model.layer_schedule import LayerSchedule
 from ...scheduler.chunk import Chunk
+from ...scheduler.sequence import Sequence
 from ..step_arrays import StepArrays, row_ranges
+from .choosing import ChoiceInput
 from .packing import Array, Packing
 
 # What stands in rows that fill up a bucket, if not 0. The position says that they are none.
@@ -24,6 +26,8 @@ _BATCH = (
     "first_position",
     "sampled",
 )
+# Far more than any vocabulary holds.
+_MOST = np.iinfo(np.int32).max
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "index")
 
 
@@ -31,17 +35,24 @@ class StepInput:
     """A step's arrays, for one copy to the device.
 
     chunks: in the order of the batch.
-    places: where the step before samples the next token of a sequence, by request id; for tokens in flight.
+    places: where the step before samples the next token of a sequence; for tokens in flight.
     num_decode: chunks of one token that come first, as `GpuBatch` has them.
+    choices: what is chosen in the step.
 
-    arrays: by name, those of `GpuBatch` and of `sample`.
+    arrays: by name, those of `GpuBatch`, of `sample` and of the choices.
     max_query_len: see `GpuBatch`.
     chunk_starts: see `GpuBatch`.
     """
 
     def __init__(
-        self, chunks: Seq[Chunk], arrays: StepArrays, places: Mapping[int, int], num_decode: int
+        self,
+        chunks: Seq[Chunk],
+        arrays: StepArrays,
+        places: Mapping[Sequence, int],
+        num_decode: int,
+        choices: ChoiceInput,
     ) -> None:
+        self.choices = choices
         self.num_decode = num_decode
         self.max_query_len = max((chunk.count for chunk in chunks[num_decode:]), default=0)
         self.chunk_starts = [*(first for first, _ in row_ranges(chunks)), len(arrays.position)]
@@ -56,6 +67,7 @@ class StepInput:
             "first_position": np.array([chunk.start for chunk in chunks[num_decode:]], dtype=np.int32),
             "sampled": arrays.sampled,
             **_sampling([chunk for chunk in chunks if chunk.complete]),
+            **choices.arrays,
         }
 
     def padded(self, rows: int, blocks: int) -> Mapping[str, Array]:
@@ -97,11 +109,11 @@ def sampling_of(fields: Mapping[str, Tensor]) -> list[Tensor]:
     return [fields[name] for name in _SAMPLING]
 
 
-def _with_places(chunks: Seq[Chunk], arrays: StepArrays, places: Mapping[int, int]) -> Array:
+def _with_places(chunks: Seq[Chunk], arrays: StepArrays, places: Mapping[Sequence, int]) -> Array:
     """Token ids, with -1 - i for the token that the step before samples as its i-th."""
     token_ids = arrays.token_ids.copy()
     for row in np.flatnonzero(token_ids < 0):
-        token_ids[row] = -1 - places[chunks[arrays.chunk[row]].sequence.request_id]
+        token_ids[row] = -1 - places[chunks[arrays.chunk[row]].sequence]
     return token_ids
 
 
@@ -110,7 +122,7 @@ def _sampling(chunks: Seq[Chunk]) -> dict[str, Array]:
     asked = [chunk.sequence.request.sampling for chunk in chunks]
     return {
         "temperature": np.array([sampling.temperature for sampling in asked], dtype=np.float32),
-        "top_k": np.array([sampling.top_k for sampling in asked], dtype=np.int32),
+        "top_k": np.array([min(sampling.top_k, _MOST) for sampling in asked], dtype=np.int32),
         "top_p": np.array([sampling.top_p for sampling in asked], dtype=np.float32),
         "min_p": np.array([sampling.min_p for sampling in asked], dtype=np.float32),
         "seed": np.array([chunk.sequence.seed for chunk in chunks], dtype=np.uint64).view(np.int64),

@@ -10,9 +10,10 @@ from torch import Tensor
 from ...model.layer_schedule import StateCapture
 from ...request import TokenLogprob
 from ...scheduler.chunk import Chunk
-from ..step import ChunkOutput, SampledToken
+from ..step import ChosenSlot, ChunkOutput, SampledToken
 from ..step_arrays import row_ranges
 from .backend import Backend, Work
+from .prompt_logprobs import PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ class StepOutput:
             if chunk.sequence.pooling is not None
         }
         self._pooled: dict[int, Tensor] = {}
+        self._of_prompts = {
+            index: PromptLogprobs(chunk, backend)
+            for index, chunk in enumerate(chunks)
+            if chunk.top_layer is not None
+        }
         self._captures = [chunk.capture_layers for chunk in chunks]
         self._ranges = row_ranges(chunks)
         self._rows = {id(chunk): row for row, chunk in enumerate(self.complete)}
@@ -84,13 +90,24 @@ class StepOutput:
         self._tokens = self._finite = torch.empty(0)
         self._asked = {row: _Asked.of(chunk, backend) for row, chunk in enumerate(self.complete)}
         self._logprobs: dict[int, _Logprobs] = {}
+        self._slots = self._probabilities = torch.empty(0)
+        self._choices: Mapping[int, int] = {}
 
-    def receive_states(self, states: Mapping[StateCapture, Tensor]) -> None:
-        """Takes the states that the schedule captured, and sums up those that are pooled; within the step's work."""
+    def receive_states(
+        self, states: Mapping[StateCapture, Tensor], logits_of: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Takes the states that the schedule captured, and what is wanted of them; within the step's work.
+
+        logits_of: the logits of states that leave the last layer.
+        """
         self.states = states
         for index, layer in self._pooled_layers.items():
             pooled = states[StateCapture(layer, *self._ranges[index])].sum(0, dtype=torch.float64)
             self._pooled[index] = self._to_host(pooled)
+        for index, of_prompt in self._of_prompts.items():
+            top_layer = self._chunks[index].top_layer
+            assert top_layer is not None
+            of_prompt.receive(states[StateCapture(top_layer, *self._ranges[index])], logits_of)
 
     def receive(self, logits: Tensor, tokens: Tensor, finite: Tensor) -> None:
         """Takes what the step has sampled; called within the step's work.
@@ -103,12 +120,26 @@ class StepOutput:
                 parts = asked.logprobs_of(logits[row], tokens[row : row + 1])
                 self._logprobs[row] = _Logprobs(*map(self._to_host, parts))
 
+    def receive_choices(self, choosing: Seq[int], slots: Tensor, probabilities: Tensor) -> None:
+        """Takes what the step has chosen; called within the step's work. The arguments are those of `choosing.py`."""
+        self._choices = {index: row for row, index in enumerate(choosing)}
+        self._slots, self._probabilities = self._to_host(slots), self._to_host(probabilities)
+
     def output_of(self, index: int) -> ChunkOutput:
         """The output of a chunk; waits for the step."""
         self.wait()
         chunk, (first, last) = self._chunks[index], self._ranges[index]
         states = {layer: self.states[StateCapture(layer, first, last)] for layer in self._captures[index]}
-        return ChunkOutput(chunk, self._sampled(chunk), states, self._pooled.get(index))
+        of_prompt = self._of_prompts[index].entries() if index in self._of_prompts else ()
+        return ChunkOutput(
+            chunk, self._sampled(chunk), states, self._pooled.get(index), self._chosen(index), of_prompt
+        )
+
+    def _chosen(self, index: int) -> ChosenSlot | None:
+        row = self._choices.get(index)
+        if row is None:
+            return None
+        return ChosenSlot(int(self._slots[row]), self._probabilities[row].tolist())
 
     def _sampled(self, chunk: Chunk) -> SampledToken | None:
         row = self._rows.get(id(chunk))

@@ -39,10 +39,16 @@ def decomposition_of(
     A model that was loaded from the directory of a checkpoint that zweave can read, and has its weights rounded to the
     model's dtype, shares the checkpoint's decomposition, and so its experts.
 
+    What is not in the cache is made on the model's own device where that is CUDA, else on the CPU.
+
     progress: as for `decompose`.
     Raises ZweaveError as `decompose` does.
     """
-    return decompose(_checkpoint_of(model, targets) or ModelWeights(targets), progress=progress)
+    place = next(iter(targets.values())).weight.device
+    device = str(place) if place.type == "cuda" else "cpu"
+    return decompose(
+        _checkpoint_of(model, targets) or ModelWeights(targets), progress=progress, device=device
+    )
 
 
 def _checkpoint_of(model: nn.Module, targets: Mapping[str, Target]) -> Checkpoint | None:

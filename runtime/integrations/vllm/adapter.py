@@ -53,7 +53,7 @@ def save_adapter(expert: Expert, directory: str | Path) -> None:
 def is_adapter(directory: str | Path) -> bool:
     """Whether `save_adapter` wrote a directory; false for other kinds of adapters."""
     try:
-        config = parse_json((Path(directory) / CONFIG).read_text(), unique_keys=False)
+        config = parse_json((Path(directory) / CONFIG).read_text("utf-8"), unique_keys=False)
         return config["zweave"]["format"] == FORMAT
     except (OSError, ValueError, LookupError, TypeError):
         return False

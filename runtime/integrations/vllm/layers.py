@@ -21,15 +21,14 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from .linear import ServedLinear
-from .tokens import StepTokens, slots_of
+from .linears import CpuLinear, DeviceLinear
 
 
 class SvfLayer:
     """Base of the layers below. lora_a of an adapter is z [1, R], lora_b is empty."""
 
     kind: type[nn.Module]
-    served: ServedLinear
+    served: CpuLinear | DeviceLinear
     base_layer: Any
 
     @classmethod
@@ -39,10 +38,11 @@ class SvfLayer:
     def create_lora_weights(self, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
         self.lora_config = lora_config
         self.served = self.base_layer.served
-        self.n_slices = len(self.served.parts)
+        scales = self.served.tables.scales
+        self.n_slices = len(scales)
         # vLLM reads the sizes of its warm-up adapters from these.
-        self.lora_a_stacked = tuple(scale.unsqueeze(1) for scale in self.served.scales)
-        self.lora_b_stacked = tuple(torch.empty(1, 1, 1, 1) for _ in self.served.parts)
+        self.lora_a_stacked = tuple(scale.unsqueeze(1) for scale in scales)
+        self.lora_b_stacked = tuple(torch.empty(1, 1, 1, 1) for _ in scales)
 
     def reset_lora(self, index: int) -> None:
         self.served.write(index, [None] * self.n_slices)
@@ -53,20 +53,12 @@ class SvfLayer:
 
     def set_mapping(self, punica_wrapper: Any) -> None:
         self.punica_wrapper = punica_wrapper
-        self._tokens = StepTokens.of(punica_wrapper)
+        self._step: Any = self.served.step_of(punica_wrapper)
 
     def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        if flat.is_cuda:
-            y = self.served.factored(flat, self._slots(len(flat)), bias)
-        else:
-            y = self.served(flat, self._tokens(len(flat)), bias)
+        y = self.served(flat, self._step, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
-
-    def _slots(self, count: int) -> Tensor:
-        """Table slots of the tokens, from the persistent buffer of CUDA graphs; padding in it may be anything."""
-        adapter = self.punica_wrapper._token_lora_indices[:count]
-        return slots_of(torch.where(adapter < self.served.adapters, adapter, -1))
 
 
 class SvfColumnParallelLinear(SvfLayer, ColumnParallelLinearWithLoRA):

@@ -13,10 +13,13 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import WorkerLoRAManager
 
+from ...decomposition.decomposition import Decomposition
 from ...errors import ZweaveError
 from ...experts.expert import Expert
 from ...experts.slot_tables import adapted_scale, renormalisation
+from ...experts.support import support_of
 from .adapter import CONFIG, is_adapter, load_adapter
+from .linears import Forms, plan_of
 
 
 def use_our_loader() -> None:
@@ -26,10 +29,8 @@ def use_our_loader() -> None:
         return
 
     def load(self: Any, request: Any) -> LoRAModel:
-        decomposition = _decomposition(self._adapter_manager)
-        if decomposition is None:
-            return others(self, request)
-        return _load(request, decomposition)
+        config = _config(self._adapter_manager)
+        return others(self, request) if config is None else _load(request, config)
 
     load.of_zweave = True  # type: ignore[attr-defined]
     WorkerLoRAManager._load_adapter = load
@@ -38,17 +39,17 @@ def use_our_loader() -> None:
     LoRARequest.__hash__ = _hash
 
 
-def _decomposition(manager: Any) -> Any:
-    """The decomposition of the model whose adapters a manager holds; None if its linears are not ours."""
+def _config(manager: Any) -> Any:
+    """The `SvfConfig` of the model whose adapters a manager holds; None if its linears are not ours."""
     for module in manager.modules.values():
         method: Any = getattr(getattr(module, "base_layer", None), "quant_method", None)
         if hasattr(method, "config") and hasattr(method.config, "decomposition"):
-            return method.config.decomposition()
+            return method.config
     return None
 
 
-def _load(request: Any, decomposition: Any) -> LoRAModel:
-    path = Path(request.lora_path)
+def _load(request: Any, config: Any) -> LoRAModel:
+    path, decomposition = Path(request.lora_path), config.decomposition()
     if not (path / CONFIG).is_file():
         raise LoRAAdapterNotFoundError(request.lora_name, request.lora_path)
     if not is_adapter(path):
@@ -61,12 +62,12 @@ def _load(request: Any, decomposition: Any) -> LoRAModel:
     expert.check(shapes, decomposition.digest)
     loras = {
         module: LoRALayerWeights(module, 1, 1, z.unsqueeze(0), torch.empty(1, 1), 1.0)
-        for module, z in _scales(expert, decomposition).items()
+        for module, z in _scales(expert, decomposition, config.forms).items()
     }
     return LoRAModel(request.lora_int_id, 1, loras)
 
 
-def _scales(expert: Expert, decomposition: Any) -> dict[str, torch.Tensor]:
+def _scales(expert: Expert, decomposition: Decomposition, forms: Forms) -> dict[str, torch.Tensor]:
     """z of each matrix, with the renormalisation in it; ZweaveError if a worker could not write its scales."""
     served = {}
     for module, z in expert.z.items():
@@ -74,7 +75,12 @@ def _scales(expert: Expert, decomposition: Any) -> dict[str, torch.Tensor]:
         if expert.renormalise:
             factor = renormalisation(module, sigma, sigma * z.double().numpy())
             z = (z.double() * factor).float()
-        adapted_scale(module, sigma, z)
+        support, plan = support_of(adapted_scale(module, sigma, z) - sigma), plan_of(len(sigma), forms)
+        if plan.mode_of(support) is None:
+            raise ZweaveError(
+                f"the expert adapts {support} components of {module}, and this server keeps {plan.delta_rank}: "
+                f'start it with "forms" other than "{forms}"'
+            )
         served[module] = z
     return served
 

@@ -15,14 +15,18 @@ from ...checkpoint.checkpoint import Checkpoint
 from ...checkpoint.module_name import linear_of
 from ...decomposition.decomposition import Decomposition
 from ...errors import ZweaveError
-from .linear import Part, ServedLinear
-from .sharding import Shard, shard_factors
+from .linears import CpuLinear, DeviceLinear, Forms, Part, Shard, forms_of, shard_factors
 
 NAME = "svf"
 
 
 class SvfConfig(QuantizationConfig):
-    """`--quantization svf`. The factors come from the cache; there is no decomposition at start-up."""
+    """`--quantization svf`. The factors come from the cache; there is no decomposition at start-up.
+
+    forms: that linears on a GPU keep resident.
+    """
+
+    forms: Forms = "all"
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,9 +72,13 @@ class SvfConfig(QuantizationConfig):
         names = self._names(prefix)
         if not set(names) <= self.decomposition().matrices.keys():
             return UnquantizedLinearMethod()
-        lora = get_current_vllm_config().lora_config
+        vllm_config = get_current_vllm_config()
+        self.forms = forms_of(vllm_config.additional_config)
+        lora = vllm_config.lora_config
         if lora is None:
             raise ZweaveError("--quantization svf serves experts as adapters: add --enable-lora")
+        if vllm_config.parallel_config.use_ubatching:
+            raise ZweaveError("--quantization svf knows the experts of whole batches: leave out --enable-dbo")
         use_our_layers()
         if lora.target_modules is None:
             # Experts adapt nothing else, and each further layer that can take an adapter costs time.
@@ -94,7 +102,7 @@ class SvfConfig(QuantizationConfig):
 
 
 class SvfLinearMethod(UnquantizedLinearMethod):
-    """Replaces a linear's weight by a `ServedLinear`.
+    """Replaces a linear's weight by a `CpuLinear`, or on a GPU by a `DeviceLinear`.
 
     config: whose decomposition the linear uses.
     names: of the matrices in the linear, from top to bottom.
@@ -108,15 +116,23 @@ class SvfLinearMethod(UnquantizedLinearMethod):
     def process_weights_after_loading(self, layer: Any) -> None:
         weight = layer.weight.data
         decomposition = self.config.decomposition()
-        parts = []
+        factors = []
         for index, name in enumerate(self.names):
             u, sigma, vt = decomposition.factors(name)
             u, vt = shard_factors(u, vt, *_shards(layer, index))
-            parts.append(Part.of(u, sigma, vt, like=weight))
-        # A CUDA graph holds one mode for all tokens: there base tokens take the factors too.
-        dense = pack(weight) if weight.device.type == "cpu" else None
-        layer.served = ServedLinear(dense, parts, self._adapters)
+            factors.append((u, sigma, vt))
+        if weight.device.type == "cpu":
+            layer.served = self._on_cpu(weight, factors)
+        else:
+            layer.served = DeviceLinear(weight, factors, self._adapters, self.config.forms)
         layer.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+
+    def _on_cpu(self, weight: Tensor, factors: list[tuple[Tensor, Tensor, Tensor]]) -> CpuLinear:
+        if self.config.forms != "all":
+            raise ZweaveError(
+                f'forms "{self.config.forms}" are for GPUs: vLLM on a CPU keeps W and the factors'
+            )
+        return CpuLinear(pack(weight), [Part.of(*each, weight.dtype) for each in factors], self._adapters)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y = layer.served.base(x.reshape(-1, x.shape[-1]), bias)

@@ -14,8 +14,11 @@ class GenerationBody(UnusedFields):
 
     model: str = "base"
     expert: ExpertField | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
     n: int | None = None
+    presence_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -24,8 +27,15 @@ class GenerationBody(UnusedFields):
     top_p: float | None = None
 
     add_special_tokens: bool | None = None
+    bad_words: list[str] | None = None
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
     min_p: float = 0.0
+    min_tokens: int = 0
+    priority: int = 0
+    prompt_logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    skip_special_tokens: bool = True
     stop_token_ids: list[int] | None = None
     top_k: int | None = None
 

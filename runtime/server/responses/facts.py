@@ -50,4 +50,8 @@ def how(result: Result) -> dict[str, Any]:
         told["label"] = result.label
     if result.dispatch is not None:
         told["dispatch"] = asdict(result.dispatch)
+    if result.prompt_logprobs is not None:
+        told["prompt_logprobs"] = [
+            None if token is None else asdict(token) for token in result.prompt_logprobs
+        ]
     return told

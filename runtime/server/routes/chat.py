@@ -11,7 +11,7 @@ from ..json_route import JsonRoute
 from ..protocol.chat import ChatBody
 from ..responses.chat import ChatResponse
 from ..served import served
-from ..to_requests import chat_requests
+from ..to_requests import chat_request
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
@@ -22,7 +22,7 @@ async def chat(body: ChatBody, http: HttpRequest) -> Any:
     server = served(http)
     salt = server.keys.tenant(http.headers)
     choice = await server.choose(body.model, body.expert)
-    answering = Answering(server, chat_requests(body, choice, salt, server.engine))
+    answering = Answering(server, [chat_request(body, choice, salt, server.engine)])
     response = ChatResponse(body.model, server.engine.tokenizer, body.includes_usage)
     if body.stream:
         return await event_stream(answering, response, body.includes_usage)

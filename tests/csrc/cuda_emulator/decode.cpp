@@ -1,9 +1,11 @@
 // Runs the decode kernels of csrc/cuda in the emulator: `decode INPUT OUTPUT`.
 //
-// INPUT holds eleven int64 (tokens, outputs, inputs, rank, slots, flags for w, bias and early arrival, seed,
-// and the values by which rows of x and of the weights lie further apart than they are long), then the
-// operands as raw bytes: x, w, vt, u, scale, slot, bias. OUTPUT gets y. Without w the linear is the factored
-// one; without rank, slots and u the plain one.
+// INPUT holds twelve int64 (tokens, outputs, inputs, rank, slots, flags for w, bias and early arrival, seed,
+// the values by which rows of x and of the weights lie further apart than they are long, and how many linears
+// follow each other), then the operands as raw bytes: x, w, vt, u, scale, slot, bias. OUTPUT gets y. Without
+// w the linear is the factored one; without rank, slots and u the plain one. Of several linears each takes
+// what the one before has made, and all share the memory of what is between their products; without w they
+// work in place, else in two buffers in turn.
 //
 // Built with -DINSTANCE=row_warps,token_tiles,terms,aligned it holds that instance of the kernel alone and
 // fails for a product of another, but takes a fraction of the time to compile.
@@ -64,9 +66,10 @@ emulator::Launch launch_of(const DecodeProduct& p) {
 int main(int count, char** arguments) {
   if (count != 3) emulator::fail("usage: decode INPUT OUTPUT");
   std::ifstream in(arguments[1], std::ios::binary);
-  int64_t head[11];
+  int64_t head[12];
   in.read(reinterpret_cast<char*>(head), sizeof head);
-  const auto [tokens, outputs, inputs, rank, slots, has_w, has_bias, arrives_early, seed, x_gap, gap] = head;
+  const auto [tokens, outputs, inputs, rank, slots, has_w, has_bias, arrives_early, seed, x_gap, gap, depth] =
+      head;
   emulator::machine.arrival = arrives_early ? emulator::Arrival::early : emulator::Arrival::late;
   emulator::machine.order.seed(unsigned(seed));
 
@@ -89,10 +92,13 @@ int main(int count, char** arguments) {
   a.hidden = hidden.get(), a.y = y.get();
   a.tokens = tokens, a.outputs = outputs, a.inputs = inputs, a.rank = rank, a.slots = slots;
   std::vector<emulator::Launch> launches;
-  if (rank) launches.push_back(launch_of(hidden_product(a)));
-  launches.push_back(launch_of(output_product(a)));
+  for (int64_t i = 0; i < depth; ++i) {
+    if (i > 0) a.x = a.y, a.y = has_w && i % 2 ? x.get() : y.get();
+    if (rank) launches.push_back(launch_of(hidden_product(a)));
+    launches.push_back(launch_of(output_product(a)));
+  }
   emulator::run(launches);
   std::ofstream out(arguments[2], std::ios::binary);
-  out.write(reinterpret_cast<const char*>(y.get()), y.size * sizeof(Bf16));
+  out.write(reinterpret_cast<const char*>(a.y), y.size * sizeof(Bf16));
   return out ? 0 : 1;
 }

@@ -5,8 +5,9 @@
 // wherever they meet: at __syncthreads, __syncwarp and the instructions that a warp executes together. Shared
 // memory is born as NaN. Asynchronous copies arrive either as late as the kernel's waits allow (and leave NaN
 // until then) or at once: what is read too early shows in the first case, what is overwritten too early in
-// the second. A dependent launch starts before the one it depends on. Build it with AddressSanitizer and
-// operands in buffers of their exact size, and a read outside them ends the run.
+// the second. Some blocks of a dependent launch start before the one it depends on, and among its blocks.
+// Build it with AddressSanitizer and operands in buffers of their exact size, and a read outside them ends
+// the run.
 #pragma once
 
 #include <sys/mman.h>
@@ -46,8 +47,6 @@ enum class Arrival { late, early };
 struct Machine {
   Arrival arrival = Arrival::late;
   std::mt19937 order{0};
-  // Blocks of a dependent launch that start before the launch they depend on.
-  size_t early_blocks = 3;
   bool previous_has_ended = true;
 };
 inline Machine machine;
@@ -267,19 +266,28 @@ struct Launch {
   }
 };
 
-// Runs the launches of one stream.
+// Runs the launches of one stream. Of one that follows another some blocks, drawn from the seed, start among
+// those of the other.
 inline void run(const std::vector<Launch>& launches) {
+  constexpr size_t kMostEarly = 4;
   std::vector<std::unique_ptr<Block>> started;
   for (size_t l = 0; l < launches.size(); ++l) {
     std::vector<std::unique_ptr<Block>> early;
+    size_t num_early = 0;
     if (l + 1 < launches.size() && launches[l + 1].follows) {
-      machine.previous_has_ended = false;
-      for (size_t i = 0; i < std::min(launches[l + 1].size(), machine.early_blocks); ++i) {
-        early.push_back(launches[l + 1].block(i));
-        early.back()->run();
-      }
+      if (launches[l].follows) fail("follows a launch that follows another");
+      num_early = std::min(launches[l + 1].size(), 1 + machine.order() % kMostEarly);
     }
-    for (size_t i = started.size(); i < launches[l].size(); ++i) launches[l].block(i)->run();
+    machine.previous_has_ended = num_early == 0;
+    for (size_t i = started.size(); i < launches[l].size() || early.size() < num_early;) {
+      const bool is_early = early.size() < num_early && (i == launches[l].size() || machine.order() % 2);
+      if (!is_early) {
+        launches[l].block(i++)->run();
+        continue;
+      }
+      early.push_back(launches[l + 1].block(early.size()));
+      early.back()->run();
+    }
     machine.previous_has_ended = true;
     for (auto& block : started) block->run();
     started = std::move(early);

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from zweave.checkpoint import ModelConfig
 from zweave.engine import Engine
+from zweave.errors import ZweaveError
 from zweave.experts import Expert
+from zweave.kernels import LinearMode
 from zweave.planner import MatrixPlan, make_plan
 from zweave.planner.plan import memory
 from zweave.request import Request, Sampling
@@ -39,6 +42,19 @@ def test_log_probabilities_of_a_mixed_batch(
     asked = requests(max_tokens=1, score=tuple(range(96)))
     here, there = ([result.scores for result in engine.generate(asked)] for engine in engines)
     torch.testing.assert_close(torch.tensor(there), torch.tensor(here), rtol=0, atol=LIMITS[dtype])
+
+
+def test_dependent_launches_change_no_bit(device: str, tiny_engine: TinyEngine) -> None:
+    plain, dependent = (
+        [
+            (result.token_ids, result.logprobs)
+            for result in tiny_engine(device=device, dependent_launches=on).generate(requests(logprobs=2))
+        ]
+        for on in (False, True)
+    )
+    assert dependent == plain
+    with pytest.raises(ZweaveError, match="dependent_launches must be True or False"):
+        tiny_engine(device=device, dependent_launches=1)
 
 
 def test_answers_whatever_was_cached(device: str, tiny_engine: TinyEngine) -> None:
@@ -106,3 +122,84 @@ def test_a_plan_of_little_memory(device: str, tiny_model: Any, random_expert: An
     assert token_ids(there, asked) == token_ids(here, asked)
     refused = there.generate(Request(PROMPTS[0], expert="whole"))[0]
     assert refused.error is not None and "allow it more memory" in refused.error
+
+
+@pytest.fixture
+def integer_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W and all components in int8, on whatever device."""
+
+    def plan(shapes: dict[str, tuple[int, int]], *_: Any) -> dict[str, MatrixPlan]:
+        return {
+            name: MatrixPlan(s, True, min(s), factored=False, format="int8") for name, s in shapes.items()
+        }
+
+    monkeypatch.setattr("zweave.engine.engine_parts.plan_for", plan)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_deltas_of_integers(
+    kind: str, device: str, integer_plan: None, tiny_model: Any, random_expert: Any
+) -> None:
+    """Few tokens and many, with biases. A CPU rounds activations to 1/254 of their peaks, too."""
+    options = {"dtype": "float32", "kv_tokens": 1024, "block_size": 4}
+    engines = [Engine(tiny_model(kind), device=d, **options) for d in ("cpu", device)]
+    for engine in engines:
+        engine.load_expert("a", random_expert(engine.model.config.adapted_shapes(), seed=1))
+    prompts = [*PROMPTS, list(range(3, 63)) * 3]
+    asked = [
+        Request(prompt, expert=expert, max_tokens=1, score=tuple(range(64)))
+        for prompt in prompts
+        for expert in (None, "a")
+    ]
+    here, there = (torch.tensor([result.scores for result in engine.generate(asked)]) for engine in engines)
+    torch.testing.assert_close(there[::2], here[::2], rtol=0, atol=LIMITS["float32"])
+    assert (there[1::2] - there[::2]).abs().max() > 1
+    torch.testing.assert_close(there[1::2], here[1::2], rtol=0, atol=0.1)
+
+
+def test_a_plan_with_a_stated_error(device: str, tiny_model: Any, random_expert: Any) -> None:
+    """The base stays dense, experts are deltas, and one that would lose too much is refused."""
+    model = tiny_model("llama")
+    shapes = ModelConfig.from_directory(model).adapted_shapes()
+    integers = {
+        name: MatrixPlan(s, True, min(s), factored=False, format="int8") for name, s in shapes.items()
+    }
+    engine = Engine(
+        model,
+        dtype="float32",
+        kv_tokens=512,
+        block_size=4,
+        device=device,
+        max_memory=memory(integers, 4),
+        max_error=0.02,
+    )
+    z = random_expert(shapes, seed=1).z
+    engine.load_expert("little", Expert({name: 1 + 0.1 * (values - 1) for name, values in z.items()}))
+    engine.load_expert("much", Expert(z))
+    modes = engine.bank.tables.modes
+    little, base, much = engine.generate([Request(PROMPTS[0], expert=e) for e in ("little", None, "much")])
+    assert little.error is None and base.error is None
+    assert set(modes[:, 0].tolist()) == {LinearMode.DENSE} and LinearMode.DELTA in modes[:, 1]
+    assert much.error is not None and "allow more error or more memory" in much.error
+
+
+def test_the_engine_says_what_batch_invariance_costs(
+    device: str, tiny_engine: TinyEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "zweave"):
+        tiny_engine(device=device)
+        assert not caplog.messages
+        tiny_engine(device=device, batch_invariant=True)
+    assert "batch_invariant=True reads 1." in caplog.text and "predicted" in caplog.text
+
+
+def test_steps_and_waiting_are_counted(device: str, tiny_engine: TinyEngine) -> None:
+    engine = tiny_engine(device=device)
+    engine.generate(requests(max_tokens=4, ignore_eos=True))
+    stats = engine.stats()
+    # The prompts fit into one step. On a GPU the next steps are launched before one has landed.
+    assert (stats.steps, stats.decode_steps) == (4, 3)
+    assert stats.wait_seconds > 0
+    here = tiny_engine()
+    here.generate(requests(max_tokens=4, ignore_eos=True))
+    assert (here.stats().steps, here.stats().decode_steps) == (4, 3)

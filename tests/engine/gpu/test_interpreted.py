@@ -5,11 +5,14 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from zweave.dispatch import EarlyClassifier, HiddenDispatcher, Routes
 from zweave.engine import Engine
 from zweave.request import Request, Sampling
 
@@ -25,7 +28,7 @@ from zweave.kernels import triton_ops
 
 backend = ReferenceBackend()
 backend.ops = triton_ops()
-build.backend_of = lambda device: backend
+build.backend_of = lambda *_: backend
 folder, model, options = Path(sys.argv[1]), sys.argv[2], pickle.loads(bytes.fromhex(sys.argv[3]))
 engine = Engine(model, device="reference", **options)
 for path in folder.glob("*.safetensors"):
@@ -33,6 +36,11 @@ for path in folder.glob("*.safetensors"):
 results = engine.generate(pickle.loads((folder / "requests").read_bytes()))
 (folder / "results").write_bytes(pickle.dumps([(result.token_ids, result.error) for result in results]))
 """
+
+
+def classifier(width: int) -> EarlyClassifier:
+    weight = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    return EarlyClassifier(("x", "y", "z"), 1, weight, torch.tensor([1.0, 0.0, -9.0]))
 
 
 @pytest.mark.slow
@@ -44,14 +52,18 @@ def test_tokens(
     options = {"dtype": "float32", "kv_tokens": 512, "block_size": 16}
     engine = Engine(model, **options)
     shapes = engine.model.config.adapted_shapes()
-    for name, seed in (("a", 1), ("b", 2)):
-        random_expert(shapes, seed=seed).save(tmp_path / f"{name}.safetensors")
+    for name, seed, scope in (("a", 1, "always"), ("b", 2, "always"), ("tail", 3, "after_prompt")):
+        replace(random_expert(shapes, seed=seed), scope=scope).save(tmp_path / f"{name}.safetensors")
         engine.load_expert(name, tmp_path / f"{name}.safetensors")
     prompts = [[1, 5, 9, 40, 41, 7, 3], [8] * 21, list(range(3, 40)), [60]]
+    dispatcher = HiddenDispatcher(
+        classifier(engine.model.config.hidden_size), Routes({"x": "tail", "y": "tail"})
+    )
     requests = [
         Request(
             prompt,
-            expert=(None, "a", "b", {"a": 0.5, "b": 0.5})[i],
+            expert=(None, "a", "auto", {"a": 0.5, "b": 0.5})[i],
+            dispatcher=dispatcher if i == 2 else None,
             max_tokens=3,
             ignore_eos=True,
             sampling=Sampling(temperature=float(i % 2), top_k=10, seed=i),

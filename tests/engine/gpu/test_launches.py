@@ -12,11 +12,18 @@ from zweave.engine import Engine
 from zweave.engine.gpu.backend import ReferenceBackend
 from zweave.experts import Expert
 from zweave.kernels import REFERENCE_OPS, DeviceOps
+from zweave.planner import MatrixPlan
 from zweave.request import Request
 
 # Of a layer of decoding: two norms, rope and store, attention (which combines its splits in one more launch), and the
-# products: qkv, o, gate and up with their gate, down. Factors and deltas take two launches a product.
-BUDGET = {"dense": 8, "delta": 12, "factored": 12}
+# products: qkv, o, gate and up with their gate, down. Factors and deltas take two launches a product, and deltas of
+# integers one for the gate.
+BUDGET = {"dense": 8, "delta": 12, "factored": 12, "integers": 13}
+
+
+def integer_plan(shapes: dict[str, tuple[int, int]], *_: Any) -> dict[str, MatrixPlan]:
+    """W and all components in int8."""
+    return {name: MatrixPlan(s, True, min(s), factored=False, format="int8") for name, s in shapes.items()}
 
 
 @pytest.mark.parametrize("mode", BUDGET)
@@ -37,7 +44,9 @@ def test_launches_of_a_step(
 
     backend = ReferenceBackend()
     backend.ops = DeviceOps(**{field.name: counted(field.name) for field in fields(DeviceOps)})
-    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda device: backend)
+    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda *_: backend)
+    if mode == "integers":
+        monkeypatch.setattr("zweave.engine.engine_parts.plan_for", integer_plan)
     engine = tiny_engine(device="reference")
     shapes = engine.model.config.adapted_shapes()
     few = {
@@ -45,7 +54,7 @@ def test_launches_of_a_step(
         for name, s in shapes.items()
     }
     engine.load_expert("few", Expert(few))
-    expert = {"dense": None, "delta": "few", "factored": "a"}[mode]
+    expert = {"dense": None, "delta": "few", "factored": "a", "integers": "a"}[mode]
     for i in range(4):
         engine.add(Request([3 + i, 4, 5], expert=expert, max_tokens=3, ignore_eos=True))
     engine.step()  # launches the prompts

@@ -1,19 +1,22 @@
 """A step never waits for the device, nor looks at its tensors."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zweave.dispatch import EarlyClassifier, HiddenDispatcher, Routes
 from zweave.engine import Engine
 from zweave.engine.gpu.backend import ReferenceBackend
+from zweave.engine.gpu.choosing import ExpertChooser
 from zweave.io.submit import Work
 from zweave.kernels import REFERENCE_OPS, DeviceOps
 from zweave.request import Request, Sampling
 
+EDITS = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "logit_bias": {7: 3.0}}
 WAITS = (
     "_local_scalar_dense",
     "nonzero",
@@ -64,18 +67,32 @@ def test_the_watch_sees_a_wait() -> None:
 
 
 def test_no_step_waits(tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda device: WatchedBackend())
+    monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda *_: WatchedBackend())
+    chosen: list[int] = []
+    choose = ExpertChooser.choose
+    monkeypatch.setattr(ExpertChooser, "choose", lambda *args: chosen.append(1) or choose(*args))
     engine = tiny_engine(device="reference", kv_tokens=160, slots=2, max_batch_tokens=40, max_sequences=8)
+    engine.load_expert("tail", replace(engine.bank.registered("a").read(), scope="after_prompt"))
+    weight = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    known = EarlyClassifier(("x", "y"), 1, weight, torch.zeros(2))
+    dispatcher = HiddenDispatcher(known, Routes({"x": "tail", "y": None}))
     requests = [
         Request(
             list(range(3, 8 + 5 * i)),
-            expert=(None, "a", "late", {"a": 0.5, "b": 0.5})[i % 4],
+            expert=(None, "a", "late", {"a": 0.5, "b": 0.5}, "auto")[i % 5],
+            dispatcher=dispatcher if i % 5 == 4 else None,
             max_tokens=6,
-            sampling=Sampling(temperature=float(i % 2), top_k=5 * (i % 3), seed=i),
+            sampling=Sampling(
+                temperature=float(i % 2),
+                top_k=5 * (i % 3),
+                seed=i,
+                **(EDITS if i % 4 == 3 else {}),
+            ),
             logprobs=3 if i % 3 == 0 else None,
             score=(1, 2) if i % 5 == 0 else (),
+            prompt_logprobs=2 if i == 9 else None,
         )
         for i in range(12)
     ]
     assert all(result.error is None for result in engine.generate([*requests, *requests]))
-    assert engine.stats().tokens_resumed > 0
+    assert engine.stats().tokens_resumed > 0 and chosen

@@ -48,6 +48,13 @@ def essence(result: Result) -> tuple[object, ...]:
     return result.token_ids, result.text, result.finish_reason
 
 
+def test_a_top_k_beyond_any_vocabulary_keeps_all(tiny_engine: Callable[..., Engine]) -> None:
+    sampling = Sampling(temperature=0.7, top_k=10**5000, seed=1)
+    requests = [Request([5, 6], max_tokens=3, sampling=sampling)]
+    wanted = tiny_engine().generate(requests)
+    assert tiny_engine(device="reference").generate(requests) == wanted and len(wanted[0].token_ids) == 3
+
+
 def test_a_mixed_batch(tiny_engine: Callable[..., Engine]) -> None:
     requests = traffic(24, seed=0)
     wanted = tiny_engine().generate(requests)

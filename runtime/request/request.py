@@ -1,63 +1,28 @@
-"""Requests and results: what a caller writes and gets."""
+"""One prompt and how to answer it: what a caller writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from .dispatcher import Dispatch, Dispatcher
-from .errors import ZweaveError, shortened
-from .experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
-from .names import KVReuse as KVReuse
-from .validation import (
+from ..dispatcher import Dispatcher
+from ..errors import ZweaveError, shortened
+from ..experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
+from ..names import KVReuse
+from ..validation import (
     as_integer,
     as_integers,
-    as_number,
     check_flag,
     check_integer,
+    has_lone_surrogate,
     is_integer,
-    is_number,
     normalise,
 )
+from .sampling import Sampling
 
 Message: TypeAlias = Mapping[str, str]
-Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is sampled; the default is greedy. Numbers may be numpy's or torch's, here and in `Request`.
-
-    temperature: 0 takes the most likely token, 1 samples the model's own distribution.
-    top_k: keep the k most likely tokens, 0 keeps all.
-    top_p: keep the fewest of the most likely tokens whose probabilities add up to top_p, 1 keeps all.
-    min_p: keep tokens at least min_p times as likely as the most likely one, 0 keeps all.
-    seed: the request's draws depend on its seed alone; None takes a random one.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        normalise(self, ("temperature", "top_p", "min_p"), as_number)
-        normalise(self, ("top_k", "seed"), as_integer)
-        if not (is_number(self.temperature) and 0 <= self.temperature <= 100):
-            raise ZweaveError(f"temperature must be from 0 to 100, not {shortened(self.temperature)}")
-        if not (is_integer(self.top_k) and self.top_k >= 0):
-            raise ZweaveError(
-                f"top_k must be an integer of at least 0 (0 keeps all), not {shortened(self.top_k)}"
-            )
-        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ZweaveError(f"top_p must be above 0 and at most 1, not {shortened(self.top_p)}")
-        if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
-            raise ZweaveError(f"min_p must be from 0 to 1, not {shortened(self.min_p)}")
-        if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**64):
-            raise ZweaveError(f"seed must be an integer from 0 to 2**64 - 1, not {shortened(self.seed)}")
+MAX_SAMPLES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +36,26 @@ class Request:
         a final assistant message is continued. A user's message alone is a bare text to an expert with its own words.
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
         "auto" for the choice of a dispatcher (docs/dispatch.md).
+    n: number of answers, whose prompt is computed once (`Result.samples`). With a seed, the i-th is the answer of the
+        seed + i.
     max_tokens: the most tokens that are generated.
     stop: the answer ends before the first of these strings; special tokens may stand in them ("<|im_end|>").
     stop_token_ids: the answer ends at these tokens too, whatever `ignore_eos` says; they give no text.
+    include_stop_str_in_output: the text ends with the stop string, or with the text of the token of `stop_token_ids`.
+    min_tokens: so many first tokens are neither end tokens nor `stop_token_ids`, and stop strings in them do not count.
+    bad_words: texts that are not generated, with a space before them or without: the last token of each cannot follow
+        the others. The same letters in other tokens may come.
+    skip_special_tokens: special tokens give no text.
     ignore_eos: continue after the model's end tokens.
     add_special_tokens: add what the tokenizer puts around a text, such as a begin token; None does so for a prompt and
         not for messages, whose template writes it. Token ids are taken as they are.
     escape_special: special tokens that are written out in the prompt or in a message are plain text: a user's words
         cannot end their turn or begin another.
     sampling: how tokens are sampled.
+    priority: requests of a lower number go first; those of a higher one wait, and are preempted, before them.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
+    prompt_logprobs: return the log-probability of each token of the prompt but the first, and those of this number of
+        the most likely tokens in its place. The whole prompt is computed for them: the prefix cache is not read.
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
     score: token ids whose log-probabilities at the prompt's end are returned, whatever is generated there.
     dispatcher: for "auto", instead of the engine's.
@@ -97,14 +72,21 @@ class Request:
     _: KW_ONLY
     messages: Sequence[Message] | None = None
     expert: ExpertChoice = None
+    n: int = 1
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
     stop_token_ids: Sequence[int] | None = ()
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0
+    bad_words: Sequence[str] | None = ()
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
     add_special_tokens: bool | None = None
     escape_special: bool = False
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
+    priority: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     salt: str | None = None
     score: Sequence[int] = ()
     dispatcher: Dispatcher | None = None
@@ -114,7 +96,9 @@ class Request:
     mixture: Mixture | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        normalise(self, ("max_tokens", "logprobs"), as_integer)
+        normalise(
+            self, ("n", "max_tokens", "min_tokens", "priority", "logprobs", "prompt_logprobs"), as_integer
+        )
         normalise(self, ("prompt", "score", "stop_token_ids"), as_integers)
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
@@ -124,19 +108,31 @@ class Request:
             if self.dispatcher is not None:
                 raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:
-            _check_sequence("prompt", self.prompt, "text or a list of token ids")
+            _check_sequence("prompt", self.prompt, "text or a list of token ids", "character or token id")
         if self.messages is not None:
             if isinstance(self.messages, str):
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
-            _check_sequence("messages", self.messages, "a list of {role, content}")
+            _check_sequence("messages", self.messages, "a list of {role, content}", "message")
+        if not (is_integer(self.n) and 1 <= self.n <= MAX_SAMPLES):
+            raise ZweaveError(f"n must be an integer from 1 to {MAX_SAMPLES}, not {shortened(self.n)}")
         check_integer("max_tokens", self.max_tokens, 1)
+        check_integer("min_tokens", self.min_tokens, 0)
+        if self.min_tokens > self.max_tokens:
+            raise ZweaveError(
+                f"min_tokens must be at most max_tokens, {self.max_tokens}, not {self.min_tokens}"
+            )
+        if self.bad_words is not None:
+            _check_bad_words(self.bad_words)
         if not isinstance(self.stop, str | Sequence | None) or not all(
             isinstance(text, str) and text for text in self.stop_strings
         ):
             raise ZweaveError("stop must be a non-empty string or a list of such")
+        if any(map(has_lone_surrogate, self.stop_strings)):
+            raise ZweaveError("a stop string holds a lone surrogate, which is no character: remove it")
         if self.stop_token_ids is not None:
             _check_ids("stop_token_ids", self.stop_token_ids)
-        check_flag("ignore_eos", self.ignore_eos)
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            check_flag(name, getattr(self, name))
         check_flag("raw", self.raw)
         if self.template is not None:
             check_name(self.template)
@@ -144,12 +140,16 @@ class Request:
                 raise ZweaveError("a raw prompt takes no template: leave one of the two out")
         if not isinstance(self.sampling, Sampling):
             raise ZweaveError(f"sampling must be a zweave.Sampling, not {type(self.sampling).__name__}")
-        if self.logprobs is not None and not (
-            is_integer(self.logprobs) and 0 <= self.logprobs <= MAX_LOGPROBS
-        ):
-            raise ZweaveError(
-                f"logprobs must be an integer from 0 to {MAX_LOGPROBS}, not {shortened(self.logprobs)}"
-            )
+        if self.n > 1 and not self.sampling.temperature:
+            raise ZweaveError(f"{self.n} answers would be the same: give a temperature above 0, or n=1")
+        if not is_integer(self.priority):
+            raise ZweaveError(f"priority must be an integer, not {shortened(self.priority)}")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and not (is_integer(count) and 0 <= count <= MAX_LOGPROBS):
+                raise ZweaveError(
+                    f"{name} must be an integer from 0 to {MAX_LOGPROBS}, not {shortened(count)}"
+                )
         if self.salt is not None and not (isinstance(self.salt, str) and self.salt):
             raise ZweaveError(f"salt must be a non-empty string or None, not {type(self.salt).__name__}")
         if self.kv_reuse not in ("exact", "approximate"):
@@ -170,90 +170,23 @@ class Request:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A generated token's natural log-probability under the model, before temperature and filters.
-
-    top: the most likely token ids and their log-probabilities, likeliest first.
-    """
-
-    token_id: int
-    logprob: float
-    top: Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A finished request.
-
-    `reuse`, `reused_tokens` and `resumed_tokens` say how the answer was computed and do not count when results are
-    compared.
-
-    text: the answer without special tokens, ended before the stop string.
-    token_ids: all generated tokens, the end token included.
-    logprobs: of each generated token, if the request asked for them.
-    expert: what the request said, or what was chosen for "auto".
-    finish_reason: "stop" (end token, stop string, or one of the expert's labels and no more), "length" (max_tokens or
-        the model's context is used up), "cancelled", or "error" with the reason in `error`.
-    prompt_tokens: length of the prompt.
-    error: why the request failed.
-    reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused
-        tokens are the base model's, before those that the expert acts on; "first_layer" if some were resumed; or
-        "approximate", where that was asked for.
-    reused_tokens: tokens of the prompt that were not computed because their keys and values were cached.
-    resumed_tokens: further tokens that were computed only from the expert's first layer on.
-    scores: natural log-probabilities of the tokens in `Request.score`, in its order.
-    dispatch: how the expert of "auto" was chosen.
-    asked: the prompt in the words that the expert was trained on; None if it was taken as the request gave it.
-    label: which of the expert's labels the text begins with; None if it is none of them, has none, or `asked` is None.
-    """
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None
-    expert: ExpertChoice
-    finish_reason: FinishReason
-    prompt_tokens: int
-    error: str | None = None
-    reuse: Reuse | None = field(default=None, compare=False)
-    reused_tokens: int = field(default=0, compare=False)
-    resumed_tokens: int = field(default=0, compare=False)
-    scores: list[float] | None = None
-    dispatch: Dispatch | None = None
-    asked: str | None = None
-    label: str | None = None
-
-    @classmethod
-    def refused(cls, request: object, error: str) -> "Result":
-        """The result of a request that was not taken up, with the reason."""
-        expert = request.expert if isinstance(request, Request) else None
-        return cls("", [], None, expert, "error", prompt_tokens=0, error=error)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a step added to one request.
-
-    result: set in the request's last delta.
-    logprobs: of `token_ids`, if the request asked for them.
-    """
-
-    request_id: int
-    text: str
-    token_ids: list[int]
-    result: Result | None = None
-    logprobs: list[TokenLogprob] | None = None
-
-
 def _check_ids(name: str, value: object) -> None:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
         raise ZweaveError(f"{name} must be a list of token ids, not {type(value).__name__}")
 
 
-def _check_sequence(name: str, value: Any, wanted: str) -> None:
+def _check_bad_words(value: object) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ZweaveError(f"bad_words must be a list of texts, not {type(value).__name__}")
+    for word in value:
+        if not (isinstance(word, str) and word.strip()):
+            raise ZweaveError(f"bad_words must be texts of more than spaces, not {shortened(word)}")
+
+
+def _check_sequence(name: str, value: Any, wanted: str, item: str) -> None:
     if getattr(value, "ndim", 0) > 1:
         raise ZweaveError(f"{name} must be {wanted}, not of shape {list(value.shape)}: give one row of it")
     if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
         raise ZweaveError(f"{name} must be {wanted}, not {type(value).__name__}")
     if len(value) == 0:
-        raise ZweaveError(f"the {name} is empty: give {wanted}")
+        raise ZweaveError(f"{name} is empty: give at least one {item}")

@@ -1,12 +1,21 @@
 """Linears of one input as one: q, k and v, or gate and up, in each of the modes of a step on a GPU."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode
+from .adapted_linear import LinearMode
+from .device_ops import DeviceOps
+from .layout.quantize import Quantized
+from .triton.checks import Factor
+
+PlainFactors: TypeAlias = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+# Tokens from which on a product is bound by arithmetic, and a library's is the faster one (predicted).
+LIBRARY_FROM = 129
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +30,44 @@ class Stack:
     parts: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, parts: list[Tensor]) -> "Stack":
+    def of(cls, parts: Sequence[Tensor]) -> "Stack":
         """Copies matrices of equal width into a stack."""
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0].contiguous()
+        whole = torch.cat(list(parts)) if len(parts) > 1 else parts[0].contiguous()
         return cls(whole, whole.split([len(part) for part in parts]))
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaFactors:
+    """Factors of the components that a delta may use: views of all components, or quantised.
+
+    vt: [K, N] of each linear, or one [sum of K, N]
+    u: [M, K] of each linear
+    """
+
+    vt: tuple[Factor, ...]
+    u: tuple[Factor, ...]
+
+    @classmethod
+    def leading(cls, vt: Sequence[Tensor], u: Sequence[Tensor], ranks: Sequence[int]) -> "DeltaFactors":
+        """The first components of each linear."""
+        return cls(
+            tuple(part[:rank] for part, rank in zip(vt, ranks, strict=True)),
+            tuple(part[:, :rank] for part, rank in zip(u, ranks, strict=True)),
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        return not any(isinstance(part, Quantized) for part in self.vt)
+
+    def values(self, dtype: torch.dtype) -> "PlainFactors":
+        """The factors as plain matrices: quantised ones are read and written once."""
+        return tuple(_plain(part, dtype) for part in self.vt), tuple(_plain(part, dtype) for part in self.u)
+
+
+def _plain(part: Factor, dtype: torch.dtype) -> Tensor:
+    if isinstance(part, Tensor):
+        return part
+    return torch.mul(part.data, part.scale, out=torch.empty(part.shape, dtype=dtype, device=part.device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +78,8 @@ class StackedLinear:
     dense: W of each, or None
     vt, u: the factors of each, or None: vt [R, N], u [M, R]
     scale: [S, sum of R] float32, sigma * z, or None
-    delta_rank: components of each that its delta may use
-    delta: [S, sum of those] float32, sigma * (z - 1) of the leading components, or None
+    leading: the factors of the deltas; without W of no components, and not used
+    delta: [S, sum of K] float32, sigma * (z - 1) of their components
     bias: [sum of M], or None
     silu: the result is silu(y of the first) * (y of the second)
     library_from: tokens from which on the products are PyTorch's, whose order of sums depends on the number of tokens;
@@ -48,8 +91,8 @@ class StackedLinear:
     vt: Stack | None
     u: tuple[Tensor, ...]
     scale: Tensor | None
-    delta_rank: tuple[int, ...]
-    delta: Tensor | None
+    leading: DeltaFactors
+    delta: Tensor
     bias: Tensor | None
     silu: bool = False
     library_from: int | None = None
@@ -66,19 +109,20 @@ class StackedLinear:
             assert self.dense is not None
             return ops.grouped_linear(x, self.dense.parts, bias=self.bias, silu=self.silu)
         if mode == LinearMode.DELTA:
-            assert self.dense is not None and self.vt is not None
-            vt, u = self._leading()
-            h = ops.grouped_linear(x, vt, table=self.delta, slot=slot)
-            return ops.grouped_delta_linear(x, self.dense.parts, h, u, slot, bias=self.bias, silu=self.silu)
+            return self._with_delta(x, slot)
         assert self.vt is not None
         h = ops.grouped_linear(x, self.vt.parts, table=self.scale, slot=slot)
         return ops.grouped_linear(h, self.u, shared=False, bias=self.bias, silu=self.silu)
 
-    def _leading(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """vt and u of each linear's leading components, views."""
-        assert self.vt is not None
-        vt = tuple(part[:rank] for part, rank in zip(self.vt.parts, self.delta_rank, strict=True))
-        return vt, tuple(part[:, :rank] for part, rank in zip(self.u, self.delta_rank, strict=True))
+    def _with_delta(self, x: Tensor, slot: Tensor) -> Tensor:
+        """As `__call__`, in delta mode."""
+        assert self.dense is not None
+        vt, u = self.leading.vt, self.leading.u
+        # The product with a gate in its epilogue has no quantised form.
+        fused = self.silu and self.leading.is_plain
+        h = self.ops.grouped_linear(x, vt, table=self.delta, slot=slot)
+        y = self.ops.grouped_delta_linear(x, self.dense.parts, h, u, slot, bias=self.bias, silu=fused)
+        return self.ops.silu_mul(*y.chunk(2, 1)) if self.silu and not fused else y
 
     def _by_library(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
         """As `__call__`, by matrix products of PyTorch: for many tokens, where arithmetic takes the time."""
@@ -100,13 +144,17 @@ class StackedLinear:
         assert self.dense is not None
         y = x @ self.dense.whole.T
         if mode == LinearMode.DELTA:
-            assert self.delta is not None
-            vt, u = self._leading()
-            h = torch.cat([x @ part.T for part in vt], 1)
-            self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
-            for target, part, leading in self._blocks(y, h, u):
-                target.addmm_(part, leading.T)
+            self._add_delta(y, x, slot)
         return y
+
+    def _add_delta(self, y: Tensor, x: Tensor, slot: Tensor) -> None:
+        vt, u = self.leading.values(x.dtype)
+        h = x.new_empty(len(x), self.delta.shape[1])
+        for target, part in zip(h.split([len(part) for part in vt], 1), vt, strict=True):
+            torch.mm(x, part.T, out=target)
+        self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
+        for target, part, leading in self._blocks(y, h, u):
+            target.addmm_(part, leading.T)
 
     @staticmethod
     def _blocks(y: Tensor, h: Tensor, u: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

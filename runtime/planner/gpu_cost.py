@@ -1,0 +1,258 @@
+"""What steps on a GPU are predicted to take: bytes and operations over rates, and a fixed cost a launch.
+
+    decoding  = max(weights / read, operations / rate) + keys and values / attention + products * launch
+                + small kernels * small + rest
+    a prompt  = max(weights / read, operations / rate) + activations / read + products * launch + small * small
+
+Rates and costs of launches were fitted to single products, measured one at a time. What a whole step takes was never
+measured: docs/gpu.md says what is assumed.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from zweave.kernels import LinearMode
+
+from .plan import MatrixPlan, Plan
+
+# Rows from which on products cost more than reading their weights.
+MANY_ROWS = 17
+# Of a layer of decoding: two norms, rope and store, attention and the sum of its splits.
+_SMALL_KERNELS = 5
+# Of a layer: q, k and v are one product, gate and up another. Factors and deltas are two launches a product.
+_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 8, LinearMode.FACTORED: 8}
+# Of a layer of a prompt by a library, which has no products in groups: products, and kernels between them.
+_LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 18, LinearMode.FACTORED: 11}
+_BETWEEN = {LinearMode.DENSE: 0, LinearMode.DELTA: 8, LinearMode.FACTORED: 4}
+# Factors of a layer.
+_FACTORS = 14
+
+
+class Decoder(Protocol):
+    """The sizes of a model that a prediction needs; a `ModelConfig` has them."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRates:
+    """Rates of a device and costs of launches.
+
+    read, integer_read: bytes a second of weights, and of integer ones, which conversion binds
+    library_read: the same of a library's products of many rows
+    attention: bytes a second of keys and values
+    rate, library_rate: operations a second of our products of bf16, and of a library's
+    launch: seconds that a product takes besides reading
+    dependent_launch: the same where it is launched before the kernel ahead of it ends
+    many_rows: further seconds of our product of many rows, which the sum of its splits takes
+    library_launch: seconds that a library's product of a prompt takes besides its operations
+    small: seconds of a kernel that reads little
+    rest: seconds of a step's embedding and sampling
+    ideal_rest: the same of a server without a kernel for sampling
+    """
+
+    name: str
+    read: float
+    library_read: float
+    attention: float
+    integer_read: float = 2.42e12
+    rate: float = 557e12
+    library_rate: float = 774e12
+    launch: float = 5.7e-6
+    dependent_launch: float = 2.5e-6
+    many_rows: float = 2.4e-6
+    library_launch: float = 3.7e-6
+    small: float = 2.5e-6
+    rest: float = 0.08e-3
+    ideal_rest: float = 0.15e-3
+
+
+DEVICES = (DeviceRates("H200", 4.35e12, 4.03e12, 3.9e12), DeviceRates("H100", 2.92e12, 2.86e12, 2.7e12))
+
+
+def rates_of(device_name: str | None) -> DeviceRates:
+    """The rates of a device; of one that is not known those of an H200, by whose name they go."""
+    return next((device for device in DEVICES if device.name in (device_name or "")), DEVICES[0])
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """rows: sequences, each of `context` tokens with the one that is computed.
+
+    experts: row i is under expert i mod `experts`; 0 for the base model
+    """
+
+    rows: int
+    context: int
+    experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What the adapted matrices of a model read in a mode.
+
+    elements: numbers of weights that are not integers
+    integers: numbers of weights that are
+    columns: of the slots' tables
+    """
+
+    elements: int
+    integers: int
+    columns: int
+
+    @classmethod
+    def of(cls, plan: Plan, mode: LinearMode) -> "Weights":
+        elements, integers, columns = 0, 0, 0
+        for matrix in plan.values():
+            M, N = matrix.shape
+            rank = components(matrix, mode)
+            elements += M * N if mode != LinearMode.FACTORED else 0
+            elements += 0 if matrix.format else rank * (M + N)
+            integers += rank * (M + N) if matrix.format else 0
+            columns += rank
+        return cls(elements, integers, columns)
+
+    @property
+    def operations(self) -> float:
+        """Of a token."""
+        return 2.0 * (self.elements + self.integers)
+
+
+def components(matrix: MatrixPlan, mode: LinearMode) -> int:
+    """Components that a matrix reads in a mode."""
+    return {LinearMode.DELTA: matrix.delta_rank, LinearMode.FACTORED: matrix.rank}.get(mode, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step of decoding reads and launches.
+
+    weights, integers, cache: bytes of weights with the experts' rows, of integer weights, and of keys and values
+    operations: of the products
+    products, small: kernels
+    rows: of the step
+    is_ideal: whether the step is that of the ideal server
+    """
+
+    weights: float
+    integers: float
+    cache: float
+    operations: float
+    products: int
+    small: int
+    rows: int
+    is_ideal: bool
+
+    @classmethod
+    def of(
+        cls,
+        decoder: Decoder,
+        plan: Plan,
+        mode: LinearMode,
+        shape: StepShape,
+        itemsize: int,
+        is_ideal: bool = False,
+    ) -> "StepCost":
+        """Of a step with weights and cache of so many bytes a number.
+
+        is_ideal: a dense step whose products are a library's, and whose kernels are no dependent launches
+        """
+        head, read = decoder.vocab_size * decoder.hidden_size, Weights.of(plan, mode)
+        position = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim
+        # The gate is a kernel of its own in an ideal step, and beside integer factors.
+        own_gate = is_ideal or read.integers > 0
+        return cls(
+            weights=(head + read.elements) * itemsize + 4.0 * shape.experts * read.columns,
+            integers=float(read.integers),
+            cache=float(shape.rows * shape.context * position * itemsize),
+            operations=shape.rows * (2.0 * head + read.operations),
+            products=_PRODUCTS[mode] * decoder.num_layers + 1,
+            small=(_SMALL_KERNELS + own_gate) * decoder.num_layers,
+            rows=shape.rows,
+            is_ideal=is_ideal,
+        )
+
+    @property
+    def moved(self) -> float:
+        """Bytes that must move."""
+        return self.weights + self.integers + self.cache
+
+    def seconds(self, rates: DeviceRates, dependent: bool = True) -> float:
+        """Predicted.
+
+        dependent: whether our kernels are launched as dependent ones; the ideal's are not
+        """
+        many = self.rows >= MANY_ROWS
+        launch = rates.dependent_launch if dependent and not self.is_ideal else rates.launch
+        read, rate, rest = rates.read, rates.rate, rates.rest
+        if self.is_ideal:
+            read, rate, rest = (
+                rates.library_read if many else rates.read,
+                rates.library_rate,
+                rates.ideal_rest,
+            )
+        elif many:
+            launch += rates.many_rows
+        reading = self.weights / read + self.integers / rates.integer_read
+        products = max(reading, self.operations / rate) + self.products * launch
+        return products + self.cache / rates.attention + self.small * rates.small + rest
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCost:
+    """What the products of a prompt's layers read, compute and launch.
+
+    weights: bytes
+    activations: bytes that are read and written between the products of a linear
+    operations: of the products
+    products, small: kernels
+    by_library: whether the products are a library's, or ours as in a step of decoding
+    """
+
+    weights: float
+    activations: float
+    operations: float
+    products: int
+    small: int
+    by_library: bool
+
+    @classmethod
+    def of(
+        cls,
+        decoder: Decoder,
+        plan: Plan,
+        mode: LinearMode,
+        tokens: int,
+        itemsize: int,
+        by_library: bool = True,
+    ) -> "PromptCost":
+        read = Weights.of(plan, mode)
+        outputs = sum(matrix.shape[0] for matrix in plan.values())
+        # Slots' scales; a delta's parts are put side by side for them, and added to y where it lies.
+        passes = {LinearMode.FACTORED: 2 * read.columns, LinearMode.DELTA: 4 * read.columns + 2 * outputs}
+        small = _BETWEEN[mode] + (_FACTORS if read.integers else 0)
+        return cls(
+            # Integers become plain weights before the product.
+            weights=read.elements * itemsize + read.integers * (1 + 2.0 * itemsize),
+            activations=float(tokens * itemsize * passes.get(mode, 0)) if by_library else 0.0,
+            operations=tokens * read.operations,
+            products=(_LIBRARY_PRODUCTS if by_library else _PRODUCTS)[mode] * decoder.num_layers,
+            small=small * decoder.num_layers if by_library else 0,
+            by_library=by_library,
+        )
+
+    def seconds(self, rates: DeviceRates) -> float:
+        """Predicted."""
+        launch = rates.library_launch if self.by_library else rates.launch + rates.many_rows
+        rate = rates.library_rate if self.by_library else rates.rate
+        products = max(self.weights / rates.read, self.operations / rate) + self.products * launch
+        return products + self.activations / rates.read + self.small * rates.small

@@ -1,0 +1,98 @@
+"""What a kernel does on each way through its PTX, in the order in which it does it.
+
+A dependent launch (kernels/triton/pdl.py) lets the next kernel start, waits once for the kernel before, and touches
+memory that others write only after that, whichever way it goes. A chain of such launches gives what launches one after
+the other give, however early each starts: what a kernel reads is whole, and nobody still reads what it overwrites.
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+_LABEL = re.compile(r"\s*([\w$]+):")
+_STATEMENT = re.compile(r"(?:@(!?[%\w]+)\s+)?([\w.:]+)(.*)", re.DOTALL)
+# Loads, stores, copies and sums of memory that is not the program's own. A prefetch is none: it changes nothing, and
+# what it brings near is weights.
+_ACCESS = re.compile(r"(ld|ldu|st|atom|red|multimem|cp)\.(?!async\.(wait|commit))")
+_OWN = re.compile(r"\.(param|local|const)\b|\.shared\b(?!.*\.global)")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """guard: the predicate under which it is executed, or None."""
+
+    guard: str | None
+    name: str
+    operands: str
+
+    @property
+    def touches_memory(self) -> bool:
+        """Whether it reads or writes what other kernels may have written, or may read."""
+        return bool(_ACCESS.match(self.name)) and not _OWN.search(self.name)
+
+
+class Program:
+    """The instructions of a module's only kernel.
+
+    labels: the instructions that a label stands before; inline assembly uses one name several times.
+    """
+
+    def __init__(self, ptx: str) -> None:
+        assert ptx.count(".entry") == 1 and ".func" not in ptx
+        self.code: list[Instruction] = []
+        self.labels: defaultdict[str, list[int]] = defaultdict(list)
+        body = re.sub(
+            r"//[^\n]*", "", ptx[ptx.index("{", ptx.index(".entry")) + 1 : ptx.index("$L__func_end0")]
+        )
+        # Directives are lines; braces in lines of their own begin and end inline assembly.
+        body = re.sub(r"^\s*([{}]\s*$|\.(loc|pragma)\b.*$)", "", body, flags=re.M)
+        for text in body.split(";"):
+            while label := _LABEL.match(text):
+                self.labels[label[1]].append(len(self.code))
+                text = text[label.end() :]
+            statement = _STATEMENT.fullmatch(text.strip(" \t\n{"))
+            if statement and not statement[2].startswith("."):
+                self.code.append(Instruction(*statement.groups()))
+
+    def next(self, i: int) -> list[int]:
+        """What may be executed after instruction i."""
+        instruction, onward = self.code[i], [i + 1]
+        operation = instruction.name.split(".")[0]
+        if operation in ("ret", "exit", "trap"):
+            return onward if instruction.guard else []
+        assert operation not in ("brx", "call"), f"{instruction.name} is not understood"
+        if operation != "bra":
+            return onward
+        target = min(self.labels[instruction.operands.strip()], key=lambda place: abs(place - i))
+        return [target, *onward] if instruction.guard else [target]
+
+
+def check_dependent_launch(ptx: str) -> None:
+    """AssertionError for a kernel that breaks the rule."""
+    program = Program(ptx)
+    # By instruction: how often the ways to it have let the next kernel start, and waited.
+    reached: defaultdict[int, set[tuple[int, int]]] = defaultdict(set)
+    todo = [(0, (0, 0))]
+    while todo:
+        i, state = todo.pop()
+        if state in reached[i]:
+            continue
+        reached[i].add(state)
+        launched, waited = state
+        instruction = program.code[i]
+        if instruction.name == "griddepcontrol.launch_dependents":
+            assert state == (0, 0) and not instruction.guard, "lets the next kernel start late, or twice"
+            launched = 1
+        elif instruction.name == "griddepcontrol.wait":
+            assert state == (1, 0) and not instruction.guard, (
+                "waits twice, or before the next kernel may start"
+            )
+            waited = 1
+        elif instruction.touches_memory:
+            assert waited, f"{instruction.name} before it has waited"
+        elif instruction.name.startswith("tcgen05.alloc"):
+            # Programs of the next kernel must not take the tensor memory that one of this has yet to ask for.
+            assert not launched, "asks for tensor memory after the next kernel may start"
+        elif instruction.name.split(".")[0] in ("ret", "exit"):
+            assert state == (1, 1), "ends without having waited"
+        todo += [(place, (launched, waited)) for place in program.next(i)]

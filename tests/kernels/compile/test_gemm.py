@@ -1,0 +1,155 @@
+"""The GEMM's tiles, compiled ahead of time for every architecture: instructions, registers, spills, shared memory."""
+
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zweave.kernels.triton.gemm_config import Scales, paired_tile_config, tile_config
+
+from .compiled import DEVICES, FEW_WORDS, SHARED_MEMORY, check_resources
+from .gemm_kernels import OUT_FEATURES, TOKENS, WEIGHTS, by_size, gemm_kernel, silu_gemm_kernel
+
+pytest.importorskip("triton")
+
+INSTRUCTION = dict.fromkeys(SHARED_MEMORY, "mma.sync") | {90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+
+def gemm_targets() -> Iterator[Any]:
+    """Architecture, alignment, weights, and which tiles: "ends", the smallest and the largest, or "all"."""
+    on_every_run = {(90, True, name) for name in ("bf16", "f32", "int4")}
+    on_every_run |= {(80, True, "bf16"), (100, True, "bf16"), (90, False, "bf16")}
+    for arch, aligned, name in product(SHARED_MEMORY, (True, False), WEIGHTS):
+        target, rows = (arch, aligned, WEIGHTS[name]), "aligned" if aligned else "odd"
+        if (arch, aligned, name) in on_every_run:
+            yield pytest.param(*target, "ends", id=f"sm_{arch}-{rows}-{name}")
+        yield pytest.param(
+            *target, "all", id=f"sm_{arch}-{rows}-{name}-every tile", marks=pytest.mark.exhaustive
+        )
+
+
+TARGETS = pytest.mark.parametrize(("arch", "aligned", "weights", "extent"), list(gemm_targets()))
+
+
+def check(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str, stack: int = 0) -> None:
+    """Checks what a GEMM takes, and that it multiplies by one kind of instruction."""
+    check_resources(binary, arch, folder, name, stack)
+    # Another kind of instruction might sum in another order.
+    ptx = binary.asm["ptx"]
+    assert ("fma.rn.f32" if dtype == torch.float32 else INSTRUCTION[arch]) in ptx
+    wanted = None if dtype == torch.float32 else INSTRUCTION[arch]
+    assert not any(other in ptx for other in INSTRUCTION.values() if other != wanted)
+
+
+@TARGETS
+def test_tiles_of_the_gemm(arch, aligned, weights, extent, tmp_path) -> None:
+    device = DEVICES[arch]
+    tiles = by_size(
+        tile_config(t, m, weights.dtype, weights.scales, device, aligned)
+        for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    # Of the plans serial sums need most registers, and of the epilogues the scales of slots.
+    cases = [(tile, "serial", True, 4) for tile in (tiles if extent == "all" else tiles[-1:])]
+    cases += [(tiles[0], "serial", False, 1)] + [
+        (tile, "parallel", True, 4) for tile in (tiles[0], tiles[-1])
+    ]
+    for tile, plan, by_slot, splits in cases:
+        binary = gemm_kernel(arch, aligned, tile, weights, None, plan, by_slot, splits=splits)
+        # Where the scales of slots lie is worked out before the sum, and waits on the stack for its end: at most 72
+        # bytes a thread, stored and loaded once a tile.
+        stack = 72 if by_slot else 0
+        check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {tile} {plan}", stack)
+
+
+@TARGETS
+def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path) -> None:
+    dense = next(w for w in WEIGHTS.values() if w.kind == "plain" and w.dtype == weights.dtype)
+    scales: Scales = "group" if weights.scales == "group" else "none"
+    tiles = by_size(
+        tile_config(t, m, weights.dtype, scales, DEVICES[arch], aligned)
+        for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    cases = [(tile, "serial") for tile in (tiles if extent == "all" else tiles[-1:])]
+    for tile, plan in [*cases, (tiles[0], "parallel")]:
+        binary = gemm_kernel(arch, aligned, tile, dense, weights, plan, False)
+        stack = FEW_WORDS if weights.dtype == torch.float32 else 0
+        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}", stack)
+
+
+GROUPED = pytest.mark.parametrize(
+    ("arch", "aligned", "name"),
+    [
+        pytest.param(
+            *target,
+            id=f"sm_{target[0]}-{'aligned' if target[1] else 'odd'}-{target[2]}",
+            marks=() if target == (90, True, "bf16") else pytest.mark.exhaustive,
+        )
+        for target in product(SHARED_MEMORY, (True, False), ("bf16", "f32"))
+    ],
+)
+
+
+@GROUPED
+def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
+    w = WEIGHTS[name]
+    tiles = by_size(
+        tile_config(t, m, w.dtype, "none", DEVICES[arch], aligned) for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    for tile, plan in ((tiles[0], "parallel"), (tiles[-1], "serial")):
+        binary = gemm_kernel(arch, aligned, tile, w, w, plan, False, groups=3)
+        check(binary, arch, w.dtype, tmp_path, f"groups {name} {tile} {plan}", FEW_WORDS)
+        if aligned:
+            # The choice of a pointer leaves it aligned.
+            assert re.search(r"cp\.async\S* \[[^]]*\], \[[^]]*\], 0x10", binary.asm["ptx"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "aligned"),
+    [
+        pytest.param(
+            *target,
+            id="sm_{}-{}".format(target[0], "aligned" if target[1] else "odd"),
+            marks=() if target == (90, True) else pytest.mark.exhaustive,
+        )
+        for target in product(SHARED_MEMORY, (True, False))
+    ],
+)
+def test_tiles_of_three_groups_with_integer_deltas(arch, aligned, tmp_path) -> None:
+    """Both launches of a delta: its first product scaled by slot, and its second one beside W."""
+    device, dense, integers = DEVICES[arch], WEIGHTS["bf16"], WEIGHTS["int8"]
+    sizes = list(product(TOKENS, OUT_FEATURES))
+    first = by_size(tile_config(t, m, dense.dtype, "row", device, aligned) for t, m in sizes)
+    second = by_size(tile_config(t, m, dense.dtype, "none", device, aligned) for t, m in sizes)
+    for plan, end in (("parallel", 0), ("serial", -1)):
+        binary = gemm_kernel(arch, aligned, first[end], integers, None, plan, True, groups=3)
+        check(binary, arch, dense.dtype, tmp_path, f"groups int8 {first[end]} {plan}", 72)
+        binary = gemm_kernel(arch, aligned, second[end], dense, integers, plan, False, groups=3)
+        check(binary, arch, dense.dtype, tmp_path, f"groups delta int8 {second[end]} {plan}", FEW_WORDS)
+
+
+@GROUPED
+def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
+    w = WEIGHTS[name]
+    tiles = by_size(
+        paired_tile_config(t, m, w.dtype, DEVICES[arch], aligned) for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    cases = [(tiles[0], "parallel", True, False), (tiles[-1], "serial", True, True)]
+    for tile, plan, delta, shared in cases:
+        binary = silu_gemm_kernel(arch, aligned, tile, w, plan, delta, shared)
+        check(binary, arch, w.dtype, tmp_path, f"gated {name} {tile} {plan}", FEW_WORDS)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
+def test_quantised_weights_stay_small_until_they_are_in_registers(format) -> None:
+    """On Hopper the left operand comes from registers, and the pipeline's copies are of quantised bytes."""
+    weights = WEIGHTS[format]
+    tile = tile_config(16, 576, weights.dtype, weights.scales, DEVICES[90], True)
+    binary = gemm_kernel(90, True, tile, weights, None, "serial", False, splits=1)
+    assert re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", binary.asm["ptx"])
+    assert "fma.rn.bf16x2" in binary.asm["ptx"]
+    byte = tile.block_m * tile.block_n // (2 if format == "int4" else 1)
+    assert binary.metadata.shared <= tile.num_stages * (byte + 2 * tile.block_t * tile.block_n)

@@ -1,0 +1,90 @@
+"""What steps on a GPU are predicted to cost, and what a plan for one keeps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zweave.bench.serving.gpu.decoders import decoder_config
+from zweave.cli.main import main
+from zweave.kernels import LinearMode
+from zweave.planner import make_plan
+from zweave.planner.gpu_cost import DEVICES, PromptCost, StepCost, StepShape, rates_of
+from zweave.planner.gpu_report import InvariancePrice, resident_bytes, step_modes
+from zweave.planner.plan import memory
+
+LLAMA = decoder_config("llama3-8b")
+PLAN = make_plan(LLAMA.adapted_shapes(), "gpu")
+DENSE, DELTA, FACTORED = LinearMode.DENSE, LinearMode.DELTA, LinearMode.FACTORED
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "context", "per_second"),
+    [
+        ("ideal", 1, 512, 208),
+        ("dense", 1, 512, 240),
+        ("delta", 1, 512, 198),
+        ("factored", 1, 512, 174),
+        ("ideal", 64, 2048, 6741),
+        ("factored", 64, 2048, 5894),
+    ],
+)
+def test_a_step_of_an_8b_model(name: str, rows: int, context: int, per_second: float) -> None:
+    """Against sums made by hand, which leave out rows of tables and the sum of attention's splits."""
+    mode = DENSE if name == "ideal" else LinearMode[name.upper()]
+    shape = StepShape(rows, context, 0 if mode == DENSE else 1)
+    cost = StepCost.of(LLAMA, PLAN, mode, shape, 2, name == "ideal")
+    assert rows / cost.seconds(DEVICES[0]) == pytest.approx(per_second, rel=0.03)
+
+
+def test_products_of_a_prompt() -> None:
+    """2 x 512 x 218.1 M operations a layer at 774 TFLOP/s and four launches; the factors have 1.39 times as many."""
+    dense, factored = (
+        PromptCost.of(LLAMA, PLAN, mode, 512, 2).seconds(DEVICES[0]) / 32 for mode in (DENSE, FACTORED)
+    )
+    assert dense == pytest.approx(303e-6, rel=0.01)
+    assert factored == pytest.approx(402e-6 + 11 * 3.7e-6 + 21e-6, rel=0.01)
+    ours = PromptCost.of(LLAMA, PLAN, FACTORED, 512, 2, by_library=False).seconds(DEVICES[0])
+    assert ours > 1.2 * 32 * factored
+
+
+def test_predictions_go_by_the_device() -> None:
+    assert [rates_of(name).name for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200", "other", None)] == [
+        "H100", "H200", "H200", "H200",
+    ]  # fmt: skip
+    small = decoder_config("smollm2")
+    plan = make_plan(small.adapted_shapes(), "gpu")
+    cost = StepCost.of(small, plan, FACTORED, StepShape(1, 512, 1), 2)
+    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[1])
+    assert cost.seconds(DEVICES[0]) < cost.seconds(DEVICES[0], dependent=False)
+
+
+def test_the_price_of_batch_invariance() -> None:
+    price = InvariancePrice.of(LLAMA, 2, DEVICES[0])
+    assert price.weights == pytest.approx(1.394, abs=0.001)
+    assert 1 < price.decode < price.weights < price.prompt
+    assert "predicted" in price.line(DEVICES[0])
+
+
+def test_what_is_resident() -> None:
+    assert sum(resident_bytes(PLAN, 2).values()) == memory(PLAN, 2)
+    assert step_modes(PLAN) == [DENSE, DELTA, FACTORED]
+    assert step_modes(make_plan(LLAMA.adapted_shapes(), "gpu", batch_invariant=True)) == [FACTORED]
+
+
+def test_the_command_tells_all_without_a_gpu(tiny_model: Any, capsys: pytest.CaptureFixture) -> None:
+    model: Path = tiny_model("llama")
+    words = ["plan", "--model", str(model), "--device", "cuda", "--explain"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "resident on a GPU: W" in shown and "predicted, not measured" in shown
+    assert main([*words, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    gpu = figures["gpu"]
+    assert sum(gpu["resident_bytes"].values()) == figures["memory_bytes"]
+    assert gpu["modes"] == ["dense", "delta", "factored"]
+    assert [(one["device"], one["mode"]) for one in gpu["predicted"]] == [
+        (rates.name, mode) for rates in DEVICES for mode in gpu["modes"]
+    ]
+    assert all(price["decode"] > 1 for price in gpu["batch_invariant"])
