@@ -101,7 +101,9 @@ def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
     )
     for tile, plan in ((tiles[0], "parallel"), (tiles[-1], "serial")):
         binary = gemm_kernel(arch, aligned, tile, w, w, plan, False, groups=3)
-        check(binary, arch, w.dtype, tmp_path, f"groups {name} {tile} {plan}", FEW_WORDS)
+        # Triton 3.6 has two words more wait on sm_100 in float32, which is there to compare with.
+        stack = 24 if w.dtype == torch.float32 else FEW_WORDS
+        check(binary, arch, w.dtype, tmp_path, f"groups {name} {tile} {plan}", stack)
         if aligned:
             # The choice of a pointer leaves it aligned.
             assert re.search(r"cp\.async\S* \[[^]]*\], \[[^]]*\], 0x10", binary.asm["ptx"])
