@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference: PyTorch in the place of kernels, on a CPU, to try the bench (%(default)s)",
     )
     parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="measure nothing, and print what an H200 and an H100 are predicted to take, beside the targets",
+    )
+    parser.add_argument(
         "--stop-after",
         type=positive_number,
         default=float("inf"),
