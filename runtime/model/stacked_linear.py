@@ -139,7 +139,9 @@ class StackedLinear:
         y = x @ self.dense.whole.T
         if mode == LinearMode.DELTA:
             vt, u = self.leading.values(x.dtype)
-            h = torch.cat([x @ part.T for part in vt], 1)
+            h = x.new_empty(len(x), self.delta.shape[1])
+            for target, part in zip(h.split([len(part) for part in vt], 1), vt, strict=True):
+                torch.mm(x, part.T, out=target)
             self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
             for target, part, leading in self._blocks(y, h, u):
                 target.addmm_(part, leading.T)
