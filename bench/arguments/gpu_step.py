@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="(%(default)s)")
     add_device(parser)
     parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="measure nothing, and print what an H200 and an H100 are predicted to take, beside the targets",
+    )
+    parser.add_argument(
         "--stop-after",
         type=positive_number,
         default=float("inf"),

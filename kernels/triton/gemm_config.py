@@ -128,8 +128,9 @@ def paired_tile_config(
 ) -> TileConfig:
     """Picks the tile of two GEMMs of plain weights that one program sums: small, with half the steps in flight."""
     config = tile_config(tokens, out_features, dtype, "none", device, aligned)
+    # Four accumulators, two of them of a split. In float32 they spill with four warps where rows are out of line.
     if dtype == torch.float32 or not aligned:
-        return replace(config, block_t=16, num_warps=4)
-    # Four accumulators, two of them of a split: mma.sync spills at 64 tokens, wgmma and tcgen05 with four warps.
+        return replace(config, block_t=16, num_warps=8 if dtype == torch.float32 else 4)
+    # mma.sync spills at 64 tokens, wgmma and tcgen05 with four warps.
     block_t = min(config.block_t, 64 if device.capability[0] in (9, 10) else 32)
     return TileConfig(block_t, 64, config.block_n, num_warps=8 if block_t == 64 else 4, num_stages=3)

@@ -119,9 +119,12 @@ class Bank:
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
         with suppress(ZweaveError):
             resolved = self.resolve(Mixture(((name, 1.0),)))
-            rows = self._new_rows(resolved)
             with self._lock:
-                self._prepared.put(resolved.digest, rows)
+                is_known = self._prepared.get(resolved.digest) is not None
+            if not is_known:
+                rows = self._new_rows(resolved)
+                with self._lock:
+                    self._prepared.put(resolved.digest, rows)
         return entry
 
     def unload(self, name: str) -> None:

@@ -152,9 +152,11 @@ def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice]) -> No
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
     """Loads the bundled experts and the expert files that the choices name, unless they are loaded already."""
+    loaded = set(engine.experts())
     for name in _names(choices):
-        if name not in engine.experts():
+        if name not in loaded:
             engine.load_expert(name)
+            loaded.add(name)
 
 
 def _names(choices: Iterable[ExpertChoice]) -> Iterator[str]:

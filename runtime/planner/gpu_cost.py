@@ -23,7 +23,7 @@ _SMALL_KERNELS = 5
 _PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 8, LinearMode.FACTORED: 8}
 # Of a layer of a prompt by a library, which has no products in groups: products, and kernels between them.
 _LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 18, LinearMode.FACTORED: 11}
-_BETWEEN = {LinearMode.DENSE: 0, LinearMode.DELTA: 8, LinearMode.FACTORED: 4}
+_BETWEEN = {LinearMode.DENSE: 0, LinearMode.DELTA: 4, LinearMode.FACTORED: 4}
 # Factors of a layer.
 _FACTORS = 14
 
@@ -237,8 +237,8 @@ class PromptCost:
     ) -> "PromptCost":
         read = Weights.of(plan, mode)
         outputs = sum(matrix.shape[0] for matrix in plan.values())
-        # Slots' scales; a delta's parts are put side by side for them, and added to y where it lies.
-        passes = {LinearMode.FACTORED: 2 * read.columns, LinearMode.DELTA: 4 * read.columns + 2 * outputs}
+        # Slots' scales; a delta is added to y where it lies.
+        passes = {LinearMode.FACTORED: 2 * read.columns, LinearMode.DELTA: 2 * read.columns + 2 * outputs}
         small = _BETWEEN[mode] + (_FACTORS if read.integers else 0)
         return cls(
             # Integers become plain weights before the product.

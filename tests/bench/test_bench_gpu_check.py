@@ -1,6 +1,9 @@
 """`zweave bench gpu-check` without a GPU: planted mistakes show."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -75,6 +78,26 @@ def test_a_kernel_that_raises_stops_no_other(
     monkeypatch.setattr(ReferenceBackend, "ops", replace(REFERENCE_OPS, rope_store=broken))
     status, found = statuses(capsys)
     assert status == 1 and [name for name, status in found.items() if status != "ok"] == ["rope_store"]
+
+
+@pytest.mark.exhaustive
+def test_the_kernels_in_the_interpreter() -> None:
+    """The Triton kernels take what is made for them, and are right, on sizes that the interpreter can do."""
+    pytest.importorskip("triton")
+    script = """
+import sys
+from zweave.bench.kernels.check_case import CheckSource
+from zweave.cli.main import main
+from zweave.engine.gpu.backend import ReferenceBackend
+from zweave.kernels import triton_ops
+ReferenceBackend.ops = triton_ops()
+between = CheckSource.between
+CheckSource.between = lambda self, low, high: between(self, low, min(high, 8 * low))
+sys.exit(main(["bench", "gpu-check", "--device", "reference", "--cases", "2", "--dtype", "float32"]))
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    assert run.returncode == 0 and "0 of 68 checks went wrong" in run.stdout, run.stdout + run.stderr
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """`zweave bench gpu-step` without a GPU, and what it predicts."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +90,21 @@ def test_dependent_steps_are_run_and_checked_with_dependent_launches(monkeypatch
         assert provider.error() < 1e-5
         assert len(seen) >= 2 and set(seen) == {provider.name == "dense dependent"}
         seen.clear()
+
+
+def test_predictions_are_those_of_the_docs(capsys: pytest.CaptureFixture) -> None:
+    """Of a GPU that is not there."""
+    assert main(["bench", "gpu-step", "--predict"]) == 0
+    out = capsys.readouterr().out
+    printed = [line.rstrip() for line in out.splitlines() if line.startswith("|")]
+    assert len(printed) == 2 + 2 * (8 + 1 + 2)
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    assert "\n".join(printed) in page
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert "H200, 64 x 512: delta 0.9" in out
+    missed = {(row["device"], row["work"]) for row in rows if row["missed"]}
+    assert ("H200", "64 x 512") in missed and ("H200", "64 x 512, 64 experts") not in missed
+    # By hand: 15 GB at 4.35 TB/s, 4.3 GB at 3.9, 129 products of 4.9 us, 160 small kernels of 2.5 and the rest.
+    step = next(row for row in rows if row["work"] == "64 x 512" and row["device"] == "H200")
+    ours = 15.01 / 4.35 + 4.295 / 3.9 + 129 * 4.9e-3 + 160 * 2.5e-3 + 0.08
+    assert step["dependent_dense"] == pytest.approx(1e3 * step["ideal_seconds"] / ours, rel=0.01)

@@ -36,6 +36,7 @@ from ...harness.report import Column, Report, Row
 from .decode_step import DecodeStep, filled_cache, library_linear, with_kernels
 from .decoders import decoder_config
 from .devices import check_device, notes_of
+from .predicted import predicted
 from .random_weights import RandomWeights
 
 BLOCK_SIZE = 32
@@ -57,6 +58,8 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
+    if args.predict:
+        return predicted(args)
     start = time.perf_counter()
     check_device(args.device)
     backend = backend_of(args.device)
