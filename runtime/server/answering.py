@@ -61,8 +61,8 @@ class Answering:
 
         async def forward(index: int) -> None:
             try:
-                async for item in self._one(index):
-                    queue.put_nowait(item)
+                async for found in self._one(index):
+                    queue.put_nowait(found)
             except Exception as error:
                 queue.put_nowait(error)
 

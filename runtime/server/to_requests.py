@@ -1,6 +1,6 @@
 """Bodies as the engine's requests."""
 
-from typing import Any
+from typing import Any, cast
 
 from ..engine.engine import Engine
 from ..experts.mixture import ExpertChoice
@@ -71,7 +71,7 @@ def _fields(body: GenerationBody, choice: ExpertChoice, salt: str | None) -> dic
         repetition_penalty=body.repetition_penalty,
         presence_penalty=_given(body.presence_penalty, 0.0),
         frequency_penalty=_given(body.frequency_penalty, 0.0),
-        logit_bias=body.logit_bias,
+        logit_bias=cast(Any, body.logit_bias),  # ids are text in JSON
     )
     return {**fields, "expert": choice, "n": _given(body.n, 1), "sampling": sampling, "salt": salt}
 

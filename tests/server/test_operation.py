@@ -34,7 +34,8 @@ def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
 
 def test_more_than_it_takes_up_get_429(start_server: Any) -> None:
     server = start_server(max_waiting=2)
-    with server.http().stream("POST", "/v1/completions", json=LONG | {"stream": True, "n": 2, "temperature": 1}) as first:
+    body = LONG | {"stream": True, "n": 2, "temperature": 1}
+    with server.http().stream("POST", "/v1/completions", json=body) as first:
         assert first.status_code == 200
         told = server.http().post("/v1/completions", json=SHORT)
         assert told.status_code == 429 and int(told.headers["retry-after"]) >= 1
