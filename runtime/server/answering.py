@@ -69,10 +69,10 @@ class Answering:
         tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._streams))]
         try:
             while any(result is None for result in self.results) or not queue.empty():
-                item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+                arrived = await queue.get()
+                if isinstance(arrived, BaseException):
+                    raise arrived
+                yield arrived
         finally:
             for task in tasks:
                 task.cancel()
