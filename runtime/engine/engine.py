@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
+from ..experts.bank import ResolvedMixture
 from ..experts.expert import Expert
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Delta, Request, Result
@@ -71,6 +72,7 @@ class Engine:
         self._runner = parts.runner
         self._output_processor = parts.output_processor
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
+        self._rescales: deque[tuple[int, ResolvedMixture]] = deque()
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
@@ -170,6 +172,15 @@ class Engine:
         """
         self.guard.soon(lambda: self._output_processor.cancel(request_id))
 
+    def rescale(self, request_id: int, mixture: ExpertChoice) -> None:
+        """Changes the mixture of a request while it generates, from the next step on (docs/engine.md).
+
+        It may be called from any thread. Unknown ids are ignored. Raises ZweaveError for an expert that is not loaded.
+        """
+        if mixture == "auto":
+            raise ZweaveError("rescale takes an expert or a mixture, not 'auto'")
+        self._rescales.append((request_id, self.bank.resolve(Mixture.parse(mixture))))
+
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished, or a delta has not been returned by `step` yet."""
@@ -196,6 +207,8 @@ class Engine:
 
     def _step(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """One step; returns the deltas of some requests and keeps the others', or returns all."""
+        if self._rescales:
+            self._apply_rescales()
         self._land(self._runner.lookahead)  # after an interruption there may be more
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
@@ -210,6 +223,17 @@ class Engine:
         if not (chunks or early or landed or deltas):
             self._first_passes.wait(_MAX_WAIT)
         return deltas
+
+    def _apply_rescales(self) -> None:
+        """Changes mixtures as `rescale` was told; what is in flight lands before."""
+        self._land(0)
+        while self._rescales:
+            request_id, mixture = self._rescales.popleft()
+            for sequence in self._output_processor.unfinished(request_id):
+                self._first_passes.remove(sequence)
+                tokens, kv_reuse = sequence.token_ids, sequence.request.kv_reuse
+                adapted_from = self._input_processor.adapted_from(mixture, tokens, kv_reuse)
+                self._scheduler.rescale(sequence, mixture, adapted_from)
 
     def _schedule(self) -> list[Chunk]:
         """The chunks to compute next. Dispatchers' answers are taken in first; requests that cannot run end."""

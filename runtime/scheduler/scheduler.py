@@ -75,7 +75,7 @@ class Scheduler:
         if keeps_running:
             sequence.slot = None
             try:
-                keeps_running = self._take_slot(sequence)
+                keeps_running = self._take_slot(sequence, sequence.next_position)
             except ZweaveError:  # reported when the sequence is admitted
                 keeps_running = False
             if not keeps_running:
@@ -85,6 +85,17 @@ class Scheduler:
         else:
             self.add(sequence)
         return keeps_running
+
+    def rescale(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int) -> None:
+        """Changes the mixture of a sequence of which nothing is in flight: from its latest token on.
+
+        One without an answer yet gets the mixture for its prompt, too, from `adapted_from` on.
+        """
+        if sequence.num_generated:
+            sequence.rescale(mixture)
+        else:
+            self.remove(sequence)
+            self.bind(sequence, mixture, adapted_from)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
@@ -102,13 +113,32 @@ class Scheduler:
         """
         for sequence in self._running:
             self._blocks.cache_blocks(sequence)
+        failed = self._change_slots()
         plan = StepPlan(self._max_batch_tokens)
         preempted = self._plan_running(plan)
         if preempted is None:
-            return [], []
+            return [], failed
         # Blocks that a preemption freed are for those that go first: nobody is admitted in the same step.
-        failed = [] if preempted else self._admit(plan)
+        if not preempted:
+            failed += self._admit(plan)
         return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
+
+    def _change_slots(self) -> list[tuple[Sequence, str]]:
+        """Gives running sequences whose mixture was changed the slot of the one that computes their next token.
+
+        Those that get none now keep their blocks and wait. Returns those whose mixture cannot be had any more.
+        """
+        failed: list[tuple[Sequence, str]] = []
+        for sequence in [running for running in self._running if running.earlier]:
+            digest = sequence.mixture_at(sequence.next_position).digest
+            if sequence.slot is not None and self._bank.digest_of(sequence.slot) == digest:
+                continue
+            self._release_slot(sequence)
+            try:
+                self._take_slot(sequence, sequence.next_position)
+            except ZweaveError as error:
+                failed.append((sequence, str(error)))
+        return failed
 
     def _plan_running(self, plan: StepPlan) -> set[Sequence] | None:
         """Plans the next tokens of the running sequences, decoding ones first; returns those that were preempted.
@@ -118,7 +148,7 @@ class Scheduler:
         preempted: set[Sequence] = set()
         for sequence in sorted(self._running, key=lambda running: running.is_prefilling):
             count = plan.count_for(sequence)
-            if sequence in preempted or not count:
+            if sequence in preempted or not count or sequence.slot is None:
                 continue
             num_tokens = sequence.next_position + count
             num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
@@ -160,7 +190,7 @@ class Scheduler:
             if not self._blocks.can_allocate(sequence, hit):
                 break
             try:
-                has_slot = self._take_slot(sequence)
+                has_slot = self._take_slot(sequence, hit.prefix.num_tokens)
             except ZweaveError as error:
                 self._waiting.remove(sequence)
                 failed.append((sequence, str(error)))
@@ -193,17 +223,21 @@ class Scheduler:
                     return True
         return False
 
-    def _take_slot(self, sequence: Sequence) -> bool:
-        sequence.slot = self._bank.try_acquire(sequence.mixture)
+    def _take_slot(self, sequence: Sequence, position: int) -> bool:
+        """Takes the slot of the mixture that computes the token at a position, if there is one."""
+        sequence.slot = self._bank.try_acquire(sequence.mixture_at(position))
         return sequence.slot is not None
+
+    def _release_slot(self, sequence: Sequence) -> None:
+        if sequence.slot is not None:
+            self._bank.release(sequence.slot)
+            sequence.slot = None
 
     def _release(self, sequence: Sequence) -> None:
         """Gives back the blocks and the slot of a sequence that runs no longer."""
         self._blocks.free(sequence)
         sequence.in_flight = sequence.num_awaited = 0
-        if sequence.slot is not None:
-            self._bank.release(sequence.slot)
-            sequence.slot = None
+        self._release_slot(sequence)
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
         """The next tokens as chunks, cut where the layer changes at which they enter the model."""
