@@ -110,8 +110,9 @@ class Sequence:
         """
         if self.num_awaited and (self.edits or self.num_target_tokens >= self.max_length):
             return 0
-        position = self.next_position
-        stop = next((stop for stop, _ in self.earlier if position < stop), self.num_target_tokens)
+        position, stop = self.next_position, self.num_target_tokens
+        if self.earlier:
+            stop = next((stop for stop, _ in self.earlier if position < stop), stop)
         return stop - position
 
     @property
