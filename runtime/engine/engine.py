@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
-from ..experts.bank import ResolvedMixture
 from ..experts.expert import Expert
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Delta, Request, Result
@@ -25,6 +24,7 @@ from .config import EngineConfig
 from .engine_parts import load_parts
 from .guard import Guard
 from .pooled_states import check_layers, pooled_states
+from .rescales import Rescales
 from .step import LaunchedStep
 
 # Seconds that a step waits for dispatchers if it has nothing else to do.
@@ -72,7 +72,9 @@ class Engine:
         self._runner = parts.runner
         self._output_processor = parts.output_processor
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
-        self._rescales: deque[tuple[int, ResolvedMixture]] = deque()
+        self._rescales = Rescales(
+            parts.input_processor, parts.first_passes, parts.scheduler, parts.output_processor
+        )
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
@@ -179,7 +181,7 @@ class Engine:
         """
         if mixture == "auto":
             raise ZweaveError("rescale takes an expert or a mixture, not 'auto'")
-        self._rescales.append((request_id, self.bank.resolve(Mixture.parse(mixture))))
+        self._rescales.ask(request_id, self.bank.resolve(Mixture.parse(mixture)))
 
     @property
     def has_work(self) -> bool:
@@ -208,7 +210,8 @@ class Engine:
     def _step(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """One step; returns the deltas of some requests and keeps the others', or returns all."""
         if self._rescales:
-            self._apply_rescales()
+            self._land(0)
+            self._rescales.apply()
         self._land(self._runner.lookahead)  # after an interruption there may be more
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
@@ -223,17 +226,6 @@ class Engine:
         if not (chunks or early or landed or deltas):
             self._first_passes.wait(_MAX_WAIT)
         return deltas
-
-    def _apply_rescales(self) -> None:
-        """Changes mixtures as `rescale` was told; what is in flight lands before."""
-        self._land(0)
-        while self._rescales:
-            request_id, mixture = self._rescales.popleft()
-            for sequence in self._output_processor.unfinished(request_id):
-                self._first_passes.remove(sequence)
-                tokens, kv_reuse = sequence.token_ids, sequence.request.kv_reuse
-                adapted_from = self._input_processor.adapted_from(mixture, tokens, kv_reuse)
-                self._scheduler.rescale(sequence, mixture, adapted_from)
 
     def _schedule(self) -> list[Chunk]:
         """The chunks to compute next. Dispatchers' answers are taken in first; requests that cannot run end."""

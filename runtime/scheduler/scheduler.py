@@ -11,6 +11,7 @@ from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
 from .chunk import Chunk
 from .sequence import Sequence
+from .slot_manager import SlotManager
 from .stats import EngineStats
 from .step_plan import StepPlan
 
@@ -35,6 +36,7 @@ class Scheduler:
     def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
         self._blocks = blocks
         self._bank = bank
+        self._slots = SlotManager(bank)
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
         self._waiting: deque[Sequence] = deque()
@@ -75,7 +77,7 @@ class Scheduler:
         if keeps_running:
             sequence.slot = None
             try:
-                keeps_running = self._take_slot(sequence, sequence.next_position)
+                keeps_running = self._slots.take(sequence, sequence.next_position)
             except ZweaveError:  # reported when the sequence is admitted
                 keeps_running = False
             if not keeps_running:
@@ -113,7 +115,7 @@ class Scheduler:
         """
         for sequence in self._running:
             self._blocks.cache_blocks(sequence)
-        failed = self._change_slots()
+        failed = self._slots.change(self._running)
         plan = StepPlan(self._max_batch_tokens)
         preempted = self._plan_running(plan)
         if preempted is None:
@@ -122,23 +124,6 @@ class Scheduler:
         if not preempted:
             failed += self._admit(plan)
         return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
-
-    def _change_slots(self) -> list[tuple[Sequence, str]]:
-        """Gives running sequences whose mixture was changed the slot of the one that computes their next token.
-
-        Those that get none now keep their blocks and wait. Returns those whose mixture cannot be had any more.
-        """
-        failed: list[tuple[Sequence, str]] = []
-        for sequence in [running for running in self._running if running.earlier]:
-            digest = sequence.mixture_at(sequence.next_position).digest
-            if sequence.slot is not None and self._bank.digest_of(sequence.slot) == digest:
-                continue
-            self._release_slot(sequence)
-            try:
-                self._take_slot(sequence, sequence.next_position)
-            except ZweaveError as error:
-                failed.append((sequence, str(error)))
-        return failed
 
     def _plan_running(self, plan: StepPlan) -> set[Sequence] | None:
         """Plans the next tokens of the running sequences, decoding ones first; returns those that were preempted.
@@ -190,7 +175,7 @@ class Scheduler:
             if not self._blocks.can_allocate(sequence, hit):
                 break
             try:
-                has_slot = self._take_slot(sequence, hit.prefix.num_tokens)
+                has_slot = self._slots.take(sequence, hit.prefix.num_tokens)
             except ZweaveError as error:
                 self._waiting.remove(sequence)
                 failed.append((sequence, str(error)))
@@ -223,21 +208,11 @@ class Scheduler:
                     return True
         return False
 
-    def _take_slot(self, sequence: Sequence, position: int) -> bool:
-        """Takes the slot of the mixture that computes the token at a position, if there is one."""
-        sequence.slot = self._bank.try_acquire(sequence.mixture_at(position))
-        return sequence.slot is not None
-
-    def _release_slot(self, sequence: Sequence) -> None:
-        if sequence.slot is not None:
-            self._bank.release(sequence.slot)
-            sequence.slot = None
-
     def _release(self, sequence: Sequence) -> None:
         """Gives back the blocks and the slot of a sequence that runs no longer."""
         self._blocks.free(sequence)
         sequence.in_flight = sequence.num_awaited = 0
-        self._release_slot(sequence)
+        self._slots.release(sequence)
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
         """The next tokens as chunks, cut where the layer changes at which they enter the model."""
