@@ -93,6 +93,7 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
             args.repetition_penalty,
             args.presence_penalty,
             args.frequency_penalty,
+            dict(args.logit_bias) or None,
         ),
     }
     Request("checks what is the same for all", **defaults)

@@ -24,6 +24,7 @@ from .config import EngineConfig
 from .engine_parts import load_parts
 from .guard import Guard
 from .pooled_states import check_layers, pooled_states
+from .rescales import Rescales
 from .step import LaunchedStep
 
 # Seconds that a step waits for dispatchers if it has nothing else to do.
@@ -74,6 +75,9 @@ class Engine:
         self._num_steps = 0
         self._num_decode_steps = 0
         self._wait_seconds = 0.0
+        self._rescales = Rescales(
+            parts.input_processor, parts.first_passes, parts.scheduler, parts.output_processor
+        )
 
     def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
@@ -173,6 +177,15 @@ class Engine:
         """
         self.guard.soon(lambda: self._output_processor.cancel(request_id))
 
+    def rescale(self, request_id: int, mixture: ExpertChoice) -> None:
+        """Changes the mixture of a request while it generates, from the next step on (docs/engine.md).
+
+        It may be called from any thread. Unknown ids are ignored. Raises ZweaveError for an expert that is not loaded.
+        """
+        if mixture == "auto":
+            raise ZweaveError("rescale takes an expert or a mixture, not 'auto'")
+        self._rescales.ask(request_id, self.bank.resolve(Mixture.parse(mixture)))
+
     @property
     def has_work(self) -> bool:
         """Whether a request is unfinished, or a delta has not been returned by `step` yet."""
@@ -204,6 +217,9 @@ class Engine:
 
     def _step(self, request_ids: Container[int] | None = None) -> list[Delta]:
         """One step; returns the deltas of some requests and keeps the others', or returns all."""
+        if self._rescales:
+            self._land(0)
+            self._rescales.apply()
         self._land(self._runner.lookahead)  # after an interruption there may be more
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]

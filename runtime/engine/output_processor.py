@@ -48,9 +48,13 @@ class OutputProcessor:
         ]
         return taken
 
+    def unfinished(self, request_id: int) -> list[Sequence]:
+        """The answers to a request that have not ended; none for unknown ids."""
+        return [*self._sequences.get(request_id, ())]
+
     def cancel(self, request_id: int) -> None:
         """Ends a request with the text so far; unknown ids are ignored."""
-        for sequence in [*self._sequences.get(request_id, ())]:
+        for sequence in self.unfinished(request_id):
             self._finish(sequence, sequence.text.finish(), [], "cancelled")
 
     def fail(self, sequence: Sequence, error: str) -> None:

@@ -40,8 +40,10 @@ class PrefixLookup:
 
     def prefix_key(self, sequence: Sequence) -> bytearray:
         """Keys of all tokens of a sequence of which it is known what computes them."""
-        key, salt, digest = sequence.kv.prefix_key, sequence.request.salt, sequence.mixture.digest
-        self._keys.extend(key, sequence.token_ids_with_mixture, salt, digest, sequence.adapted_from)
+        key, salt, tokens = sequence.kv.prefix_key, sequence.request.salt, sequence.token_ids_with_mixture
+        for stop, mixture in sequence.earlier:
+            self._keys.extend(key, tokens[:stop], salt, mixture.digest, sequence.adapted_from)
+        self._keys.extend(key, tokens, salt, sequence.mixture.digest, sequence.adapted_from)
         return key
 
     def key_between(self, sequence: Sequence, start: int, stop: int) -> bytes:

@@ -9,9 +9,9 @@ from ..errors import ZweaveError
 from ..experts.bank import Bank, ResolvedMixture
 from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
-from .choice import ChoiceSlots
 from .chunk import Chunk
 from .sequence import Sequence
+from .slot_manager import SlotManager
 from .stats import EngineStats
 from .step_plan import StepPlan
 
@@ -36,9 +36,9 @@ class Scheduler:
     def __init__(self, blocks: BlockManager, bank: Bank, max_sequences: int, max_batch_tokens: int) -> None:
         self._blocks = blocks
         self._bank = bank
+        self._slots = SlotManager(bank, max_sequences)
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
-        self._choices = ChoiceSlots(bank, max_sequences)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in that order, as `_waiting` is
         # The layer that the latest first pass pools. All prompts store their states there, since the next first pass
@@ -77,7 +77,7 @@ class Scheduler:
         if keeps_running:
             sequence.slot = None
             try:
-                keeps_running = self._take_slot(sequence)
+                keeps_running = self._slots.take(sequence, sequence.next_position)
             except ZweaveError:  # reported when the sequence is admitted
                 keeps_running = False
             if not keeps_running:
@@ -90,9 +90,19 @@ class Scheduler:
 
     def settle(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int, slot: int) -> None:
         """Gives a sequence the mixture that the device has chosen, whose slot it keeps of all candidates'."""
-        assert sequence.choice is not None
-        self._choices.release(sequence.choice, kept=slot)
+        self._slots.settle(sequence, slot)
         sequence.settle(mixture, adapted_from, slot)
+
+    def rescale(self, sequence: Sequence, mixture: ResolvedMixture, adapted_from: int) -> None:
+        """Changes the mixture of a sequence of which nothing is in flight: from its latest token on.
+
+        One without an answer yet gets the mixture for its prompt, too, from `adapted_from` on.
+        """
+        if sequence.num_generated:
+            sequence.rescale(mixture)
+        else:
+            self.remove(sequence)
+            self.bind(sequence, mixture, adapted_from)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, finished or not, and frees what it holds."""
@@ -110,12 +120,14 @@ class Scheduler:
         """
         for sequence in self._running:
             self._blocks.cache_blocks(sequence)
+        failed = self._slots.change(self._running)
         plan = StepPlan(self._max_batch_tokens)
         preempted = self._plan_running(plan)
         if preempted is None:
-            return [], []
+            return [], failed
         # Blocks that a preemption freed are for those that go first: nobody is admitted in the same step.
-        failed = [] if preempted else self._admit(plan)
+        if not preempted:
+            failed += self._admit(plan)
         return [chunk for sequence, count in plan for chunk in self._chunks(sequence, count)], failed
 
     def _plan_running(self, plan: StepPlan) -> set[Sequence] | None:
@@ -126,7 +138,7 @@ class Scheduler:
         preempted: set[Sequence] = set()
         for sequence in sorted(self._running, key=lambda running: running.is_prefilling):
             count = plan.count_for(sequence)
-            if sequence in preempted or not count:
+            if sequence in preempted or not count or sequence.slot is None:
                 continue
             num_tokens = sequence.next_position + count
             num_missing = self._blocks.num_missing_blocks(sequence, num_tokens)
@@ -168,7 +180,7 @@ class Scheduler:
             if not self._blocks.can_allocate(sequence, hit):
                 break
             try:
-                has_slot = self._take_slot(sequence)
+                has_slot = self._slots.take(sequence, hit.prefix.num_tokens)
             except ZweaveError as error:
                 self._waiting.remove(sequence)
                 failed.append((sequence, str(error)))
@@ -201,27 +213,11 @@ class Scheduler:
                     return True
         return False
 
-    def _take_slot(self, sequence: Sequence) -> bool:
-        """Whether a slot was to be had. A choice that finds too few is the host's from now on."""
-        if sequence.choice is not None:
-            sequence.slot = self._choices.try_acquire(sequence.choice)
-            if sequence.slot is not None:
-                return True
-            sequence.choose_on_host()
-        sequence.slot = self._bank.try_acquire(sequence.mixture)
-        return sequence.slot is not None
-
     def _release(self, sequence: Sequence) -> None:
         """Gives back the blocks and the slot of a sequence that runs no longer."""
         self._blocks.free(sequence)
         sequence.in_flight = sequence.num_awaited = 0
-        if sequence.slot is None:
-            return
-        if sequence.choice is None:
-            self._bank.release(sequence.slot)
-        else:
-            self._choices.release(sequence.choice)
-        sequence.slot = None
+        self._slots.release(sequence)
 
     def _chunks(self, sequence: Sequence, count: int) -> list[Chunk]:
         """The next tokens as chunks, cut where the layer at which they enter or the expert that is chosen changes."""

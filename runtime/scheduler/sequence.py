@@ -10,6 +10,7 @@ from ..dispatcher import Dispatch
 from ..experts.bank import ResolvedMixture
 from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_states import LayerStates
+from ..kv_cache.prefix_key import KEY_BYTES
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
 from ..text.prompt_template import Question
@@ -25,6 +26,7 @@ class Sequence:
     request_id: the order of arrival, too; the answers to one request have the same.
     sample: which of them.
     mixture: computes the tokens from `adapted_from` on; the base model computes those before, and in a first pass all.
+    earlier: the mixtures before that one, if it was changed in the answer: each with the position that it ends before.
     token_ids: prompt and generated ids.
     adapted_from: position of the first token that carries the expert's slot.
     max_length: number of tokens at which the answer is cut off.
@@ -54,6 +56,7 @@ class Sequence:
     text: StopChecker
     edits: tuple[LogitsEdit, ...] = ()
     sample: int = 0
+    earlier: list[tuple[int, ResolvedMixture]] = field(default_factory=list)
     num_prompt_tokens: int = field(init=False)
     kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
@@ -119,22 +122,42 @@ class Sequence:
 
     @property
     def num_pending_tokens(self) -> int:
-        """Number of tokens left to compute before the next one is sampled, or the first pass ends.
+        """Number of tokens left to compute before the next one is sampled, the first pass ends, or the mixture changes.
 
         0 if the last token is in flight, or a token that the edits of the next one's logits have to know.
         """
         if self.num_awaited and (self.edits or self.num_target_tokens >= self.max_length):
             return 0
-        return self.num_target_tokens - self.next_position
+        position, stop = self.next_position, self.num_target_tokens
+        if self.earlier:
+            stop = next((stop for stop, _ in self.earlier if position < stop), stop)
+        return stop - position
 
     @property
     def is_prefilling(self) -> bool:
         """Whether more than the latest token is still to be computed; tokens in flight are not computed yet."""
         return self.num_target_tokens - self.num_awaited - self.landed_position > 1
 
+    @property
+    def spans(self) -> list[tuple[int, ResolvedMixture]]:
+        """All mixtures in order, each with the position that it ends before."""
+        return [*self.earlier, (self.max_length, self.mixture)]
+
+    def mixture_at(self, position: int) -> ResolvedMixture:
+        """The mixture that computes the token at a position, unless the base model does."""
+        return next((mixture for stop, mixture in self.earlier if position < stop), self.mixture)
+
+    def rescale(self, mixture: ResolvedMixture) -> None:
+        """Changes the mixture from the latest token on, which must be generated and not computed yet."""
+        position = len(self.token_ids) - 1
+        if not self.earlier or self.earlier[-1][0] < position:
+            self.earlier.append((position, self.mixture))
+        self.mixture = mixture
+        del self.kv.prefix_key[position * KEY_BYTES :]
+
     def base_until(self, layer: int) -> int:
         """Number of leading prompt tokens whose keys and values below `layer` are the base model's."""
-        if self.mixture.first_layer >= layer:
+        if min(mixture.first_layer for _, mixture in self.spans) >= layer:
             return self.num_prompt_tokens
         return min(self.adapted_from, self.num_prompt_tokens)
 
@@ -162,7 +185,8 @@ class Sequence:
         if not self.keeps_kv_valid(mixture, adapted_from):
             self.kv.num_cached_tokens, self.kv.num_resumed_tokens = None, 0
         self.mixture, self.adapted_from = mixture, adapted_from
-        self.pooling = None
+        self.pooling = self.choice = None
+        self.prompt_logprobs = self.prompt_logprobs[:1]
         self.kv.prefix_key.clear()
         partial = self.kv.partial_states
         if partial is not None:
@@ -226,9 +250,10 @@ class Sequence:
         num_cached_tokens = self.kv.num_cached_tokens
         if not num_cached_tokens:
             return None
-        if self.mixture.scope == "always" and self.adapted_from:
+        scope = self.mixture_at(0).scope
+        if scope == "always" and self.adapted_from:
             return "approximate"
-        after_prompt = self.mixture.scope == "after_prompt" and num_cached_tokens <= self.adapted_from
+        after_prompt = scope == "after_prompt" and num_cached_tokens <= self.adapted_from
         return "after_prompt" if after_prompt else "same_mixture"
 
     def append(

@@ -1,5 +1,6 @@
 """`zweave generate` and its files: what an interrupted run left is gone on from, and a wrong line stops only itself."""
 
+import contextlib
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -218,6 +219,19 @@ def test_unknown_names_are_said_with_the_known_ones(
     )
     with pytest.raises(ZweaveError, match="unknown engine option 'foo': use dtype, device"):
         Engine("smollm2", foo=1)
+
+
+def test_a_bias_is_an_id_and_a_number(
+    generate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert generate("one", "--max-tokens", "2", "--logit-bias", "40=100", "--output", "out.jsonl") == 0
+    [line] = read(tmp_path / "out.jsonl").values()
+    assert line["token_ids"] == [40, 40]
+    for wrong, message in (("40", "must be ID=BIAS"), ("x=1", "token ids as its keys"), ("1=101", "to 100")):
+        capsys.readouterr()
+        with contextlib.suppress(SystemExit):
+            assert generate("one", "--logit-bias", wrong) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_several_answers_stand_in_one_result(

@@ -72,6 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))
 
 
+def _bias(text: str) -> tuple[str, float]:
+    """A token id, checked with the request, and its bias."""
+    token_id, _, bias = text.partition("=")
+    try:
+        return token_id, float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be ID=BIAS, such as 42=-100, not {text!r}") from None
+
+
 def _add_ends(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
@@ -107,6 +116,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
+    )
+    parser.add_argument(
+        "--logit-bias",
+        action="append",
+        type=_bias,
+        default=[],
+        metavar="ID=BIAS",
+        help="add this, -100 to 100, to a token's logit; repeatable",
     )
     parser.add_argument(
         "--bad-words", action="append", default=[], metavar="TEXT", help="never generate this; repeatable"

@@ -376,3 +376,20 @@ def test_planted_mistakes_show(
         if any(differ(result, wanted[key]) for key, result in given.items()):
             return
     pytest.fail("no trace shows it")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_mixture_that_is_set_by_hand_ends_the_choice(steps: int, make_engine: TinyEngine) -> None:
+    """Before the request runs, and in the midst of its prompt."""
+    engine = make_engine(device="reference", **TIGHT)
+    request = Request(list(range(3, 60)), expert="auto", dispatcher=hidden(), max_tokens=6, ignore_eos=True)
+    request_id = engine.add(request)
+    for _ in range(steps):
+        assert not engine.step()
+    engine.rescale(request_id, "b")
+    deltas = []
+    while engine.has_work:
+        deltas += engine.step()
+    wanted = make_engine().generate(replace(request, expert="b", dispatcher=None))[0]
+    assert deltas[-1].result is not None and deltas[-1].result.token_ids == wanted.token_ids
+    assert not engine._scheduler._slots._choices._num_in_flight
