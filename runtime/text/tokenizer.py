@@ -95,6 +95,10 @@ class Tokenizer:
             messages = [{**message, "content": self.escape(message["content"])} for message in messages]
         return self.encode(self._template.render(messages), special)
 
+    def to_json(self) -> str:
+        """The tokenizer as `tokenizer.json` has it, with the tokens that the files beside it add."""
+        return self._tokenizer.to_str()
+
     def after_prompt_start(self, ids: Sequence[int]) -> int:
         """Index of the first token that an `after_prompt` expert acts on.
 
