@@ -8,6 +8,7 @@ from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError, shortened
 from .experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
 from .names import KVReuse as KVReuse
+from .text.structured import ResponseFormat
 from .validation import (
     as_integer,
     as_integers,
@@ -80,6 +81,9 @@ class Request:
     escape_special: special tokens that are written out in the prompt or in a message are plain text: a user's words
         cannot end their turn or begin another.
     sampling: how tokens are sampled.
+    response_format: the form that the answer must have (docs/structured.md); a `ResponseFormat`, its fields as a dict,
+        or OpenAI's {"type": "json_schema", "json_schema": {"schema": ...}}. An answer that is cut off by `max_tokens`
+        or a stop string has its beginning alone.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
     score: token ids whose log-probabilities at the prompt's end are returned, whatever is generated there.
@@ -104,6 +108,7 @@ class Request:
     add_special_tokens: bool | None = None
     escape_special: bool = False
     sampling: Sampling = Sampling()
+    response_format: ResponseFormat | Mapping[str, Any] | None = None
     logprobs: int | None = None
     salt: str | None = None
     score: Sequence[int] = ()
@@ -138,6 +143,11 @@ class Request:
             _check_ids("stop_token_ids", self.stop_token_ids)
         check_flag("ignore_eos", self.ignore_eos)
         check_flag("raw", self.raw)
+        object.__setattr__(self, "response_format", ResponseFormat.parse(self.response_format))
+        if self.response_format is not None and self.ignore_eos:
+            raise ZweaveError(
+                "an answer in a response_format ends where it is complete: leave ignore_eos out"
+            )
         if self.template is not None:
             check_name(self.template)
             if self.raw:

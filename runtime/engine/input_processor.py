@@ -1,6 +1,7 @@
 """Turns requests into sequences: token ids, checked against what the model takes."""
 
 from collections.abc import Sequence as Seq
+from functools import cached_property
 from itertools import count
 
 from ..errors import ZweaveError
@@ -9,8 +10,11 @@ from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from ..text.prompt_template import PromptTemplate
+from ..text.structured import FormatCompiler, ResponseFormat
 from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
+from .logits_edits import LogitsEdit, edits_of
+from .logits_edits.grammar import GrammarEdit
 from .own_words import in_own_words
 
 
@@ -62,6 +66,7 @@ class InputProcessor:
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=StopChecker(IncrementalDetokenizer(self.tokenizer, tokens), request.stop_strings),
+            edits=self._edits(request, tokens),
             asked=asked,
         )
 
@@ -98,6 +103,15 @@ class InputProcessor:
         if isinstance(request.prompt, str):
             return self.tokenizer.encode(request.prompt, around is not False, escape)
         return list(request.prompt or ())
+
+    @cached_property
+    def _formats(self) -> FormatCompiler:
+        return FormatCompiler(self.tokenizer, self._vocab_size)
+
+    def _edits(self, request: Request, tokens: Seq[int]) -> tuple[LogitsEdit, ...]:
+        edits = edits_of(request, tokens, self.tokenizer)
+        form = ResponseFormat.parse(request.response_format)
+        return edits if form is None else (*edits, GrammarEdit(self._formats.matcher(form)))
 
     def _check_ids(self, tokens: Seq[int]) -> None:
         for token in tokens:

@@ -118,11 +118,8 @@ def _output_of(chunks: Seq[Chunk], output: ModelOutput) -> Callable[[int], Chunk
     def sampled(chunk: Chunk) -> SampledToken | None:
         if chunk not in complete:
             return None
-        row, sequence = complete[chunk], chunk.sequence
-        logits = output.logits[row]
-        return sample(
-            logits, greedy_ids[row], is_finite[row], sequence.request, sequence.seed, chunk.num_generated
-        )
+        row = complete[chunk]
+        return sample(output.logits[row], greedy_ids[row], is_finite[row], chunk)
 
     def output_of(index: int) -> ChunkOutput:
         chunk, (first, last) = chunks[index], ranges[index]

@@ -10,6 +10,7 @@ from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
 from .step import ChunkOutput, SampledToken
 
+_NO_TOKEN_LEFT = "the request excludes every token, or the model's logits are not finite"
 _NOT_FINITE = (
     "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
 )
@@ -73,7 +74,8 @@ class OutputProcessor:
             elif output.sampled is None:
                 sequence.land(chunk.count, chunk.complete)
             elif not output.sampled.is_finite:
-                self._finish(sequence, sequence.text.finish(), [], "error", _NOT_FINITE)
+                reason = _NO_TOKEN_LEFT if sequence.edits else _NOT_FINITE
+                self._finish(sequence, sequence.text.finish(), [], "error", reason)
             else:
                 text, token_ids = self._append_token(chunk, output.sampled)
         if sequence.ended is not None:

@@ -1,19 +1,19 @@
 """Samples next tokens from logits, each request by itself: a sample never depends on the rest of the batch."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..request import Request, Sampling, TokenLogprob
+from ..request import Sampling, TokenLogprob
+from ..scheduler.chunk import Chunk
 from .step import SampledToken
 
 
-def sample(
-    logits: Tensor, greedy_id: int, is_finite: bool, request: Request, seed: int, index: int
-) -> SampledToken:
-    """Samples a request's index-th token, with what the request wants to know of it.
+def sample(logits: Tensor, greedy_id: int, is_finite: bool, chunk: Chunk) -> SampledToken:
+    """Samples the token after a chunk, with what the request wants to know of it.
 
     logits: [vocabulary], float32.
     greedy_id: the likeliest token.
@@ -21,9 +21,17 @@ def sample(
     """
     if not (is_finite and _tells_tokens_apart(logits, greedy_id)):
         return SampledToken(greedy_id, is_finite=False)
-    token_id = greedy_id
+    sequence, request, index = chunk.sequence, chunk.sequence.request, chunk.num_generated
+    token_id, edited = greedy_id, logits
+    if sequence.edits:
+        edited = logits.clone()
+        for edit in sequence.edits:
+            edit.edit(edited, chunk.generated)
+        token_id = int(edited.argmax())
+        if not math.isfinite(edited[token_id]):
+            return SampledToken(token_id, is_finite=False)
     if request.sampling.temperature > 0:
-        token_id = sample_token(logits, request.sampling, seed, index)
+        token_id = sample_token(edited, request.sampling, sequence.seed, index)
     return SampledToken(
         token_id,
         is_finite,

@@ -19,7 +19,8 @@ from ..scheduler.chunk import Chunk
 class SampledToken:
     """The next token of a sequence.
 
-    is_finite: whether all its logits are finite, and not all the same; if not, the token means nothing
+    is_finite: whether all its logits are finite, and not all the same, and edits left one that is; if not, the token
+        means nothing
     logprob: if the request asks for log-probabilities
     scores: log-probabilities of the request's `score` tokens, with its first token
     """

@@ -33,6 +33,11 @@ class Chunk:
         return max(0, self.stop - self.sequence.num_prompt_tokens)
 
     @property
+    def generated(self) -> list[int]:
+        """The sequence's tokens up to the end of the chunk that were sampled; all must be known."""
+        return self.sequence.token_ids[self.sequence.num_prompt_tokens : self.stop]
+
+    @property
     def entry_layer(self) -> int:
         """The first layer that the tokens go through."""
         below = self.sequence.kv.partial_states

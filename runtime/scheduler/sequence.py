@@ -13,6 +13,7 @@ from ..kv_cache.layer_states import LayerStates
 from ..request import FinishReason, Request, Result, Reuse, TokenLogprob
 from ..text.detokenizer import StopChecker
 from ..text.prompt_template import Question
+from .logits_edit import LogitsEdit
 from .pooling import Pooling
 
 
@@ -26,6 +27,7 @@ class Sequence:
     adapted_from: position of the first token that carries the expert's slot.
     max_length: number of tokens at which the answer is cut off.
     text: the answer's text so far.
+    edits: what is done to the logits before a token is sampled, in this order.
     kv: blocks of the cache and how far they are computed.
     pooling: the first pass that reads the prompt's states; None once an expert is chosen.
     dispatch: what the dispatcher chose.
@@ -46,6 +48,7 @@ class Sequence:
     adapted_from: int
     max_length: int
     text: StopChecker
+    edits: tuple[LogitsEdit, ...] = ()
     num_prompt_tokens: int = field(init=False)
     kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
@@ -90,9 +93,9 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Number of tokens left to compute before the next one is sampled, or the first pass ends.
 
-        0 if the last token is in flight.
+        0 if the last token is in flight, or a token that the edits of the next one's logits have to know.
         """
-        if self.num_awaited and self.num_target_tokens >= self.max_length:
+        if self.num_awaited and (self.edits or self.num_target_tokens >= self.max_length):
             return 0
         return self.num_target_tokens - self.next_position
 
@@ -119,6 +122,7 @@ class Sequence:
     def take_prompt(self, other: "Sequence") -> None:
         """Replaces the prompt, of which the cache is to hold nothing for this sequence, by that of another one."""
         self.request, self.asked, self.text = other.request, other.asked, other.text
+        self.edits = other.edits
         self.token_ids, self.num_prompt_tokens = other.token_ids, other.num_prompt_tokens
         self.adapted_from, self.max_length = other.adapted_from, other.max_length
         self.kv, self.pooling = KVState(), None

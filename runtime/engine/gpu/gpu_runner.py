@@ -18,6 +18,7 @@ from ..step_arrays import StepArrays, capture_schedule, layer_schedule
 from .backend import Backend
 from .decode_graphs import DecodeGraphs
 from .packing import Array, Packing
+from .step_edits import StepEdits
 from .step_input import StepInput, batch_of, packing_of, sampling_of
 from .step_output import StepOutput
 
@@ -63,10 +64,11 @@ class GpuRunner:
         num_decode = _num_decode(ordered) if len(schedule.segments) == 1 else 0
         step = StepInput(ordered, arrays, self._places, num_decode)
         output = StepOutput(ordered, self._backend)
-        if num_decode == len(ordered) == len(output.complete):
+        edits = StepEdits(output.complete)
+        if num_decode == len(ordered) == len(output.complete) and not edits:
             self._replay(step, self._mode(arrays), output)
         else:
-            self._launch(step, self._mode(arrays), schedule, output)
+            self._launch(step, self._mode(arrays), schedule, output, edits)
         self._places = {chunk.sequence.request_id: row for row, chunk in enumerate(output.complete)}
         output.wait = self._backend.mark()
         return LaunchedStep(ordered, output.output_of)
@@ -76,7 +78,7 @@ class GpuRunner:
         arrays = StepArrays.of(chunks, self.cache.block_size)
         schedule = capture_schedule(chunks, layers, self.model.config.num_layers)
         output = StepOutput((), self._backend)
-        self._launch(StepInput(chunks, arrays, {}, 0), self._mode(arrays), schedule, output)
+        self._launch(StepInput(chunks, arrays, {}, 0), self._mode(arrays), schedule, output, StepEdits(()))
         self._backend.mark()()
         return output.states
 
@@ -103,7 +105,14 @@ class GpuRunner:
 
         self._backend.submit(work)
 
-    def _launch(self, step: StepInput, mode: LinearMode, schedule: LayerSchedule, output: StepOutput) -> None:
+    def _launch(
+        self,
+        step: StepInput,
+        mode: LinearMode,
+        schedule: LayerSchedule,
+        output: StepOutput,
+        edits: StepEdits,
+    ) -> None:
         """Launches any step, kernel by kernel."""
         packing = packing_of(step.arrays)
         host = self._packed(packing, step.arrays)
@@ -114,7 +123,7 @@ class GpuRunner:
             logits, states = self.model.forward(batch, mode, self._sampled)
             output.receive_states(states)
             if output.complete:
-                tokens, finite = self._backend.ops.sample(logits, *sampling_of(fields))
+                tokens, finite = self._backend.ops.sample(edits.edited(logits), *sampling_of(fields))
                 self._sampled[: len(tokens)].copy_(tokens)
                 output.receive(logits, tokens, finite)
 

@@ -1,4 +1,4 @@
-"""Tokens that a format does not allow."""
+"""Excludes the tokens that an answer's format does not allow."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,42 +6,42 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...errors import ZweaveError, one_line
+from .beside import beside
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 
 class GrammarEdit:
-    """Leaves only tokens that a format allows next; end tokens are among them where the answer may end.
+    """Leaves the tokens that a format allows next; end tokens are among them where the answer may end.
 
-    matcher: at the answer's beginning; it is this edit's own.
+    No token is left where the format's automaton gives up, as it does if it grows beyond its limits.
+
+    start: the automaton before the answer.
     """
 
-    def __init__(self, matcher: "LLMatcher") -> None:
-        self._matcher = matcher
-        self._consumed: list[int] = []
+    def __init__(self, start: "LLMatcher") -> None:
+        self._start = start
+        self._restart()
 
     def edit(self, logits: Tensor, generated: Sequence[int]) -> None:
-        """Sets the logits of other tokens to -inf. logits: [vocabulary], float32; generated: the answer so far."""
+        """See `LogitsEdit`."""
         self._follow(list(generated))
-        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
-        self._check()
-        size = min(len(allowed), len(logits))
-        logits[:size].masked_fill_(allowed[:size].to(logits.device) == 0, float("-inf"))
-        logits[size:] = float("-inf")
+        excluded = torch.ones(len(logits), dtype=torch.bool)
+        if not self._matcher.is_error():
+            # A byte a token, 0 for those that are excluded; the model may have more tokens than its tokenizer.
+            allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+            if not self._matcher.is_error():
+                excluded[: len(allowed)] = allowed[: len(logits)] == 0
+        logits.masked_fill_(beside(excluded, logits), float("-inf"))
 
     def _follow(self, generated: list[int]) -> None:
-        """Consumes the tokens that are new, from the beginning if others were consumed before."""
-        done = len(self._consumed)
-        if generated[:done] != self._consumed:
-            self._matcher.reset()
-            done = 0
-        self._matcher.consume_tokens(generated[done:])
-        self._check()
+        """Consumes the tokens that are new; from the beginning if others were consumed before."""
+        if generated[: len(self._consumed)] != self._consumed:
+            self._restart()
+        self._matcher.consume_tokens(generated[len(self._consumed) :])
         self._consumed = generated
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            reason = one_line(ValueError(self._matcher.get_error()))
-            raise ZweaveError(f"response_format: the answer so far cannot be continued: {reason}")
+    def _restart(self) -> None:
+        self._matcher = self._start.deep_copy()
+        self._consumed: list[int] = []

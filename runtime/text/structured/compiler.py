@@ -84,7 +84,7 @@ def _matcher(tokenizer: "LLTokenizer", grammar: str) -> "LLMatcher":
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
     trial = matcher if matcher.is_error() else matcher.deep_copy()
     trial.compute_logit_bias()
-    if trial.is_stopped() and trial.stop_reason().startswith("NoExtension") and not trial.is_accepting():
+    if trial.get_error().startswith("NoExtension"):
         raise ZweaveError("there is no text that it allows")
     if trial.is_error():
         raise ZweaveError(one_line(ValueError(trial.get_error())))
