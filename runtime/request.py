@@ -8,6 +8,7 @@ from .dispatcher import Dispatch, Dispatcher
 from .errors import ZweaveError, shortened
 from .experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
 from .names import KVReuse as KVReuse
+from .text.messages import plain_template_kwargs, plain_tools
 from .text.structured import ResponseFormat
 from .validation import (
     as_integer,
@@ -20,7 +21,7 @@ from .validation import (
     normalise,
 )
 
-Message: TypeAlias = Mapping[str, str]
+Message: TypeAlias = Mapping[str, Any]
 Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
@@ -70,6 +71,10 @@ class Request:
         taken as it is.
     messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
         a final assistant message is continued. A user's message alone is a bare text to an expert with its own words.
+        An assistant's message may hold "tool_calls", and one of the role "tool" what came of a call.
+    tools: JSON schemas of functions that the model may call, for its chat template.
+    chat_template_kwargs: further variables for the chat template, such as {"enable_thinking": False}; those that it
+        does not know have no effect.
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
         "auto" for the choice of a dispatcher (docs/dispatch.md).
     max_tokens: the most tokens that are generated.
@@ -100,6 +105,8 @@ class Request:
     prompt: str | Sequence[int] | None = None
     _: KW_ONLY
     messages: Sequence[Message] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     expert: ExpertChoice = None
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
@@ -134,6 +141,7 @@ class Request:
             if isinstance(self.messages, str):
                 raise ZweaveError("messages must be a list of {role, content}, not text: use prompt for text")
             _check_sequence("messages", self.messages, "a list of {role, content}")
+        self._check_template_inputs()
         check_integer("max_tokens", self.max_tokens, 1)
         if not isinstance(self.stop, str | Sequence | None) or not all(
             isinstance(text, str) and text for text in self.stop_strings
@@ -168,6 +176,14 @@ class Request:
         if self.add_special_tokens is not None:
             check_flag("add_special_tokens", self.add_special_tokens)
         _check_ids("score", self.score)
+
+    def _check_template_inputs(self) -> None:
+        for name, plain in (("tools", plain_tools), ("chat_template_kwargs", plain_template_kwargs)):
+            value = getattr(self, name)
+            if value is not None:
+                if self.messages is None:
+                    raise ZweaveError(f"{name} go into the chat template: give messages instead of a prompt")
+                object.__setattr__(self, name, plain(value))
 
     @property
     def is_auto(self) -> bool:

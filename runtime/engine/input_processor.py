@@ -99,7 +99,9 @@ class InputProcessor:
     def _tokens(self, request: Request) -> list[int]:
         around, escape = request.add_special_tokens, request.escape_special
         if request.messages is not None:
-            return self.tokenizer.chat(request.messages, bool(around), escape)
+            return self.tokenizer.chat(
+                request.messages, bool(around), escape, request.tools, request.chat_template_kwargs
+            )
         if isinstance(request.prompt, str):
             return self.tokenizer.encode(request.prompt, around is not False, escape)
         return list(request.prompt or ())

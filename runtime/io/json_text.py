@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ..errors import shortened
+from ..errors import ZweaveError, one_line, shortened
 
 
 def parse_json(text: str, unique_keys: bool = True) -> Any:
@@ -15,6 +15,14 @@ def parse_json(text: str, unique_keys: bool = True) -> Any:
         return json.loads(text, object_pairs_hook=_unique if unique_keys else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def plain_json(name: str, value: object) -> Any:
+    """A copy of a value as JSON would give it back; ZweaveError with its name for what JSON cannot hold."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ZweaveError(f"{name} must hold what JSON can: {one_line(error)}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
