@@ -77,7 +77,16 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
         "kv_reuse": args.kv_reuse,
         "template": args.template,
         "raw": args.raw,
-        "sampling": Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.seed),
+        "sampling": Sampling(
+            args.temperature,
+            args.top_k,
+            args.top_p,
+            args.min_p,
+            args.seed,
+            args.repetition_penalty,
+            args.presence_penalty,
+            args.frequency_penalty,
+        ),
     }
     Request("checks what is the same for all", **defaults)
     for number, prompt in enumerate(args.prompts, 1):

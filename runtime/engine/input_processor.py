@@ -54,6 +54,7 @@ class InputProcessor:
         self._check_ids(tokens)
         self._check_ids(request.score)
         self._check_ids(request.stop_token_ids or ())
+        self._check_ids([*(request.sampling.logit_bias or ())])
         if not tokens:
             raise ZweaveError("the prompt gives no token: give at least one")
         if len(tokens) >= self._max_length:

@@ -207,7 +207,10 @@ def test_unknown_names_are_said_with_the_known_ones(
 ) -> None:
     (tmp_path / "typo.jsonl").write_text('{"prompt": "a", "sampling": {"temp": 5}}')
     assert generate("--input", "typo.jsonl") == 1
-    assert "unknown field of sampling 'temp': use min_p, seed, temperature" in capsys.readouterr().err
+    assert (
+        "unknown field of sampling 'temp': use frequency_penalty, logit_bias, min_p"
+        in capsys.readouterr().err
+    )
     (tmp_path / "my exp.safetensors").write_bytes(b"")
     assert generate("--input", "in.jsonl", "--expert", "my exp.safetensors") == 1
     assert (

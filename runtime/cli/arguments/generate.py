@@ -85,3 +85,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--min-p", type=float, default=0.0, help="sample tokens at least P times as likely as the best"
     )
     parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1: tokens of prompt and answer become less likely (%(default)s)",
+    )
+    parser.add_argument(
+        "--presence-penalty", type=float, default=0.0, help="-2 to 2, on the answer's tokens (%(default)s)"
+    )
+    parser.add_argument(
+        "--frequency-penalty", type=float, default=0.0, help="the same, each time one comes (%(default)s)"
+    )

@@ -14,6 +14,7 @@ from zweave.io.submit import Work
 from zweave.kernels import REFERENCE_OPS, DeviceOps
 from zweave.request import Request, Sampling
 
+EDITS = {"repetition_penalty": 1.5, "presence_penalty": 0.5, "logit_bias": {7: 3.0}}
 WAITS = (
     "_local_scalar_dense",
     "nonzero",
@@ -71,7 +72,12 @@ def test_no_step_waits(tiny_engine: Callable[..., Engine], monkeypatch: pytest.M
             list(range(3, 8 + 5 * i)),
             expert=(None, "a", "late", {"a": 0.5, "b": 0.5})[i % 4],
             max_tokens=6,
-            sampling=Sampling(temperature=float(i % 2), top_k=5 * (i % 3), seed=i),
+            sampling=Sampling(
+                temperature=float(i % 2),
+                top_k=5 * (i % 3),
+                seed=i,
+                **(EDITS if i % 4 == 3 else {}),
+            ),
             logprobs=3 if i % 3 == 0 else None,
             score=(1, 2) if i % 5 == 0 else (),
         )

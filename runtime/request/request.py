@@ -1,65 +1,21 @@
-"""Requests and results: what a caller writes and gets."""
+"""One prompt and how to answer it: what a caller writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from .dispatcher import Dispatch, Dispatcher
-from .errors import ZweaveError, shortened
-from .experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
-from .names import KVReuse as KVReuse
-from .text.messages import plain_template_kwargs, plain_tools
-from .text.structured import ResponseFormat
-from .validation import (
-    as_integer,
-    as_integers,
-    as_number,
-    check_flag,
-    check_integer,
-    is_integer,
-    is_number,
-    normalise,
-)
+from ..dispatcher import Dispatcher
+from ..errors import ZweaveError, shortened
+from ..experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
+from ..names import KVReuse
+from ..text.messages import plain_template_kwargs, plain_tools
+from ..text.structured import ResponseFormat
+from ..validation import as_integer, as_integers, check_flag, check_integer, is_integer, normalise
+from .sampling import Sampling
 
 Message: TypeAlias = Mapping[str, Any]
-Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is sampled; the default is greedy. Numbers may be numpy's or torch's, here and in `Request`.
-
-    temperature: 0 takes the most likely token, 1 samples the model's own distribution.
-    top_k: keep the k most likely tokens, 0 keeps all.
-    top_p: keep the fewest of the most likely tokens whose probabilities add up to top_p, 1 keeps all.
-    min_p: keep tokens at least min_p times as likely as the most likely one, 0 keeps all.
-    seed: the request's draws depend on its seed alone; None takes a random one.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        normalise(self, ("temperature", "top_p", "min_p"), as_number)
-        normalise(self, ("top_k", "seed"), as_integer)
-        if not (is_number(self.temperature) and 0 <= self.temperature <= 100):
-            raise ZweaveError(f"temperature must be from 0 to 100, not {shortened(self.temperature)}")
-        if not (is_integer(self.top_k) and self.top_k >= 0):
-            raise ZweaveError(
-                f"top_k must be an integer of at least 0 (0 keeps all), not {shortened(self.top_k)}"
-            )
-        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ZweaveError(f"top_p must be above 0 and at most 1, not {shortened(self.top_p)}")
-        if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
-            raise ZweaveError(f"min_p must be from 0 to 1, not {shortened(self.min_p)}")
-        if self.seed is not None and not (is_integer(self.seed) and 0 <= self.seed < 2**64):
-            raise ZweaveError(f"seed must be an integer from 0 to 2**64 - 1, not {shortened(self.seed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +70,7 @@ class Request:
     ignore_eos: bool = False
     add_special_tokens: bool | None = None
     escape_special: bool = False
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     response_format: ResponseFormat | Mapping[str, Any] | None = None
     logprobs: int | None = None
     salt: str | None = None
@@ -194,79 +150,6 @@ class Request:
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A generated token's natural log-probability under the model, before temperature and filters.
-
-    top: the most likely token ids and their log-probabilities, likeliest first.
-    """
-
-    token_id: int
-    logprob: float
-    top: Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A finished request.
-
-    `reuse`, `reused_tokens` and `resumed_tokens` say how the answer was computed and do not count when results are
-    compared.
-
-    text: the answer without special tokens, ended before the stop string.
-    token_ids: all generated tokens, the end token included.
-    logprobs: of each generated token, if the request asked for them.
-    expert: what the request said, or what was chosen for "auto".
-    finish_reason: "stop" (end token, stop string, or one of the expert's labels and no more), "length" (max_tokens or
-        the model's context is used up), "cancelled", or "error" with the reason in `error`.
-    prompt_tokens: length of the prompt.
-    error: why the request failed.
-    reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused
-        tokens are the base model's, before those that the expert acts on; "first_layer" if some were resumed; or
-        "approximate", where that was asked for.
-    reused_tokens: tokens of the prompt that were not computed because their keys and values were cached.
-    resumed_tokens: further tokens that were computed only from the expert's first layer on.
-    scores: natural log-probabilities of the tokens in `Request.score`, in its order.
-    dispatch: how the expert of "auto" was chosen.
-    asked: the prompt in the words that the expert was trained on; None if it was taken as the request gave it.
-    label: which of the expert's labels the text begins with; None if it is none of them, has none, or `asked` is None.
-    """
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None
-    expert: ExpertChoice
-    finish_reason: FinishReason
-    prompt_tokens: int
-    error: str | None = None
-    reuse: Reuse | None = field(default=None, compare=False)
-    reused_tokens: int = field(default=0, compare=False)
-    resumed_tokens: int = field(default=0, compare=False)
-    scores: list[float] | None = None
-    dispatch: Dispatch | None = None
-    asked: str | None = None
-    label: str | None = None
-
-    @classmethod
-    def refused(cls, request: object, error: str) -> "Result":
-        """The result of a request that was not taken up, with the reason."""
-        expert = request.expert if isinstance(request, Request) else None
-        return cls("", [], None, expert, "error", prompt_tokens=0, error=error)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a step added to one request.
-
-    result: set in the request's last delta.
-    """
-
-    request_id: int
-    text: str
-    token_ids: list[int]
-    result: Result | None = None
 
 
 def _check_ids(name: str, value: object) -> None:

@@ -1,0 +1,19 @@
+"""Requests and results: what a caller writes and gets."""
+
+from ..names import KVReuse
+from .request import MAX_LOGPROBS, Message, Request
+from .result import Delta, FinishReason, Result, Reuse, TokenLogprob
+from .sampling import Sampling
+
+__all__ = [
+    "MAX_LOGPROBS",
+    "Delta",
+    "FinishReason",
+    "KVReuse",
+    "Message",
+    "Request",
+    "Result",
+    "Reuse",
+    "Sampling",
+    "TokenLogprob",
+]

@@ -1,0 +1,85 @@
+"""What a request gets: its result, and what each step adds to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ..dispatcher import Dispatch
+from ..experts.mixture import ExpertChoice
+from .request import Request
+
+Reuse: TypeAlias = Literal["same_mixture", "after_prompt", "first_layer", "approximate"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A generated token's natural log-probability under the model, before temperature and filters.
+
+    top: the most likely token ids and their log-probabilities, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished request.
+
+    `reuse`, `reused_tokens` and `resumed_tokens` say how the answer was computed and do not count when results are
+    compared.
+
+    text: the answer without special tokens, ended before the stop string.
+    token_ids: all generated tokens, the end token included.
+    logprobs: of each generated token, if the request asked for them.
+    expert: what the request said, or what was chosen for "auto".
+    finish_reason: "stop" (end token, stop string, or one of the expert's labels and no more), "length" (max_tokens or
+        the model's context is used up), "cancelled", or "error" with the reason in `error`.
+    prompt_tokens: length of the prompt.
+    error: why the request failed.
+    reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused
+        tokens are the base model's, before those that the expert acts on; "first_layer" if some were resumed; or
+        "approximate", where that was asked for.
+    reused_tokens: tokens of the prompt that were not computed because their keys and values were cached.
+    resumed_tokens: further tokens that were computed only from the expert's first layer on.
+    scores: natural log-probabilities of the tokens in `Request.score`, in its order.
+    dispatch: how the expert of "auto" was chosen.
+    asked: the prompt in the words that the expert was trained on; None if it was taken as the request gave it.
+    label: which of the expert's labels the text begins with; None if it is none of them, has none, or `asked` is None.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    expert: ExpertChoice
+    finish_reason: FinishReason
+    prompt_tokens: int
+    error: str | None = None
+    reuse: Reuse | None = field(default=None, compare=False)
+    reused_tokens: int = field(default=0, compare=False)
+    resumed_tokens: int = field(default=0, compare=False)
+    scores: list[float] | None = None
+    dispatch: Dispatch | None = None
+    asked: str | None = None
+    label: str | None = None
+
+    @classmethod
+    def refused(cls, request: object, error: str) -> "Result":
+        """The result of a request that was not taken up, with the reason."""
+        expert = request.expert if isinstance(request, Request) else None
+        return cls("", [], None, expert, "error", prompt_tokens=0, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a step added to one request.
+
+    result: set in the request's last delta.
+    """
+
+    request_id: int
+    text: str
+    token_ids: list[int]
+    result: Result | None = None
