@@ -218,3 +218,28 @@ def test_unknown_names_are_said_with_the_known_ones(
     )
     with pytest.raises(ZweaveError, match="unknown engine option 'foo': use dtype, device"):
         Engine("smollm2", foo=1)
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_the_form_of_answers(
+    as_file: bool, tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [17]}')
+    form = ("--json-schema", str(schema)) if as_file else ("--regex", "17")
+    row = {"prompt": "b", "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 5}}}}
+    (tmp_path / "in.jsonl").write_text(f'{{"prompt": "a"}}\n{json.dumps(row)}')
+    arguments = [
+        "generate",
+        "--model",
+        str(tiny_model("llama")),
+        "--jsonl",
+        "--input",
+        str(tmp_path / "in.jsonl"),
+    ]
+    assert main([*arguments, *form]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {result["index"]: result["text"] for result in results} == {0: "17", 1: "5"}
+    schema.write_text('{"enum": ')
+    assert main([*arguments, "--json-schema", str(schema)]) == 1
+    assert f"{schema}: json_schema is no JSON" in capsys.readouterr().err

@@ -3,10 +3,16 @@
 import json
 import random
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
+import torch
 
 from zweave import Engine, Request, Sampling, ZweaveError
+from zweave.dispatch import FixedDispatcher
+from zweave.experts import Expert
+from zweave.text import PromptTemplate
 
 PROMPT = "Answer in JSON."
 
@@ -48,7 +54,10 @@ def random_schema(rng, depth=2):
         least = rng.randrange(4)
         return {"type": kind, "minLength": least, "maxLength": least + rng.randrange(5)}
     if kind == "pattern":
-        return {"type": "string", "pattern": rng.choice(["^[a-c]{2,4}$", r"^\d{3}-\d{2}$", "^(yes|no)$"])}
+        return {
+            "type": "string",
+            "pattern": rng.choice(["^[a-c]{2,4}$", "^[0-9]{3}-[0-9]{2}$", "^(yes|no)$"]),
+        }
     if kind == "enum":
         return {"enum": rng.sample(["red", "grün", 'a "b"', 7, -1.5, None, True, ["x", 1], {"k": "v"}], 3)}
     if kind == "const":
@@ -157,13 +166,13 @@ def test_a_thousand_random_schemas(engine):
     [
         "[a-z]{3,8}@[a-z]{2,5}\\.(com|org)",
         "(0|[1-9][0-9]{0,3})\\.[0-9]{2}",
-        "\\d{4}-\\d\\d-\\d\\d|n/a",
+        "[0-9]{4}-[0-9]{2}|n/a",
         "[^a-y]{1,6}",
     ],
 )
 def test_regex(engine, pattern):
     results = engine.generate([ask({"regex": pattern}, seed) for seed in range(3)])
-    assert all(re.fullmatch(pattern, result.text) for result in results)
+    assert [r.text for r in results if not re.fullmatch(pattern, r.text)] == []
     assert {result.finish_reason for result in results} == {"stop"}
     assert len({result.text for result in results}) > 1
 
@@ -203,13 +212,19 @@ def test_an_answer_follows_from_its_seed(make, engine):
     schema = with_definitions(
         {"type": "array", "items": {"$ref": "#/$defs/pair"}, "minItems": 3, "maxItems": 4}
     )
-    requests = [ask({"json_schema": schema}, seed, max_tokens=100) for seed in range(5)]
+    requests = [ask({"json_schema": schema}, seed, max_tokens=70) for seed in range(4)]
     wanted = engine.generate(requests)
     assert [engine.generate(request)[0] for request in requests] == wanted
-    cramped = make(kv_tokens=160, block_size=4)
+    cramped = make(kv_tokens=120, block_size=4)
     assert cramped.generate(requests) == wanted and cramped.stats().preemptions > 0
-    on_gpu = make(device="reference").generate(requests)
-    assert [result.token_ids for result in on_gpu] == [result.token_ids for result in wanted]
+    on_gpu = make(device="reference").generate(requests[:2])
+    assert [result.token_ids for result in on_gpu] == [result.token_ids for result in wanted[:2]]
+
+
+def test_a_dispatched_request_keeps_its_format(engine):
+    request = ask({"choice": ["left", "right"]}, expert="auto", dispatcher=FixedDispatcher(None))
+    (result,) = engine.generate(request)
+    assert result.text in ("left", "right") and result.finish_reason == "stop"
 
 
 def test_what_cannot_be_compiled_is_refused_before_anything_runs(engine):
@@ -229,3 +244,29 @@ def test_ignore_eos_is_refused():
 
 def test_a_plain_text_is_no_format():
     assert ask({"type": "text"}) == ask(None)
+
+
+def test_tools_go_into_the_prompt(make, tiny_model, tmp_path):
+    """And a message with tools is no bare text for an expert's own words."""
+    shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    config["chat_template"] = (
+        "{{ tools | tojson }}{{ greeting }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    engine = Engine(tmp_path / "model", dtype="float32", kv_tokens=512)
+    expert = Expert(
+        z={"model.layers.0.self_attn.q_proj": torch.ones(32)}, prompt_template=PromptTemplate("Say {text}")
+    )
+    engine.load_expert("own", expert)
+    request = Request(
+        messages=[{"role": "user", "content": "hi"}],
+        tools=[{"name": "f"}],
+        chat_template_kwargs={"greeting": "Hello "},
+        expert="own",
+        max_tokens=2,
+    )
+    (result,) = engine.generate(request)
+    assert result.prompt_tokens == len('[{"name": "f"}]Hello hi') and result.asked is None
+    (result,) = engine.generate(replace(request, tools=None))
+    assert result.asked is not None and "Say hi" in result.asked

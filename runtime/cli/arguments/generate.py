@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="exact",
         help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json-schema", metavar="FILE", help="answers are JSON of this schema (docs/structured.md)"
+    )
+    form.add_argument("--regex", metavar="PATTERN", help="answers match this regular expression as a whole")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
         "--stop-token-ids",
@@ -72,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_dispatcher_option(parser)
     add_engine_options(parser)
-    parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))
+    parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher", "--json-schema"), ("--output",)))
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

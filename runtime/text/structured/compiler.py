@@ -18,6 +18,7 @@ MAX_SECONDS = 10.0
 # The compiler recurses along references, of which a text may be full; this is enough for the longest that is taken.
 _STACK_BYTES = 512 << 20
 _NUM_KEPT = 64
+_stack_size_lock = threading.Lock()
 
 
 class FormatCompiler:
@@ -109,10 +110,11 @@ def _llguidance_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> "LLTokenizer
 
 def _start(function: Callable[[], None]) -> threading.Thread:
     """Runs a function in a thread with a deep stack, which does not keep the process from ending."""
-    before = threading.stack_size(_STACK_BYTES)
-    try:
-        thread = threading.Thread(target=function, name="zweave-format", daemon=True)
-        thread.start()
-        return thread
-    finally:
-        threading.stack_size(before)
+    thread = threading.Thread(target=function, name="zweave-format", daemon=True)
+    with _stack_size_lock:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    return thread
