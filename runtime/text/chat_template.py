@@ -127,7 +127,9 @@ def _sources(directory: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, 
     if stored is None and (directory / "chat_template.json").is_file():
         stored = read_json(directory / "chat_template.json").get("chat_template")
     if isinstance(stored, list):
-        named = {item.get("name"): item.get("template") for item in stored if isinstance(item, dict)}
+        named: dict[Any, Any] = {
+            item.get("name"): item.get("template") for item in stored if isinstance(item, dict)
+        }
     else:
         named = {} if stored is None else {"default": stored}
     files = {path.stem: path for path in (directory / "additional_chat_templates").glob("*.jinja")}

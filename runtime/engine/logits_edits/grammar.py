@@ -22,7 +22,8 @@ class GrammarEdit:
 
     def __init__(self, start: "LLMatcher") -> None:
         self._start = start
-        self._restart()
+        self._matcher = start.deep_copy()
+        self._consumed: list[int] = []
 
     def edit(self, logits: Tensor, generated: Sequence[int]) -> None:
         """See `LogitsEdit`."""
@@ -38,10 +39,6 @@ class GrammarEdit:
     def _follow(self, generated: list[int]) -> None:
         """Consumes the tokens that are new; from the beginning if others were consumed before."""
         if generated[: len(self._consumed)] != self._consumed:
-            self._restart()
+            self._matcher, self._consumed = self._start.deep_copy(), []
         self._matcher.consume_tokens(generated[len(self._consumed) :])
         self._consumed = generated
-
-    def _restart(self) -> None:
-        self._matcher = self._start.deep_copy()
-        self._consumed: list[int] = []

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ...errors import ZweaveError, one_line
 from ..tokenizer import Tokenizer
@@ -11,6 +11,8 @@ from .response_format import ResponseFormat
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+Kind: TypeAlias = Literal["json_schema", "regex", "choice", "grammar"]
 
 # JSON may have blanks between any two of its parts: without a bound a model may go on with them for ever.
 WHITE_SPACE = r"[ \t\r\n]{1,32}"
@@ -41,7 +43,7 @@ class FormatCompiler:
         """A new automaton at its beginning. ZweaveError, with the reason, for a format that cannot be compiled."""
         return self._compiled(form.source, _kind(form)).deep_copy()
 
-    def _compile(self, source: str, kind: str) -> "LLMatcher":
+    def _compile(self, source: str, kind: Kind) -> "LLMatcher":
         made: list[LLMatcher | ZweaveError] = []
 
         def make() -> None:
@@ -57,7 +59,7 @@ class FormatCompiler:
         return found
 
 
-def _kind(form: ResponseFormat) -> str:
+def _kind(form: ResponseFormat) -> Kind:
     """Which of a format's fields is given; any JSON object is one of a schema."""
     if form.regex is not None:
         return "regex"
@@ -66,7 +68,7 @@ def _kind(form: ResponseFormat) -> str:
     return "grammar" if form.grammar is not None else "json_schema"
 
 
-def _grammar(source: str, kind: str) -> str:
+def _grammar(source: str, kind: Kind) -> str:
     """What llguidance compiles."""
     from llguidance import LLMatcher, grammar_from
 

@@ -108,8 +108,9 @@ class ResponseFormat:
 
 
 def _is_texts(value: object) -> bool:
-    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 0
-    return is_list and all(isinstance(text, str) and text for text in value)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        return False
+    return all(isinstance(text, str) and text for text in value)
 
 
 def _schema_text(schema: object) -> str:
@@ -125,7 +126,7 @@ def _schema_text(schema: object) -> str:
         raise ZweaveError(f"json_schema is no JSON: {one_line(error)}") from None
 
 
-def _nesting(value: object) -> int:
+def _nesting(value: Any) -> int:
     """Levels of lists and objects, counted up to one more than are allowed."""
     levels, inner = 0, [value]
     while inner and levels <= MAX_NESTING:
