@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .errors import ZweaveError
     from .experts.expert import Expert
-    from .request import Delta, Request, Result, Sampling, TokenLogprob
+    from .request import Delta, Request, ResponseFormat, Result, Sampling, TokenLogprob
 
 __all__ = [
     "AsyncEngine",
@@ -22,6 +22,7 @@ __all__ = [
     "Engine",
     "Expert",
     "Request",
+    "ResponseFormat",
     "Result",
     "Sampling",
     "TokenLogprob",

@@ -22,8 +22,8 @@ from ..options.engine_options import (
     parse_expert,
     stderr,
 )
-from ..request import Request, Result, Sampling
-from .request_lines import json_request, numbered, open_text, plain_request, shown_prompt
+from ..request import Request, ResponseFormat, Result, Sampling
+from .request_lines import json_request, located, numbered, open_text, plain_request, shown_prompt
 from .result_lines import finished, open_results, request_digest, result_line
 
 
@@ -84,6 +84,7 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
         "kv_reuse": args.kv_reuse,
         "template": args.template,
         "raw": args.raw,
+        "response_format": _response_format(args),
         "sampling": Sampling(
             args.temperature,
             args.top_k,
@@ -115,6 +116,19 @@ def _read_lines(args: argparse.Namespace) -> Iterator[Line]:
                 yield _line(where, args.on_error, partial(json_request, text, defaults))
             else:
                 yield _line(where, args.on_error, partial(plain_request, text, args.chat, defaults))
+
+
+def _response_format(args: argparse.Namespace) -> ResponseFormat | None:
+    """The form of answers that the options ask for."""
+    if args.regex is not None:
+        return ResponseFormat(regex=args.regex)
+    if args.json_schema is None:
+        return None
+    with located(args.json_schema), open_text(args.json_schema, "r") as file:
+        try:
+            return ResponseFormat(json_schema=file.read())
+        except UnicodeDecodeError as error:
+            raise ZweaveError(f"it is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _line(where: str, on_error: str, make: Callable[[], Request]) -> Line:

@@ -1,6 +1,7 @@
 """Turns requests into sequences: token ids, checked against what the model takes."""
 
 from collections.abc import Sequence as Seq
+from functools import cached_property
 from itertools import count
 
 from ..errors import ZweaveError, shortened
@@ -9,9 +10,11 @@ from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from ..text.prompt_template import PromptTemplate
+from ..text.structured import FormatCompiler, ResponseFormat
 from ..text.tokenizer import Tokenizer
 from ..validation import is_integer
-from .logits_edits import edits_of
+from .logits_edits import LogitsEdit, edits_of
+from .logits_edits.grammar import GrammarEdit
 from .own_words import in_own_words
 
 
@@ -64,7 +67,7 @@ class InputProcessor:
             adapted_from=self.adapted_from(mixture, tokens, request.kv_reuse),
             max_length=min(self._max_length, len(tokens) + request.max_tokens),
             text=self._text(request, tokens),
-            edits=edits_of(request, tokens, self.tokenizer),
+            edits=self._edits(request, tokens),
             asked=asked,
         )
 
@@ -80,7 +83,7 @@ class InputProcessor:
                 adapted_from=sequence.adapted_from,
                 max_length=sequence.max_length,
                 text=self._text(request, tokens),
-                edits=edits_of(request, tokens, self.tokenizer),
+                edits=self._edits(request, tokens),
                 sample=sample,
                 asked=sequence.asked,
             )
@@ -121,10 +124,21 @@ class InputProcessor:
     def _tokens(self, request: Request) -> list[int]:
         around, escape = request.add_special_tokens, request.escape_special
         if request.messages is not None:
-            return self.tokenizer.chat(request.messages, bool(around), escape)
+            return self.tokenizer.chat(
+                request.messages, bool(around), escape, request.tools, request.chat_template_kwargs
+            )
         if isinstance(request.prompt, str):
             return self.tokenizer.encode(request.prompt, around is not False, escape)
         return list(request.prompt or ())
+
+    @cached_property
+    def _formats(self) -> FormatCompiler:
+        return FormatCompiler(self.tokenizer, self._vocab_size)
+
+    def _edits(self, request: Request, tokens: Seq[int]) -> tuple[LogitsEdit, ...]:
+        edits = edits_of(request, tokens, self.tokenizer)
+        form = ResponseFormat.parse(request.response_format)
+        return edits if form is None else (*edits, GrammarEdit(self._formats.matcher(form)))
 
     def _check_ids(self, tokens: Seq[int]) -> None:
         for token in tokens:

@@ -10,7 +10,10 @@ from ..scheduler.sequence import Sequence
 from .first_pass import FirstPassManager
 from .step import ChosenSlot, ChunkOutput, SampledToken
 
-_NO_TOKEN_LEFT = "the request excludes every token, or the model's logits are not finite"
+_NO_TOKEN_LEFT = (
+    "the request excludes every token (its parameters, or a response_format that became too complex), "
+    "or the model's logits are not finite"
+)
 _NOT_FINITE = (
     "the model's logits are not finite or all the same: its weights or the expert's scales are too large"
 )

@@ -31,6 +31,8 @@ def in_own_words(
         request,
         prompt=template.ids(tokenizer, tokenizer.escape(text) if request.escape_special else text),
         messages=None,
+        tools=None,
+        chat_template_kwargs=None,
         template=None,
         max_tokens=min(request.max_tokens, template.max_tokens),
         stop=(*request.stop_strings, *template.stop),
@@ -41,13 +43,13 @@ def in_own_words(
 def _bare_text(request: Request, tokenizer: Tokenizer) -> str | None:
     """The text of a prompt that has no form yet.
 
-    None for token ids, for a conversation of more than a user's message, for text with special tokens in it that are
-    not escaped, and for a request that asks to be taken as it is.
+    None for token ids, for a conversation of more than a user's message, or with tools, for text with special tokens in
+    it that are not escaped, and for a request that asks to be taken as it is.
     """
     text: object = request.prompt
     if request.messages is not None and len(request.messages) == 1:
         text = _user_words(request.messages[0])
-    if not isinstance(text, str) or request.raw:
+    if not isinstance(text, str) or request.raw or request.tools:
         return None
     return None if tokenizer.holds_special(text) and not request.escape_special else text
 

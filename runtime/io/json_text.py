@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import shortened
+from ..errors import ZweaveError, one_line, shortened
 
 
 def parse_json(text: str, unique_keys: bool = True) -> Any:
@@ -23,6 +23,14 @@ def parse_json(text: str, unique_keys: bool = True) -> Any:
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def plain_json(name: str, value: object) -> Any:
+    """A copy of a value as JSON would give it back; ZweaveError with its name for what JSON cannot hold."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ZweaveError(f"{name} must hold what JSON can: {one_line(error)}") from None
 
 
 def has_byte_order_mark(path: Path) -> bool:

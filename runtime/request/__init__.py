@@ -1,6 +1,7 @@
 """Requests and results: what a caller writes and gets."""
 
 from ..names import KVReuse
+from ..text.structured import ResponseFormat
 from .request import MAX_LOGPROBS, MAX_SAMPLES, Message, Request
 from .result import Delta, FinishReason, Result, Reuse, TokenLogprob
 from .sampling import Sampling
@@ -13,6 +14,7 @@ __all__ = [
     "KVReuse",
     "Message",
     "Request",
+    "ResponseFormat",
     "Result",
     "Reuse",
     "Sampling",

@@ -8,6 +8,8 @@ from ..dispatcher import Dispatcher
 from ..errors import ZweaveError, shortened
 from ..experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
 from ..names import KVReuse
+from ..text.messages import plain_template_kwargs, plain_tools
+from ..text.structured import ResponseFormat
 from ..validation import (
     as_integer,
     as_integers,
@@ -19,7 +21,7 @@ from ..validation import (
 )
 from .sampling import Sampling
 
-Message: TypeAlias = Mapping[str, str]
+Message: TypeAlias = Mapping[str, Any]
 
 MAX_LOGPROBS = 100
 MAX_SAMPLES = 1024
@@ -34,6 +36,10 @@ class Request:
         taken as it is.
     messages: a conversation of {"role", "content"} for the model's chat template, instead of a prompt;
         a final assistant message is continued. A user's message alone is a bare text to an expert with its own words.
+        An assistant's message may hold "tool_calls", and one of the role "tool" what came of a call.
+    tools: JSON schemas of functions that the model may call, for its chat template.
+    chat_template_kwargs: further variables for the chat template, such as {"enable_thinking": False}; those that it
+        does not know have no effect.
     expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
         "auto" for the choice of a dispatcher (docs/dispatch.md).
     n: number of answers, whose prompt is computed once (`Result.samples`). With a seed, the i-th is the answer of the
@@ -53,6 +59,9 @@ class Request:
         cannot end their turn or begin another.
     sampling: how tokens are sampled.
     priority: requests of a lower number go first; those of a higher one wait, and are preempted, before them.
+    response_format: the form that the answer must have (docs/structured.md); a `ResponseFormat`, its fields as a dict,
+        or OpenAI's {"type": "json_schema", "json_schema": {"schema": ...}}. An answer that is cut off by `max_tokens`
+        or a stop string has its beginning alone.
     logprobs: return each token's log-probability and those of this number of the most likely tokens.
     prompt_logprobs: return the log-probability of each token of the prompt but the first, and those of this number of
         the most likely tokens in its place. The whole prompt is computed for them: the prefix cache is not read.
@@ -71,6 +80,8 @@ class Request:
     prompt: str | Sequence[int] | None = None
     _: KW_ONLY
     messages: Sequence[Message] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     expert: ExpertChoice = None
     n: int = 1
     max_tokens: int = 256
@@ -85,6 +96,7 @@ class Request:
     escape_special: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     priority: int = 0
+    response_format: ResponseFormat | Mapping[str, Any] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     salt: str | None = None
@@ -115,6 +127,7 @@ class Request:
             _check_sequence("messages", self.messages, "a list of {role, content}", "message")
         if not (is_integer(self.n) and 1 <= self.n <= MAX_SAMPLES):
             raise ZweaveError(f"n must be an integer from 1 to {MAX_SAMPLES}, not {shortened(self.n)}")
+        self._check_template_inputs()
         check_integer("max_tokens", self.max_tokens, 1)
         check_integer("min_tokens", self.min_tokens, 0)
         if self.min_tokens > self.max_tokens:
@@ -134,6 +147,11 @@ class Request:
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
             check_flag(name, getattr(self, name))
         check_flag("raw", self.raw)
+        object.__setattr__(self, "response_format", ResponseFormat.parse(self.response_format))
+        if self.response_format is not None and self.ignore_eos:
+            raise ZweaveError(
+                "an answer in a response_format ends where it is complete: leave ignore_eos out"
+            )
         if self.template is not None:
             check_name(self.template)
             if self.raw:
@@ -158,6 +176,14 @@ class Request:
         if self.add_special_tokens is not None:
             check_flag("add_special_tokens", self.add_special_tokens)
         _check_ids("score", self.score)
+
+    def _check_template_inputs(self) -> None:
+        for name, plain in (("tools", plain_tools), ("chat_template_kwargs", plain_template_kwargs)):
+            value = getattr(self, name)
+            if value is not None:
+                if self.messages is None:
+                    raise ZweaveError(f"{name} go into the chat template: give messages instead of a prompt")
+                object.__setattr__(self, name, plain(value))
 
     @property
     def is_auto(self) -> bool:

@@ -6,19 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from ..checkpoint.hf_config import read_json
-from ..errors import ZweaveError, shortened
+from ..errors import ZweaveError
 from ..validation import has_lone_surrogate, is_integer
 from .chat_template import ChatTemplate
 from .end_tokens import end_token_ids
 from .escape import SpecialTokenEscape
+from .messages import each_text, plain_messages
 from .special_tokens import SpecialTokens
 from .token_bytes import TokenBytes
 
-ROLES = ("system", "user", "assistant", "tool")
 # Conversations that share nothing but the template's own words around them.
 _PROBES = ("Why is it so?", "42", "alpha beta\n", "(x)", "été")
 
@@ -80,21 +81,32 @@ class Tokenizer:
         return text[1:] if self.token_bytes.strips_first_space and text.startswith(" ") else text
 
     def chat(
-        self, messages: Sequence[Mapping[str, str]], special: bool = False, escape_special: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        special: bool = False,
+        escape_special: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation, with the assistant's turn opened.
 
         A final assistant message is continued: its turn is opened with its words and not closed.
         special: whether to add what the tokenizer puts around every text; most templates write it themselves.
-        escape_special: take special tokens that are written out in a message as plain text.
+        escape_special: take special tokens that are written out in a message or a tool as plain text.
+        tools: JSON schemas of the functions that the model may call.
+        template_kwargs: further variables of the template; those that it does not know have no effect.
         Raises ZweaveError without a chat template, for malformed messages, and for what the template refuses.
         """
-        _check_messages(messages)
+        messages = plain_messages(messages)
         if self._template is None:
             raise ZweaveError(f"{self.directory} has no chat template: give a prompt instead of messages")
         if escape_special:
-            messages = [{**message, "content": self.escape(message["content"])} for message in messages]
-        return self.encode(self._template.render(messages), special)
+            messages, tools, template_kwargs = each_text([messages, tools, template_kwargs], self.escape)
+        return self.encode(self._template.render(messages, tools, template_kwargs or {}), special)
+
+    def to_json(self) -> str:
+        """The tokenizer as `tokenizer.json` has it, with the tokens that the files beside it add."""
+        return self._tokenizer.to_str()
 
     def after_prompt_start(self, ids: Sequence[int]) -> int:
         """Index of the first token that an `after_prompt` expert acts on.
@@ -198,15 +210,3 @@ def _vocab_size(config_file: Path) -> int | None:
     """The model's; None for a directory that holds a tokenizer alone."""
     size = read_json(config_file).get("vocab_size") if config_file.is_file() else None
     return size if is_integer(size) else None
-
-
-def _check_messages(messages: Sequence[Mapping[str, str]]) -> None:
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
-        raise ZweaveError('messages must be a non-empty list of {"role": ..., "content": ...}')
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str):
-            raise ZweaveError(f'a message must be {{"role": ..., "content": text}}, not {shortened(message)}')
-        if message.get("role") not in ROLES:
-            raise ZweaveError(
-                f"a message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}"
-            )

@@ -250,3 +250,28 @@ def test_several_answers_stand_in_one_result(
     assert main(["generate", "--model", model, "one", *options]) == 0
     shown = capsys.readouterr().out
     assert shown == "> one\n" + "\n\n".join(f"[{i}] {text}" for i, text in enumerate(texts)) + "\n\n"
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_the_form_of_answers(
+    as_file: bool, tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [17]}')
+    form = ("--json-schema", str(schema)) if as_file else ("--regex", "17")
+    row = {"prompt": "b", "response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 5}}}}
+    (tmp_path / "in.jsonl").write_text(f'{{"prompt": "a"}}\n{json.dumps(row)}')
+    arguments = [
+        "generate",
+        "--model",
+        str(tiny_model("llama")),
+        "--jsonl",
+        "--input",
+        str(tmp_path / "in.jsonl"),
+    ]
+    assert main([*arguments, *form]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {result["index"]: result["text"] for result in results} == {0: "17", 1: "5"}
+    schema.write_text('{"enum": ')
+    assert main([*arguments, "--json-schema", str(schema)]) == 1
+    assert f"{schema}: json_schema is no JSON" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""docs/engine.md: its examples run, and its tables name every option and every field of a Delta."""
+"""docs/engine.md and docs/structured.md: the examples run, and tables name every option and every field of a Delta."""
 
 import dataclasses
 import re
@@ -12,8 +12,9 @@ from zweave.checkpoint import ModelConfig
 from zweave.engine import EngineConfig
 from zweave.experts import Expert
 
-TEXT = (Path(__file__).parents[2] / "docs/engine.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT, STRUCTURED = ((DOCS / name).read_text(encoding="utf-8") for name in ("engine.md", "structured.md"))
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT + STRUCTURED, flags=re.DOTALL | re.MULTILINE)
 # Name and second column of each row of the tables.
 ROWS = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", TEXT, flags=re.MULTILINE))
 

@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="exact",
         help="approximate: prompts are left to the base, whatever the expert (docs/kv_cache.md); (%(default)s)",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--json-schema", metavar="FILE", help="answers are JSON of this schema (docs/structured.md)"
+    )
+    form.add_argument("--regex", metavar="PATTERN", help="answers match this regular expression as a whole")
     _add_ends(parser)
     parser.add_argument(
         "--add-special-tokens",
@@ -69,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_dispatcher_option(parser)
     add_engine_options(parser)
-    parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher"), ("--output",)))
+    parser.set_defaults(run=Deferred("generate", ("--input", "--dispatcher", "--json-schema"), ("--output",)))
 
 
 def _bias(text: str) -> tuple[str, float]:
