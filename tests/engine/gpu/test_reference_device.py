@@ -16,13 +16,13 @@ from zweave.request import Request, Result, Sampling
 from zweave.scheduler import Chunk
 
 # Blocks, rows and slots for a few requests at once.
-TIGHT = {"kv_tokens": 100, "max_sequences": 9, "max_batch_tokens": 48, "slots": 3}
+TIGHT = {"kv_tokens": 80, "max_sequences": 9, "max_batch_tokens": 48, "slots": 3}
 SEEDS = range(4)
 CHOICES: list[Any] = [None, "a", "b", "late", {"a": 0.5, "b": 0.25}]
 
 
 def traffic(count: int, seed: int) -> list[Request]:
-    """Requests whose prompts share beginnings, some sampled, some with log-probabilities."""
+    """Requests whose prompts share beginnings, some sampled, penalised, with log-probabilities or a priority."""
     random = Random(seed)
     trunk = [random.randrange(3, 90) for _ in range(60)]
     requests = []
@@ -30,7 +30,8 @@ def traffic(count: int, seed: int) -> list[Request]:
         prompt = trunk[: random.randrange(1, 50)] + [
             random.randrange(3, 90) for _ in range(random.randrange(6))
         ]
-        sampling = Sampling(temperature=random.choice([0.0, 0.0, 0.7]), seed=index)
+        penalty = random.choice([0.0, 0.0, 0.0, 1.5])
+        sampling = Sampling(temperature=random.choice([0.0, 0.0, 0.7]), seed=index, presence_penalty=penalty)
         requests.append(
             Request(
                 prompt or [5],
@@ -38,6 +39,8 @@ def traffic(count: int, seed: int) -> list[Request]:
                 max_tokens=random.randrange(1, 12),
                 sampling=sampling,
                 logprobs=random.choice([None, None, 3]),
+                prompt_logprobs=random.choice([None, None, None, 2]),
+                priority=random.choice([0, 0, 0, -1]),
                 stop_token_ids=random.choice([(), tuple(range(3, 90, 4))]),
             )
         )
@@ -45,7 +48,8 @@ def traffic(count: int, seed: int) -> list[Request]:
 
 
 def essence(result: Result) -> tuple[object, ...]:
-    return result.token_ids, result.text, result.finish_reason
+    of_prompt = [entry and entry.token_id for entry in result.prompt_logprobs or ()]
+    return result.token_ids, result.text, result.finish_reason, of_prompt
 
 
 def test_a_top_k_beyond_any_vocabulary_keeps_all(tiny_engine: Callable[..., Engine]) -> None:
@@ -61,7 +65,8 @@ def test_a_mixed_batch(tiny_engine: Callable[..., Engine]) -> None:
     given = tiny_engine(device="reference").generate(requests)
     assert [essence(result) for result in given] == [essence(result) for result in wanted]
     for one, other in zip(given, wanted, strict=True):
-        for a, b in zip(one.logprobs or (), other.logprobs or (), strict=True):
+        entries = [[*(r.logprobs or ()), *(r.prompt_logprobs or [None])[1:]] for r in (one, other)]
+        for a, b in zip(*entries, strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and set(a.top) == set(b.top)
 
 
