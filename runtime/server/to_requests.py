@@ -23,6 +23,7 @@ _SAME = (
     "priority",
     "prompt_logprobs",
     "raw",
+    "response_format",
     "skip_special_tokens",
     "stop",
     "stop_token_ids",
@@ -36,6 +37,8 @@ def chat_request(body: ChatBody, choice: ExpertChoice, salt: str | None, engine:
         raise ApiError(400, "top_logprobs needs logprobs: true")
     return Request(
         messages=[message.plain() for message in body.messages],
+        tools=body.offered_tools,
+        chat_template_kwargs=body.chat_template_kwargs,
         max_tokens=_given(body.max_completion_tokens, body.max_tokens, engine.max_length),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         **_fields(body, choice, salt),

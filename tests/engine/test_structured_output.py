@@ -270,3 +270,9 @@ def test_tools_go_into_the_prompt(make, tiny_model, tmp_path):
     assert result.prompt_tokens == len('[{"name": "f"}]Hello hi') and result.asked is None
     (result,) = engine.generate(replace(request, tools=None))
     assert result.asked is not None and "Say hi" in result.asked
+
+
+def test_each_of_several_answers_has_the_form(engine):
+    result = engine.generate(ask({"regex": "[0-9]{3}"}, n=4))[0]
+    assert len(result.samples) == 4
+    assert all(re.fullmatch("[0-9]{3}", sample.text) for sample in result.samples)

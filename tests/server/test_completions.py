@@ -1,13 +1,16 @@
 """Answers over HTTP are the engine's, whichever way they are asked for."""
 
 import asyncio
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 
-from zweave import Engine, Request, Sampling
+from zweave import Delta, Engine, Request, Result, Sampling
+from zweave.server.responses.chat import ChatResponse
 
 PROMPT = "hello world"
 MIXTURE = {"a": 0.7, "b": 0.3}
@@ -145,3 +148,44 @@ def test_tokens_there_and_back(server: Any, twin: Engine) -> None:
     messages = [{"role": "user", "content": "x"}]
     told = server.http().post("/tokenize", json={"messages": messages}).json()
     assert told["tokens"] == twin.tokenizer.chat(messages)
+
+
+def test_an_answer_keeps_its_form(server: Any) -> None:
+    asked: dict[str, Any] = {"model": "a", "messages": [{"role": "user", "content": "x"}], "n": 3, "seed": 1}
+    schema = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {"enum": [17, [True], "x"]}},
+    }
+    told = server.openai().chat.completions.create(**asked, response_format=schema)
+    values = [json.loads(choice.message.content) for choice in told.choices]
+    assert all(value in (17, [True], "x") for value in values)
+    body = {
+        "model": "b",
+        "prompt": "x",
+        "n": 3,
+        "max_tokens": 40,
+        "response_format": {"regex": "[0-9]{3}-[a-f]"},
+    }
+    choices = server.http().post("/v1/completions", json=body).json()["choices"]
+    assert all(re.fullmatch("[0-9]{3}-[a-f]", choice["text"]) for choice in choices)
+
+
+def test_calls_of_tools_are_told_apart_from_text(server: Any) -> None:
+    """The answer is made to call: what is tested is how a call is told."""
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    call = '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>'
+    body = {
+        "model": "tiny", "messages": [{"role": "user", "content": "1?"}],
+        "response_format": {"choice": [call]}, "max_tokens": 200,
+    }  # fmt: skip
+    refused = server.http().post("/v1/chat/completions", json=body | {"tools": [tool]})
+    assert refused.status_code == 400 and "tools" in refused.json()["error"]["message"]
+    # The template of the tests' model knows no tools: the response is tested by itself.
+    result = Result(call, [1], None, None, "stop", prompt_tokens=1)
+    response = ChatResponse("tiny", server.engine.tokenizer, has_tools=True)
+    (choice,) = response.whole([result])["choices"]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    assert response.chunk(0, Delta(1, "<tool", [1])) is None
+    last = response.chunk(0, Delta(1, ">", [2], result))["choices"][0]
+    assert last["delta"]["tool_calls"][0]["function"]["name"] == "add"

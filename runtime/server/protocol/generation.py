@@ -1,5 +1,7 @@
 """The fields that both kinds of completions have."""
 
+from typing import Any
+
 from .body import StreamOptions, UnusedFields
 from .expert_field import ExpertField
 
@@ -9,6 +11,7 @@ class GenerationBody(UnusedFields):
 
     model: the served model, an expert, a mixture (`sst2:0.7+trec:0.3`), an alias, or "auto".
     expert: an expert or a mixture, beside the served model.
+    response_format: OpenAI's, or {"regex": ...}, {"choice": [...]}, {"grammar": ...}.
     n: answers to a prompt.
     """
 
@@ -19,6 +22,7 @@ class GenerationBody(UnusedFields):
     max_tokens: int | None = None
     n: int | None = None
     presence_penalty: float | None = None
+    response_format: dict[str, Any] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...request import Result
+from ...text.tool_calls import ToolCall
 
 
 def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
@@ -34,6 +35,12 @@ def usage(results: Sequence[Result], prompts: int) -> dict[str, Any]:
 def finish_reason(result: Result) -> str:
     """As OpenAI names it."""
     return "length" if result.finish_reason == "length" else "stop"
+
+
+def tool_call(index: int, call: ToolCall) -> dict[str, Any]:
+    """A call of a tool, as messages and chunks have it."""
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": index, "id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
 
 
 def how(result: Result) -> dict[str, Any]:

@@ -23,7 +23,9 @@ async def chat(body: ChatBody, http: HttpRequest) -> Any:
     salt = server.keys.tenant(http.headers)
     choice = await server.choose(body.model, body.expert)
     answering = Answering(server, [chat_request(body, choice, salt, server.engine)])
-    response = ChatResponse(body.model, server.engine.tokenizer, body.includes_usage)
+    response = ChatResponse(
+        body.model, server.engine.tokenizer, body.includes_usage, body.offered_tools is not None
+    )
     if body.stream:
         return await event_stream(answering, response, body.includes_usage)
     return response.whole(await answered(answering, http))
