@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def _alias(text: str) -> tuple[str, ExpertChoice]:
     """Reads NAME=EXPERT or NAME=A:0.7+B:0.3."""
     from ..server.errors import ApiError
-    from ..server.expert_choice import expert_choice
+    from ..server.experts.expert_choice import expert_choice
 
     name, _, choice = text.partition("=")
     if not name or not choice:

@@ -10,15 +10,15 @@ from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Request
-from .admission import Admission
+from .answers.admission import Admission
 from .auth import Keys
 from .errors import ApiError
-from .expert_choice import expert_choice
-from .expert_directory import ExpertDirectory
+from .experts.expert_choice import expert_choice
+from .experts.expert_directory import ExpertDirectory
+from .experts.uploads import Uploads
 from .metrics import Metrics
 from .protocol.expert_field import ExpertField
 from .settings import ServerSettings
-from .uploads import Uploads
 
 
 class Served:

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from ..answering import Answering, answered
-from ..event_stream import event_stream
+from ..answers.answering import Answering, answered
+from ..answers.event_stream import event_stream
 from ..json_route import JsonRoute
 from ..protocol.completion import CompletionBody
 from ..responses.completion import CompletionResponse

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from fastapi.responses import StreamingResponse
 
-from ..errors import ZweaveError, one_line
-from ..request import Delta, Result
+from ...errors import ZweaveError, one_line
+from ...request import Delta, Result
+from ..errors import ApiError, error_body
 from .answering import Answering
-from .errors import ApiError, error_body
 
 
 class Chunks(Protocol):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from threading import Lock
 
-from ..engine.engine import Engine
-from ..errors import ZweaveError
-from ..experts.mixture import check_name
+from ...engine.engine import Engine
+from ...errors import ZweaveError
+from ...experts.mixture import check_name
 
 
 class ExpertDirectory:

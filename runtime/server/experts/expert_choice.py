@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping
 
-from ..errors import shortened
-from ..experts.mixture import ExpertChoice
-from .errors import ApiError
-from .protocol.expert_field import ExpertField
+from ...errors import shortened
+from ...experts.mixture import ExpertChoice
+from ..errors import ApiError
+from ..protocol.expert_field import ExpertField
 
 
 def expert_choice(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
 
-from .errors import ApiError
+from ..errors import ApiError
 
 
 class Admission:

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 from fastapi import Request as HttpRequest
 
-from ..engine.delta_stream import DeltaStream
-from ..request import Delta, Request, Result
-from .errors import ApiError
-from .served import Served, kind_of
+from ...engine.delta_stream import DeltaStream
+from ...request import Delta, Request, Result
+from ..errors import ApiError
+from ..served import Served, kind_of
 
 
 class Answering:

@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from ..engine.engine import Engine
-from ..errors import ZweaveError
-from ..experts.expert import Expert
-from .errors import ApiError
+from ...engine.engine import Engine
+from ...errors import ZweaveError
+from ...experts.expert import Expert
+from ..errors import ApiError
 
 # Of a file beside its vectors: names, description, training record.
 _HEADER = 1 << 20
