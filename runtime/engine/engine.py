@@ -79,13 +79,17 @@ class Engine:
             parts.input_processor, parts.first_passes, parts.scheduler, parts.output_processor
         )
 
-    def load_expert(self, name: str, expert: str | PathLike[str] | Expert | None = None) -> None:
+    def load_expert(
+        self, name: str, expert: str | PathLike[str] | Expert | Mapping[str, Tensor] | None = None
+    ) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
 
-        expert: an Expert, its file, or the name of one that comes with zweave (docs/experts.md), by default what the
-            name itself stands for.
+        expert: an Expert, its z by module (each [rank], any dtype of floats), its file, or the name of one that comes
+            with zweave (docs/experts.md), by default what the name itself stands for.
         Raises ZweaveError if there is none, or it is not for this model.
         """
+        if isinstance(expert, Mapping):
+            expert = Expert({module: z.detach().float() for module, z in expert.items()})
         self.bank.load(name, name if expert is None else expert)
 
     def unload_expert(self, name: str) -> None:

@@ -334,3 +334,14 @@ def test_scores_are_the_log_probabilities_at_the_prompts_end(tiny_engine: TinyEn
     ):
         with pytest.raises(ZweaveError, match=words):
             engine.generate(Request(PROMPT, score=bad))
+
+
+def test_an_expert_is_given_as_tensors(tiny_engine: Callable[..., Engine]) -> None:
+    engine = tiny_engine()
+    z = engine.bank.registered("a").read().z
+    wanted = engine.generate(Request([3, 14, 15], expert="a", max_tokens=8, ignore_eos=True))[0]
+    engine.load_expert("mine", {module: values.double() for module, values in z.items()})
+    found = engine.generate(Request([3, 14, 15], expert="mine", max_tokens=8, ignore_eos=True))[0]
+    assert found.token_ids == wanted.token_ids and found.reuse == "same_mixture"
+    with pytest.raises(ZweaveError, match="z must be a vector"):
+        engine.load_expert("mine", {module: values[None] for module, values in z.items()})
