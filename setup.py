@@ -58,7 +58,10 @@ packages |= sub_packages("zweave.kernels", "kernels") | sub_packages("zweave.ben
 setup(
     packages=list(packages),
     package_dir=packages,
-    package_data={"zweave": ["py.typed", "experts/data/*", "dispatch/data/*"], "zweave.kernels": ["_C.pyi"]},
+    package_data={
+        "zweave": ["py.typed", "experts/data/*", "dispatch/data/*", "server/playground/*"],
+        "zweave.kernels": ["_C.pyi"],
+    },
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True)},
 )

@@ -1,0 +1,75 @@
+// Who answers: one expert, a mixture of several by sliders, or "auto".
+
+const MIXTURE = "\u0000mixture";
+
+export class Mixture {
+  constructor(elements, onChange) {
+    Object.assign(this, elements);
+    this.weights = new Map();
+    this.models = [];
+    this.expert.addEventListener("change", () => this.show(onChange));
+    this.add.addEventListener("change", () => {
+      if (this.add.value) this.slide(this.add.value, 0.5);
+      this.add.value = "";
+      onChange();
+    });
+    this.onChange = onChange;
+  }
+
+  offer(models) {
+    this.models = models;
+    const experts = models.filter((model) => model.zweave.kind === "expert");
+    const others = models.filter((model) => ["alias", "auto"].includes(model.zweave.kind));
+    this.expert.replaceChildren(
+      ...[...experts, ...others].map((model) => new Option(model.id, model.id)),
+      new Option("a mixture of several", MIXTURE),
+    );
+    this.add.replaceChildren(new Option("choose one", ""), ...experts.map((model) => new Option(model.id, model.id)));
+    if (experts.length && !this.weights.size) this.slide(experts[0].id, 1);
+    this.show(this.onChange);
+  }
+
+  show(onChange) {
+    const model = this.models.find((one) => one.id === this.expert.value);
+    this.mixture.hidden = this.expert.value !== MIXTURE;
+    this.description.textContent = model?.zweave.description ?? "";
+    onChange();
+  }
+
+  // A slider that sets an expert's weight; the next request takes it.
+  slide(name, weight) {
+    if (this.weights.has(name)) return;
+    this.weights.set(name, weight);
+    const label = document.createElement("label");
+    const shown = document.createElement("output");
+    const slider = document.createElement("input");
+    Object.assign(slider, { type: "range", min: -0.5, max: 1.5, step: 0.05, value: weight, id: `weight-${name}` });
+    label.htmlFor = slider.id;
+    shown.textContent = weight.toFixed(2);
+    label.append(`${name} `, shown);
+    slider.addEventListener("input", () => {
+      this.weights.set(name, Number(slider.value));
+      shown.textContent = Number(slider.value).toFixed(2);
+      this.onChange();
+    });
+    this.sliders.append(label, slider);
+  }
+
+  // The fields of a body.
+  get fields() {
+    if (this.expert.value !== MIXTURE) return { model: this.expert.value || "base" };
+    const parts = [...this.weights].filter(([, weight]) => weight !== 0);
+    return { model: "base", expert: Object.fromEntries(parts) };
+  }
+
+  get title() {
+    const { model, expert } = this.fields;
+    return expert ? Object.entries(expert).map(([name, weight]) => `${weight.toFixed(2)} ${name}`).join(" + ") : model;
+  }
+
+  // The expert whose z can be shown, if it is one alone.
+  get single() {
+    const model = this.models.find((one) => one.id === this.expert.value);
+    return model?.zweave.kind === "expert" ? model.id : null;
+  }
+}

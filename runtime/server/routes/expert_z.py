@@ -1,0 +1,42 @@
+"""/v1/experts/NAME/z: how far an expert changes each matrix."""
+
+from functools import lru_cache
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from ...checkpoint.module_name import layer_of, linear_of
+from ...experts.expert import Expert
+from ..errors import ApiError
+from ..served import Served, served
+
+router = APIRouter(tags=["experts"])
+
+
+@router.get("/v1/experts/{name:path}/z")
+def expert_z(name: str, http: HttpRequest) -> dict[str, Any]:
+    """The mean of |z - 1| of each matrix, a row a layer; null where the expert adapts nothing."""
+    server = served(http)
+    server.keys.tenant(http.headers)
+    if server.directory is not None and name not in server.engine.experts():
+        server.directory.ensure(name)
+    if name not in server.engine.experts():
+        raise ApiError(404, f"there is no expert {name!r}: GET /v1/experts lists them")
+    entry = server.engine.bank.registered(name)
+    return _summary(server, entry.digest, name)
+
+
+@lru_cache(maxsize=256)
+def _summary(server: Served, digest: str, name: str) -> dict[str, Any]:
+    config = server.engine.model.config
+    matrices = list(dict.fromkeys(map(linear_of, config.adapted_shapes())))
+    expert = server.engine.bank.registered(name).read()
+    values: list[list[float | None]] = [[None] * len(matrices) for _ in range(config.num_layers)]
+    for module, distance in _distances(expert).items():
+        values[layer_of(module)][matrices.index(linear_of(module))] = distance
+    return {"layers": config.num_layers, "matrices": matrices, "values": values}
+
+
+def _distances(expert: Expert) -> dict[str, float]:
+    return {module: float((z - 1).abs().mean()) for module, z in expert.z.items()}
