@@ -101,6 +101,7 @@ def test_a_visitor_asks_and_mixes(page: Any, server: Any) -> None:
     page.wait_for_selector("#heatmap svg rect")
     page.get_by_label("Expert", exact=True).select_option(label="a mixture of several")
     page.get_by_label("Add an expert").select_option("b")
+    page.get_by_label("Add an expert").select_option("a")
     page.get_by_label("b 0.50").fill("1")
     sent = []
     page.on(

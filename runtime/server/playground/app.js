@@ -60,11 +60,12 @@ async function send(prompt) {
   $("stop").disabled = false;
   $("error").textContent = "";
   const common = { temperature: Number($("temperature").value), max_tokens: Number($("max-tokens").value) };
-  const chunks = (fields) => (messages) => api.chat({ ...fields, ...common, messages }, running.signal);
+  const chunks = (fields, alone) => (messages) =>
+    api.chat({ ...fields, ...common, messages: alone ? messages.slice(-1) : messages }, running.signal);
   const title = mixture.title;
   const outcomes = await Promise.allSettled([
-    base.answer(prompt, chunks({ model: "base" })),
-    adapted.answer(prompt, chunks(mixture.fields)),
+    base.answer(prompt, chunks({ model: "base" }, false)),
+    adapted.answer(prompt, chunks(mixture.fields, mixture.asksAlone)),
   ]);
   outcomes.forEach((outcome, index) => {
     if (outcome.status === "fulfilled") timeline.add(index ? title : "base", outcome.value);

@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 export function heatmap(target, { layers, matrices, values }) {
   const largest = Math.max(...values.flat().map((value) => value ?? 0), 1e-9);
   const [left, top, width, height] = [14, 34, 22, 7];
-  const svg = made("svg", { viewBox: `0 0 ${left + width * matrices.length} ${top + height * layers}`, role: "img" });
+  const svg = made("svg", { viewBox: `0 0 ${left + width * matrices.length + 14} ${top + height * layers}`, role: "img" });
   const what = `Mean distance of z from 1 in ${layers} layers and ${matrices.length} matrices, at most ${largest.toFixed(3)}.`;
   svg.setAttribute("aria-label", what);
   matrices.forEach((name, column) => {

@@ -25,14 +25,14 @@ export class Mixture {
       new Option("a mixture of several", MIXTURE),
     );
     this.add.replaceChildren(new Option("choose one", ""), ...experts.map((model) => new Option(model.id, model.id)));
-    if (experts.length && !this.weights.size) this.slide(experts[0].id, 1);
     this.show(this.onChange);
   }
 
   show(onChange) {
     const model = this.models.find((one) => one.id === this.expert.value);
     this.mixture.hidden = this.expert.value !== MIXTURE;
-    this.description.textContent = model?.zweave.description ?? "";
+    const asked = model?.zweave.own_words ? " It is asked each message by itself, in the words it was trained on." : "";
+    this.description.textContent = (model?.zweave.description ?? "") + asked;
     onChange();
   }
 
@@ -59,12 +59,18 @@ export class Mixture {
   get fields() {
     if (this.expert.value !== MIXTURE) return { model: this.expert.value || "base" };
     const parts = [...this.weights].filter(([, weight]) => weight !== 0);
-    return { model: "base", expert: Object.fromEntries(parts) };
+    return parts.length ? { model: "base", expert: Object.fromEntries(parts) } : { model: "base" };
   }
 
   get title() {
     const { model, expert } = this.fields;
+    if (this.expert.value === MIXTURE && !expert) return "a mixture of nothing yet";
     return expert ? Object.entries(expert).map(([name, weight]) => `${weight.toFixed(2)} ${name}`).join(" + ") : model;
+  }
+
+  // Whether the conversation before a message is left out.
+  get asksAlone() {
+    return this.models.find((one) => one.id === this.expert.value)?.zweave.own_words ?? false;
   }
 
   // The expert whose z can be shown, if it is one alone.
