@@ -82,6 +82,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"zweave"}
     assert "zweave/py.typed" in names
     assert "zweave/cli/main.py" in names
+    assert "zweave/server/playground/index.html" in names
     assert "zweave/bench/kernels/linear.py" in names
     assert any(name.startswith("zweave/kernels/_C.") and name.endswith(".so") for name in names)
     experts = {
