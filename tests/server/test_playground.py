@@ -30,7 +30,7 @@ def test_the_page_and_what_it_loads(server: Any) -> None:
         told = server.http().get(f"/{name}")
         assert told.status_code == 200 and told.headers["x-content-type-options"] == "nosniff"
         assert told.headers["content-type"].startswith(("text/css", "text/javascript"))
-    assert server.http().get("/playground/../app.py").status_code == 404
+    assert server.http().get("/playground/%2e%2e%2fapp.py").status_code == 404
     assert server.http().get("/playground/x.js").status_code == 404
 
 

@@ -45,8 +45,10 @@ export class Conversation {
     } finally {
       told.done = performance.now();
       told.first ??= told.done;
-      this.messages.push({ role: "assistant", content: text });
-      this.facts.textContent = described(told);
+      // A question without an answer is no part of the conversation.
+      if (text) this.messages.push({ role: "assistant", content: text });
+      else this.messages.pop();
+      this.facts.textContent = text ? described(told) : "";
     }
     return told;
   }
@@ -56,7 +58,7 @@ function described({ sent, first, done, usage, zweave }) {
   const parts = [`first token ${Math.round(first - sent)} ms`];
   if (usage) {
     const seconds = Math.max((done - first) / 1000, 1e-3);
-    parts.push(`${usage.completion_tokens} tokens`);
+    parts.push(`${usage.completion_tokens} token${usage.completion_tokens === 1 ? "" : "s"}`);
     if (usage.completion_tokens > 1) parts.push(`${((usage.completion_tokens - 1) / seconds).toFixed(1)} tokens/s`);
     parts.push(`${usage.prompt_tokens} of prompt`);
   }

@@ -1,6 +1,5 @@
 """/v1/experts/NAME/z: how far an expert changes each matrix."""
 
-from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,7 +8,7 @@ from fastapi import Request as HttpRequest
 from ...checkpoint.module_name import layer_of, linear_of
 from ...experts.expert import Expert
 from ..errors import ApiError
-from ..served import Served, served
+from ..served import served
 
 router = APIRouter(tags=["experts"])
 
@@ -23,17 +22,10 @@ def expert_z(name: str, http: HttpRequest) -> dict[str, Any]:
         server.directory.ensure(name)
     if name not in server.engine.experts():
         raise ApiError(404, f"there is no expert {name!r}: GET /v1/experts lists them")
-    entry = server.engine.bank.registered(name)
-    return _summary(server, entry.digest, name)
-
-
-@lru_cache(maxsize=256)
-def _summary(server: Served, digest: str, name: str) -> dict[str, Any]:
     config = server.engine.model.config
     matrices = list(dict.fromkeys(map(linear_of, config.adapted_shapes())))
-    expert = server.engine.bank.registered(name).read()
     values: list[list[float | None]] = [[None] * len(matrices) for _ in range(config.num_layers)]
-    for module, distance in _distances(expert).items():
+    for module, distance in _distances(server.engine.bank.registered(name).read()).items():
         values[layer_of(module)][matrices.index(linear_of(module))] = distance
     return {"layers": config.num_layers, "matrices": matrices, "values": values}
 
