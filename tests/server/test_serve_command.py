@@ -75,7 +75,8 @@ def test_what_runs_may_end_when_it_is_told_to_stop(tiny_model_and_expert: tuple[
             except httpx.TransportError:
                 assert process.poll() is None and time.monotonic() < end
                 time.sleep(0.1)
-        body = {"model": "e", "prompt": "x", "max_tokens": 450, "ignore_eos": True}
+        # So many that they are in work until the server is told to stop.
+        body = {"model": "e", "prompt": "x", "n": 32, "max_tokens": 450, "ignore_eos": True}
         answers: list[httpx.Response] = []
         asking = threading.Thread(
             target=lambda: answers.append(
@@ -83,11 +84,11 @@ def test_what_runs_may_end_when_it_is_told_to_stop(tiny_model_and_expert: tuple[
             )
         )
         asking.start()
-        while b"requests_in_work 1.0" not in httpx.get(f"{url}/metrics", trust_env=False).content:
+        while b"requests_in_work 32.0" not in httpx.get(f"{url}/metrics", trust_env=False).content:
             assert asking.is_alive()
         process.send_signal(signal.SIGTERM)
         asking.join(60)
-        assert answers[0].json()["usage"]["completion_tokens"] == 450
+        assert answers[0].json()["usage"]["completion_tokens"] == 32 * 450
         assert process.wait(60) in (0, -signal.SIGTERM)
         assert "Traceback" not in process.stderr.read()
     finally:
