@@ -29,8 +29,6 @@ def run(args: argparse.Namespace) -> int:
         drain_timeout=args.drain_timeout,
         max_body=args.max_body_mb << 20,
     )
-    if settings.experts is not None and not settings.experts.is_dir():
-        raise ZweaveError(f"--experts: {settings.experts} is no directory: make it, or leave the option out")
     check_named(args, [])
     _check_port(args.host, args.port)
     engine = open_engine(args)

@@ -41,6 +41,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name in self.aliases:
             check_name(name)
+        if self.experts is not None and not self.experts.is_dir():
+            raise ZweaveError(f"--experts: {self.experts} is no directory: make it, or leave the option out")
         for name in ("max_waiting", "max_body", "max_prompts"):
             check_integer(name, getattr(self, name), 1)
         check_integer("max_uploads", self.max_uploads, 0)

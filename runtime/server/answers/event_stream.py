@@ -15,6 +15,8 @@ from .answering import Answering
 class Chunks(Protocol):
     """The chunks of one kind of response."""
 
+    includes_usage: bool
+
     def opening(self, index: int) -> dict[str, Any] | None:
         """Goes before a choice's first delta."""
         ...
@@ -28,11 +30,10 @@ class Chunks(Protocol):
         ...
 
 
-async def event_stream(answering: Answering, chunks: Chunks, includes_usage: bool) -> StreamingResponse:
+async def event_stream(answering: Answering, chunks: Chunks) -> StreamingResponse:
     """The response; errors before the first chunk are raised, later ones are sent as an event."""
     await answering.start()
-    events = _events(answering, chunks, includes_usage)
-    return _Events(events, answering)
+    return _Events(_events(answering, chunks), answering)
 
 
 class _Events(StreamingResponse):
@@ -49,7 +50,7 @@ class _Events(StreamingResponse):
             self._answering.close()
 
 
-async def _events(answering: Answering, chunks: Chunks, includes_usage: bool) -> AsyncIterator[str]:
+async def _events(answering: Answering, chunks: Chunks) -> AsyncIterator[str]:
     for index in range(answering.num_choices):
         opening = chunks.opening(index)
         if opening is not None:
@@ -59,7 +60,7 @@ async def _events(answering: Answering, chunks: Chunks, includes_usage: bool) ->
             chunk = chunks.chunk(index, delta)
             if chunk is not None:
                 yield _event(chunk)
-        if includes_usage:
+        if chunks.includes_usage:
             yield _event(chunks.usage([result for result in answering.results if result is not None]))
         yield "data: [DONE]\n\n"
     except ApiError as error:

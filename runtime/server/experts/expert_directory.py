@@ -4,7 +4,6 @@ from pathlib import Path
 from threading import Lock
 
 from ...engine.engine import Engine
-from ...errors import ZweaveError
 from ...experts.mixture import check_name
 
 
@@ -17,8 +16,6 @@ class ExpertDirectory:
     def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
         self.path = path.resolve()
-        if not self.path.is_dir():
-            raise ZweaveError(f"--experts: {path} is no directory: make it, or leave the option out")
         self._loaded: dict[str, tuple[int, int]] = {}
         self._lock = Lock()
 

@@ -7,9 +7,10 @@ from ...text.tokenizer import Tokenizer
 from ...text.tool_calls import parse_tool_calls
 from .facts import finish_reason, head, how, tool_call, usage
 from .logprobs import chat_logprobs
+from .response import Response
 
 
-class ChatResponse:
+class ChatResponse(Response):
     """The response to one body, whole or in chunks.
 
     has_tools: whether answers may hold calls of tools. Such an answer is one chunk, since only its end tells.
@@ -18,8 +19,8 @@ class ChatResponse:
     def __init__(
         self, model: str, tokenizer: Tokenizer, includes_usage: bool = False, has_tools: bool = False
     ) -> None:
-        self._tokenizer, self._includes_usage, self._has_tools = tokenizer, includes_usage, has_tools
-        self._head = head("chat.completion.chunk", "chatcmpl", model)
+        super().__init__(head("chat.completion.chunk", "chatcmpl", model), tokenizer, 1, includes_usage)
+        self._has_tools = has_tools
 
     def whole(self, results: list[Result]) -> dict[str, Any]:
         """All choices."""
@@ -73,11 +74,3 @@ class ChatResponse:
         if result is not None:
             choice["zweave"] = how(result)
         return self._chunk(choice)
-
-    def usage(self, results: list[Result]) -> dict[str, Any]:
-        """The chunk that tells the tokens used."""
-        return {**self._head, "choices": [], "usage": usage(results, 1)}
-
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        nothing = {"usage": None} if self._includes_usage else {}
-        return {**self._head, "choices": [choice], **nothing}

@@ -6,9 +6,10 @@ from ...request import Delta, Result
 from ...text.tokenizer import Tokenizer
 from .facts import finish_reason, head, how, usage
 from .logprobs import completion_logprobs
+from .response import Response
 
 
-class CompletionResponse:
+class CompletionResponse(Response):
     """The response to one body, whole or in chunks.
 
     prompts: how many the body has.
@@ -17,8 +18,7 @@ class CompletionResponse:
     def __init__(
         self, model: str, tokenizer: Tokenizer, prompts: int = 1, includes_usage: bool = False
     ) -> None:
-        self._tokenizer, self._prompts, self._includes_usage = tokenizer, prompts, includes_usage
-        self._head = head("text_completion", "cmpl", model)
+        super().__init__(head("text_completion", "cmpl", model), tokenizer, prompts, includes_usage)
         self._shown: dict[int, int] = {}
 
     def whole(self, results: list[Result]) -> dict[str, Any]:
@@ -56,9 +56,4 @@ class CompletionResponse:
             self._shown[index] = offset + sum(map(len, logprobs["tokens"]))
         if result is not None:
             choice["zweave"] = how(result)
-        nothing = {"usage": None} if self._includes_usage else {}
-        return {**self._head, "choices": [choice], **nothing}
-
-    def usage(self, results: list[Result]) -> dict[str, Any]:
-        """The chunk that tells the tokens used."""
-        return {**self._head, "choices": [], "usage": usage(results, self._prompts)}
+        return self._chunk(choice)

@@ -27,5 +27,5 @@ async def chat(body: ChatBody, http: HttpRequest) -> Any:
         body.model, server.engine.tokenizer, body.includes_usage, body.offered_tools is not None
     )
     if body.stream:
-        return await event_stream(answering, response, body.includes_usage)
+        return await event_stream(answering, response)
     return response.whole(await answered(answering, http))

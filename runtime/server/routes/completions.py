@@ -26,5 +26,5 @@ async def completions(body: CompletionBody, http: HttpRequest) -> Any:
     answering = Answering(server, requests)
     response = CompletionResponse(body.model, server.engine.tokenizer, len(body.prompts), body.includes_usage)
     if body.stream:
-        return await event_stream(answering, response, body.includes_usage)
+        return await event_stream(answering, response)
     return response.whole(await answered(answering, http))

@@ -49,7 +49,7 @@ async def load(
     _check_not_taken(server, name)
     body = await limited_body(http, server.uploads.largest, "an expert for this model can be")
     await asyncio.to_thread(server.uploads.add, name, body)
-    return {"name": name, "digest": server.engine.bank.registered(name).digest}
+    return _loaded(server, name)
 
 
 @router.delete("/v1/experts/{name:path}")
@@ -57,8 +57,7 @@ async def unload(name: str, http: HttpRequest) -> dict[str, Any]:
     """Forgets an expert; requests that run under it go on."""
     server = served(http)
     server.keys.check_admin(http.headers)
-    _unload(server, name)
-    return {"name": name, "deleted": True}
+    return _unload(server, name)
 
 
 @router.post("/v1/load_lora_adapter")
@@ -73,7 +72,7 @@ async def load_from_directory(body: Annotated[LoadBody, Body()], http: HttpReque
     file = _file_of(server, body.lora_path)
     await asyncio.to_thread(server.engine.load_expert, body.lora_name, file)
     server.uploads.remove(body.lora_name)
-    return {"name": body.lora_name, "digest": server.engine.bank.registered(body.lora_name).digest}
+    return _loaded(server, body.lora_name)
 
 
 @router.post("/v1/unload_lora_adapter")
@@ -81,17 +80,21 @@ async def unload_by_name(body: Annotated[UnloadBody, Body()], http: HttpRequest)
     """Forgets an expert; vLLM's call for adapters."""
     server = served(http)
     server.keys.check_admin(http.headers)
-    _unload(server, body.lora_name)
-    return {"name": body.lora_name, "deleted": True}
+    return _unload(server, body.lora_name)
 
 
-def _unload(server: Served, name: str) -> None:
+def _loaded(server: Served, name: str) -> dict[str, Any]:
+    return {"name": name, "digest": server.engine.bank.registered(name).digest}
+
+
+def _unload(server: Served, name: str) -> dict[str, Any]:
     if name not in server.engine.experts():
         raise ApiError(404, f"there is no expert {name!r}: GET /v1/experts lists them")
     server.engine.unload_expert(name)
     server.uploads.remove(name)
     if server.directory is not None:
         server.directory.forget(name)
+    return {"name": name, "deleted": True}
 
 
 def _check_not_taken(server: Served, name: str) -> None:
