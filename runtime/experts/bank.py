@@ -5,7 +5,7 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from heapq import nsmallest
 from os import PathLike
@@ -43,6 +43,7 @@ class ResolvedMixture:
     first_layer: it adapts nothing below this layer.
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
+    rows: of its slot, from when they are known: what runs under it goes on whatever becomes of the experts' files.
     """
 
     digest: str
@@ -50,6 +51,7 @@ class ResolvedMixture:
     first_layer: int
     parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]
     prompt_template: PromptTemplate | None = None
+    rows: list[SlotRows] = field(default_factory=list, repr=False)
 
 
 class Bank:
@@ -99,6 +101,12 @@ class Bank:
     def num_slots(self) -> int:
         """Slots, the base model's included."""
         return self._slots
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that somebody has acquired, the base model's left out."""
+        with self._lock:
+            return len(self._ref_counts)
 
     def digest_of(self, slot: int) -> str:
         """Digest of the mixture that holds a slot, "" for a free slot."""
@@ -163,13 +171,15 @@ class Bank:
                 weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
             merged[part.digest] = (part, weights)
         parts = tuple(merged[digest] for digest in sorted(merged))
-        return ResolvedMixture(
+        resolved = ResolvedMixture(
             _digest(parts),
             found[0].scope,
             min(part.first_layer for part in found),
             parts,
             common_template(part.prompt_template for part in found),
         )
+        self._hold_rows(resolved)
+        return resolved
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""
@@ -205,6 +215,8 @@ class Bank:
                 self.tables.write(slot, rows)
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
+            else:
+                self._hold_rows(resolved)
             self._unreferenced.pop(slot, None)
             self._ref_counts[slot] = self._ref_counts.get(slot, 0) + 1
             return slot
@@ -253,12 +265,18 @@ class Bank:
         return slot
 
     def _rows_of(self, resolved: ResolvedMixture) -> SlotRows:
-        """Prepared ones while the files look as they did."""
-        rows = self._prepared.get(resolved.digest)
-        if rows is None or not all(part.is_unchanged for part, _ in resolved.parts):
-            rows = self._new_rows(resolved)
-            self._prepared.put(resolved.digest, rows)
-        return rows
+        self._hold_rows(resolved)
+        if not resolved.rows:
+            resolved.rows.append(self._new_rows(resolved))
+            self._prepared.put(resolved.digest, resolved.rows[0])
+        return resolved.rows[0]
+
+    def _hold_rows(self, resolved: ResolvedMixture) -> None:
+        """Gives a mixture the prepared rows, if there are such and its files look as they did."""
+        with self._lock:
+            rows = None if resolved.rows else self._prepared.get(resolved.digest)
+        if rows is not None and all(part.is_unchanged for part, _ in resolved.parts):
+            resolved.rows.append(rows)
 
     def _new_rows(self, resolved: ResolvedMixture) -> SlotRows:
         parts = [part.read_z() for part, _ in resolved.parts]

@@ -80,6 +80,7 @@ class _EngineCollector:
             "cache_blocks_free": stats.blocks_free,
             "requests_in_work": self._admission.count,
             "experts_loaded": len(self._engine.experts()),
+            "expert_slots_in_use": self._engine.bank.slots_in_use,
         }
         for name, value in counters.items():
             yield CounterMetricFamily(f"zweave_{name}", f"EngineStats.{name}", value)

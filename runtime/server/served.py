@@ -8,6 +8,7 @@ from fastapi import Request as HttpRequest
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from ..errors import ZweaveError
+from ..experts.expert_entry import ExpertEntry
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Request
 from .answers.admission import Admission
@@ -43,23 +44,29 @@ class Served:
     async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
         """The expert that a body asks for, loaded if it is in the directory; ApiError 404 if there is none."""
         choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
-        if choice is None:
-            return None
-        if choice == "auto":
-            if self.engine.dispatcher is None:
-                raise ApiError(
-                    404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE"
-                )
-            return choice
-        mixture = Mixture.parse(choice)
-        await self.ensure(*(mixture.names if mixture else ()))
+        if choice == "auto" and self.engine.dispatcher is None:
+            raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
+        if choice != "auto":
+            await self.find(Mixture.parse(choice))
+        return choice
+
+    def registered(self, mixture: Mixture | None) -> list[ExpertEntry]:
+        """The experts of a mixture as they are loaded now; none if one is not."""
         try:
-            self.engine.check_expert(choice)
+            return [self.engine.bank.registered(name) for name in (mixture.names if mixture else ())]
+        except ZweaveError:
+            return []
+
+    async def find(self, mixture: Mixture | None) -> list[ExpertEntry]:
+        """The experts of a mixture, loaded if they are in the directory; ApiError as `choose` raises it."""
+        names = mixture.names if mixture else ()
+        await self.ensure(*names)
+        try:
+            self.engine.bank.resolve(mixture)
         except ZweaveError as error:
             known = self.engine.experts()
-            is_unknown = mixture is not None and any(name not in known for name in mixture.names)
-            raise ApiError(404 if is_unknown else 400, str(error)) from None
-        return choice
+            raise ApiError(404 if any(name not in known for name in names) else 400, str(error)) from None
+        return self.registered(mixture)
 
     async def ensure(self, *names: str) -> None:
         """Loads those experts that are in the directory and not loaded."""

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 from fastapi import Request as HttpRequest
 
-from ...engine.delta_stream import DeltaStream
 from ...request import Delta, Request, Result
 from ..errors import ApiError
 from ..served import Served, kind_of
+from .submission import Submission
 
 
 class Answering:
@@ -30,7 +30,7 @@ class Answering:
         self._admitted = served.admission.admit(self.num_choices)
         self._started = time.perf_counter()
         self._timer: asyncio.TimerHandle | None = None
-        self._streams: list[DeltaStream] = []
+        self._submissions = [Submission(served, request) for request in requests]
 
     async def start(self) -> None:
         """Gives the requests to the engine; ApiError or ZweaveError if one cannot be taken up, then none is."""
@@ -40,23 +40,21 @@ class Answering:
             # It is compiled here, and is there when the engine's thread wants it.
             await asyncio.to_thread(self._served.engine.check, self.requests[0])
         self._admitted.__enter__()
-        tasks = [asyncio.ensure_future(self._served.serving.submit(request)) for request in self.requests]
+        tasks = [asyncio.ensure_future(submission.start()) for submission in self._submissions]
         try:
-            self._streams = list(await asyncio.gather(*tasks))
+            await asyncio.gather(*tasks)
         except BaseException:
             for task in tasks:
                 task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(outcome, DeltaStream):
-                    outcome.close()
-            self._admitted.__exit__(None, None, None)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.close()
             raise
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._served.settings.request_timeout, self._time_out)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Yields (choice, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
-        if len(self._streams) == 1:
+        if len(self._submissions) == 1:
             async for item in self._one(0):
                 yield item
             return
@@ -69,7 +67,7 @@ class Answering:
             except Exception as error:
                 queue.put_nowait(error)
 
-        tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._streams))]
+        tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._submissions))]
         try:
             while any(result is None for result in self.results) or not queue.empty():
                 arrived = await queue.get()
@@ -83,7 +81,7 @@ class Answering:
     async def _one(self, index: int) -> AsyncIterator[tuple[int, Delta]]:
         """The deltas of one request, with the choices that they belong to."""
         request, last = self.requests[index], dict[int, float]()
-        async for delta in self._streams[index]:
+        async for delta in self._submissions[index].deltas():
             now = time.perf_counter()
             choice = index * request.n + delta.sample
             if delta.token_ids:
@@ -103,15 +101,15 @@ class Answering:
 
     def _time_out(self) -> None:
         seconds = self._served.settings.request_timeout
-        for stream in self._streams:
-            stream.put(ApiError(504, f"the request took more than {seconds:g} seconds, this server's limit"))
+        for submission in self._submissions:
+            submission.fail(ApiError(504, f"the request took more than {seconds:g} seconds, this server's limit"))
 
     def close(self) -> None:
         """Cancels what is not answered; needed once after `start`."""
         if self._timer is not None:
             self._timer.cancel()
-        for stream in self._streams:
-            stream.close()
+        for submission in self._submissions:
+            submission.close()
         self._admitted.__exit__(None, None, None)
 
 
