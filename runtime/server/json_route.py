@@ -17,8 +17,10 @@ from .served import served
 class _JsonRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            most = served(self).settings.max_body
-            self._body = await limited_body(self, most, "this server takes")
+            settings = served(self).settings
+            self._body = await limited_body(
+                self, settings.max_body, "this server takes", settings.request_timeout
+            )
         return self._body
 
     async def json(self) -> Any:

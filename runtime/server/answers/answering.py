@@ -19,12 +19,14 @@ class Answering:
     requests: of as many answers each.
 
     num_choices: answers to all requests, in their order.
+    timeout: seconds that they may take.
     results: of each choice, None while it is not there.
     """
 
     def __init__(self, served: Served, requests: Sequence[Request]) -> None:
         self.requests = requests
         self.num_choices = sum(request.n for request in requests)
+        self.timeout = served.settings.request_timeout
         self.results: list[Result | None] = [None] * self.num_choices
         self._served = served
         self._admitted = served.admission.admit(self.num_choices)
@@ -50,7 +52,7 @@ class Answering:
             self.close()
             raise
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._served.settings.request_timeout, self._time_out)
+        self._timer = loop.call_later(self.timeout, self._time_out)
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Yields (choice, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
@@ -100,9 +102,9 @@ class Answering:
             raise ApiError(400, result.error or "the request failed")
 
     def _time_out(self) -> None:
-        seconds = self._served.settings.request_timeout
+        error = ApiError(504, f"the request took more than {self.timeout:g} seconds, this server's limit")
         for submission in self._submissions:
-            submission.fail(ApiError(504, f"the request took more than {seconds:g} seconds, this server's limit"))
+            submission.fail(error)
 
     def close(self) -> None:
         """Cancels what is not answered; needed once after `start`."""

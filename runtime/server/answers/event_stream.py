@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+import anyio
 from fastapi.responses import StreamingResponse
 
 from ...errors import ZweaveError, one_line
@@ -37,7 +38,10 @@ async def event_stream(answering: Answering, chunks: Chunks) -> StreamingRespons
 
 
 class _Events(StreamingResponse):
-    """Cancels the requests when it ends, even if nothing of it was ever sent."""
+    """Cancels the requests when it ends, even if nothing of it was ever sent.
+
+    A client that does not read is left when its requests' time is up twice over: once to answer, once to read.
+    """
 
     def __init__(self, events: AsyncIterator[str], answering: Answering) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -45,7 +49,8 @@ class _Events(StreamingResponse):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.move_on_after(2 * self._answering.timeout):
+                await super().__call__(scope, receive, send)
         finally:
             self._answering.close()
 

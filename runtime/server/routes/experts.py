@@ -47,7 +47,9 @@ async def load(
     server.keys.check_admin(http.headers)
     check_name(name)
     _check_not_taken(server, name)
-    body = await limited_body(http, server.uploads.largest, "an expert for this model can be")
+    body = await limited_body(
+        http, server.uploads.largest, "an expert for this model can be", server.settings.request_timeout
+    )
     await asyncio.to_thread(server.uploads.add, name, body)
     return _loaded(server, name)
 
