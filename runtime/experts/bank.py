@@ -146,6 +146,15 @@ class Bank:
         with self._lock:
             return list(self._experts)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether an expert of this name is registered."""
+        return name in self._experts
+
+    def entries(self) -> list[ExpertEntry]:
+        """The registered experts, in the same order."""
+        with self._lock:
+            return list(self._experts.values())
+
     def registered(self, name: str) -> ExpertEntry:
         """The entry of a registered expert; ZweaveError if there is none of that name."""
         with self._lock:

@@ -64,15 +64,19 @@ class Served:
         try:
             self.engine.bank.resolve(mixture)
         except ZweaveError as error:
-            known = self.engine.experts()
-            raise ApiError(404 if any(name not in known for name in names) else 400, str(error)) from None
+            is_unknown = any(name not in self.engine.bank for name in names)
+            raise ApiError(404 if is_unknown else 400, str(error)) from None
         return self.registered(mixture)
 
     async def ensure(self, *names: str) -> None:
         """Loads those experts that are in the directory and not loaded."""
-        if self.directory is not None:
-            for name in names:
-                await asyncio.to_thread(self.directory.ensure, name)
+        for name in names if self.directory is not None else ():
+            await asyncio.to_thread(self.ensure_now, name)
+
+    def ensure_now(self, name: str) -> None:
+        """The same of one expert, at once; not for the event loop's thread."""
+        if self.directory is not None and self.directory.ensure(name):
+            self.uploads.note_replaced(name)
 
 
 def served(http: HttpRequest) -> Served:

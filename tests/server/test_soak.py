@@ -44,7 +44,7 @@ def test_a_long_soak(soak: Callable[..., Any]) -> None:
 def soak(
     tiny_model: Callable[..., Path], random_expert: Callable[..., Expert], tmp_path: Path
 ) -> Iterator[Callable[..., Any]]:
-    """`soak(seconds, experts)`: what the clients found, with the sizes of the server meanwhile; checks that it is idle."""
+    """`soak(seconds, experts)`: what the clients found, with the sizes of the server; checks that it is idle then."""
     model = tiny_model("llama", vocab_size=96)
     directory = tmp_path / "experts"
     directory.mkdir()
@@ -176,9 +176,16 @@ def fixed_cases(engine: Engine) -> tuple[list[Any], Any]:
     talk = [{"role": "user", "content": "so it is"}]
     cases: list[tuple[str, dict[str, Any], list[Request]]] = []
 
-    def add(body: dict[str, Any], *prompts: Any, chat: bool = False, expert: Any = None, **options: Any) -> None:
+    def add(
+        body: dict[str, Any], *prompts: Any, chat: bool = False, expert: Any = None, **options: Any
+    ) -> None:
         sampling = Sampling(temperature=body["temperature"], seed=body.get("seed"))
-        common = {"expert": expert, "max_tokens": body["max_tokens"], "ignore_eos": True, "sampling": sampling}
+        common = {
+            "expert": expert,
+            "max_tokens": body["max_tokens"],
+            "ignore_eos": True,
+            "sampling": sampling,
+        }
         given = [{"messages": talk}] if chat else [{"prompt": prompt} for prompt in prompts]
         requests = [Request(**one, **common, **options) for one in given]
         path = "/v1/chat/completions" if chat else "/v1/completions"
