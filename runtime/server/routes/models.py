@@ -5,17 +5,18 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
+from ...errors import shortened
 from ..errors import ApiError
+from ..json_route import JsonRoute
 from ..served import Served, served
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=JsonRoute)
 
 
 @router.get("/v1/models")
 async def models(http: HttpRequest) -> dict[str, Any]:
     """What `model` may name."""
     server = served(http)
-    server.keys.tenant(http.headers)
     return {"object": "list", "data": [_model(server, name) for name in _names(server)]}
 
 
@@ -23,9 +24,8 @@ async def models(http: HttpRequest) -> dict[str, Any]:
 async def model(name: str, http: HttpRequest) -> dict[str, Any]:
     """One of them."""
     server = served(http)
-    server.keys.tenant(http.headers)
     if name not in _names(server):
-        raise ApiError(404, f"there is no model {name!r}: GET /v1/models lists them")
+        raise ApiError(404, f"there is no model {shortened(name)}: GET /v1/models lists them")
     return _model(server, name)
 
 
