@@ -58,6 +58,7 @@ def upload(attacked: Any, check_answer: Callable[[int, str], None]) -> Callable[
     return send
 
 
+@pytest.mark.slow
 def test_a_header_with_anything_in_it(sound: bytes, upload: Callable[[bytes], int]) -> None:
     header, data = parts(sound)
     tensors = sorted(name for name in header if name != "__metadata__")
@@ -86,6 +87,7 @@ def test_a_header_with_anything_in_it(sound: bytes, upload: Callable[[bytes], in
     change()
 
 
+@pytest.mark.slow
 def test_bytes_cut_off_and_changed(sound: bytes, upload: Callable[[bytes], int]) -> None:
     @given(st.integers(0, len(sound)), st.binary(max_size=9), st.booleans())
     def change(at: int, instead: bytes, ends: bool) -> None:
