@@ -25,7 +25,8 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
 
     app = FastAPI(title="zweave", version=version("zweave"), lifespan=lifespan)
     app.state.served = served
-    errors.install(app)
+    errors.install(app, served.told)
     for part in (chat, completions, models, experts, expert_z, tokenize, health, playground):
         app.include_router(part.router)
+    app.include_router(experts.admin_router)
     return app

@@ -1,6 +1,7 @@
 """What the endpoints share: the engine, who may ask, and how much is in work."""
 
 import asyncio
+import os
 import time
 
 from fastapi import Request as HttpRequest
@@ -40,6 +41,14 @@ class Served:
         self.uploads = Uploads(engine, settings.max_uploads)
         self.base_names = ("base", settings.model_name)
         self.started = int(time.time())
+        folders = (engine.tokenizer.directory, settings.experts, self.directory and self.directory.path)
+        self._folders = [folder for folder in folders if folder is not None]
+
+    def told(self, message: str) -> str:
+        """What clients may read of a message: files by their names, not where they lie on this machine."""
+        for folder in self._folders:
+            message = message.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+        return message
 
     async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
         """The expert that a body asks for, loaded if it is in the directory; ApiError 404 if there is none."""

@@ -114,9 +114,14 @@ def test_a_directory_is_loaded_by_name_when_first_asked(
     assert server.http().get("/v1/models/team/x").json()["zweave"]["description"] == "number 0"
     (folder / "team" / "x.safetensors").write_bytes(experts[1].read_bytes())
     assert answer(server, "team/x")["text"] == direct(tiny_engine, experts[1])
-    for name in ("link", "../x", "team/../../x", "/x", "nobody"):
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    for name in ("link", "../x", "team/../../x", "/x", "nobody", "loop", "n" * 255, f"{folder}/team/x/.."):
         told = server.http().post("/v1/completions", json=BODY | {"model": name})
         assert told.status_code == 404, name
+    (folder / "broken.safetensors").write_bytes(b"none")
+    told = server.http().post("/v1/completions", json=BODY | {"model": "broken"})
+    assert told.status_code == 400
+    assert told.json()["error"]["message"].startswith("broken.safetensors: is not a whole safetensors file")
 
 
 def test_vllms_calls_load_from_the_directory_alone(start_server: Any, experts: tuple[Path, Path]) -> None:
@@ -131,7 +136,8 @@ def test_vllms_calls_load_from_the_directory_alone(start_server: Any, experts: t
         return http.post("/v1/load_lora_adapter", json=body).status_code
 
     assert load(str(experts[1])) == 404
-    assert load("../y.safetensors") == 404
+    for path in ("../y.safetensors", "a\0b", "a" * 5000, "x/../../y.safetensors", ".", ""):
+        assert load(path) == 404
     assert load("x") == 200
     assert load(str(folder / "x")) == 400
     assert load(str(folder / "x"), load_inplace=True) == 200

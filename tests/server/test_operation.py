@@ -50,6 +50,19 @@ def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
     assert server.openai("one").models.list().data[0].id == "tiny"
 
 
+def test_a_stranger_is_turned_away_before_the_body_is_read(start_server: Any) -> None:
+    server = start_server(api_keys=("mine",), admin_key="admin")
+    paths = server.http().get("/openapi.json").json()["paths"]
+    guarded = {(path, method) for path, calls in paths.items() for method in calls} - {
+        ("/health", "get"),
+        ("/metrics", "get"),
+    }
+    assert len(guarded) >= 10
+    for path, method in guarded:
+        told = server.http().request(method, path.format(name="a"), content=b"no JSON")
+        assert told.status_code == 401, (method, path, told.text)
+
+
 def test_more_than_it_takes_up_get_429(start_server: Any) -> None:
     server = start_server(max_waiting=2)
     server.slow_down()

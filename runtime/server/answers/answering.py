@@ -21,6 +21,7 @@ class Answering:
     num_choices: answers to all requests, in their order.
     timeout: seconds that they may take.
     results: of each choice, None while it is not there.
+    told: what the client may read of a message.
     """
 
     def __init__(self, served: Served, requests: Sequence[Request]) -> None:
@@ -28,6 +29,7 @@ class Answering:
         self.num_choices = sum(request.n for request in requests)
         self.timeout = served.settings.request_timeout
         self.results: list[Result | None] = [None] * self.num_choices
+        self.told = served.told
         self._served = served
         self._admitted = served.admission.admit(self.num_choices)
         self._started = time.perf_counter()

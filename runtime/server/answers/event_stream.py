@@ -69,9 +69,9 @@ async def _events(answering: Answering, chunks: Chunks) -> AsyncIterator[str]:
             yield _event(chunks.usage([result for result in answering.results if result is not None]))
         yield "data: [DONE]\n\n"
     except ApiError as error:
-        yield _event(error_body(error.status_code, error.message))
+        yield _event(error_body(error.status_code, answering.told(error.message)))
     except ZweaveError as error:
-        yield _event(error_body(500, one_line(error)))
+        yield _event(error_body(500, answering.told(one_line(error))))
 
 
 def _event(body: dict[str, Any]) -> str:

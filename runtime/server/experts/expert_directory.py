@@ -31,8 +31,11 @@ class ExpertDirectory:
 
     def inside(self, path: Path) -> Path | None:
         """A file, links followed; None if it is not there, or not in the directory."""
-        resolved = (self.path / path).resolve()
-        return resolved if resolved.is_relative_to(self.path) and resolved.is_file() else None
+        try:
+            resolved = (self.path / path).resolve()
+            return resolved if resolved.is_relative_to(self.path) and resolved.is_file() else None
+        except (OSError, ValueError, RuntimeError):  # too long, what no name can hold, links in a circle
+            return None
 
     def ensure(self, name: str) -> bool:
         """Loads an expert that is in the directory, unless that was done already; ZweaveError if it does not fit.

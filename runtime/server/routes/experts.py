@@ -8,22 +8,22 @@ from fastapi import APIRouter, Body, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
-from ...errors import ZweaveError
+from ...errors import ZweaveError, shortened
 from ...experts.mixture import check_name
 from ..errors import ApiError
-from ..json_route import JsonRoute
+from ..json_route import AdminRoute, JsonRoute
 from ..limited_body import limited_body
 from ..protocol.lora import LoadBody, UnloadBody
 from ..served import Served, served
 
 router = APIRouter(tags=["experts"], route_class=JsonRoute)
+admin_router = APIRouter(tags=["experts"], route_class=AdminRoute)
 
 
 @router.get("/v1/experts", response_model=None)
 def experts(http: HttpRequest) -> JSONResponse:
     """The loaded experts."""
     server = served(http)
-    server.keys.tenant(http.headers)
     return JSONResponse(
         {
             "experts": [
@@ -40,14 +40,13 @@ def experts(http: HttpRequest) -> JSONResponse:
     )
 
 
-@router.post("/v1/experts", status_code=201)
+@admin_router.post("/v1/experts", status_code=201)
 async def load(
     http: HttpRequest,
     name: Annotated[str, Query(max_length=255)],
 ) -> dict[str, Any]:
     """Loads the safetensors file in the body under a name; a known name is replaced for new requests."""
     server = served(http)
-    server.keys.check_admin(http.headers)
     check_name(name)
     _check_not_taken(server, name)
     body = await limited_body(
@@ -57,19 +56,17 @@ async def load(
     return {"name": name, "digest": expert.digest}
 
 
-@router.delete("/v1/experts/{name:path}")
+@admin_router.delete("/v1/experts/{name:path}")
 async def unload(name: str, http: HttpRequest) -> dict[str, Any]:
     """Forgets an expert; requests that run under it go on."""
     server = served(http)
-    server.keys.check_admin(http.headers)
     return await asyncio.to_thread(_unload, server, name)
 
 
-@router.post("/v1/load_lora_adapter")
+@admin_router.post("/v1/load_lora_adapter")
 async def load_from_directory(body: Annotated[LoadBody, Body()], http: HttpRequest) -> dict[str, Any]:
     """Loads an expert file of the server's directory of experts; vLLM's call for adapters."""
     server = served(http)
-    server.keys.check_admin(http.headers)
     check_name(body.lora_name)
     _check_not_taken(server, body.lora_name)
     if body.lora_name in server.engine.bank and not body.load_inplace:
@@ -80,11 +77,10 @@ async def load_from_directory(body: Annotated[LoadBody, Body()], http: HttpReque
     return {"name": entry.name, "digest": entry.digest}
 
 
-@router.post("/v1/unload_lora_adapter")
+@admin_router.post("/v1/unload_lora_adapter")
 async def unload_by_name(body: Annotated[UnloadBody, Body()], http: HttpRequest) -> dict[str, Any]:
     """Forgets an expert; vLLM's call for adapters."""
     server = served(http)
-    server.keys.check_admin(http.headers)
     return await asyncio.to_thread(_unload, server, body.lora_name)
 
 
@@ -92,7 +88,7 @@ def _unload(server: Served, name: str) -> dict[str, Any]:
     try:
         server.uploads.unload(name)
     except ZweaveError:
-        raise ApiError(404, f"there is no expert {name!r}: GET /v1/experts lists them") from None
+        raise ApiError(404, f"there is no expert {shortened(name)}: GET /v1/experts lists them") from None
     if server.directory is not None:
         server.directory.forget(name)
     return {"name": name, "deleted": True}

@@ -7,18 +7,19 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
+from ...errors import shortened
 from ...experts.expert_entry import ExpertEntry
 from ..errors import ApiError
+from ..json_route import JsonRoute
 from ..served import Served, served
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=JsonRoute)
 
 
 @router.get("/v1/models", response_model=None)
 def models(http: HttpRequest) -> JSONResponse:
     """What `model` may name."""
     server = served(http)
-    server.keys.tenant(http.headers)
     loaded = _loaded(server)
     return JSONResponse(
         {"object": "list", "data": [_model(server, name, loaded) for name in _names(server, loaded)]}
@@ -29,10 +30,9 @@ def models(http: HttpRequest) -> JSONResponse:
 def model(name: str, http: HttpRequest) -> JSONResponse:
     """One of them."""
     server = served(http)
-    server.keys.tenant(http.headers)
     loaded = _loaded(server)
     if name not in _names(server, loaded):
-        raise ApiError(404, f"there is no model {name!r}: GET /v1/models lists them")
+        raise ApiError(404, f"there is no model {shortened(name)}: GET /v1/models lists them")
     return JSONResponse(_model(server, name, loaded))
 
 
