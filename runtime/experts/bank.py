@@ -22,7 +22,8 @@ from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
 from .prepared_rows import PreparedRows
-from .slot_tables import SlotRows, SlotTables
+from .slot_rows import SlotRows
+from .slot_tables import SlotTables
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
