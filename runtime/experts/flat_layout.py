@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -14,19 +14,27 @@ class FlatLayout:
     """Matrices side by side in a row [sum of R], one after the other.
 
     columns: of each matrix, in order.
+    shapes: (R,) of each.
     """
 
     columns: Mapping[str, slice]
+    shapes: Mapping[str, tuple[int]]
+    _orders: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, ranks: Mapping[str, int]) -> "FlatLayout":
         ends = list(accumulate(ranks.values()))
         starts = [0, *ends[:-1]] if ends else []
-        return cls(dict(zip(ranks, map(slice, starts, ends), strict=True)))
+        columns = dict(zip(ranks, map(slice, starts, ends), strict=True))
+        return cls(columns, {module: (rank,) for module, rank in ranks.items()})
 
     @property
     def width(self) -> int:
         return max((part.stop for part in self.columns.values()), default=0)
+
+    def same_order(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """The first tuple that was given here and is equal: experts are many, and their orders few."""
+        return self._orders.setdefault(modules, modules)
 
     def joined(self, modules: Seq[str]) -> slice:
         """The columns of matrices that follow each other; ValueError if they do not."""
