@@ -20,9 +20,11 @@ from ..planner.plan import Plan
 from ..text.prompt_template import PromptTemplate
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
+from .flat_z import FlatZ
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
 from .prepared_rows import PreparedRows
-from .slot_tables import SlotRows, SlotTables
+from .slot_rows import SlotRows
+from .slot_tables import SlotTables
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
@@ -82,7 +84,6 @@ class Bank:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
         self._slots = slots
-        self._shapes = {module: tuple(sigma.shape) for module, sigma in sigmas.items()}
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
@@ -120,7 +121,7 @@ class Bank:
         Raises ZweaveError if the name cannot be one, or the file or expert does not fit the model.
         """
         check_name(name)
-        entry = ExpertEntry.of(name, expert, self._shapes, self._base_digest)
+        entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
         with self._lock:
             self._note_first_layers(self._experts.get(name), entry)
             self._experts[name] = entry
@@ -288,10 +289,13 @@ class Bank:
             resolved.rows.append(rows)
 
     def _new_rows(self, resolved: ResolvedMixture) -> SlotRows:
-        parts = [part.read_z() for part, _ in resolved.parts]
+        layout = self.tables.layout
+        parts = [part.read_z(layout) for part, _ in resolved.parts]
         weights = [weights for _, weights in resolved.parts]
+        z: FlatZ | dict[str, Tensor] = parts[0]
         # Most are one expert as it is.
-        z = parts[0] if len(parts) == 1 and set(weights[0]) == {1.0} else mix_z(parts, weights)
+        if len(parts) > 1 or set(weights[0]) != {1.0}:
+            z = mix_z([part.by_module(layout) for part in parts], weights)
         return self.tables.rows_of(z, resolved.parts[0][0].renormalise)
 
 

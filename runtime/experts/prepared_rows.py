@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from .slot_tables import SlotRows
+from .slot_rows import SlotRows
 
 
 class PreparedRows:
