@@ -9,7 +9,7 @@ from zweave.kernels import cpu_isa
 
 from ..device import parse_device
 from ..errors import ZweaveError
-from ..names import KV_TOKENS, SLOTS
+from ..names import KV_TOKENS, MAX_SEQUENCES, SLOTS
 from ..validation import (
     as_integer,
     as_number,
@@ -64,7 +64,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     device: str = "cpu"
     slots: int = SLOTS
-    max_sequences: int = 64
+    max_sequences: int = MAX_SEQUENCES
     max_batch_tokens: int = _FILLED_IN
     kv_tokens: int | None = None
     max_model_len: int | None = None

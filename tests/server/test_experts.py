@@ -151,3 +151,16 @@ def test_aliases_name_mixtures(start_server: Any) -> None:
     assert answer(server, "both")["text"] == answer(server, "a:0.5+b:0.5")["text"]
     assert answer(server, "first")["zweave"]["expert"] == "a"
     assert server.http().get("/v1/models/both").json()["zweave"]["expert"] == {"a": 0.5, "b": 0.5}
+
+
+def test_of_several_servers_none_takes_an_expert_that_the_others_would_miss(start_server: Any) -> None:
+    http = start_server(replicated=True, admin_key="admin").http(headers=ADMIN)
+    adapter = {"lora_name": "x", "lora_path": "x.safetensors"}
+    for told in (
+        http.post("/v1/experts?name=x", content=b"x"),
+        http.delete("/v1/experts/a"),
+        http.post("/v1/load_lora_adapter", json=adapter),
+        http.post("/v1/unload_lora_adapter", json={"lora_name": "a"}),
+    ):
+        assert told.status_code == 403
+        assert "put NAME.safetensors into the directory" in told.json()["error"]["message"]
