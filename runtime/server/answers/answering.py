@@ -17,16 +17,18 @@ class Answering:
     """The answers to the requests of one body, while they are computed.
 
     requests: of as many answers each.
+    response_id: by which the client names the response.
 
     num_choices: answers to all requests, in their order.
     results: of each choice, None while it is not there.
     """
 
-    def __init__(self, served: Served, requests: Sequence[Request]) -> None:
+    def __init__(self, served: Served, requests: Sequence[Request], response_id: str) -> None:
         self.requests = requests
         self.num_choices = sum(request.n for request in requests)
         self.results: list[Result | None] = [None] * self.num_choices
-        self._served = served
+        self._served, self._response_id = served, response_id
+        self._num_unfinished = self.num_choices
         self._admitted = served.admission.admit(self.num_choices)
         self._started = time.perf_counter()
         self._timer: asyncio.TimerHandle | None = None
@@ -51,6 +53,8 @@ class Answering:
                     outcome.close()
             self._admitted.__exit__(None, None, None)
             raise
+        request_ids = [stream.request_id for stream in self._streams if stream.request_id is not None]
+        self._served.running.begin(self._response_id, self.requests[0].salt, request_ids)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._served.settings.request_timeout, self._time_out)
 
@@ -71,7 +75,7 @@ class Answering:
 
         tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._streams))]
         try:
-            while any(result is None for result in self.results) or not queue.empty():
+            while self._num_unfinished or not queue.empty():
                 arrived = await queue.get()
                 if isinstance(arrived, BaseException):
                     raise arrived
@@ -96,6 +100,9 @@ class Answering:
             yield choice, delta
 
     def _note(self, result: Result, request: Request, seconds: float) -> None:
+        self._num_unfinished -= 1
+        if not self._num_unfinished:
+            self._served.running.end(self._response_id)
         self._served.metrics.on_result(result, kind_of(request), seconds)
         self._served.admission.note(seconds)
         if result.finish_reason == "error":
@@ -108,6 +115,7 @@ class Answering:
 
     def close(self) -> None:
         """Cancels what is not answered; needed once after `start`."""
+        self._served.running.end(self._response_id)
         if self._timer is not None:
             self._timer.cancel()
         for stream in self._streams:
