@@ -13,6 +13,7 @@ from ..experts.expert_entry import ExpertEntry
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Request
 from .answers.admission import Admission
+from .answers.running import Running
 from .auth import Keys
 from .errors import ApiError
 from .experts.expert_choice import expert_choice
@@ -36,6 +37,7 @@ class Served:
         self.engine, self.settings = engine, settings
         self.keys = Keys(settings)
         self.admission = Admission(settings.max_waiting)
+        self.running = Running()
         self.metrics = Metrics(engine, self.admission)
         self.directory = None if settings.experts is None else ExpertDirectory(engine, settings.experts)
         self.uploads = Uploads(engine, settings.max_uploads)

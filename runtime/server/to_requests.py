@@ -58,7 +58,10 @@ def completion_requests(
     if len(prompts) > most:
         raise ApiError(400, f"the body has {len(prompts)} prompts, and this server takes {most} at once")
     fields = _fields(body, choice, salt)
-    fields["max_tokens"] = _given(body.max_tokens, _COMPLETION_TOKENS)
+    # What stands in place of no token at all is left out of the response.
+    fields["max_tokens"] = 1 if body.is_echo_alone else _given(body.max_tokens, _COMPLETION_TOKENS)
+    if body.echo:
+        fields["prompt_logprobs"] = _given(body.prompt_logprobs, body.logprobs)
     return [Request(prompt, logprobs=body.logprobs, **fields) for prompt in prompts]
 
 

@@ -17,6 +17,7 @@ class Answering:
     """The answers to the requests of one body, while they are computed.
 
     requests: of as many answers each.
+    response_id: by which the client names the response.
 
     num_choices: answers to all requests, in their order.
     timeout: seconds that they may take.
@@ -24,13 +25,14 @@ class Answering:
     told: what the client may read of a message.
     """
 
-    def __init__(self, served: Served, requests: Sequence[Request]) -> None:
+    def __init__(self, served: Served, requests: Sequence[Request], response_id: str) -> None:
         self.requests = requests
         self.num_choices = sum(request.n for request in requests)
         self.timeout = served.settings.request_timeout
         self.results: list[Result | None] = [None] * self.num_choices
         self.told = served.told
-        self._served = served
+        self._served, self._response_id = served, response_id
+        self._num_unfinished = self.num_choices
         self._admitted = served.admission.admit(self.num_choices)
         self._started = time.perf_counter()
         self._timer: asyncio.TimerHandle | None = None
@@ -53,8 +55,14 @@ class Answering:
             await asyncio.gather(*tasks, return_exceptions=True)
             self.close()
             raise
+        self._served.running.begin(self._response_id, self.requests[0].salt, self._request_ids)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self.timeout, self._time_out)
+
+    def _request_ids(self) -> list[int]:
+        """The engine's, of those that it has taken up."""
+        found = (submission.request_id for submission in self._submissions)
+        return [request_id for request_id in found if request_id is not None]
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Yields (choice, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
@@ -73,7 +81,7 @@ class Answering:
 
         tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._submissions))]
         try:
-            while any(result is None for result in self.results) or not queue.empty():
+            while self._num_unfinished or not queue.empty():
                 arrived = await queue.get()
                 if isinstance(arrived, BaseException):
                     raise arrived
@@ -98,6 +106,9 @@ class Answering:
             yield choice, delta
 
     def _note(self, result: Result, request: Request, seconds: float) -> None:
+        self._num_unfinished -= 1
+        if not self._num_unfinished:
+            self._served.running.end(self._response_id)
         self._served.metrics.on_result(result, kind_of(request), seconds)
         self._served.admission.note(seconds)
         if result.finish_reason == "error":
@@ -110,6 +121,7 @@ class Answering:
 
     def close(self) -> None:
         """Cancels what is not answered; needed once after `start`."""
+        self._served.running.end(self._response_id)
         if self._timer is not None:
             self._timer.cancel()
         for submission in self._submissions:

@@ -1,7 +1,7 @@
 """Answers as server-sent events."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
 import anyio
@@ -22,8 +22,8 @@ class Chunks(Protocol):
         """Goes before a choice's first delta."""
         ...
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        """What a delta adds; None for nothing to tell."""
+    def chunks(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """What a delta adds."""
         ...
 
     def usage(self, results: list[Result]) -> dict[str, Any]:
@@ -62,8 +62,7 @@ async def _events(answering: Answering, chunks: Chunks) -> AsyncIterator[str]:
             yield _event(opening)
     try:
         async for index, delta in answering.deltas():
-            chunk = chunks.chunk(index, delta)
-            if chunk is not None:
+            for chunk in chunks.chunks(index, delta):
                 yield _event(chunk)
         if chunks.includes_usage:
             yield _event(chunks.usage([result for result in answering.results if result is not None]))

@@ -23,6 +23,11 @@ class Submission:
         self._stream: DeltaStream | None = None
         self._failure: Exception | None = None
 
+    @property
+    def request_id(self) -> int | None:
+        """The engine's, None if it has not taken the request up."""
+        return None if self._stream is None else self._stream.request_id
+
     async def start(self) -> None:
         """Gives the request to the engine; ZweaveError if that refuses it, ApiError 404 if its expert is gone."""
         while True:
