@@ -59,7 +59,7 @@ def test_a_stranger_is_turned_away_before_the_body_is_read(start_server: Any) ->
     }
     assert len(guarded) >= 10
     for path, method in guarded:
-        told = server.http().request(method, path.format(name="a"), content=b"no JSON")
+        told = server.http().request(method, path.format(name="a", response_id="a"), content=b"no JSON")
         assert told.status_code == 401, (method, path, told.text)
 
 

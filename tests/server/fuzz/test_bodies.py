@@ -60,6 +60,7 @@ STARTS = {
     "/detokenize": {"tokens": [3]},
     "/v1/load_lora_adapter": {"lora_name": "new", "lora_path": "new"},
     "/v1/unload_lora_adapter": {"lora_name": "new"},
+    "/v1/requests/{response_id}/rescale": {"model": "a"},
 }
 
 
