@@ -65,8 +65,8 @@ def install(app: FastAPI, told: Callable[[str], str]) -> None:
 
 
 def _described(errors: Any) -> str:
-    """The first of the faults that pydantic found: where it is, and what."""
-    first = max(errors, key=lambda error: len(error["loc"]))
+    """One of the faults that pydantic found, where it is and what: a length that is too large, or else the deepest."""
+    first = max(errors, key=lambda error: (error["type"].endswith("too_long"), len(error["loc"])))
     place = ".".join(str(part) for part in first["loc"] if not _is_tag(part))
     if not place and first["type"] in ("missing", "model_attributes_type"):
         return "the body must be a JSON object, sent with the header Content-Type: application/json"
@@ -78,4 +78,5 @@ def _described(errors: Any) -> str:
 def _is_tag(part: object) -> bool:
     """Whether a part of a place is pydantic's name of a type, or says that it is in the body."""
     text = str(part)
-    return text in ("body", "query", "str", "int", "float") or "[" in text or text[:1].isupper()
+    is_type = text in ("str", "int", "float", "constrained-str") or "[" in text
+    return is_type or text in ("body", "query") or text[:1].isupper()

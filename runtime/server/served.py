@@ -43,8 +43,9 @@ class Served:
         self.uploads = Uploads(engine, settings.max_uploads)
         self.base_names = ("base", settings.model_name)
         self.started = int(time.time())
-        folders = (engine.tokenizer.directory, settings.experts, self.directory and self.directory.path)
-        self._folders = [folder for folder in folders if folder is not None]
+        self._folders = [engine.tokenizer.directory]
+        if self.directory is not None and settings.experts is not None:
+            self._folders += [settings.experts, self.directory.path]
 
     def told(self, message: str) -> str:
         """What clients may read of a message: files by their names, not where they lie on this machine."""

@@ -42,12 +42,13 @@ class Answering:
         """Gives the requests to the engine; ApiError or ZweaveError if one cannot be taken up, then none is."""
         if self._served.serving.closed:
             raise ApiError(503, "the engine has stopped: the server has to be started again")
-        if any(request.response_format is not None for request in self.requests):
-            # It is compiled here, and is there when the engine's thread wants it.
-            await asyncio.to_thread(self._served.engine.check, self.requests[0])
         self._admitted.__enter__()
-        tasks = [asyncio.ensure_future(submission.start()) for submission in self._submissions]
+        tasks: list[asyncio.Future[None]] = []
         try:
+            if any(request.response_format is not None for request in self.requests):
+                # It is compiled here, and is there when the engine's thread wants it.
+                await asyncio.to_thread(self._served.engine.check, self.requests[0])
+            tasks += [asyncio.ensure_future(submission.start()) for submission in self._submissions]
             await asyncio.gather(*tasks)
         except BaseException:
             for task in tasks:

@@ -14,7 +14,7 @@ router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeBody, http: HttpRequest) -> dict[str, Any]:
+def tokenize(body: TokenizeBody, http: HttpRequest) -> dict[str, Any]:
     """The token ids of a text, or of a conversation in the chat template."""
     server = served(http)
     tokenizer, special = server.engine.tokenizer, body.add_special_tokens
@@ -28,7 +28,7 @@ async def tokenize(body: TokenizeBody, http: HttpRequest) -> dict[str, Any]:
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeBody, http: HttpRequest) -> dict[str, Any]:
+def detokenize(body: DetokenizeBody, http: HttpRequest) -> dict[str, Any]:
     """The text of token ids, special tokens included."""
     server = served(http)
     vocab_size = server.engine.model.config.vocab_size
