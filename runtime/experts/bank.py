@@ -5,12 +5,13 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from heapq import nsmallest
 from os import PathLike
 from threading import RLock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from ..planner.plan import Plan
 from ..text.prompt_template import PromptTemplate
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
-from .flat_z import FlatZ
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
 from .prepared_rows import PreparedRows
 from .slot_rows import SlotRows
@@ -94,6 +94,8 @@ class Bank:
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
         self._prepared = PreparedRows(PREPARED_BYTES)
+        # Fresh memory would take longer than what is read.
+        self._read = np.empty(self.tables.layout.width, dtype=np.float32)
         self._lock = RLock()
 
     @property
@@ -115,17 +117,17 @@ class Bank:
         check_name(name)
         entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
         with self._lock:
-            self._note_first_layers(self._experts.get(name), entry)
-            self._experts[name] = entry
+            rows = self._prepared.get(entry.digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
         with suppress(ZweaveError):
-            resolved = self.resolve(Mixture(((name, 1.0),)))
-            with self._lock:
-                is_known = self._prepared.get(resolved.digest) is not None
-            if not is_known:
-                rows = self._new_rows(resolved)
-                with self._lock:
-                    self._prepared.put(resolved.digest, rows)
+            rows = rows or self.tables.rows_of(entry.read_z(self.tables.layout), entry.renormalise)
+            if self.tables.may_write_z(entry.renormalise):
+                entry = replace(entry, modes=rows.modes)
+        with self._lock:
+            self._note_first_layers(self._experts.get(name), entry)
+            self._experts[name] = entry
+            if rows is not None:
+                self._prepared.put(entry.digest, rows)
         return entry
 
     def unload(self, name: str) -> None:
@@ -201,9 +203,7 @@ class Bank:
             if slot is None:
                 if not self._free and not self._unreferenced:
                     return None
-                rows = self._rows_of(resolved)
-                slot = self._take_slot()
-                self.tables.write(slot, rows)
+                slot = self._fill_slot(resolved)
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
             self._unreferenced.pop(slot, None)
@@ -253,23 +253,34 @@ class Bank:
         del self._slot_of[self._digest_of.pop(slot)]
         return slot
 
-    def _rows_of(self, resolved: ResolvedMixture) -> SlotRows:
-        """Prepared ones while the files look as they did."""
+    def _fill_slot(self, resolved: ResolvedMixture) -> int:
+        """Writes the rows of a mixture to a slot that is taken for it."""
         rows = self._prepared.get(resolved.digest)
-        if rows is None or not all(part.is_unchanged for part, _ in resolved.parts):
-            rows = self._new_rows(resolved)
-            self._prepared.put(resolved.digest, rows)
-        return rows
+        # Prepared rows are good while the files look as they did.
+        if rows is not None and all(part.is_unchanged for part, _ in resolved.parts):
+            slot = self._take_slot()
+            self.tables.write(slot, rows)
+            return slot
+        first = resolved.parts[0][0]
+        if resolved.digest == first.digest and first.modes is not None:
+            # About as fast as a copy of prepared rows, so that these are not worth their memory.
+            z = first.read_z(self.tables.layout, out=self._read)
+            slot = self._take_slot()
+            self.tables.write_z(slot, z, first.modes)
+            return slot
+        rows = self._new_rows(resolved)
+        self._prepared.put(resolved.digest, rows)
+        slot = self._take_slot()
+        self.tables.write(slot, rows)
+        return slot
 
     def _new_rows(self, resolved: ResolvedMixture) -> SlotRows:
-        layout = self.tables.layout
+        layout, first = self.tables.layout, resolved.parts[0][0]
         parts = [part.read_z(layout) for part, _ in resolved.parts]
-        weights = [weights for _, weights in resolved.parts]
-        z: FlatZ | dict[str, Tensor] = parts[0]
-        # Most are one expert as it is.
-        if len(parts) > 1 or set(weights[0]) != {1.0}:
-            z = mix_z([part.by_module(layout) for part in parts], weights)
-        return self.tables.rows_of(z, resolved.parts[0][0].renormalise)
+        if resolved.digest == first.digest:
+            return self.tables.rows_of(parts[0], first.renormalise)
+        z = mix_z([part.by_module(layout) for part in parts], [weights for _, weights in resolved.parts])
+        return self.tables.rows_of(z, first.renormalise)
 
 
 def _digest(parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]) -> str:

@@ -9,7 +9,8 @@ from .bundled import expert_file
 from .expert import Expert, Scope
 from .expert_file import ExpertFile
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
+from .slot_rows import SlotModes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,7 @@ class ExpertEntry:
     file: read again when a slot needs its z; None if `expert` is in memory.
     expert: the expert, None if it is in a file.
     flat: z of `expert`, the memory that is also its z.
+    modes: of its rows if `SlotTables.write_z` may write them; else None.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ExpertEntry:
     file: ExpertFile | None
     expert: Expert | None = None
     flat: FlatZ | None = None
+    modes: SlotModes | None = None
 
     def read(self) -> Expert:
         """The expert; ZweaveError if its file is gone or was changed."""
@@ -54,15 +57,16 @@ class ExpertEntry:
         """Whether its file, if it has one, looks as it did when it was loaded."""
         return self.file is None or self.file.is_unchanged
 
-    def read_z(self, layout: FlatLayout) -> FlatZ:
+    def read_z(self, layout: FlatLayout, out: Values | None = None) -> FlatZ:
         """z of all matrices; a file that is the one that was checked when it was loaded is not checked again.
 
+        out: [sum of R], memory that may be used for it.
         Raises ZweaveError as `read` does.
         """
         if self.flat is not None:
             return self.flat
         assert self.file is not None
-        return self.file.read_z(layout) or FlatZ.of(self.read().z, layout)
+        return self.file.read_z(layout, out) or FlatZ.of(self.read().z, layout)
 
     @classmethod
     def of(

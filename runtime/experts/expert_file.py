@@ -3,12 +3,13 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from ..errors import ZweaveError
 from .expert import Expert, z_of
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
 from .z_places import ZPlaces
 
 
@@ -48,18 +49,21 @@ class ExpertFile:
         """Whether it looks as it did."""
         return self.stamp is not None and self.stamp == _stamp_of(self.path)
 
-    def read_z(self, layout: FlatLayout) -> FlatZ | None:
-        """z of a file that looks as it did or has the same bytes; None of any other."""
-        return self._read_unchanged(layout) or self._read_same_bytes(layout)
+    def read_z(self, layout: FlatLayout, out: Values | None = None) -> FlatZ | None:
+        """z of a file that looks as it did or has the same bytes; None of any other.
 
-    def _read_unchanged(self, layout: FlatLayout) -> FlatZ | None:
+        out: [sum of R], memory that may be used for it.
+        """
+        return self._read_unchanged(layout, out) or self._read_same_bytes(layout)
+
+    def _read_unchanged(self, layout: FlatLayout, out: Values | None) -> FlatZ | None:
         if self.places is None:
             return None
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with FileIO(self.path) as file:
                 if _stamp(os.fstat(file.fileno())) != self.stamp:
                     return None
-                z = self.places.read(file, layout)
+                z = self.places.read(file, layout, out)
                 # Whoever wrote to it meanwhile changed its time before its bytes.
                 return z if _stamp(os.fstat(file.fileno())) == self.stamp else None
         except OSError:

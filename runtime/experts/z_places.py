@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
 
 # Buffers that one call of the system may fill.
 _MAX_BUFFERS = 1024
@@ -41,9 +41,9 @@ class ZPlaces:
         modules = tuple(name.rpartition(".")[0] for name in names)
         return cls(8 + length, kinds == {"z_minus_1"}, layout.same_order(modules))
 
-    def read(self, file: FileIO, layout: FlatLayout) -> FlatZ | None:
-        """z of a file; None if it is too short."""
-        values = np.empty(layout.width, dtype=np.float32)
+    def read(self, file: FileIO, layout: FlatLayout, out: Values | None = None) -> FlatZ | None:
+        """z of a file, in `out` if that is given; None if the file is too short."""
+        values = np.empty(layout.width, dtype=np.float32) if out is None else out
         if len(self.modules) < len(layout.columns):
             values.fill(1)
         columns = [layout.columns[module] for module in self.modules]
