@@ -5,7 +5,7 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from heapq import nsmallest
 from os import PathLike
@@ -45,7 +45,8 @@ class ResolvedMixture:
     first_layer: it adapts nothing below this layer.
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
-    rows: of its slot, from when they are known: what runs under it goes on whatever becomes of the experts' files.
+    held: rows of its slot, or z to make them of, once they are known: what runs under it goes on whatever becomes of
+        the experts' files.
     """
 
     digest: str
@@ -53,7 +54,7 @@ class ResolvedMixture:
     first_layer: int
     parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]
     prompt_template: PromptTemplate | None = None
-    rows: list[SlotRows] = field(default_factory=list, repr=False)
+    held: list[SlotRows | FlatZ] = field(default_factory=list, repr=False)
 
 
 class Bank:
@@ -123,17 +124,17 @@ class Bank:
         check_name(name)
         entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
         with self._lock:
-            self._note_first_layers(self._experts.get(name), entry)
-            self._experts[name] = entry
+            rows = self._prepared.get(entry.digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
         with suppress(ZweaveError):
-            resolved = self.resolve(Mixture(((name, 1.0),)))
-            with self._lock:
-                is_known = self._prepared.get(resolved.digest) is not None
-            if not is_known:
-                rows = self._new_rows(resolved)
-                with self._lock:
-                    self._prepared.put(resolved.digest, rows)
+            rows = rows or self.tables.rows_of(entry.read_z(self.tables.layout), entry.renormalise)
+            if self.tables.may_write_z(entry.renormalise):
+                entry = replace(entry, modes=rows.modes)
+        with self._lock:
+            self._note_first_layers(self._experts.get(name), entry)
+            self._experts[name] = entry
+            if rows is not None:
+                self._prepared.put(entry.digest, rows)
         return entry
 
     def unload(self, name: str) -> None:
@@ -220,9 +221,7 @@ class Bank:
             if slot is None:
                 if not self._free and not self._unreferenced:
                     return None
-                rows = self._rows_of(resolved)
-                slot = self._take_slot()
-                self.tables.write(slot, rows)
+                slot = self._fill_slot(resolved)
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
             else:
@@ -274,29 +273,39 @@ class Bank:
         del self._slot_of[self._digest_of.pop(slot)]
         return slot
 
-    def _rows_of(self, resolved: ResolvedMixture) -> SlotRows:
+    def _fill_slot(self, resolved: ResolvedMixture) -> int:
+        """Writes the rows of a mixture to a slot that is taken for it."""
         self._hold_rows(resolved)
-        if not resolved.rows:
-            resolved.rows.append(self._new_rows(resolved))
-            self._prepared.put(resolved.digest, resolved.rows[0])
-        return resolved.rows[0]
+        first = resolved.parts[0][0]
+        if not resolved.held and resolved.digest == first.digest and first.modes is not None:
+            # About as fast as a copy of prepared rows, so that these are not worth their memory.
+            resolved.held.append(first.read_z(self.tables.layout))
+        if not resolved.held:
+            rows = self._new_rows(resolved)
+            self._prepared.put(resolved.digest, rows)
+            resolved.held.append(rows)
+        held, slot = resolved.held[0], self._take_slot()
+        if isinstance(held, SlotRows):
+            self.tables.write(slot, held)
+        else:
+            assert first.modes is not None
+            self.tables.write_z(slot, held, first.modes)
+        return slot
 
     def _hold_rows(self, resolved: ResolvedMixture) -> None:
         """Gives a mixture the prepared rows, if there are such and its files look as they did."""
         with self._lock:
-            rows = None if resolved.rows else self._prepared.get(resolved.digest)
+            rows = None if resolved.held else self._prepared.get(resolved.digest)
         if rows is not None and all(part.is_unchanged for part, _ in resolved.parts):
-            resolved.rows.append(rows)
+            resolved.held.append(rows)
 
     def _new_rows(self, resolved: ResolvedMixture) -> SlotRows:
-        layout = self.tables.layout
+        layout, first = self.tables.layout, resolved.parts[0][0]
         parts = [part.read_z(layout) for part, _ in resolved.parts]
-        weights = [weights for _, weights in resolved.parts]
-        z: FlatZ | dict[str, Tensor] = parts[0]
-        # Most are one expert as it is.
-        if len(parts) > 1 or set(weights[0]) != {1.0}:
-            z = mix_z([part.by_module(layout) for part in parts], weights)
-        return self.tables.rows_of(z, resolved.parts[0][0].renormalise)
+        if resolved.digest == first.digest:
+            return self.tables.rows_of(parts[0], first.renormalise)
+        z = mix_z([part.by_module(layout) for part in parts], [weights for _, weights in resolved.parts])
+        return self.tables.rows_of(z, first.renormalise)
 
 
 def _digest(parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]) -> str:

@@ -10,6 +10,7 @@ from .expert import Expert, Scope
 from .expert_file import ExpertFile
 from .flat_layout import FlatLayout
 from .flat_z import FlatZ
+from .slot_rows import SlotModes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,7 @@ class ExpertEntry:
     file: read again when a slot needs its z; None if `expert` is in memory.
     expert: the expert, None if it is in a file.
     flat: z of `expert`, the memory that is also its z.
+    modes: of its rows if `SlotTables.write_z` may write them; else None.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ExpertEntry:
     file: ExpertFile | None
     expert: Expert | None = None
     flat: FlatZ | None = None
+    modes: SlotModes | None = None
 
     def read(self) -> Expert:
         """The expert; ZweaveError if its file is gone or was changed."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from ..errors import ZweaveError
@@ -56,7 +57,7 @@ class ExpertFile:
         if self.places is None:
             return None
         try:
-            with self.path.open("rb", buffering=0) as file:
+            with FileIO(self.path) as file:
                 if _stamp(os.fstat(file.fileno())) != self.stamp:
                     return None
                 z = self.places.read(file, layout)

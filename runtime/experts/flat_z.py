@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .flat_layout import FlatLayout
+
+Values: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +22,7 @@ class FlatZ:
     modules: the adapted matrices.
     """
 
-    values: npt.NDArray[np.float32]
+    values: Values
     modules: tuple[str, ...]
 
     @classmethod

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -21,24 +22,34 @@ Single: TypeAlias = npt.NDArray[np.float32]
 Double: TypeAlias = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class SlotModes:
+    """What a slot's rows are in each matrix.
+
+    modes: [matrices] uint8.
+    supports: [matrices] int32.
+    """
+
+    modes: Tensor
+    supports: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class SlotRows:
     """The rows of one slot.
 
     scale: [sum of R] float32.
     delta: [sum of K] float32.
-    modes: [matrices] uint8.
-    supports: [matrices] int32.
+    modes: shared by all experts of these supports.
     """
 
     scale: Tensor
     delta: Tensor
-    modes: Tensor
-    supports: Tensor
+    modes: SlotModes
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.scale, self.delta, self.modes, self.supports))
+        return self.scale.nbytes + self.delta.nbytes
 
 
 class RowBuilder:
@@ -47,6 +58,8 @@ class RowBuilder:
     sigmas: adaptable matrix -> singular values [R].
     layout: of these matrices.
     plan, max_error: as of `SlotTables`.
+
+    is_plain: whether float32 gives the bits of float64 where nothing is renormalised.
     """
 
     def __init__(
@@ -56,29 +69,38 @@ class RowBuilder:
         self._layout = layout
         self._plans = [(module, plan[module]) for module in layout.columns]
         self._max_error = max_error
+        self._known_modes: WeakValueDictionary[tuple[int, ...], SlotModes] = WeakValueDictionary()
         self._leading = layout.leading({module: kept.delta_rank for module, kept in self._plans})
         self._double = np.concatenate([np.zeros(0), *flat])
         self._single: Single = self._double.astype(np.float32)
         self._leading_single = self._single[self._leading]
         self._zeros = np.flatnonzero(self._double == 0)
-        self._is_exact = bool((self._single == self._double).all())
+        self.is_plain = not max_error and bool((self._single == self._double).all())
         self._tolerance = np.concatenate(
             [np.zeros(0), *(np.full(len(sigma), max_error * sigma[0]) for sigma in flat)]
         )
 
     def rows(self, z: FlatZ, renormalise: bool) -> SlotRows:
         """The rows for z, renormalised if asked; raises ZweaveError as `SlotTables.rows_of`."""
-        if renormalise or self._max_error or not self._is_exact:
+        if renormalise or not self.is_plain:
             return self._rows_by_double(z, renormalise)
-        # A product of two float32 is exact in float64, so that rounding it is what float32 does.
-        with np.errstate(over="ignore", invalid="ignore"):
-            scale = self._single * z.values
+        modes = self._modes_of(z.values)
+        scale, delta = self.plain(z.values)
         if not np.isfinite(scale).all():
             raise _overflow()
-        differs = z.values != 1
+        return SlotRows(torch.from_numpy(scale), torch.from_numpy(delta), modes)
+
+    def plain(self, z: Single, out: Single | None = None) -> tuple[Single, Single]:
+        """The scale, in `out` if that is given, and the delta of z [sum of R], where `is_plain`; not checked."""
+        # A product of two float32 is exact in float64, so that rounding it is what float32 does.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale: Single = np.multiply(self._single, z, out=out)
+            return scale, self._delta(z)
+
+    def _modes_of(self, z: Single) -> SlotModes:
+        differs = z != 1
         differs[self._zeros] = False
-        supports = self._layout.supports(differs)
-        return self._slot_rows(scale, self._delta(z.values), supports, self._modes(supports))
+        return self._modes(self._layout.supports(differs))
 
     def _delta(self, z: Single) -> Single:
         """sigma * (z - 1) of the leading components."""
@@ -99,31 +121,32 @@ class RowBuilder:
         supports = self._layout.supports(np.abs(change) > self._tolerance)
         modes = self._modes(supports)
         if self._max_error:
-            self._check_rounding(modes, change)
-        return self._slot_rows(
-            scale.astype(np.float32), change[self._leading].astype(np.float32), supports, modes
-        )
-
-    @staticmethod
-    def _slot_rows(scale: Single, delta: Single, supports: list[int], modes: list[LinearMode]) -> SlotRows:
+            self._check_rounding(supports, change)
         return SlotRows(
-            torch.from_numpy(scale),
-            torch.from_numpy(delta),
-            torch.tensor(modes, dtype=torch.uint8),
-            torch.tensor(supports, dtype=torch.int32),
+            torch.from_numpy(scale.astype(np.float32)),
+            torch.from_numpy(change[self._leading].astype(np.float32)),
+            modes,
         )
 
-    def _modes(self, supports: list[int]) -> list[LinearMode]:
-        """The mode of each matrix; ZweaveError if the plan has none for one."""
-        return [
-            _mode(module, plan, support)
-            for (module, plan), support in zip(self._plans, supports, strict=True)
-        ]
+    def _modes(self, supports: list[int]) -> SlotModes:
+        """What rows of these supports are in each matrix; ZweaveError if the plan has no mode for one."""
+        key = tuple(supports)
+        found = self._known_modes.get(key)
+        if found is None:
+            modes = [
+                _mode(module, plan, support)
+                for (module, plan), support in zip(self._plans, supports, strict=True)
+            ]
+            found = SlotModes(
+                torch.tensor(modes, dtype=torch.uint8), torch.tensor(supports, dtype=torch.int32)
+            )
+            self._known_modes[key] = found
+        return found
 
-    def _check_rounding(self, modes: list[LinearMode], change: Double) -> None:
+    def _check_rounding(self, supports: list[int], change: Double) -> None:
         """Raises ZweaveError if integers cost a delta more than is allowed."""
-        for (module, plan), mode in zip(self._plans, modes, strict=True):
-            if plan.format and mode == LinearMode.DELTA:
+        for (module, plan), support in zip(self._plans, supports, strict=True):
+            if plan.format and plan.mode_of(support) == LinearMode.DELTA:
                 columns = self._layout.columns[module]
                 share = np.abs(change[columns]).max() / self._double[columns.start]
                 _check_format(module, plan.format, share, self._max_error)

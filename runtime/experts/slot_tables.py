@@ -13,7 +13,7 @@ from ..planner.plan import MatrixPlan, Plan
 from .expert import Expert
 from .flat_layout import FlatLayout
 from .flat_z import FlatZ
-from .slot_rows import RowBuilder, SlotRows
+from .slot_rows import RowBuilder, SlotModes, SlotRows
 
 
 class SlotTables:
@@ -105,10 +105,34 @@ class SlotTables:
 
     def write(self, slot: int, rows: SlotRows) -> None:
         """Writes the rows of a slot; on a device after what was launched there, and without waiting."""
-        for table, row in ((self.scale, rows.scale), (self.delta, rows.delta)):
-            table[slot].copy_(row.pin_memory() if table.is_cuda else row, non_blocking=True)
-        self.modes[:, slot].copy_(rows.modes)
-        self.supports[:, slot].copy_(rows.supports)
+        _copy(self.scale[slot], rows.scale)
+        _copy(self.delta[slot], rows.delta)
+        self._write_modes(slot, rows.modes)
+
+    def may_write_z(self, renormalise: bool) -> bool:
+        """Whether `write_z` is allowed for an expert, which depends on the tables as well."""
+        return self._builder.is_plain and not renormalise
+
+    def write_z(self, slot: int, z: FlatZ, modes: SlotModes) -> None:
+        """Works out rows where they lie, as `rows_of` and `write` do in more passes through memory.
+
+        modes: of the rows that `rows_of` made of the same z before.
+        """
+        row = self.scale[slot]
+        out = torch.empty_like(row, device="cpu", pin_memory=True) if row.is_cuda else row
+        _, delta = self._builder.plain(z.values, out.numpy())
+        if row.is_cuda:
+            row.copy_(out, non_blocking=True)
+        _copy(self.delta[slot], torch.from_numpy(delta))
+        self._write_modes(slot, modes)
+
+    def _write_modes(self, slot: int, modes: SlotModes) -> None:
+        self.modes[:, slot].copy_(modes.modes)
+        self.supports[:, slot].copy_(modes.supports)
+
+
+def _copy(target: Tensor, row: Tensor) -> None:
+    target.copy_(row.pin_memory() if target.is_cuda else row, non_blocking=True)
 
 
 def _poisoned(slots: int, width: int, device: torch.device) -> Tensor:

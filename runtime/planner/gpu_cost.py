@@ -21,8 +21,9 @@ MANY_ROWS = 17
 _SMALL_KERNELS = 5
 # Of a layer: q, k and v are one product, gate and up another. Factors and deltas are two launches a product.
 _PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 8, LinearMode.FACTORED: 8}
-# Of a layer of a prompt by a library, which has no products in groups: products, and kernels between them.
-_LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 18, LinearMode.FACTORED: 11}
+# Of a layer of a prompt by a library: products, where k and v are one batch and gate and up another, and kernels
+# between them.
+_LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 14, LinearMode.FACTORED: 9}
 _BETWEEN = {LinearMode.DENSE: 0, LinearMode.DELTA: 4, LinearMode.FACTORED: 4}
 # Factors of a layer.
 _FACTORS = 14
