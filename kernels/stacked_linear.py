@@ -126,8 +126,9 @@ class StackedLinear:
         vt, u = self.leading.vt, self.leading.u
         # The product with a gate in its epilogue has no quantised form.
         fused = self.silu and self.leading.is_plain
-        h = self.ops.grouped_linear(x, vt, table=self.delta, slot=slot)
-        y = self.ops.grouped_delta_linear(x, self.dense.parts, h, u, slot, bias=self.bias, silu=fused)
+        y = self.ops.grouped_delta_linear(
+            x, self.dense.parts, vt, u, self.delta, slot, bias=self.bias, silu=fused
+        )
         return self.ops.silu_mul(*y.chunk(2, 1)) if self.silu and not fused else y
 
     def _by_library(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:

@@ -24,7 +24,7 @@ DENSE, DELTA, FACTORED = LinearMode.DENSE, LinearMode.DELTA, LinearMode.FACTORED
     [
         ("ideal", 1, 512, 208),
         ("dense", 1, 512, 240),
-        ("delta", 1, 512, 198),
+        ("delta", 1, 512, 203),
         ("factored", 1, 512, 174),
         ("ideal", 64, 2048, 6741),
         ("factored", 64, 2048, 5894),

@@ -10,7 +10,7 @@ import pytest
 from zweave.kernels.triton.gemm_config import paired_tile_config, tile_config
 
 from .compiled import DEVICES, FEW_WORDS, check_resources
-from .gemm_kernels import WEIGHTS, gemm_kernel, silu_gemm_kernel
+from .gemm_kernels import WEIGHTS, delta_gemm_kernel, gemm_kernel, silu_gemm_kernel
 from .ptx import check_dependent_launch
 
 pytest.importorskip("triton")
@@ -34,13 +34,14 @@ def test_products_prefetch_weights_before_they_wait(arch, name, tmp_path) -> Non
     w = WEIGHTS[name]
     tile = tile_config(16, 576, w.dtype, w.scales, DEVICES[arch], True)
     binaries = [
-        gemm_kernel(arch, True, tile, w, None, plan, by_slot, pdl=True)
+        gemm_kernel(arch, True, tile, w, plan, by_slot, pdl=True)
         for plan, by_slot in (("parallel", True), ("serial", False))
     ]
     if w.kind == "plain":
-        binaries.append(gemm_kernel(arch, True, tile, w, w, "parallel", False, groups=3, pdl=True))
+        binaries.append(delta_gemm_kernel(arch, True, tile, w, w, groups=3, pdl=True))
         pair = paired_tile_config(16, 576, w.dtype, DEVICES[arch], True)
-        binaries.append(silu_gemm_kernel(arch, True, pair, w, "parallel", True, False, pdl=True))
+        binaries.append(silu_gemm_kernel(arch, True, pair, w, "parallel", False, pdl=True))
+        binaries.append(delta_gemm_kernel(arch, True, pair, w, w, groups=2, silu=True, pdl=True))
     for binary in binaries:
         used = check_resources(binary, arch, tmp_path, f"dependent {name}", FEW_WORDS)
         assert used["SHARED"] <= SHARED_BYTES
