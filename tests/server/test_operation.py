@@ -18,17 +18,6 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.005)
 
 
-def slow_down(server: Any) -> None:
-    """A step takes 5 ms more: a request of 400 tokens is in work until a test has looked."""
-    step = server.engine.step
-
-    def slow_step() -> Any:
-        time.sleep(0.005)
-        return step()
-
-    server.engine.step = slow_step
-
-
 def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
     server = start_server(api_keys=("one", "two"))
     assert server.http().post("/v1/completions", json=SHORT).status_code == 401
@@ -45,7 +34,7 @@ def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
 
 def test_more_than_it_takes_up_get_429(start_server: Any) -> None:
     server = start_server(max_waiting=2)
-    slow_down(server)
+    server.slow_down()
     body = LONG | {"stream": True, "n": 2, "temperature": 1}
     with server.http().stream("POST", "/v1/completions", json=body) as first:
         assert first.status_code == 200
@@ -58,7 +47,7 @@ def test_more_than_it_takes_up_get_429(start_server: Any) -> None:
 
 def test_whoever_leaves_cancels_the_request(start_server: Any) -> None:
     server = start_server({"kv_tokens": 8192})
-    slow_down(server)
+    server.slow_down()
     with server.http().stream("POST", "/v1/completions", json=LONG | {"stream": True}) as stream:
         next(stream.iter_lines())
         assert server.engine.has_work
@@ -76,7 +65,7 @@ def test_whoever_leaves_cancels_the_request(start_server: Any) -> None:
 
 def test_a_request_that_takes_too_long(start_server: Any) -> None:
     server = start_server(request_timeout=0.02)
-    slow_down(server)
+    server.slow_down()
     told = server.http().post("/v1/completions", json=LONG)
     assert told.status_code == 504 and "0.02 seconds" in told.json()["error"]["message"]
     lines = server.http().post("/v1/completions", json=LONG | {"stream": True}).text

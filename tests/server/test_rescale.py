@@ -23,23 +23,15 @@ MIXED = {"a": 0.25, "b": 0.75}
 
 
 @pytest.fixture
-def gate() -> threading.Semaphore:
-    """So many steps an engine behind it may compute."""
-    return threading.Semaphore(0)
+def server(start_server: Callable[..., Any]) -> Any:
+    return start_server(api_keys=("one", "two"))
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Any], gate: threading.Semaphore) -> Iterator[Any]:
-    running = start_server(api_keys=("one", "two"))
-    step = running.engine.step
-
-    def gated() -> Any:
-        gate.acquire()
-        return step()
-
-    running.engine.step = gated
-    yield running
-    gate.release(10000)
+def gate(server: Any) -> Iterator[threading.Semaphore]:
+    """So many steps the engine may compute."""
+    yield server.hold()
+    server.steps.release(10000)
 
 
 def client(server: Any, key: str = "one") -> httpx.Client:
