@@ -201,6 +201,22 @@ def test_an_answer_grows_and_sliders_act_on_it(visit: Callable[[Any], Any], star
 
 
 @pytest.mark.slow
+def test_the_space_before_an_answer_is_not_shown_and_stays_in_the_conversation(page: Any) -> None:
+    told = page.evaluate(
+        """async () => {
+          const { Conversation } = await import("/playground/conversation.js");
+          const made = () => document.createElement("div");
+          const one = new Conversation(made(), made(), made());
+          await one.answer("who?", async function* () {
+            yield { id: "1", choices: [{ delta: { content: " person" } }] };
+          });
+          return [one.log.lastChild.textContent, one.messages.at(-1).content];
+        }"""
+    )
+    assert told == ["person", " person"]
+
+
+@pytest.mark.slow
 def test_auto_tells_the_probabilities_of_its_labels(visit: Callable[[Any], Any], start_server: Any) -> None:
     server = start_server()
     server.engine.dispatcher = FixedDispatcher("a")
