@@ -16,8 +16,9 @@ from .engine import Engine
 class AsyncEngine:
     """Serves an engine to coroutines: `async with AsyncEngine(engine) as serving:`.
 
-    Until it is closed the engine cannot be used directly, except to load and unload experts and to rescale, nor in a forked
-    child. Cancelling a coroutine cancels its request. Raises ZweaveError if another thread uses the engine.
+    Until it is closed the engine cannot be used directly, except to load and unload experts and to rescale; nor can it
+    be in a forked child. Cancelling a coroutine cancels its request. Raises ZweaveError if another thread uses the
+    engine.
     """
 
     def __init__(self, engine: Engine) -> None:

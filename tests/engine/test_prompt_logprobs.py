@@ -100,9 +100,10 @@ def test_one_token_has_none(tiny_engine: TinyEngine) -> None:
     assert result.prompt_logprobs == [None]
 
 
-def test_a_stream_tells_them_once_before_any_answer(tiny_engine: TinyEngine) -> None:
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_a_stream_tells_them_once_before_any_answer(device: str, tiny_engine: TinyEngine) -> None:
     request = Request(PROMPT, n=3, max_tokens=3, prompt_logprobs=1, sampling=Sampling(temperature=1, seed=1))
-    engine = tiny_engine(max_batch_tokens=8, max_sequences=8)
+    engine = tiny_engine(device=device, max_batch_tokens=8, max_sequences=8)
     [whole] = engine.generate(request)
     first, *others = engine.stream(request)
     assert (first.sample, first.prompt_token_ids) == (0, PROMPT)

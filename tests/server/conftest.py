@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ from zweave.server.settings import ServerSettings
 
 @dataclass
 class Running:
-    """A server, its engine, and clients for it."""
+    """A server, its engine, and clients for it.
+
+    steps: what an engine on hold waits for before each step.
+    """
 
     engine: Engine
     url: str
     settings: ServerSettings
+    uvicorn: uvicorn.Server
+    steps: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     def http(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
@@ -50,6 +55,28 @@ class Running:
 
     def openai(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def hold(self) -> threading.Semaphore:
+        """The engine computes as many steps as the semaphore is released for from now on."""
+        return self._before_each_step(self.steps.acquire)
+
+    def slow_down(self) -> None:
+        """A step takes 5 ms more: a request of 400 tokens is in work until a test has looked."""
+        self._before_each_step(lambda: time.sleep(0.005))
+
+    def _before_each_step(self, wait: Callable[[], object]) -> threading.Semaphore:
+        step = self.engine.step
+
+        def later_step() -> Any:
+            wait()
+            return step()
+
+        self.engine.step = later_step
+        return self.steps
+
+    def stop(self) -> None:
+        """Tells the server to stop without waiting for what runs."""
+        self.uvicorn.should_exit = self.uvicorn.force_exit = True
 
 
 class ServerProcess:
@@ -123,7 +150,7 @@ def server_process(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
 @pytest.fixture(scope="session")
 def start_server(tiny_engine: Callable[..., Engine]) -> Iterator[Callable[..., Running]]:
     """`start_server(engine_options, **settings)`."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+    running: list[tuple[Running, threading.Thread]] = []
 
     def start(engine_options: dict[str, Any] | None = None, **settings: Any) -> Running:
         engine = tiny_engine(**(engine_options or {}))
@@ -132,16 +159,18 @@ def start_server(tiny_engine: Callable[..., Engine]) -> Iterator[Callable[..., R
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
-        running.append((server, thread))
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
-        return Running(engine, f"http://127.0.0.1:{port}", chosen)
+        found = Running(engine, f"http://127.0.0.1:{port}", chosen, server)
+        running.append((found, thread))
+        return found
 
     yield start
-    for server, _ in running:
-        server.should_exit = True
+    for found, _ in running:
+        found.uvicorn.should_exit = True
+        found.steps.release(10000)
     for _, thread in running:
         thread.join(10)
 

@@ -56,8 +56,8 @@ class CompletionResponse(Response):
         if self._echo is not None:
             if self._echo.has_logprobs and delta.prompt_logprobs is not None:
                 for choice in range(index, index + self._echo.each):
-                    logprobs = self._logprobs(choice, [], delta)
-                    yield self._chunk(self._part(choice, self._echo.text(choice), logprobs))
+                    of_prompt = self._logprobs(choice, [], delta)
+                    yield self._chunk(self._part(choice, self._echo.text(choice), of_prompt))
             delta = self._echo.shown_delta(delta)
         logprobs = None if delta.logprobs is None else self._logprobs(index, delta.logprobs)
         part = self._part(index, delta.text, logprobs)

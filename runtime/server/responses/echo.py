@@ -31,12 +31,11 @@ class Echo:
         """What is told of a result: nothing of the answer where the body wants the prompt alone."""
         if not self._is_alone:
             return result
-        logprobs = None if result.logprobs is None else []
+        logprobs = result.logprobs and result.logprobs[:0]
         return replace(result, text="", token_ids=[], logprobs=logprobs, finish_reason="length", label=None)
 
     def shown_delta(self, delta: Delta) -> Delta:
         """The same of a delta."""
         if not self._is_alone:
             return delta
-        logprobs = None if delta.logprobs is None else []
-        return replace(delta, text="", token_ids=[], logprobs=logprobs)
+        return replace(delta, text="", token_ids=[], logprobs=delta.logprobs and delta.logprobs[:0])
