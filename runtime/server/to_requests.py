@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from ..engine.engine import Engine
+from ..errors import shortened
 from ..experts.mixture import ExpertChoice
 from ..request import Request, Sampling
 from .errors import ApiError
@@ -12,6 +13,8 @@ from .protocol.generation import GenerationBody
 
 # OpenAI's for completions.
 _COMPLETION_TOKENS = 16
+# Log-probabilities of likely tokens beside each: vLLM's. Those of a whole vocabulary would be answers of megabytes.
+_MAX_LOGPROBS = 20
 # Fields of the same name and meaning.
 _SAME = (
     "add_special_tokens",
@@ -67,6 +70,12 @@ def completion_requests(
 
 def _fields(body: GenerationBody, choice: ExpertChoice, salt: str | None) -> dict[str, Any]:
     """What both kinds of bodies say of a `Request`."""
+    for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
+        count = getattr(body, name, None)
+        if count is not None and count > _MAX_LOGPROBS:
+            raise ApiError(
+                400, f"{name} is {shortened(count)}, and this server gives at most {_MAX_LOGPROBS}"
+            )
     fields = {name: getattr(body, name) for name in _SAME}
     sampling = Sampling(
         temperature=_given(body.temperature, 1.0),

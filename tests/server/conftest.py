@@ -43,16 +43,6 @@ class Running:
         text = self.http().get("/metrics").text
         return float(text.partition("\nzweave_requests_in_work ")[2].split("\n")[0])
 
-    def slow_down(self) -> None:
-        """A step takes 5 ms more: a request of 400 tokens is in work until a test has looked."""
-        step = self.engine.step
-
-        def slow_step() -> Any:
-            time.sleep(0.005)
-            return step()
-
-        self.engine.step = slow_step
-
     def openai(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
 

@@ -33,7 +33,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_to
         ("/v1/completions", GOOD | {"prompt": "\ud800"}, 400, "lone surrogate"),
         ("/v1/completions", GOOD | {"no_such": 1}, 400, "no_such: there is no such field"),
         ("/v1/completions", GOOD | {"salt": "x"}, 400, "salt: there is no such field"),
-        ("/v1/completions", GOOD | {"logprobs": 101}, 400, "logprobs must be"),
+        ("/v1/completions", GOOD | {"logprobs": 101}, 400, "gives at most 20"),
         ("/v1/completions", GOOD | {"seed": -1}, 400, "seed must be"),
         ("/v1/completions", GOOD | {"template": "a"}, 400, "has no prompt template"),
         ("/v1/completions", GOOD | {"kv_reuse": "often"}, 400, "kv_reuse must be"),
@@ -130,3 +130,12 @@ def test_a_body_that_is_too_large(start_server: Any) -> None:
     for content in (body, iter([body])):  # with and without its length told beforehand
         answer = server.http().post("/v1/completions", content=content, headers=headers)
         assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_likely_tokens_are_at_most_20(server: Any, field: str) -> None:
+    body = {"prompt": "ab", "max_tokens": 1, "temperature": 0}
+    few, many = (server.http().post("/v1/completions", json=body | {field: count}) for count in (20, 21))
+    assert few.status_code == 200
+    assert many.status_code == 400
+    assert many.json()["error"]["message"] == f"{field} is 21, and this server gives at most 20"
