@@ -76,8 +76,10 @@ def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path
     cases = [(tile, "serial") for tile in (tiles if extent == "all" else tiles[-1:])]
     for tile, plan in [*cases, (tiles[0], "parallel")]:
         binary = gemm_kernel(arch, aligned, tile, dense, weights, plan, False)
-        # Where the delta lies waits on the stack for the end of the sum before it.
-        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}", FEW_WORDS)
+        # Where the delta lies waits on the stack for the end of the sum before it: on sm_120 beside a delta of bytes
+        # five words, stored before the loops and loaded behind them (seen in nvdisasm's listing).
+        stack = 24 if arch == 120 else FEW_WORDS
+        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile} {plan}", stack)
 
 
 GROUPED = pytest.mark.parametrize(
