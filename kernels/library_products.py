@@ -97,4 +97,4 @@ def _goes_on(run: Sequence[Tensor]) -> bool:
 
 
 def _distance(one: Tensor, other: Tensor) -> int:
-    return other.storage_offset() - one.storage_offset()
+    return int(other.storage_offset() - one.storage_offset())

@@ -71,7 +71,7 @@ class RowBuilder:
         self._max_error = max_error
         self._known_modes: WeakValueDictionary[tuple[int, ...], SlotModes] = WeakValueDictionary()
         self._leading = layout.leading({module: kept.delta_rank for module, kept in self._plans})
-        self._double = np.concatenate([np.zeros(0), *flat])
+        self._double: Double = np.concatenate([np.zeros(0), *flat])
         self._single: Single = self._double.astype(np.float32)
         self._leading_single = self._single[self._leading]
         self._zeros = np.flatnonzero(self._double == 0)
@@ -112,7 +112,7 @@ class RowBuilder:
         return (sigma * z - sigma).astype(np.float32)
 
     def _rows_by_double(self, z: FlatZ, renormalise: bool) -> SlotRows:
-        scale = self._double * z.values
+        scale: Double = self._double * z.values
         for module in z.modules if renormalise else ():
             columns = self._layout.columns[module]
             scale[columns] *= renormalisation(module, self._double[columns], scale[columns])

@@ -49,7 +49,7 @@ class ZPlaces:
         columns = [layout.columns[module] for module in self.modules]
         if self.half:
             differences = np.empty(sum(part.stop - part.start for part in columns), dtype=np.float16)
-            if not _fill(file, self.start, [memoryview(differences).cast("B")]):
+            if not _fill(file, self.start, [differences.data.cast("B")]):
                 return None
             # PyTorch: it converts four times as fast as NumPy.
             z = torch.from_numpy(differences).float().add_(1).numpy()
@@ -59,7 +59,7 @@ class ZPlaces:
                 values[part] = z[begin:end]
                 begin = end
         else:
-            whole = memoryview(values).cast("B")
+            whole = values.data.cast("B")
             if not _fill(file, self.start, [whole[4 * part.start : 4 * part.stop] for part in columns]):
                 return None
         return FlatZ(values, self.modules)

@@ -84,8 +84,10 @@ def test_tiles_of_the_gemm_with_a_delta(arch, aligned, weights, extent, tmp_path
     cases = tiles if extent == "all" else [tiles[0], tiles[-1]]
     for tile in cases:
         binary = delta_gemm_kernel(arch, aligned, tile, dense, weights)
-        # Where the delta lies waits on the stack for the end of the sum before it.
-        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile}", FEW_WORDS)
+        # Where the delta lies waits on the stack for the end of the sum before it: on sm_120 beside a delta of bytes
+        # five words, stored before the loops and loaded behind them (seen in nvdisasm's listing).
+        stack = 24 if arch == 120 else FEW_WORDS
+        check(binary, arch, weights.dtype, tmp_path, f"delta {weights.kind} {tile}", stack)
 
 
 GROUPED = pytest.mark.parametrize(
