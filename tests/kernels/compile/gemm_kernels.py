@@ -13,6 +13,7 @@ from zweave.kernels.triton.silu_delta_gemm import _silu_delta_gemm_kernel
 from zweave.kernels.triton.silu_gemm import _silu_gemm_kernel
 
 from .compiled import VALUE, Types, compiled
+from .ptx import check_handover
 
 TOKENS = (1, 16, 17, 33, 65, 128, 4096)
 OUT_FEATURES = (192, 576, 14336)
@@ -80,7 +81,7 @@ def delta_gemm_kernel(
     pdl: bool = False,
     silu: bool = False,
 ) -> Any:
-    """The delta linear compiled. w: plain weights; u: those of both factors; silu: gated, of two groups."""
+    """The delta linear compiled, its handover checked. w: plain weights; u: of both factors; silu: gated."""
     types: dict[str, Types] = {"products": operands(w, groups), "outputs": ("i32",) * groups}
     types |= dict.fromkeys(("firsts", "deltas"), operands(u, groups)) | {"ranks": ("i32",) * groups}
     types |= dict.fromkeys(("y", "h", "bias"), VALUE[w.dtype]) | dict.fromkeys(
@@ -90,7 +91,9 @@ def delta_gemm_kernel(
     constants = {"FORMAT": u.kind, "GROUP": u.group, "PDL": pdl} | tile_constants(tile)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     kernel = _silu_delta_gemm_kernel if silu else _delta_gemm_kernel
-    return compiled(kernel, arch, types, constants, aligned, **options)
+    binary = compiled(kernel, arch, types, constants, aligned, **options)
+    check_handover(binary.asm["ptx"])
+    return binary
 
 
 def tile_constants(tile: TileConfig) -> dict[str, object]:

@@ -11,7 +11,7 @@ from zweave.kernels.triton.gemm_config import paired_tile_config, tile_config
 
 from .compiled import DEVICES, FEW_WORDS, check_resources
 from .gemm_kernels import WEIGHTS, delta_gemm_kernel, gemm_kernel, silu_gemm_kernel
-from .ptx import check_dependent_launch
+from .ptx import check_dependent_launch, check_handover
 
 pytest.importorskip("triton")
 
@@ -101,3 +101,43 @@ def test_planted_mistakes_are_found(right: str, wrong: str) -> None:
     assert KERNEL.count(right) == 1
     with pytest.raises(AssertionError):
         check_dependent_launch(KERNEL.replace(right, wrong))
+
+
+SAID = "bar.sync 0; @%p1 red.global.gpu.release.add.u32 [%rd2], %r1;"
+ASKED = "$L__BB0_3: @%p1 ld.global.gpu.relaxed.b32 %r1, [%rd2]; bar.sync 0; @%p2 bra $L__BB0_3;"
+TAKEN = "@%p1 atom.global.gpu.acquire.add.u32 %r1, [%rd2], 1; bar.sync 0;"
+HANDOVER = f"""
+.visible .entry kernel(.param .u64 kernel_param_0)
+{{
+	@%p4 bra $L__BB0_2;
+	st.global.b32 [%rd1], %r1;
+	{SAID}
+	ret;
+$L__BB0_2:
+	{ASKED}
+	{TAKEN}
+	ld.global.b32 %r1, [%rd1];
+	ret;
+$L__func_end0:
+}}
+"""
+HANDOVER_MISTAKES = {
+    "said too early": (SAID, SAID.removeprefix("bar.sync 0;")),
+    "said by a relaxed sum": (SAID, SAID.replace("release", "relaxed")),
+    "not asked": (ASKED, ""),
+    "not taken": (TAKEN, ""),
+    "read too early": (TAKEN, TAKEN.removesuffix("bar.sync 0;")),
+    "read before it is taken": (TAKEN, f"ld.global.b32 %r1, [%rd1]; {TAKEN}"),
+    "read past": ("ld.global.b32", "ld.global.nc.b32"),
+}
+
+
+def test_a_handover_that_keeps_the_rule() -> None:
+    check_handover(HANDOVER)
+
+
+@pytest.mark.parametrize(("right", "wrong"), HANDOVER_MISTAKES.values(), ids=HANDOVER_MISTAKES)
+def test_planted_mistakes_of_a_handover_are_found(right: str, wrong: str) -> None:
+    assert HANDOVER.count(right) == 1
+    with pytest.raises(AssertionError):
+        check_handover(HANDOVER.replace(right, wrong))
