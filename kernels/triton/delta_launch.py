@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .checks import Factor
 from .gemm import launch_gemm
-from .gemm_config import Device, device_of, paired_tile_config, split_size, tile_config
+from .gemm_config import Device, Scales, device_of, paired_tile_config, split_size, tile_config
 from .gemm_operand import Operand, all_aligned, kernel_operands, splits_of
 from .pdl import launch_options
 from .semaphores import zeroed_semaphores
@@ -64,12 +64,15 @@ def launch_delta(
     x, ranks = products[0].x, tuple(first.out_features for first in firsts)
     h = x.new_empty(len(x), sum(ranks))
     deltas = [Operand.of(*pair) for pair in zip(h.split([k.shape[1] for k in u], 1), u, strict=True)]
-    h_outputs = ranks
+    h_outputs: tuple[int, ...] = ranks
     if (firsts[0].format, firsts[0].group) != (deltas[0].format, deltas[0].group):
         launch_gemm(h, firsts, table=table, slot=slot, skip_base=True)
         firsts, h_outputs = deltas, tuple(0 for _ in deltas)
     outputs = tuple(product.out_features for product in products)
     device, aligned = device_of(y.device.index), all_aligned([*products, *firsts, *deltas])
+    tiled: tuple[int, ...]
+    h_tiled: tuple[int, ...]
+    scales: Scales
     if sums == 2:
         # Tiles of both groups at once.
         tiled, h_tiled = outputs[:1], (max(h_outputs),)

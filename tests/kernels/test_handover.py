@@ -42,7 +42,7 @@ def case(silu: bool) -> tuple:
     return partial(grouped_delta_linear_triton, silu=silu), x, w, vt, u, table, slot
 
 
-@pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
+@pytest.mark.parametrize("silu", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["", "silu"])
 def test_bits_depend_on_no_order_of_programs(silu, interpreted, in_turns) -> None:
     right = interpreted(*case(silu))
     # A single resident program is the least that a device may run: it waits for none that has not run.
