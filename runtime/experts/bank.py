@@ -28,6 +28,7 @@ from .slot_tables import SlotTables
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
+_MAX_PREPARED = 1024
 # Names that an unknown one is compared with: more would hold up who asks.
 _MAX_COMPARED = 1000
 
@@ -96,7 +97,7 @@ class Bank:
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
-        self._prepared = PreparedRows(PREPARED_BYTES)
+        self._prepared = PreparedRows(PREPARED_BYTES, _MAX_PREPARED)
         self._lock = RLock()
 
     @property
