@@ -106,7 +106,8 @@ PYBIND11_MODULE(_C, m) {
             const py::gil_scoped_release release;
             return linear.run(x, slot, all_factored);
           },
-          py::arg("x"), py::arg("slot"), py::arg("all_factored") = false);
+          py::arg("x"), py::arg("slot"), py::arg("all_factored"))
+      .def("set_merged", &AdaptedLinear::set_merged, py::arg("slot"), py::arg("panels"));
 
   py::class_<DecoderLayer>(m, "DecoderLayer")
       .def(py::init([](at::Tensor input_norm, at::Tensor mlp_norm, OptionalTensor q_norm,
