@@ -16,11 +16,10 @@ of its next one. The result equals that of `decoder_ref` bit for bit.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from . import _C
-from .adapted_linear import AdaptedLinear, LinearMode
+from .adapted_linear import AdaptedLinear
 from .attention import paged_attention, write_kv
 from .layout.packed import Packed
 from .rms_norm import add_rms_norm, rms_norm
