@@ -190,7 +190,10 @@ class Engine:
         """
         if mixture == "auto":
             raise ZweaveError("rescale takes an expert or a mixture, not 'auto'")
-        self._rescales.ask(request_id, self.bank.resolve(Mixture.parse(mixture)))
+        resolved = self.bank.resolve(Mixture.parse(mixture))
+        if resolved.invocation_tokens:
+            raise ZweaveError("rescale takes no activated LoRA, which begins where the prompt says so")
+        self._rescales.ask(request_id, resolved)
 
     @property
     def has_work(self) -> bool:

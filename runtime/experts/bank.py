@@ -56,6 +56,7 @@ class ResolvedMixture:
     first_layer: it adapts nothing below this layer.
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
+    invocation_tokens: from whose last occurrence in a prompt on it acts; empty if `scope` alone says so.
     """
 
     digest: str
@@ -63,6 +64,7 @@ class ResolvedMixture:
     first_layer: int
     parts: tuple[Part, ...]
     prompt_template: PromptTemplate | None = None
+    invocation_tokens: tuple[int, ...] = ()
 
 
 class Bank:
@@ -191,6 +193,7 @@ class Bank:
         with self._lock:
             found = [self._find(name) for name in mixture.names]
         check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
+        invocation_tokens = _common_invocation(found)
         # The same content under two names is one expert with the sum of the weights.
         merged: dict[str, Part] = {}
         for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):
@@ -204,6 +207,7 @@ class Bank:
             min(part.first_layer for part in found),
             parts,
             common_template(part.prompt_template for part in found),
+            invocation_tokens,
         )
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
@@ -334,6 +338,17 @@ class Bank:
         # Most are one expert as it is.
         z = parts[0] if len(parts) == 1 and set(weights[0]) == {1.0} else mix_z(parts, weights)
         return self.tables.rows_of(z, resolved.parts[0][0].renormalise)
+
+
+def _common_invocation(parts: Sequence[Entry]) -> tuple[int, ...]:
+    """What activates all parts of a mixture; ZweaveError if they differ."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.invocation_tokens != first.invocation_tokens:
+            raise ZweaveError(
+                f"{first.name!r} and {part.name!r} cannot be mixed: they are activated by different tokens"
+            )
+    return first.invocation_tokens
 
 
 def _digest(parts: tuple[Part, ...]) -> str:

@@ -54,6 +54,11 @@ class ExpertEntry:
         return expert
 
     @property
+    def invocation_tokens(self) -> tuple[int, ...]:
+        """What activates it beside its scope: nothing."""
+        return ()
+
+    @property
     def is_unchanged(self) -> bool:
         """Whether its file, if it has one, looks as it did when it was loaded."""
         return self.path is None or (self.stamp is not None and self.stamp == _stamp(self.path))

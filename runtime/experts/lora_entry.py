@@ -22,6 +22,7 @@ class LoraEntry:
     scope: of the LoRA.
     first_layer: of the LoRA.
     description: of the LoRA.
+    invocation_tokens: of the LoRA.
     path: its directory, read again when its components are wanted; None if `lora` is in memory.
     lora: the LoRA, None if it is in a directory.
     renormalise, prompt_template: what experts have, and LoRAs never.
@@ -32,6 +33,7 @@ class LoraEntry:
     scope: Scope
     first_layer: int
     description: str
+    invocation_tokens: tuple[int, ...]
     path: Path | None
     lora: Lora | None
     renormalise: bool = False
@@ -73,6 +75,7 @@ class LoraEntry:
             scope=lora.scope,
             first_layer=lora.first_layer,
             description=lora.description,
+            invocation_tokens=lora.invocation_tokens,
             path=path,
             lora=lora if path is None else None,
         )
