@@ -19,6 +19,7 @@ from .greedy import greedy, greedy_ref
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
 from .layout.quantize import Quantized, dequantize, quantize
+from .library_products import together
 from .linear import linear, linear_ref
 from .mix import mix, mix_ref
 from .rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
@@ -75,6 +76,7 @@ __all__ = [
     "svf_delta_linear_ref",
     "svf_linear",
     "svf_linear_ref",
+    "together",
     "triton_ops",
     "unpack",
     "unpack_quantized",

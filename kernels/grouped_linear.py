@@ -1,10 +1,10 @@
 """Grouped products: up to three linears of one batch in one launch.
 
     y_g[t] = (w_g x_g[t]) * table[slot[t], columns of g] + bias_g
-    y_g[t] = w_g x_g[t] + (u_g h_g[t] if slot[t] != 0) + bias_g
+    y_g[t] = w_g x[t] + (u_g h_g[t] if slot[t] != 0) + bias_g        h_g[t] = (vt_g x[t]) * table[slot[t], columns of g]
     y = [y_0 | y_1 | ...]    or, of two groups,    silu(y_0) * y_1
 
-    x [T, N], or [T, sum of N_g]   w_g [M_g, N_g]   h [T, sum of K_g]   u_g [M_g, K_g]   table [S, sum of M_g]
+    x [T, N], or [T, sum of N_g]   w_g [M_g, N_g]   vt_g [K_g, N]   u_g [M_g, K_g]   table [S, sum of M_g or of K_g]
     slot [T]   bias [sum of M_g]   ->   y [T, sum of M_g], or [T, M]
 
 The matrices of q, k and v, or of gate and up, are launched together and stay where they lie: views of wider matrices
@@ -21,8 +21,10 @@ from torch import Tensor
 
 from .layout.quantize import Quantized
 from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
+from .triton.delta_gemm import launch_delta_gemm
 from .triton.gemm import launch_gemm
 from .triton.gemm_operand import Operand
+from .triton.silu_delta_gemm import launch_silu_delta_gemm
 from .triton.silu_gemm import launch_silu_gemm
 
 MAX_GROUPS = 3
@@ -48,15 +50,17 @@ def grouped_linear_ref(
 def grouped_delta_linear_ref(
     x: Tensor,
     weights: Sequence[Tensor],
-    h: Tensor,
+    vt: Sequence[Factor],
     u: Sequence[Factor],
+    table: Tensor,
     slot: Tensor,
     *,
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: as `grouped_delta_linear_triton`, in float32 throughout, then x's dtype."""
+    """Semantics: as `grouped_delta_linear_triton`, in float32 but for h, then x's dtype."""
     y = _block_diagonal(x, weights, True)
+    h = grouped_linear_ref(x, vt, table=table, slot=slot)
     y = torch.where((slot != 0)[:, None], y + _block_diagonal(h, u, False), y)
     return _finished(y, bias, silu).to(x.dtype)
 
@@ -119,38 +123,46 @@ def grouped_linear_triton(
 def grouped_delta_linear_triton(
     x: Tensor,
     weights: Sequence[Tensor],
-    h: Tensor,
+    vt: Sequence[Factor],
     u: Sequence[Factor],
+    table: Tensor,
     slot: Tensor,
     *,
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: y = [w_0 x + u_0 h_0 | ...] + bias, without u h for tokens in slot 0; in one launch on a CUDA device.
+    """Semantics: y = [w_0 x + u_0 h_0 | ...] + bias, without u h for tokens in slot 0, with
+    [h_0 | ...] = [vt_0 x | ...] * table[slot] in x's dtype; in one launch on a CUDA device.
 
-    h: [tokens, sum of K_g], x's dtype, from the first product of the deltas; rows may lie apart.
     weights: plain.
-    u: a matrix [M_g, K_g] for each of weights, plain or quantised as weights of `grouped_linear_triton`.
-    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear_triton`, whatever h holds.
+    vt: a matrix [K_g, N] for each of weights, or some of them as one: plain, or quantised as weights of
+        `grouped_linear_triton`, and then of as many launches as there are formats among vt and u.
+    u: a matrix [M_g, K_g] for each of weights, the same.
+    table: [slots, sum of K_g], float32; rows may lie apart. A token whose slot lies outside it becomes NaN.
+    slot: [tokens], int32. A token in slot 0 gets the bits of `grouped_linear_triton`, whatever the table holds.
+    silu: as in `grouped_linear_triton`, with plain vt and u.
     Other arguments, result and errors as in `grouped_linear_triton`.
     """
     op = "grouped_delta_linear"
-    products, deltas = _operands(op, x, weights, True), _operands(op, h, u, False, "h", "u")
+    products, firsts = _operands(op, x, weights, True), _operands(op, x, vt, True, "x", "vt")
     _check_epilogue(op, x, weights, bias, silu)
-    if any(isinstance(matrix, Quantized) for matrix in (*weights, *(u if silu else ()))):
-        raise ValueError(f"{op}: weights must be plain, and u with silu")
-    check_tensor(op, "h", h, (x.shape[0], h.shape[1]), x.dtype, x)
+    if any(isinstance(matrix, Quantized) for matrix in (*weights, *((*vt, *u) if silu else ()))):
+        raise ValueError(f"{op}: weights must be plain, and vt and u with silu")
+    ranks, columns = [matrix.shape[1] for matrix in u], sum(matrix.shape[0] for matrix in vt)
+    if sum(ranks) != columns or (silu and ranks != [matrix.shape[0] for matrix in vt]):
+        raise ValueError(f"{op}: u must have as many columns as vt has rows, {columns}, not {sum(ranks)}")
+    if len(u) != len(weights):
+        raise ValueError(f"{op}: u must be as many matrices as weights")
+    for i, (matrix, weight, rank) in enumerate(zip(u, weights, ranks, strict=True)):
+        check_factor(op, f"u[{i}]", matrix, (weight.shape[0], rank), x)
+    check_tensor(op, "table", table, (table.shape[0], columns), torch.float32, x)
     check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
-    if [matrix.shape[0] for matrix in u] != [matrix.shape[0] for matrix in weights]:
-        raise ValueError(f"{op}: u must have as many rows as weights, group by group")
     y = _result(x, weights, silu)
-    if h.shape[1] == 0:
-        deltas = []
     with on_device_of(x):
-        if silu:
-            launch_silu_gemm(y, products, deltas, slot=slot, bias=bias, shared=True)
-        else:
-            launch_gemm(y, products, deltas, slot=slot, bias=bias)
+        if columns == 0:
+            return grouped_linear_triton(x, weights, bias=bias, silu=silu)
+        launch_delta = launch_silu_delta_gemm if silu else launch_delta_gemm
+        launch_delta(y, products, firsts, u, table=table, slot=slot, bias=bias)
     return y
 
 

@@ -1,6 +1,6 @@
 """Linears of one input as one: q, k and v, or gate and up, in each of the modes of a step on a GPU."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from .adapted_linear import LinearMode
 from .device_ops import DeviceOps
 from .layout.quantize import Quantized
+from .library_products import add_products, empty_together, write_products
 from .triton.checks import Factor
 
 PlainFactors: TypeAlias = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -61,13 +62,18 @@ class DeltaFactors:
 
     def values(self, dtype: torch.dtype) -> "PlainFactors":
         """The factors as plain matrices: quantised ones are read and written once."""
-        return tuple(_plain(part, dtype) for part in self.vt), tuple(_plain(part, dtype) for part in self.u)
+        return _plain(self.vt, dtype), _plain(self.u, dtype)
 
 
-def _plain(part: Factor, dtype: torch.dtype) -> Tensor:
-    if isinstance(part, Tensor):
-        return part
-    return torch.mul(part.data, part.scale, out=torch.empty(part.shape, dtype=dtype, device=part.device))
+def _plain(parts: tuple[Factor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    if len(plain) == len(parts):
+        return tuple(plain)
+    values = empty_together([torch.Size(part.shape) for part in parts], dtype, parts[0].device)
+    for part, out in zip(parts, values, strict=True):
+        assert isinstance(part, Quantized)
+        torch.mul(part.data, part.scale, out=out)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +126,9 @@ class StackedLinear:
         vt, u = self.leading.vt, self.leading.u
         # The product with a gate in its epilogue has no quantised form.
         fused = self.silu and self.leading.is_plain
-        h = self.ops.grouped_linear(x, vt, table=self.delta, slot=slot)
-        y = self.ops.grouped_delta_linear(x, self.dense.parts, h, u, slot, bias=self.bias, silu=fused)
+        y = self.ops.grouped_delta_linear(
+            x, self.dense.parts, vt, u, self.delta, slot, bias=self.bias, silu=fused
+        )
         return self.ops.silu_mul(*y.chunk(2, 1)) if self.silu and not fused else y
 
     def _by_library(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
@@ -138,8 +145,7 @@ class StackedLinear:
             h = x @ self.vt.whole.T
             self.ops.scale_by_slot(h, self.scale, slot)
             y = x.new_empty(len(x), sum(map(len, self.u)))
-            for target, part, whole in self._blocks(y, h, self.u):
-                torch.mm(part, whole.T, out=target)
+            write_products(y, h, self.u)
             return y
         assert self.dense is not None
         y = x @ self.dense.whole.T
@@ -150,14 +156,6 @@ class StackedLinear:
     def _add_delta(self, y: Tensor, x: Tensor, slot: Tensor) -> None:
         vt, u = self.leading.values(x.dtype)
         h = x.new_empty(len(x), self.delta.shape[1])
-        for target, part in zip(h.split([len(part) for part in vt], 1), vt, strict=True):
-            torch.mm(x, part.T, out=target)
+        write_products(h, x, vt, shared=True)
         self.ops.scale_by_slot(h, self.delta, slot, zero_base=True)
-        for target, part, leading in self._blocks(y, h, u):
-            target.addmm_(part, leading.T)
-
-    @staticmethod
-    def _blocks(y: Tensor, h: Tensor, u: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The columns of y and of h that belong to each u, and u."""
-        outputs = y.split([len(part) for part in u], 1)
-        yield from zip(outputs, h.split([part.shape[1] for part in u], 1), u, strict=True)
+        add_products(y, h, u)

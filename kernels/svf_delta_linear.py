@@ -6,9 +6,9 @@
 
 T tokens, M out_features, N in_features, K components kept, S slots; delta = sigma * (z - 1), row 0 = 0.
 
-Two launches of the Triton GEMM: h = delta * (Vt x), and W x + U h, whose tiles sum the delta beside the dense product
-and store once. A token in slot 0 gets W x + bias, to the bit what `linear` gives, whatever h holds; tiles of such
-tokens alone skip the delta in both launches. Bytes: M N weights and f K (M + N) of the factors, f = 1 in int8
+On a GPU one launch computes h = delta * (Vt x) and W x + U h, whose tiles sum the delta behind the dense product and
+store once. A token in slot 0 gets W x + bias, to the bit what `linear` gives, whatever h holds; tiles of such tokens
+alone skip the delta. Bytes: M N weights and f K (M + N) of the factors, f = 1 in int8
 and fp8, 1/2 in int4 (and 4 a scale), T (2 N + 2 K + M) activations; FLOPs: 2 T (M N + K (M + N)).
 See docs/kernels/svf_delta_linear.md.
 """
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from .layout.packed import FactorWeight, Weight, split, split_factor
 from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
+from .triton.delta_gemm import launch_delta_gemm
 from .triton.gemm import gemm
+from .triton.gemm_operand import Operand
 
 
 def svf_delta_linear_ref(
@@ -46,12 +48,12 @@ def svf_delta_linear_ref(
 def svf_delta_linear_triton(
     x: Tensor, w: Tensor, vt: Factor, u: Factor, delta: Tensor, slot: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Launches both GEMMs on a CUDA device (or in Triton's interpreter, on CPU tensors).
+    """Launches once on a CUDA device (or in Triton's interpreter, on CPU tensors).
 
     x: [tokens, in_features], bf16, float16 or float32.
     w: [out_features, in_features], x's dtype.
     vt: [kept, in_features], x's dtype, or quantised with one scale a row or groups of a multiple of 64.
-    u: [out_features, kept], the same.
+    u: [out_features, kept], the same; of another format than vt it takes a second launch.
     delta: [slots, kept], float32; rows may lie apart.
     slot: [tokens], int32.
     bias: [out_features], x's dtype, or None.
@@ -62,8 +64,9 @@ def svf_delta_linear_triton(
     with on_device_of(x):
         if delta.shape[1] == 0:
             return gemm(x, w, bias=bias)
-        h = gemm(x, vt, table=delta, slot=slot, skip_base=True)
-        return gemm(x, w, delta=(h, u), slot=slot, bias=bias)
+        y = x.new_empty(len(x), len(w))
+        launch_delta_gemm(y, [Operand.of(x, w)], [Operand.of(x, vt)], [u], table=delta, slot=slot, bias=bias)
+        return y
 
 
 def _check(

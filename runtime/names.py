@@ -9,6 +9,7 @@ PULLED_MODELS = (DEFAULT_MODEL,)
 DTYPES = ("float32", "bfloat16")
 # Of an engine, unless the user says otherwise.
 SLOTS = 64
+MAX_SEQUENCES = 64
 KV_TOKENS = 16384
 BUNDLED_EXPERTS = tuple(
     sorted(path.stem for path in (Path(__file__).parent / "experts" / "data").glob("*.safetensors"))

@@ -14,6 +14,7 @@ FOLDERS = {"zweave": ROOT / "runtime", "zweave.kernels": ROOT / "kernels", "zwea
 LAYERS = (
     ("zweave.cli",),
     ("zweave.bench",),
+    ("zweave.integrations.ray",),  # a way to start the server, unlike the others
     ("zweave.options",),
     ("zweave.server",),
     ("zweave.search", "zweave.dispatch"),

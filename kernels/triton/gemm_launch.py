@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .gemm_config import device_of, paired_tile_config, split_size, tile_config
-from .gemm_operand import Operand, all_aligned, kernel_operands, scales_of, splits_of
+from .gemm_operand import Operand, all_aligned, kernel_operands, splits_of
 from .pdl import launch_options
 from .split_k import SplitK
 
@@ -15,7 +15,6 @@ def launch(
     kernel: Any,
     y: Tensor,
     products: Sequence[Operand],
-    deltas: Sequence[Operand],
     outputs: tuple[int, ...],
     *,
     table: Tensor | None,
@@ -26,7 +25,7 @@ def launch(
 ) -> None:
     """Launches once, or not at all where y is empty.
 
-    products, deltas: of each group, all of one format; deltas is empty or as long as products.
+    products: of each group, all of one format.
     outputs: of the grid; no tile lies in two of them.
     sums: those that a program makes side by side, 1 or 2.
     constants: the kernel's own.
@@ -35,20 +34,17 @@ def launch(
         return
     T, M = y.shape[0], sum(outputs)
     device, dtype = device_of(y.device.index), products[0].x.dtype
-    first, second = products[0], deltas[0] if deltas else None
-    aligned = all_aligned([*products, *deltas])
+    aligned = all_aligned(products)
     if sums == 2:
         config = paired_tile_config(T, M, dtype, device, aligned)
     else:
-        config = tile_config(T, M, dtype, scales_of(first, second), device, aligned)
+        config = tile_config(T, M, dtype, products[0].scales, device, aligned)
     size = split_size(M, max(product.in_features for product in products), device)
-    # Splits of u are as long as those of w, so that no program waits for a longer one.
-    w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
+    splits = max(1, splits_of(products, size))
     tiles = config.tiles(T, outputs)
-    split_k = SplitK.plan_for(w_splits + u_splits, size, tiles, config, device, y.device, sums)
+    split_k = SplitK.plan_for(splits, size, tiles, config, device, y.device, sums)
     kernel[(*tiles, split_k.programs)](
         kernel_operands(products),
-        kernel_operands(deltas) if deltas else None,
         outputs,
         y,
         table,
@@ -58,13 +54,11 @@ def launch(
         split_k.semaphores,
         T,
         0 if table is None else table.shape[0],
-        w_splits,
-        u_splits,
+        splits,
         size // config.block_n,
         y.stride(0),
         0 if table is None else table.stride(0),
         SPLIT_K=split_k.plan,
-        MERGED=split_k.plan == "parallel" and second is not None and second.format == "plain",
         BLOCK_T=config.block_t,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,

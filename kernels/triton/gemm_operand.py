@@ -82,8 +82,3 @@ def kernel_operands(operands: Sequence[Operand]) -> tuple[tuple[Tensor | int, ..
 def splits_of(operands: Sequence[Operand], size: int) -> int:
     """Splits of the longest operand."""
     return max((triton.cdiv(operand.in_features, size) for operand in operands), default=0)
-
-
-def scales_of(product: Operand, delta: Operand | None) -> Scales:
-    """Which scales decide on the tile. The dense weights beside a delta have none, and set the step."""
-    return "group" if delta is not None and delta.scales == "group" else product.scales

@@ -37,7 +37,7 @@ def pick(values: tl.tuple, group: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def group_of(tile: tl.tensor, outputs: tl.tuple, BLOCK_M: tl.constexpr) -> tl.tuple:
-    """The group that a tile of outputs lies in, its number within the group, and the group's first column of y."""
+    """The group that a tile of outputs lies in, its number there, the group's first column of y, and its outputs."""
     group, column = tile * 0, tile * 0
     for i in tl.static_range(len(outputs) - 1):
         tiles = tl.cdiv(outputs[i], BLOCK_M)
@@ -45,7 +45,7 @@ def group_of(tile: tl.tensor, outputs: tl.tuple, BLOCK_M: tl.constexpr) -> tl.tu
         tile = tl.where(beyond, tile - tiles, tile)
         column = tl.where(beyond, column + outputs[i], column)
         group = tl.where(beyond, i + 1, group)
-    return group, tile, column
+    return group, tile, column, pick(outputs, group)
 
 
 @triton.jit
@@ -154,17 +154,18 @@ def partial_sum(
 
 
 @triton.jit
-def serial_sum(
+def sum_of_splits(
     acc: tl.tensor,
     operand: tl.tuple,
-    splits: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
     steps: tl.tensor,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """acc plus the sums of all splits, in their order; arguments as in `partial_sum`."""
-    for split in range(splits):
+    """acc plus the sums of the splits from `first` to before `last`, in their order; others as in `partial_sum`."""
+    for split in range(first, last):
         acc += partial_sum(operand, split, steps, FORMAT, GROUP, BLOCK_N)
     return acc
 

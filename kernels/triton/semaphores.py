@@ -1,4 +1,4 @@
-"""Zeroed semaphores for the split-K reduction: the last program of a tile reduces.
+"""Zeroed semaphores, where the programs of a launch meet: the last one of a split tile reduces.
 
 A kernel that takes semaphores leaves them at zero again, so nothing has to clear them between launches. Launches on
 one stream follow each other and share a buffer. The nodes of a captured graph do so too, but the graph may run beside
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 POOL_SIZE = 1 << 18
-# More than the SMs of any chip, and tiles have semaphores only where there are fewer of them than SMs.
+# Splits of a tile meet only where there are fewer tiles than SMs; the tiles of a delta's components have theirs always.
 BUFFER_SIZE = 4096
 
 _by_stream: dict[tuple[int, int], Tensor] = {}

@@ -2,9 +2,9 @@
 
     y[t, m] = silu(y_0[t, m]) * y_1[t, m]        silu(a) = a / (1 + exp(-a))
 
-y_0 [T, M] and y_1 [T, M] are what gemm.py makes of two groups of equal M, with the same scales, deltas and bias, and of
-the same order of sums. A program sums both of a tile, in two accumulators, so that neither is ever stored.
-References: `grouped_linear_ref`, `grouped_delta_linear_ref`. See docs/kernels/grouped_linear.md.
+y_0 [T, M] and y_1 [T, M] are what gemm.py makes of two groups of equal M, with the same scales and bias, and of the
+same order of sums. A program sums both of a tile, in two accumulators, so that neither is ever stored.
+Reference: `grouped_linear_ref`. See docs/kernels/grouped_linear.md.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,8 @@ from .dequant_tile import weight_tile
 from .gemm_launch import launch
 from .gemm_operand import Operand
 from .gemm_tile import (
-    adapted_tokens,
-    either,
     finished,
     first_number,
-    for_tokens,
     pick_operand,
     store_tile,
     tile_operand,
@@ -67,57 +64,29 @@ def _partial_sums(
 
 
 @triton.jit
-def _serial_sums(
+def sums_of_splits(
     gate_acc: tl.tensor,
     up_acc: tl.tensor,
     gate: tl.tuple,
     up: tl.tuple,
-    splits: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
     steps: tl.tensor,
     SHARED: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tuple:
-    """Both accumulators plus the sums of all splits, in their order."""
-    for split in range(splits):
+    """Both accumulators plus the sums of the splits from `first` to before `last`, in their order."""
+    for split in range(first, last):
         gate_part, up_part = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
         gate_acc += gate_part
         up_acc += up_part
     return gate_acc, up_acc
 
 
-@triton.jit
-def _program_sums(
-    gate: tl.tuple,
-    up: tl.tuple,
-    gate_delta: tl.tuple,
-    up_delta: tl.tuple,
-    split: tl.tensor,
-    w_splits: tl.tensor,
-    u_splits: tl.tensor,
-    steps: tl.tensor,
-    SHARED: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> tl.tuple:
-    """What a program sums of each: with SPLIT_K "serial" all splits of product and delta, else one of them."""
-    gate_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
-    up_acc = tl.zeros((gate[2].shape[0], gate[0].shape[0]), dtype=tl.float32)
-    if SPLIT_K == "serial":
-        gate_acc, up_acc = _serial_sums(gate_acc, up_acc, gate, up, w_splits, steps, SHARED, BLOCK_N)
-        if gate_delta is not None:
-            gate_acc, up_acc = _serial_sums(
-                gate_acc, up_acc, gate_delta, up_delta, u_splits, steps, False, BLOCK_N
-            )
-    else:
-        gate_acc, up_acc = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
-    return gate_acc, up_acc
-
-
 @triton.jit(do_not_specialize=["T", "S", "steps"])
 def _silu_gemm_kernel(
-    # Operands of both groups, see gemm_tile.py; deltas may be None. outputs: M, once.
+    # Operands of both groups, see gemm_tile.py. outputs: M, once.
     products: tl.tuple,
-    deltas: tl.tuple,
     outputs: tl.tuple,
     # The result, and what its epilogue reads.
     y: tl.tensor,
@@ -129,16 +98,13 @@ def _silu_gemm_kernel(
     semaphores: tl.tensor,
     T: tl.tensor,
     S: tl.tensor,
-    # Splits of the products and of the deltas; steps of BLOCK_N inputs in a split.
-    w_splits: tl.tensor,
-    u_splits: tl.tensor,
+    # Splits of a tile; steps of BLOCK_N inputs in a split.
+    splits: tl.tensor,
     steps: tl.tensor,
     stride_y: tl.tensor,
     stride_table: tl.tensor,
     SHARED: tl.constexpr,
     SPLIT_K: tl.constexpr,
-    # As in gemm.py.
-    MERGED: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -149,37 +115,26 @@ def _silu_gemm_kernel(
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < M
-    gate, up, split = pick_operand(products, 0), pick_operand(products, 1), tl.program_id(2)
-    if MERGED:
-        of_delta = split >= w_splits
-        gate = either(of_delta, pick_operand(deltas, 0), gate)
-        up = either(of_delta, pick_operand(deltas, 1), up)
-        split = tl.where(of_delta, split - w_splits, split)
-    gate, up = tile_operand(gate, t, in_t, m, in_m, 0), tile_operand(up, t, in_t, m, in_m, 0)
+    split = tl.program_id(2)
+    gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_m, 0)
+    up = tile_operand(pick_operand(products, 1), t, in_t, m, in_m, 0)
     if PDL:
         launch_dependents()
         first = first_number(split, steps, "plain", BLOCK_N)
         prefetch_weights(gate, first)
         prefetch_weights(up, first)
         wait_for_predecessor()
-    gate_delta, up_delta = None, None
-    if MERGED:
-        seen = tl.where(of_delta, adapted_tokens(slot, t, in_t), in_t)
-        gate, up = for_tokens(gate, seen), for_tokens(up, seen)
-    elif deltas is not None:
-        adapted = adapted_tokens(slot, t, in_t)
-        gate_delta = tile_operand(pick_operand(deltas, 0), t, in_t, m, in_m, 0)
-        up_delta = tile_operand(pick_operand(deltas, 1), t, in_t, m, in_m, 0)
-        gate_delta, up_delta = for_tokens(gate_delta, adapted), for_tokens(up_delta, adapted)
 
-    gate_acc, up_acc = _program_sums(
-        gate, up, gate_delta, up_delta, split, w_splits, u_splits, steps, SHARED and not MERGED, SPLIT_K,
-        BLOCK_N,
-    )  # fmt: skip
+    if SPLIT_K == "serial":
+        gate_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
+        up_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
+        gate_acc, up_acc = sums_of_splits(gate_acc, up_acc, gate, up, 0, splits, steps, SHARED, BLOCK_N)
+    else:
+        gate_acc, up_acc = _partial_sums(gate, up, split, steps, SHARED, BLOCK_N)
     if SPLIT_K == "parallel":
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
         tiles = tl.num_programs(0) * tl.num_programs(1)
-        index = 2 * tl.program_id(2) * tiles + tile
+        index = 2 * split * tiles + tile
         store_partial(gate_acc, workspace, index, BLOCK_M, BLOCK_T)
         store_partial(up_acc, workspace, index + tiles, BLOCK_M, BLOCK_T)
         if not arrive_is_last(semaphores + tile, tl.num_programs(2)):
@@ -195,7 +150,6 @@ def _silu_gemm_kernel(
 def launch_silu_gemm(
     y: Tensor,
     products: Sequence[Operand],
-    deltas: Sequence[Operand] = (),
     *,
     table: Tensor | None = None,
     slot: Tensor | None = None,
@@ -211,7 +165,6 @@ def launch_silu_gemm(
         _silu_gemm_kernel,
         y,
         products,
-        deltas,
         outputs,
         table=table,
         slot=slot,

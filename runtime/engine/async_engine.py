@@ -16,8 +16,9 @@ from .engine import Engine
 class AsyncEngine:
     """Serves an engine to coroutines: `async with AsyncEngine(engine) as serving:`.
 
-    Until it is closed the engine cannot be used directly, except to load and unload experts; nor can it be in a forked
-    child. Cancelling a coroutine cancels its request. Raises ZweaveError if another thread uses the engine.
+    Until it is closed the engine cannot be used directly, except to load and unload experts and to rescale; nor can it
+    be in a forked child. Cancelling a coroutine cancels its request. Raises ZweaveError if another thread uses the
+    engine.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -65,21 +66,20 @@ class AsyncEngine:
 
         Raises ZweaveError if the engine refuses the request or is closed.
         """
-        request_ids: list[int] = []
 
         def add() -> None:
             try:
-                request_ids.append(self.engine.add(request))
+                stream.request_id = self.engine.add(request)
             except Exception as error:
                 _deliver([(stream, error)])
             else:
-                self._streams[request_ids[0]] = stream
+                self._streams[stream.request_id] = stream
                 _deliver([(stream, None)])
 
         def cancel() -> None:
-            for request_id in request_ids:
-                self._streams.pop(request_id, None)
-                self.engine.cancel(request_id)
+            if stream.request_id is not None:
+                self._streams.pop(stream.request_id, None)
+                self.engine.cancel(stream.request_id)
 
         stream = DeltaStream(request.n, asyncio.get_running_loop(), lambda: self._submit(cancel))
         if not self._submit(add):

@@ -9,7 +9,7 @@ from zweave.kernels import cpu_isa
 
 from ..device import parse_device
 from ..errors import ZweaveError
-from ..names import KV_TOKENS, SLOTS
+from ..names import KV_TOKENS, MAX_SEQUENCES, SLOTS
 from ..validation import (
     as_integer,
     as_number,
@@ -67,7 +67,7 @@ class EngineConfig:
     device: str = "cpu"
     slots: int = SLOTS
     lora_components: int = 512
-    max_sequences: int = 64
+    max_sequences: int = MAX_SEQUENCES
     max_batch_tokens: int = _FILLED_IN
     kv_tokens: int | None = None
     max_model_len: int | None = None

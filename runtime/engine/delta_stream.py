@@ -14,6 +14,7 @@ class DeltaStream:
     loop: the event loop of the coroutine that reads it. All but the constructor is called there.
     on_close: called once, when nobody reads any more.
     accepted: done when the engine has taken the request up, or refused it.
+    request_id: the engine's, once it has taken the request up.
     """
 
     def __init__(
@@ -21,6 +22,7 @@ class DeltaStream:
     ) -> None:
         self.loop = loop
         self.accepted: asyncio.Future[None] = loop.create_future()
+        self.request_id: int | None = None
         self._num_unfinished = num_answers
         self._on_close = on_close
         self._items: deque[Delta | BaseException] = deque()

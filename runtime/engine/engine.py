@@ -72,6 +72,7 @@ class Engine:
         self._blocks = parts.blocks
         self._runner = parts.runner
         self._output_processor = parts.output_processor
+        self._is_launching = False
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
         self._num_steps = 0
         self._num_decode_steps = 0
@@ -229,7 +230,9 @@ class Engine:
         if self._rescales:
             self._land(0)
             self._rescales.apply()
-        self._land(self._runner.lookahead)  # after an interruption there may be more
+        # After an interruption there may be more; and what a launch left on the device that did not come to its end
+        # may have changed the tokens that the next one would find there.
+        self._land(0 if self._is_launching else self._runner.lookahead)
         chunks = self._schedule()
         early = [chunk for chunk in chunks if self._first_passes.exits_early(chunk.sequence)]
         if early:
@@ -259,8 +262,10 @@ class Engine:
             chunk.sequence.launch(chunk.count, chunk.complete)
         try:
             start = time.perf_counter()
+            self._is_launching = True
             step = self._runner.launch(chunks)
             self._launched.append((step, self._spans(step.chunks), start))
+            self._is_launching = False
             self._num_steps += 1
             self._num_decode_steps += all(chunk.count == 1 for chunk in chunks)
         except BaseException:

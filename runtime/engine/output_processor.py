@@ -2,6 +2,7 @@
 
 from collections.abc import Container
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from ..request import Delta, FinishReason, Result
 from ..scheduler.chunk import Chunk
@@ -155,4 +156,8 @@ def _delta(sequence: Sequence, text: str, token_ids: list[int], result: Result |
     logprobs = None
     if sequence.request.logprobs is not None:
         logprobs = sequence.logprobs[len(sequence.logprobs) - len(token_ids) :]
-    return Delta(sequence.request_id, text, token_ids, result, sequence.sample, logprobs)
+    delta = Delta(sequence.request_id, text, token_ids, result, sequence.sample, logprobs)
+    if sequence.prompt_logprobs and token_ids and len(token_ids) == sequence.num_generated:
+        prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+        return replace(delta, prompt_logprobs=[*sequence.prompt_logprobs], prompt_token_ids=prompt)
+    return delta

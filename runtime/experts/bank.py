@@ -5,7 +5,7 @@ import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from heapq import nsmallest
 from os import PathLike
@@ -26,12 +26,15 @@ from ..text.prompt_template import PromptTemplate
 from .byte_cache import ByteCache
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
+from .flat_z import FlatZ
 from .lora_entry import LoraEntry
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
-from .slot_tables import SlotRows, SlotTables
+from .slot_rows import SlotRows
+from .slot_tables import SlotTables
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
+_MAX_PREPARED = 1024
 # Memory for components of LoRAs that are not resident, ready to be written: of a hundred of rank 16 for a small model.
 PACKED_BYTES = 1 << 30
 # Names that an unknown one is compared with: more would hold up who asks.
@@ -57,6 +60,8 @@ class ResolvedMixture:
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
     invocation_tokens: from whose last occurrence in a prompt on it acts; empty if `scope` alone says so.
+    held: rows of its slot, or z to make them of, once they are known: what runs under it goes on whatever becomes of
+        the experts' files.
     """
 
     digest: str
@@ -65,6 +70,7 @@ class ResolvedMixture:
     parts: tuple[Part, ...]
     prompt_template: PromptTemplate | None = None
     invocation_tokens: tuple[int, ...] = ()
+    held: list[SlotRows | FlatZ] = field(default_factory=list, repr=False)
 
 
 class Bank:
@@ -97,7 +103,6 @@ class Bank:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
         self._slots = slots
-        self._shapes = {module: tuple(sigma.shape) for module, sigma in sigmas.items()}
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
@@ -110,14 +115,20 @@ class Bank:
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
         self.components = components
-        self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES)
-        self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES)
+        self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
+        self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
         self._lock = RLock()
 
     @property
     def num_slots(self) -> int:
         """Slots, the base model's included."""
         return self._slots
+
+    @property
+    def slots_in_use(self) -> int:
+        """Slots that somebody has acquired, the base model's left out."""
+        with self._lock:
+            return len(self._ref_counts)
 
     def digest_of(self, slot: int) -> str:
         """Digest of the mixture that holds a slot, "" for a free slot."""
@@ -135,19 +146,19 @@ class Bank:
         if isinstance(source, Lora | Path):
             entry: Entry = self._load_lora(name, source)
         else:
-            entry = ExpertEntry.of(name, source, self._shapes, self._base_digest)
+            entry = ExpertEntry.of(name, source, self.tables.layout, self._base_digest)
+        with self._lock:
+            rows = self._prepared.get(entry.digest)
+        # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
+        with suppress(ZweaveError):
+            rows = rows or self.tables.rows_of(entry.read_z(self.tables.layout), entry.renormalise)
+            if isinstance(entry, ExpertEntry) and self.tables.may_write_z(entry.renormalise):
+                entry = replace(entry, modes=rows.modes)
         with self._lock:
             self._note_first_layers(self._experts.get(name), entry)
             self._experts[name] = entry
-        # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
-        with suppress(ZweaveError):
-            resolved = self.resolve(Mixture(((name, 1.0),)))
-            with self._lock:
-                is_known = self._prepared.get(resolved.digest) is not None
-            if not is_known:
-                rows = self._new_rows(resolved)
-                with self._lock:
-                    self._prepared.put(resolved.digest, rows)
+            if rows is not None:
+                self._prepared.put(entry.digest, rows)
         return entry
 
     def _load_lora(self, name: str, source: Lora | Path) -> LoraEntry:
@@ -175,6 +186,15 @@ class Bank:
         with self._lock:
             return list(self._experts)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether an expert of this name is registered."""
+        return name in self._experts
+
+    def entries(self) -> list[Entry]:
+        """The registered experts, in the same order."""
+        with self._lock:
+            return list(self._experts.values())
+
     def registered(self, name: str) -> Entry:
         """The entry of a registered expert; ZweaveError if there is none of that name."""
         with self._lock:
@@ -201,7 +221,7 @@ class Bank:
                 weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
             merged[part.digest] = (part, weights)
         parts = tuple(merged[digest] for digest in sorted(merged))
-        return ResolvedMixture(
+        resolved = ResolvedMixture(
             _digest(parts),
             found[0].scope,
             min(part.first_layer for part in found),
@@ -209,6 +229,8 @@ class Bank:
             common_template(part.prompt_template for part in found),
             invocation_tokens,
         )
+        self._hold_rows(resolved)
+        return resolved
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""
@@ -239,16 +261,16 @@ class Bank:
             if slot is None:
                 if not self._free and not self._unreferenced:
                     return None
-                rows = self._rows_of(resolved)
                 loras = [(part, weights) for part, weights in resolved.parts if isinstance(part, LoraEntry)]
                 if not self._place(loras):
                     return None
-                slot = self._take_slot()
-                self.tables.write(slot, rows)
+                slot = self._fill_slot(resolved)
                 if self.components is not None:
                     self.components.assign(slot, [(part.digest, weights) for part, weights in loras])
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
+            else:
+                self._hold_rows(resolved)
             self._unreferenced.pop(slot, None)
             self._ref_counts[slot] = self._ref_counts.get(slot, 0) + 1
             return slot
@@ -324,20 +346,39 @@ class Bank:
             self._packed.put(entry.digest, packed)
         return packed
 
-    def _rows_of(self, resolved: ResolvedMixture) -> SlotRows:
-        """Prepared ones while the files look as they did."""
-        rows = self._prepared.get(resolved.digest)
-        if rows is None or not all(part.is_unchanged for part, _ in resolved.parts):
+    def _fill_slot(self, resolved: ResolvedMixture) -> int:
+        """Writes the rows of a mixture to a slot that is taken for it."""
+        self._hold_rows(resolved)
+        first = resolved.parts[0][0]
+        if not resolved.held and resolved.digest == first.digest and first.modes is not None:
+            # About as fast as a copy of prepared rows, so that these are not worth their memory.
+            resolved.held.append(first.read_z(self.tables.layout))
+        if not resolved.held:
             rows = self._new_rows(resolved)
             self._prepared.put(resolved.digest, rows)
-        return rows
+            resolved.held.append(rows)
+        held, slot = resolved.held[0], self._take_slot()
+        if isinstance(held, SlotRows):
+            self.tables.write(slot, held)
+        else:
+            assert first.modes is not None
+            self.tables.write_z(slot, held, first.modes)
+        return slot
+
+    def _hold_rows(self, resolved: ResolvedMixture) -> None:
+        """Gives a mixture the prepared rows, if there are such and its files look as they did."""
+        with self._lock:
+            rows = None if resolved.held else self._prepared.get(resolved.digest)
+        if rows is not None and all(part.is_unchanged for part, _ in resolved.parts):
+            resolved.held.append(rows)
 
     def _new_rows(self, resolved: ResolvedMixture) -> SlotRows:
-        parts = [part.read_z() for part, _ in resolved.parts]
-        weights = [weights for _, weights in resolved.parts]
-        # Most are one expert as it is.
-        z = parts[0] if len(parts) == 1 and set(weights[0]) == {1.0} else mix_z(parts, weights)
-        return self.tables.rows_of(z, resolved.parts[0][0].renormalise)
+        layout, first = self.tables.layout, resolved.parts[0][0]
+        parts = [part.read_z(layout) for part, _ in resolved.parts]
+        if resolved.digest == first.digest:
+            return self.tables.rows_of(parts[0], first.renormalise)
+        z = mix_z([part.by_module(layout) for part in parts], [weights for _, weights in resolved.parts])
+        return self.tables.rows_of(z, first.renormalise)
 
 
 def _common_invocation(parts: Sequence[Entry]) -> tuple[int, ...]:

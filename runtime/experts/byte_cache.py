@@ -13,13 +13,15 @@ T = TypeVar("T", bound=Sized)
 
 
 class ByteCache(Generic[T]):
-    """Values by digest, the least recently used of which go when they exceed their memory.
+    """Values by digest, the least recently used of which go when they are too many.
 
     max_bytes: of all values.
+    max_count: of values: what small ones cost beside their bytes is bounded, too.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_count: int) -> None:
         self._left = max_bytes
+        self._max_count = max_count
         self._values: OrderedDict[str, T] = OrderedDict()
 
     def get(self, digest: str) -> T | None:
@@ -33,6 +35,6 @@ class ByteCache(Generic[T]):
             return
         self._values[digest] = value
         self._left -= value.nbytes
-        while self._left < 0:
+        while self._left < 0 or len(self._values) > self._max_count:
             _, oldest = self._values.popitem(last=False)
             self._left += oldest.nbytes

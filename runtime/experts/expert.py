@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
-from ..io.tensor_file import open_tensors, save_tensors
+from ..io.tensor_file import TensorBytes, open_tensors, save_tensors
 from ..names import Scope as Scope
 from ..text.prompt_template import PromptTemplate
 from ..validation import has_lone_surrogate
@@ -121,10 +121,19 @@ class Expert:
         path = expert_file(path)
         with open_tensors(path) as handle:
             try:
-                z = _read_z(handle)
-                return cls(z=z, **_read_metadata(handle.metadata() or {}))
+                return cls._read(handle)
             except ZweaveError as error:
                 raise ZweaveError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Expert":
+        """Reads and validates the bytes of an expert file, which need not lie on a disk."""
+        return cls._read(TensorBytes(data))
+
+    @classmethod
+    def _read(cls, handle: Any) -> "Expert":
+        z = _read_z(handle)
+        return cls(z=z, **_read_metadata(handle.metadata() or {}))
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Writes the expert file, whole or not at all.

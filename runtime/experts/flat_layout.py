@@ -1,52 +1,57 @@
-"""The singular values of all matrices side by side, so that a slot's rows are few operations on long vectors."""
+"""Where the matrices lie in a row of all singular values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from ..planner.plan import Plan
-
-Array: TypeAlias = npt.NDArray[np.float64]
-Indices: TypeAlias = npt.NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FlatLayout:
-    """Where the matrices lie in a row of all singular values [sum of R].
+    """Matrices side by side in a row [sum of R], one after the other.
 
-    starts: [matrices], the first column of each.
-    position: [sum of R] int32, 1 for the first component of a matrix, 2 for the next.
-    tolerance: [sum of R], the change of a component up to which it counts as unchanged.
-    leading: [sum of K], the columns that deltas keep.
+    columns: of each matrix, in order.
+    shapes: (R,) of each.
     """
 
-    starts: Indices
-    position: npt.NDArray[np.int32]
-    tolerance: Array
-    leading: Indices
+    columns: Mapping[str, slice]
+    shapes: Mapping[str, tuple[int]]
+    _orders: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, sigma: Array, columns: Mapping[str, slice], plan: Plan, max_error: float) -> "FlatLayout":
-        """sigma: [sum of R]; columns: of each matrix, in order; max_error: see `SlotTables`."""
-        nothing = np.zeros(0, dtype=np.int64)
-        spans = list(columns.values())
-        kept = [slice(part.start, part.start + plan[module].delta_rank) for module, part in columns.items()]
-        largest = [np.full(part.stop - part.start, max_error * sigma[part.start]) for part in spans]
-        return cls(
-            starts=np.array([part.start for part in spans], dtype=np.int64),
-            position=np.concatenate(
-                [nothing, *(np.arange(1, 1 + part.stop - part.start) for part in spans)]
-            ).astype(np.int32),
-            tolerance=np.concatenate([np.zeros(0), *largest]),
-            leading=np.concatenate([nothing, *(np.arange(part.start, part.stop) for part in kept)]),
-        )
+    def of(cls, ranks: Mapping[str, int]) -> "FlatLayout":
+        ends = list(accumulate(ranks.values()))
+        starts = [0, *ends[:-1]] if ends else []
+        columns = dict(zip(ranks, map(slice, starts, ends), strict=True))
+        return cls(columns, {module: (rank,) for module, rank in ranks.items()})
 
-    def supports(self, change: Array) -> npt.NDArray[np.int32]:
-        """[matrices]: the leading components of each that hold all whose change [sum of R] is more than tolerated."""
-        if not self.starts.size:
-            return np.zeros(0, dtype=np.int32)
-        differs = np.abs(change) > self.tolerance
-        return np.maximum.reduceat(differs * self.position, self.starts).astype(np.int32)
+    @property
+    def width(self) -> int:
+        return max((part.stop for part in self.columns.values()), default=0)
+
+    def same_order(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """The first tuple that was given here and is equal: experts are many, and their orders few."""
+        return self._orders.setdefault(modules, modules)
+
+    def joined(self, modules: Seq[str]) -> slice:
+        """The columns of matrices that follow each other; ValueError if they do not."""
+        parts = [self.columns[module] for module in modules]
+        if any(one.stop != other.start for one, other in pairwise(parts)):
+            raise ValueError("the matrices do not follow each other in the tables")
+        return slice(parts[0].start, parts[-1].stop)
+
+    def leading(self, counts: Mapping[str, int]) -> npt.NDArray[np.int64]:
+        """The columns of the first components of each matrix, side by side."""
+        kept = [np.arange(part.start, part.start + counts[module]) for module, part in self.columns.items()]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *kept])
+
+    def supports(self, differs: npt.NDArray[np.bool_]) -> list[int]:
+        """How many leading components of each matrix hold all that differ [sum of R]."""
+        # Looking from behind at bytes is the fastest search that Python and NumPy have.
+        found = differs.tobytes()
+        return [
+            max(found.rfind(1, part.start, part.stop) + 1 - part.start, 0) for part in self.columns.values()
+        ]

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import read_peft
 from ..errors import ZweaveError
 from ..text.prompt_template import PromptTemplate
 from .expert import Scope
+from .flat_layout import FlatLayout
+from .flat_z import FlatZ
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class LoraEntry:
     invocation_tokens: of the LoRA.
     path: its directory, read again when its components are wanted; None if `lora` is in memory.
     lora: the LoRA, None if it is in a directory.
-    renormalise, prompt_template: what experts have, and LoRAs never.
+    renormalise, prompt_template, modes: what experts have, and LoRAs never.
     """
 
     name: str
@@ -38,15 +38,16 @@ class LoraEntry:
     lora: Lora | None
     renormalise: bool = False
     prompt_template: PromptTemplate | None = None
+    modes: None = None
 
     @property
     def is_unchanged(self) -> bool:
         """It has no rows that could be out of date: its components go by its digest."""
         return True
 
-    def read_z(self) -> Mapping[str, Tensor]:
+    def read_z(self, layout: FlatLayout) -> FlatZ:
         """It scales no component of the base model: z is 1 everywhere."""
-        return {}
+        return FlatZ.of({}, layout)
 
     def read(self) -> Lora:
         """The LoRA; ZweaveError if its directory is gone or was changed."""

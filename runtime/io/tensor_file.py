@@ -1,11 +1,14 @@
 """Safetensors files on their own: read with one clear line on any fault, written whole or not at all."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import torch
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,6 +34,53 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise ZweaveError(f"{path}: is not a whole safetensors file ({one_line(error)})") from None
     except OSError as error:
         raise ZweaveError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+class TensorBytes:
+    """The bytes of a safetensors file, with as much of safetensors' handle as `open_tensors` yields for a file.
+
+    Raises ZweaveError as that does.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            self._tensors = dict(deserialize(data))
+        except SafetensorError as error:
+            raise ZweaveError(f"is not a whole safetensors file ({one_line(error)})") from None
+        end = 8 + int.from_bytes(data[:8], "little")
+        self._metadata: dict[str, str] | None = json.loads(data[8:end]).get("__metadata__")
+
+    def keys(self) -> list[str]:
+        return sorted(self._tensors)
+
+    def metadata(self) -> dict[str, str] | None:
+        return self._metadata
+
+    def get_slice(self, key: str) -> "TensorView":
+        return TensorView(self._tensors[key])
+
+    def get_tensor(self, key: str) -> Tensor:
+        return self.get_slice(key).tensor()
+
+
+class TensorView:
+    """One tensor of the bytes of a file."""
+
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        self._entry = entry
+
+    def get_dtype(self) -> str:
+        dtype: str = self._entry["dtype"]
+        return dtype
+
+    def get_shape(self) -> list[int]:
+        return list(self._entry["shape"])
+
+    def tensor(self) -> Tensor:
+        """A copy, of float32 or float16."""
+        kind = {"F32": np.float32, "F16": np.float16}[self.get_dtype()]
+        values = np.frombuffer(self._entry["data"], kind).reshape(self.get_shape())
+        return torch.from_numpy(values.copy())
 
 
 def save_tensors(

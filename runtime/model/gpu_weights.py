@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear, quantize
+from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear, quantize, together
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.module_name import module_name
@@ -67,7 +67,7 @@ class GpuWeights:
         dense = [self.tensor(f"{module}.weight") for module in modules] if keeps_dense else []
         stack, leading = None, DeltaFactors(vt, u)
         if keeps_factors:
-            stack = Stack.of(vt)
+            stack, u = Stack.of(vt), together(u)
             leading = DeltaFactors.leading(stack.parts, u, [plan.delta_rank for plan in plans])
         return StackedLinear(
             ops=self._ops,

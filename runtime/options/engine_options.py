@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import ZweaveError
-from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL, DTYPES, KV_TOKENS, SLOTS
+from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL, DTYPES, KV_TOKENS, MAX_SEQUENCES, SLOTS
 from .arguments import positive_whole
 
 # Loaded when a command runs: its arguments are checked before.
@@ -62,6 +62,13 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         help="experts and mixtures resident at once (%(default)s)",
     )
     parser.add_argument(
+        "--max-sequences",
+        type=positive_whole,
+        default=MAX_SEQUENCES,
+        metavar="N",
+        help="requests that one step works on, others wait (%(default)s)",
+    )
+    parser.add_argument(
         "--no-prefix-cache", action="store_true", help="share no keys and values between prompts"
     )
 
@@ -100,6 +107,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
         max_model_len=args.max_model_len,
         kv_tokens=args.kv_tokens,
         slots=args.slots,
+        max_sequences=args.max_sequences,
         prefix_cache=not args.no_prefix_cache,
     )
     for name, path in files:

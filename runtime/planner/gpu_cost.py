@@ -1,7 +1,7 @@
 """What steps on a GPU are predicted to take: bytes and operations over rates, and a fixed cost a launch.
 
     decoding  = max(weights / read, operations / rate) + keys and values / attention + products * launch
-                + small kernels * small + rest
+                + products of a delta * handover + small kernels * small + rest
     a prompt  = max(weights / read, operations / rate) + activations / read + products * launch + small * small
 
 Rates and costs of launches were fitted to single products, measured one at a time. What a whole step takes was never
@@ -19,10 +19,13 @@ from .plan import MatrixPlan, Plan
 MANY_ROWS = 17
 # Of a layer of decoding: two norms, rope and store, attention and the sum of its splits.
 _SMALL_KERNELS = 5
-# Of a layer: q, k and v are one product, gate and up another. Factors and deltas are two launches a product.
-_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 8, LinearMode.FACTORED: 8}
-# Of a layer of a prompt by a library, which has no products in groups: products, and kernels between them.
-_LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 18, LinearMode.FACTORED: 11}
+# Of a layer: q, k and v are one product, gate and up another. Factors are two launches a product.
+_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 4, LinearMode.FACTORED: 8}
+# Of a layer: products whose programs wait for others of their launch.
+_HANDOVERS = {LinearMode.DELTA: 4}
+# Of a layer of a prompt by a library: products, where k and v are one batch and gate and up another, and kernels
+# between them.
+_LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 14, LinearMode.FACTORED: 9}
 _BETWEEN = {LinearMode.DENSE: 0, LinearMode.DELTA: 4, LinearMode.FACTORED: 4}
 # Factors of a layer.
 _FACTORS = 14
@@ -55,6 +58,7 @@ class DeviceRates:
     dependent_launch: the same where it is launched before the kernel ahead of it ends
     many_rows: further seconds of our product of many rows, which the sum of its splits takes
     library_launch: seconds that a library's product of a prompt takes besides its operations
+    handover: seconds that a product of a delta takes besides, whose U waits for h; assumed
     small: seconds of a kernel that reads little
     rest: seconds of a step's embedding and sampling
     ideal_rest: the same of a server without a kernel for sampling
@@ -71,6 +75,7 @@ class DeviceRates:
     dependent_launch: float = 2.5e-6
     many_rows: float = 2.4e-6
     library_launch: float = 3.7e-6
+    handover: float = 1e-6
     small: float = 2.5e-6
     rest: float = 0.08e-3
     ideal_rest: float = 0.15e-3
@@ -139,6 +144,7 @@ class StepCost:
     weights, integers, cache: bytes of weights with the experts' rows, of integer weights, and of keys and values
     operations: of the products
     products, small: kernels
+    handovers: products that wait for a part of themselves
     rows: of the step
     is_ideal: whether the step is that of the ideal server
     """
@@ -148,6 +154,7 @@ class StepCost:
     cache: float
     operations: float
     products: int
+    handovers: int
     small: int
     rows: int
     is_ideal: bool
@@ -176,6 +183,7 @@ class StepCost:
             cache=float(shape.rows * shape.context * position * itemsize),
             operations=shape.rows * (2.0 * head + read.operations),
             products=_PRODUCTS[mode] * decoder.num_layers + 1,
+            handovers=_HANDOVERS.get(mode, 0) * decoder.num_layers,
             small=(_SMALL_KERNELS + own_gate) * decoder.num_layers,
             rows=shape.rows,
             is_ideal=is_ideal,
@@ -204,6 +212,7 @@ class StepCost:
             launch += rates.many_rows
         reading = self.weights / read + self.integers / rates.integer_read
         products = max(reading, self.operations / rate) + self.products * launch
+        products += self.handovers * rates.handover
         return products + self.cache / rates.attention + self.small * rates.small + rest
 
 

@@ -40,6 +40,7 @@ class Result:
     prompt_tokens: length of the prompt.
     prompt_logprobs: of each token of the prompt, None for the first, if the request asked for them; those that were
         computed, where it ended before its answer began.
+    prompt_token_ids: of the prompt, where `prompt_logprobs` are.
     error: why the request failed.
     reuse: kind of prefix reuse (docs/kv_cache.md), None without any: "same_mixture"; "after_prompt" if all reused
         tokens are the base model's, before those that the expert acts on; "first_layer" if some were resumed; or
@@ -64,6 +65,7 @@ class Result:
     reused_tokens: int = field(default=0, compare=False)
     resumed_tokens: int = field(default=0, compare=False)
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    prompt_token_ids: list[int] | None = None
     scores: list[float] | None = None
     dispatch: Dispatch | None = None
     asked: str | None = None
@@ -92,6 +94,7 @@ class Delta:
     result: set in the answer's last delta.
     sample: which of the request's `n` answers.
     logprobs: of `token_ids`, if the request asked for them.
+    prompt_logprobs, prompt_token_ids: as in `Result`, in the first delta of all, which is of the first answer.
     """
 
     request_id: int
@@ -100,3 +103,5 @@ class Delta:
     result: Result | None = None
     sample: int = 0
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    prompt_token_ids: list[int] | None = None

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from ..errors import ZweaveError, shortened
 from ..validation import as_integer, as_number, is_integer, is_number, is_positive, normalise
 
+_MAX_DIGITS = 18
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
@@ -62,13 +64,18 @@ class Sampling:
             object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
 
+def _is_written_id(token: object) -> TypeGuard[str]:
+    """Whether a key is an id as JSON has it. More digits than any has would be slow to read, and alike to a dict."""
+    return isinstance(token, str) and token.isdecimal() and len(token) <= _MAX_DIGITS
+
+
 def _biases(given: object) -> dict[int, float]:
     """The biases by token id, as Python's own numbers."""
     if not isinstance(given, Mapping):
         raise ZweaveError(f"logit_bias must be {{token id: bias}}, not {type(given).__name__}")
     biases: dict[int, float] = {}
     for token, bias in given.items():
-        token_id = int(token) if isinstance(token, str) and token.isdecimal() else as_integer(token)
+        token_id = int(token) if _is_written_id(token) else as_integer(token)
         number = as_number(bias)
         if token_id is None:
             raise ZweaveError(f"logit_bias must have token ids as its keys, not {shortened(token)}")

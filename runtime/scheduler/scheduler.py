@@ -261,6 +261,8 @@ class Scheduler:
             blocks_in_use=blocks.num_in_use,
             blocks_cached=blocks.num_cached,
             blocks_free=blocks.num_free,
+            requests_running=len(self._running),
+            requests_waiting=len(self._waiting),
         )
 
 

@@ -298,6 +298,7 @@ class Sequence:
             reused_tokens=self.kv.num_cached_tokens or 0,
             resumed_tokens=self.kv.num_resumed_tokens,
             prompt_logprobs=self.prompt_logprobs or None,
+            prompt_token_ids=self.token_ids[: self.num_prompt_tokens] if self.prompt_logprobs else None,
             scores=self.scores,
             dispatch=self.dispatch,
             asked=None if asked is None else asked.text,

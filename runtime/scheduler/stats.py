@@ -18,6 +18,7 @@ class EngineStats:
     blocks_free: empty blocks.
     steps: batches that were launched.
     decode_steps: those of them in which every request computed one token.
+    requests_running, requests_waiting: unfinished requests that have blocks now, and those that wait for them.
     wait_seconds: how long steps waited for a device; 0 on a CPU, which computes where it launches.
     """
 
@@ -32,4 +33,6 @@ class EngineStats:
     blocks_free: int
     steps: int = 0
     decode_steps: int = 0
+    requests_running: int = 0
+    requests_waiting: int = 0
     wait_seconds: float = 0.0

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from . import errors
-from .routes import chat, completions, expert_z, experts, health, models, playground, tokenize
+from .routes import chat, completions, expert_z, experts, health, models, playground, rescale, tokenize
 from .served import Served
 from .settings import ServerSettings
 
@@ -25,7 +25,8 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
 
     app = FastAPI(title="zweave", version=version("zweave"), lifespan=lifespan)
     app.state.served = served
-    errors.install(app)
-    for part in (chat, completions, models, experts, expert_z, tokenize, health, playground):
+    errors.install(app, served.told)
+    for part in (chat, completions, rescale, models, experts, expert_z, tokenize, health, playground):
         app.include_router(part.router)
+    app.include_router(experts.admin_router)
     return app

@@ -16,6 +16,7 @@ class Keys:
     def __init__(self, settings: ServerSettings) -> None:
         self._api_keys = settings.api_keys
         self._admin_key = settings.admin_key
+        self._replicated = settings.replicated
 
     def tenant(self, headers: Headers) -> str | None:
         """The salt of the cache that a client's requests share, None without API keys; ApiError for a stranger."""
@@ -31,7 +32,13 @@ class Keys:
         return hashlib.sha256(f"zweave-tenant\n{key}".encode()).hexdigest()
 
     def check_admin(self, headers: Headers) -> None:
-        """Raises ApiError unless the admin key is given."""
+        """Raises ApiError unless the admin key is given, and where it could change one replica alone."""
+        if self._replicated:
+            raise ApiError(
+                403,
+                "an expert that comes over HTTP would reach one replica alone: put NAME.safetensors into the "
+                "directory of experts, which all of them read",
+            )
         if self._admin_key is None:
             raise ApiError(
                 403, "this server loads no experts over HTTP: start it with --admin-key to allow it"

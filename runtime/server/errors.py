@@ -1,5 +1,6 @@
 """Errors as OpenAI's API has them: a status, and one line that says what is wrong."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -16,6 +17,8 @@ _KINDS = {
     429: "rate_limit_error",
 }
 
+_MAX_CHARACTERS = 500
+
 
 class ApiError(HTTPException):
     """Ends a request with a status and a message."""
@@ -26,16 +29,23 @@ class ApiError(HTTPException):
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
-    """The JSON of an error."""
+    """The JSON of an error; its message is one line of a bounded length, whatever of a body it quotes."""
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    words = " ".join(message[: 2 * _MAX_CHARACTERS].split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)
+    if len(line) > _MAX_CHARACTERS:
+        line = f"{line[: _MAX_CHARACTERS - 3]}..."
+    return {"error": {"message": line, "type": kind, "param": None, "code": status}}
 
 
-def install(app: FastAPI) -> None:
-    """Has the app answer every error in this form."""
+def install(app: FastAPI, told: Callable[[str], str]) -> None:
+    """Has the app answer every error in this form.
+
+    told: what clients may read of a message.
+    """
 
     def answer(status: int, message: str, headers: Any = None) -> JSONResponse:
-        return JSONResponse(error_body(status, message), status, headers)
+        return JSONResponse(error_body(status, told(message)), status, headers)
 
     @app.exception_handler(ZweaveError)
     async def _refused(_: Request, error: ZweaveError) -> JSONResponse:
@@ -55,9 +65,11 @@ def install(app: FastAPI) -> None:
 
 
 def _described(errors: Any) -> str:
-    """The first of the faults that pydantic found: where it is, and what."""
-    first = max(errors, key=lambda error: len(error["loc"]))
+    """One of the faults that pydantic found, where it is and what: a length that is too large, or else the deepest."""
+    first = max(errors, key=lambda error: (error["type"].endswith("too_long"), len(error["loc"])))
     place = ".".join(str(part) for part in first["loc"] if not _is_tag(part))
+    if not place and first["type"] in ("missing", "model_attributes_type"):
+        return "the body must be a JSON object, sent with the header Content-Type: application/json"
     if first["type"] == "extra_forbidden":
         return f"{place}: there is no such field"
     return f"{place}: {first['msg']}" if place else first["msg"]
@@ -66,4 +78,5 @@ def _described(errors: Any) -> str:
 def _is_tag(part: object) -> bool:
     """Whether a part of a place is pydantic's name of a type, or says that it is in the body."""
     text = str(part)
-    return text in ("body", "query", "str", "int", "float") or "[" in text or text[:1].isupper()
+    is_type = text in ("str", "int", "float", "constrained-str") or "[" in text
+    return is_type or text in ("body", "query") or text[:1].isupper()

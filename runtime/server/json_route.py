@@ -1,4 +1,4 @@
-"""Reads the JSON of bodies by the rules that hold for all JSON here."""
+"""Routes for those who have the key, which is looked at before a body is read, and whose JSON is read by our rules."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -17,8 +17,10 @@ from .served import served
 class _JsonRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            most = served(self).settings.max_body
-            self._body = await limited_body(self, most, "this server takes")
+            settings = served(self).settings
+            self._body = await limited_body(
+                self, settings.max_body, "this server takes", settings.request_timeout
+            )
         return self._body
 
     async def json(self) -> Any:
@@ -33,12 +35,25 @@ class _JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON is read so."""
+    """A route for clients, whose JSON is read so."""
+
+    def check(self, request: Request) -> None:
+        """Raises ApiError for a stranger."""
+        served(request).keys.tenant(request.headers)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            self.check(request)
             return await handler(_JsonRequest(request.scope, request.receive))
 
         return handle
+
+
+class AdminRoute(JsonRoute):
+    """A route for whoever has the admin key."""
+
+    def check(self, request: Request) -> None:
+        """Raises ApiError for everybody else."""
+        served(request).keys.check_admin(request.headers)

@@ -1,17 +1,29 @@
 """Reads bodies up to a size."""
 
+import anyio
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from .errors import ApiError
 
 
-async def limited_body(http: Request, most: int, what: str) -> bytes:
+async def limited_body(http: Request, most: int, what: str, seconds: float) -> bytes:
     """The body; ApiError 413 as soon as it is known to be larger, so that no more of it is held.
 
     most: bytes.
     what: how large it may be, for the message.
+    seconds: in which it has to be there; ApiError 408 after them.
     """
-    too_large = ApiError(413, f"the body is larger than {what} ({most} bytes)")
+    try:
+        with anyio.fail_after(seconds):
+            return await _read(http, most, ApiError(413, f"the body is larger than {what} ({most} bytes)"))
+    except TimeoutError:
+        raise ApiError(408, f"the body was not there within {seconds:g} seconds") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the client has gone") from None
+
+
+async def _read(http: Request, most: int, too_large: ApiError) -> bytes:
     if int(http.headers.get("content-length") or 0) > most:
         raise too_large
     body = bytearray()

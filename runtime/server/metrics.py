@@ -78,8 +78,11 @@ class _EngineCollector:
             "cache_blocks_in_use": stats.blocks_in_use,
             "cache_blocks_cached": stats.blocks_cached,
             "cache_blocks_free": stats.blocks_free,
+            "requests_running": stats.requests_running,
+            "requests_waiting": stats.requests_waiting,
             "requests_in_work": self._admission.count,
             "experts_loaded": len(self._engine.experts()),
+            "expert_slots_in_use": self._engine.bank.slots_in_use,
         }
         for name, value in counters.items():
             yield CounterMetricFamily(f"zweave_{name}", f"EngineStats.{name}", value)

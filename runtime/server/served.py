@@ -1,6 +1,7 @@
 """What the endpoints share: the engine, who may ask, and how much is in work."""
 
 import asyncio
+import os
 import time
 
 from fastapi import Request as HttpRequest
@@ -8,9 +9,11 @@ from fastapi import Request as HttpRequest
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from ..errors import ZweaveError
+from ..experts.expert_entry import ExpertEntry
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Request
 from .answers.admission import Admission
+from .answers.running import Running
 from .auth import Keys
 from .errors import ApiError
 from .experts.expert_choice import expert_choice
@@ -34,38 +37,58 @@ class Served:
         self.engine, self.settings = engine, settings
         self.keys = Keys(settings)
         self.admission = Admission(settings.max_waiting)
+        self.running = Running()
         self.metrics = Metrics(engine, self.admission)
         self.directory = None if settings.experts is None else ExpertDirectory(engine, settings.experts)
         self.uploads = Uploads(engine, settings.max_uploads)
         self.base_names = ("base", settings.model_name)
         self.started = int(time.time())
+        self._folders = [engine.tokenizer.directory]
+        if self.directory is not None and settings.experts is not None:
+            self._folders += [settings.experts, self.directory.path]
+
+    def told(self, message: str) -> str:
+        """What clients may read of a message: files by their names, not where they lie on this machine."""
+        for folder in self._folders:
+            message = message.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+        return message
 
     async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
         """The expert that a body asks for, loaded if it is in the directory; ApiError 404 if there is none."""
         choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
-        if choice is None:
-            return None
-        if choice == "auto":
-            if self.engine.dispatcher is None:
-                raise ApiError(
-                    404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE"
-                )
-            return choice
-        mixture = Mixture.parse(choice)
-        await self.ensure(*(mixture.names if mixture else ()))
-        try:
-            self.engine.check_expert(choice)
-        except ZweaveError as error:
-            known = self.engine.experts()
-            is_unknown = mixture is not None and any(name not in known for name in mixture.names)
-            raise ApiError(404 if is_unknown else 400, str(error)) from None
+        if choice == "auto" and self.engine.dispatcher is None:
+            raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
+        if choice != "auto":
+            await self.find(Mixture.parse(choice))
         return choice
+
+    def registered(self, mixture: Mixture | None) -> list[ExpertEntry]:
+        """The experts of a mixture as they are loaded now; none if one is not."""
+        try:
+            return [self.engine.bank.registered(name) for name in (mixture.names if mixture else ())]
+        except ZweaveError:
+            return []
+
+    async def find(self, mixture: Mixture | None) -> list[ExpertEntry]:
+        """The experts of a mixture, loaded if they are in the directory; ApiError as `choose` raises it."""
+        names = mixture.names if mixture else ()
+        await self.ensure(*names)
+        try:
+            self.engine.bank.resolve(mixture)
+        except ZweaveError as error:
+            is_unknown = any(name not in self.engine.bank for name in names)
+            raise ApiError(404 if is_unknown else 400, str(error)) from None
+        return self.registered(mixture)
 
     async def ensure(self, *names: str) -> None:
         """Loads those experts that are in the directory and not loaded."""
-        if self.directory is not None:
-            for name in names:
-                await asyncio.to_thread(self.directory.ensure, name)
+        for name in names if self.directory is not None else ():
+            await asyncio.to_thread(self.ensure_now, name)
+
+    def ensure_now(self, name: str) -> None:
+        """The same of one expert, at once; not for the event loop's thread."""
+        if self.directory is not None and self.directory.ensure(name):
+            self.uploads.note_replaced(name)
 
 
 def served(http: HttpRequest) -> Served:

@@ -24,6 +24,8 @@ class ServerSettings:
     max_body: bytes of a JSON body.
     max_prompts: prompts of a body.
     max_uploads: bytes of experts that are kept in memory because they came over HTTP.
+    replicated: it is one of several servers behind one address, so that no expert comes or goes over HTTP: the others
+        would not know.
     """
 
     model_name: str
@@ -37,6 +39,7 @@ class ServerSettings:
     max_body: int = 8 << 20
     max_prompts: int = 128
     max_uploads: int = 1 << 30
+    replicated: bool = False
 
     def __post_init__(self) -> None:
         for name in self.aliases:

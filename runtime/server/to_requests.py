@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from ..engine.engine import Engine
+from ..errors import shortened
 from ..experts.mixture import ExpertChoice
 from ..request import Request, Sampling
 from .errors import ApiError
@@ -12,6 +13,8 @@ from .protocol.generation import GenerationBody
 
 # OpenAI's for completions.
 _COMPLETION_TOKENS = 16
+# Log-probabilities of likely tokens beside each: vLLM's. Those of a whole vocabulary would be answers of megabytes.
+_MAX_LOGPROBS = 20
 # Fields of the same name and meaning.
 _SAME = (
     "add_special_tokens",
@@ -58,12 +61,21 @@ def completion_requests(
     if len(prompts) > most:
         raise ApiError(400, f"the body has {len(prompts)} prompts, and this server takes {most} at once")
     fields = _fields(body, choice, salt)
-    fields["max_tokens"] = _given(body.max_tokens, _COMPLETION_TOKENS)
+    # What stands in place of no token at all is left out of the response.
+    fields["max_tokens"] = 1 if body.is_echo_alone else _given(body.max_tokens, _COMPLETION_TOKENS)
+    if body.echo:
+        fields["prompt_logprobs"] = _given(body.prompt_logprobs, body.logprobs)
     return [Request(prompt, logprobs=body.logprobs, **fields) for prompt in prompts]
 
 
 def _fields(body: GenerationBody, choice: ExpertChoice, salt: str | None) -> dict[str, Any]:
     """What both kinds of bodies say of a `Request`."""
+    for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
+        count = getattr(body, name, None)
+        if count is not None and count > _MAX_LOGPROBS:
+            raise ApiError(
+                400, f"{name} is {shortened(count)}, and this server gives at most {_MAX_LOGPROBS}"
+            )
     fields = {name: getattr(body, name) for name in _SAME}
     sampling = Sampling(
         temperature=_given(body.temperature, 1.0),

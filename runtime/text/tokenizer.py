@@ -20,6 +20,8 @@ from .messages import each_text, plain_messages
 from .special_tokens import SpecialTokens
 from .token_bytes import TokenBytes
 
+# Characters from which on a text takes milliseconds to encode.
+_LONG_TEXT = 10_000
 # Conversations that share nothing but the template's own words around them.
 _PROBES = ("Why is it so?", "42", "alpha beta\n", "(x)", "été")
 
@@ -125,7 +127,11 @@ class Tokenizer:
         if has_lone_surrogate(text):
             raise ZweaveError("the text holds a lone surrogate, which is no character: remove it")
         with _one_line(self.directory / "tokenizer.json"):
-            return self._tokenizer.encode(text, add_special_tokens=special).ids
+            if len(text) <= _LONG_TEXT:
+                return self._tokenizer.encode(text, add_special_tokens=special).ids
+            # Other threads go on meanwhile, as they do not while one text is encoded by itself.
+            (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+            return encoded.ids
 
     def escape(self, text: str) -> str:
         """The text with its special tokens changed so that they are read as plain text, and look the same."""

@@ -40,7 +40,7 @@ def costs(engine: Engine, registered: int) -> list[int]:
     """Of an idle step, of requests under no expert, one that has a slot and one that has to get one, and of a load."""
     module, shape = next(iter(engine.model.config.adapted_shapes().items()))
     for index in range(registered):
-        engine.load_expert(f"other-{index}", Expert({module: torch.full((min(shape),), 1.0 + index)}))
+        engine.load_expert(f"other-{index}", Expert({module: torch.full((min(shape),), 2.0 + index)}))
 
     def answer(expert: str | None) -> None:
         engine.generate(Request(PROMPT, expert=expert, max_tokens=3, ignore_eos=True))

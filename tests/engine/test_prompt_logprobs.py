@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from zweave import Dispatch, Engine, Request
+from zweave import Dispatch, Engine, Request, Sampling
 from zweave.dispatcher import ReadState
 from zweave.experts import Expert
 from zweave.request import Result
@@ -98,3 +98,14 @@ def test_after_a_first_pass(
 def test_one_token_has_none(tiny_engine: TinyEngine) -> None:
     [result] = tiny_engine().generate(Request([5], max_tokens=1, prompt_logprobs=0))
     assert result.prompt_logprobs == [None]
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_a_stream_tells_them_once_before_any_answer(device: str, tiny_engine: TinyEngine) -> None:
+    request = Request(PROMPT, n=3, max_tokens=3, prompt_logprobs=1, sampling=Sampling(temperature=1, seed=1))
+    engine = tiny_engine(device=device, max_batch_tokens=8, max_sequences=8)
+    [whole] = engine.generate(request)
+    first, *others = engine.stream(request)
+    assert (first.sample, first.prompt_token_ids) == (0, PROMPT)
+    assert first.prompt_logprobs == whole.prompt_logprobs and len(first.token_ids) == 1
+    assert all(delta.prompt_logprobs is delta.prompt_token_ids is None for delta in others)

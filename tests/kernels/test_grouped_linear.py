@@ -51,6 +51,8 @@ def problem(
         x=normal(tokens, inputs).to(dtype),
         w=[view(m, inputs) for m in outputs],
         h=normal(tokens, sum(ranks)).to(dtype),
+        vt=[view(k, inputs) for k in ranks],
+        deltas=torch.rand(3, sum(ranks) + 3, generator=random)[:, : sum(ranks)] + 0.5,
         u=[view(m, k) for m, k in zip(outputs, ranks, strict=True)],
         table=torch.rand(3, sum(outputs), generator=random) + 0.5,
         slot=torch.arange(tokens, dtype=torch.int32) % 3,
@@ -79,10 +81,16 @@ def expected(p: SimpleNamespace, shared: bool, silu: bool) -> Tensor:
     return gated(y) if silu else y
 
 
-def expected_delta(p: SimpleNamespace, silu: bool) -> Tensor:
-    y, delta = stacked(p.x, p.w, True), stacked(p.h, p.u, False)
+def expected_delta(p: SimpleNamespace, silu: bool, to: Callable[..., Tensor]) -> Tensor:
+    """to: brings h to x's dtype, as float64."""
+    h = to(stacked(p.x, p.vt, True) * p.deltas.double()[p.slot.long()], p.x.dtype)
+    y, delta = stacked(p.x, p.w, True), stacked(h, p.u, False)
     y = torch.where((p.slot != 0)[:, None], y + delta, y) + p.bias.double()
     return gated(y) if silu else y
+
+
+def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype).double()
 
 
 def product_of(p: SimpleNamespace, launcher: Callable[..., Tensor], shared: bool, silu: bool) -> tuple:
@@ -92,12 +100,12 @@ def product_of(p: SimpleNamespace, launcher: Callable[..., Tensor], shared: bool
 
 
 def delta_of(p: SimpleNamespace, launcher: Callable[..., Tensor], silu: bool) -> tuple:
-    return partial(launcher, bias=p.bias, silu=silu), p.x, p.w, p.h, p.u, p.slot
+    return partial(launcher, bias=p.bias, silu=silu), p.x, p.w, p.vt, p.u, p.deltas, p.slot
 
 
 def poison_base(p: SimpleNamespace) -> None:
-    """What stands in h for a token of the base is not defined."""
-    p.h[p.slot == 0] = float("nan")
+    """What stands in the table for the base is not looked at."""
+    p.deltas[0] = float("nan")
 
 
 @pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
@@ -109,7 +117,9 @@ def test_references(dtype, silu, tolerance) -> None:
         torch.testing.assert_close(launch(*operands).double(), expected(p, shared, silu), **tolerance(dtype))
     poison_base(p)
     launch, *operands = delta_of(p, grouped_delta_linear_ref, silu)
-    torch.testing.assert_close(launch(*operands).double(), expected_delta(p, silu), **tolerance(dtype))
+    torch.testing.assert_close(
+        launch(*operands).double(), expected_delta(p, silu, rounded), **tolerance(dtype)
+    )
 
 
 @pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, shared={"shared": True, "block diagonal": False})
@@ -137,26 +147,47 @@ def test_interpreted_silu_of_two_deltas(shape, dtype, interpreted, tolerance) ->
 
 
 def quantised(p: SimpleNamespace, format: Format) -> SimpleNamespace:
-    """The problem with U in a format of one scale a row, or a group."""
-    return SimpleNamespace(**vars(p) | {"u": [quantize(u.contiguous(), format) for u in p.u]})
+    """The problem with factors in a format of one scale a row, or a group."""
+    factors = {
+        name: [quantize(part.contiguous(), format) for part in getattr(p, name)] for name in ("vt", "u")
+    }
+    return SimpleNamespace(**vars(p) | factors)
 
 
 @pytest.mark.combinations(shape=SHAPES, dtype=FLOATS, format={name: name for name in ("int8", "int4", "fp8")})
 def test_interpreted_deltas_of_integers(shape, dtype, format, interpreted, tolerance) -> None:
-    """Both products of a delta: the first scaled by slot, the second beside W."""
-    p = quantised(problem(*shape, dtype), format)
-    check_deltas(p, False, interpreted, tolerance(dtype))
-    vt = [quantize(w.contiguous(), format) for w in p.w]
-    h = interpreted(partial(grouped_linear_triton, table=p.table, slot=p.slot), p.x, vt)
-    wanted = stacked(p.x, vt, True) * p.table.double()[p.slot.long()]
-    torch.testing.assert_close(h.double(), cut(wanted, dtype), **tolerance(dtype))
+    check_deltas(quantised(problem(*shape, dtype), format), False, interpreted, tolerance(dtype))
+
+
+def test_interpreted_delta_of_one_vt_for_all_groups(interpreted) -> None:
+    p = problem(3, 64, (70, 16), (5, 40), torch.float32)
+    y = interpreted(*delta_of(p, grouped_delta_linear_triton, False))
+    p.vt = [torch.cat(p.vt)]
+    assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, False)), y)
+
+
+@pytest.mark.parametrize("slots", [(0, 1, 2), (0, 0, 0)], ids=["experts", "base"])
+def test_interpreted_launch_sums_h_as_a_launch_of_its_own(slots, interpreted) -> None:
+    """And leaves all counters of a graph at zero."""
+    p = problem(3, 1000, (70, 40), (80, 17), torch.float32)
+    p.slot = torch.tensor(slots, dtype=torch.int32)
+    p.w, p.bias = [torch.zeros_like(w) for w in p.w], None
+    state = "import zweave.kernels.triton.semaphores as s; "
+    enter = "s.buffer = s.new_semaphores('cpu'); s.inside = s.for_graph(s.buffer); s.inside.__enter__()"
+    leave = "s.inside.__exit__(None, None, None); assert not s.buffer.any(); del s.buffer, s.inside"
+    interpreted(exec, state + enter)
+    y = interpreted(*delta_of(p, grouped_delta_linear_triton, False))
+    interpreted(exec, state + leave)
+    h = interpreted(partial(grouped_linear_triton, table=p.deltas, slot=p.slot), p.x, p.vt)
+    alone = interpreted(partial(grouped_linear_triton, shared=False), h, p.u)
+    assert torch.equal(y, torch.where((p.slot != 0)[:, None], alone, 0.0))
 
 
 def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
     """The values, and in slot 0 the bits of the product without deltas."""
     poison_base(p)
     y = interpreted(*delta_of(p, grouped_delta_linear_triton, silu))
-    torch.testing.assert_close(y.double(), cut(expected_delta(p, silu), p.x.dtype), **tolerance)
+    torch.testing.assert_close(y.double(), cut(expected_delta(p, silu, cut), p.x.dtype), **tolerance)
     dense = interpreted(partial(grouped_linear_triton, bias=p.bias, silu=silu), p.x, p.w)
     assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
 
@@ -166,8 +197,7 @@ def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, 
     p = problem(20, 520, (40, 40), (30, 17), torch.float32)
     whole = interpreted(*delta_of(p, grouped_delta_linear_triton, silu))
     assert torch.equal(on_few_sms(*delta_of(p, grouped_delta_linear_triton, silu)), whole)
-    for name in ("x", "h"):
-        getattr(p, name)[1:] = 3.0
+    p.x[1:] = 3.0
     assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
     p.slot[0] = 1
     assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
@@ -218,7 +248,7 @@ def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> No
     on_gpu = to_gpu(p)
     launch, *operands = delta_of(on_gpu, grouped_delta_linear_triton, silu)
     y = launch(*operands)
-    torch.testing.assert_close(y.cpu().double(), expected_delta(p, silu), **tolerance(dtype))
+    torch.testing.assert_close(y.cpu().double(), expected_delta(p, silu, rounded), **tolerance(dtype))
     dense = grouped_linear_triton(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
     assert torch.equal(y[on_gpu.slot == 0], dense[on_gpu.slot == 0])
     assert torch.equal(grouped_linear_triton(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])

@@ -186,6 +186,6 @@ def test_calls_of_tools_are_told_apart_from_text(server: Any) -> None:
     (choice,) = response.whole([result])["choices"]
     assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
-    assert response.chunk(0, Delta(1, "<tool", [1])) is None
-    last = response.chunk(0, Delta(1, ">", [2], result))["choices"][0]
+    assert list(response.chunks(0, Delta(1, "<tool", [1]))) == []
+    [last] = next(response.chunks(0, Delta(1, ">", [2], result)))["choices"]
     assert last["delta"]["tool_calls"][0]["function"]["name"] == "add"

@@ -114,9 +114,14 @@ def test_a_directory_is_loaded_by_name_when_first_asked(
     assert server.http().get("/v1/models/team/x").json()["zweave"]["description"] == "number 0"
     (folder / "team" / "x.safetensors").write_bytes(experts[1].read_bytes())
     assert answer(server, "team/x")["text"] == direct(tiny_engine, experts[1])
-    for name in ("link", "../x", "team/../../x", "/x", "nobody"):
+    (folder / "loop.safetensors").symlink_to("loop.safetensors")
+    for name in ("link", "../x", "team/../../x", "/x", "nobody", "loop", "n" * 255, f"{folder}/team/x/.."):
         told = server.http().post("/v1/completions", json=BODY | {"model": name})
         assert told.status_code == 404, name
+    (folder / "broken.safetensors").write_bytes(b"none")
+    told = server.http().post("/v1/completions", json=BODY | {"model": "broken"})
+    assert told.status_code == 400
+    assert told.json()["error"]["message"].startswith("broken.safetensors: is not a whole safetensors file")
 
 
 def test_vllms_calls_load_from_the_directory_alone(start_server: Any, experts: tuple[Path, Path]) -> None:
@@ -131,7 +136,8 @@ def test_vllms_calls_load_from_the_directory_alone(start_server: Any, experts: t
         return http.post("/v1/load_lora_adapter", json=body).status_code
 
     assert load(str(experts[1])) == 404
-    assert load("../y.safetensors") == 404
+    for path in ("../y.safetensors", "a\0b", "a" * 5000, "x/../../y.safetensors", ".", ""):
+        assert load(path) == 404
     assert load("x") == 200
     assert load(str(folder / "x")) == 400
     assert load(str(folder / "x"), load_inplace=True) == 200
@@ -145,3 +151,16 @@ def test_aliases_name_mixtures(start_server: Any) -> None:
     assert answer(server, "both")["text"] == answer(server, "a:0.5+b:0.5")["text"]
     assert answer(server, "first")["zweave"]["expert"] == "a"
     assert server.http().get("/v1/models/both").json()["zweave"]["expert"] == {"a": 0.5, "b": 0.5}
+
+
+def test_of_several_servers_none_takes_an_expert_that_the_others_would_miss(start_server: Any) -> None:
+    http = start_server(replicated=True, admin_key="admin").http(headers=ADMIN)
+    adapter = {"lora_name": "x", "lora_path": "x.safetensors"}
+    for told in (
+        http.post("/v1/experts?name=x", content=b"x"),
+        http.delete("/v1/experts/a"),
+        http.post("/v1/load_lora_adapter", json=adapter),
+        http.post("/v1/unload_lora_adapter", json={"lora_name": "a"}),
+    ):
+        assert told.status_code == 403
+        assert "put NAME.safetensors into the directory" in told.json()["error"]["message"]

@@ -1,14 +1,32 @@
 """Who is let in, who waits, who leaves, and what is counted."""
 
+import json
+import socket
 import threading
 import time
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 LONG = {"model": "a", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 SHORT = {"model": "a", "prompt": list(range(3, 40)), "max_tokens": 2, "temperature": 0, "ignore_eos": True}
+
+
+HEAD = (
+    "POST {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer k\r\n"
+    "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+)
+
+
+def connected(server: Any) -> socket.socket:
+    """A bare connection that takes in little at once."""
+    end = socket.socket()
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    end.settimeout(20)
+    end.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    return end
 
 
 def wait_until(condition: Any) -> None:
@@ -16,17 +34,6 @@ def wait_until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-def slow_down(server: Any) -> None:
-    """A step takes 5 ms more: a request of 400 tokens is in work until a test has looked."""
-    step = server.engine.step
-
-    def slow_step() -> Any:
-        time.sleep(0.005)
-        return step()
-
-    server.engine.step = slow_step
 
 
 def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
@@ -43,9 +50,22 @@ def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
     assert server.openai("one").models.list().data[0].id == "tiny"
 
 
+def test_a_stranger_is_turned_away_before_the_body_is_read(start_server: Any) -> None:
+    server = start_server(api_keys=("mine",), admin_key="admin")
+    paths = server.http().get("/openapi.json").json()["paths"]
+    guarded = {(path, method) for path, calls in paths.items() for method in calls} - {
+        ("/health", "get"),
+        ("/metrics", "get"),
+    }
+    assert len(guarded) >= 10
+    for path, method in guarded:
+        told = server.http().request(method, path.format(name="a", response_id="a"), content=b"no JSON")
+        assert told.status_code == 401, (method, path, told.text)
+
+
 def test_more_than_it_takes_up_get_429(start_server: Any) -> None:
     server = start_server(max_waiting=2)
-    slow_down(server)
+    server.slow_down()
     body = LONG | {"stream": True, "n": 2, "temperature": 1}
     with server.http().stream("POST", "/v1/completions", json=body) as first:
         assert first.status_code == 200
@@ -58,7 +78,7 @@ def test_more_than_it_takes_up_get_429(start_server: Any) -> None:
 
 def test_whoever_leaves_cancels_the_request(start_server: Any) -> None:
     server = start_server({"kv_tokens": 8192})
-    slow_down(server)
+    server.slow_down()
     with server.http().stream("POST", "/v1/completions", json=LONG | {"stream": True}) as stream:
         next(stream.iter_lines())
         assert server.engine.has_work
@@ -76,12 +96,49 @@ def test_whoever_leaves_cancels_the_request(start_server: Any) -> None:
 
 def test_a_request_that_takes_too_long(start_server: Any) -> None:
     server = start_server(request_timeout=0.02)
-    slow_down(server)
+    server.slow_down()
     told = server.http().post("/v1/completions", json=LONG)
     assert told.status_code == 504 and "0.02 seconds" in told.json()["error"]["message"]
     lines = server.http().post("/v1/completions", json=LONG | {"stream": True}).text
     assert '"code":504' in lines and "[DONE]" not in lines
     wait_until(lambda: not server.engine.has_work)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/experts?name=x"])
+def test_whoever_leaves_while_the_body_is_on_the_way_troubles_nobody(
+    start_server: Any, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    server = start_server(admin_key="k")
+    with connected(server) as end:
+        end.sendall(HEAD.format(path, 500).encode() + b'{"prompt"')
+        time.sleep(0.05)
+    server.http().get("/health")
+    time.sleep(0.05)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_body_that_does_not_come(start_server: Any) -> None:
+    server = start_server(request_timeout=0.05)
+    with connected(server) as end:
+        end.sendall(HEAD.format("/v1/completions", 500).encode() + b'{"prompt"')
+        told = end.recv(1000).decode()
+    assert "408" in told.splitlines()[0] and "the body was not there within 0.05 seconds" in told
+
+
+def test_a_client_that_stops_reading_holds_no_place_for_ever(start_server: Any) -> None:
+    server = start_server({"kv_tokens": 8192}, request_timeout=1)
+    many = {"n": 16, "temperature": 1, "logprobs": 20, "stream": True, "max_tokens": 400}
+    body = json.dumps(LONG | many).encode()
+    with connected(server) as end:
+        end.sendall(HEAD.format("/v1/completions", len(body)).encode() + body)
+        wait_until(lambda: server.in_work() == 16)
+        wait_until(lambda: not server.in_work())
+        assert not server.engine.has_work
+        read = 0
+        while part := end.recv(1 << 20):
+            read += len(part)
+            end_of_stream = part
+    assert read > 65536 and b"[DONE]" not in end_of_stream
 
 
 def test_what_prometheus_is_told(start_server: Any) -> None:

@@ -33,15 +33,29 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_to
         ("/v1/completions", GOOD | {"prompt": "\ud800"}, 400, "lone surrogate"),
         ("/v1/completions", GOOD | {"no_such": 1}, 400, "no_such: there is no such field"),
         ("/v1/completions", GOOD | {"salt": "x"}, 400, "salt: there is no such field"),
-        ("/v1/completions", GOOD | {"logprobs": 101}, 400, "logprobs must be"),
+        ("/v1/completions", GOOD | {"logprobs": 101}, 400, "gives at most 20"),
         ("/v1/completions", GOOD | {"seed": -1}, 400, "seed must be"),
         ("/v1/completions", GOOD | {"template": "a"}, 400, "has no prompt template"),
         ("/v1/completions", GOOD | {"kv_reuse": "often"}, 400, "kv_reuse must be"),
         ("/v1/completions", GOOD | {"presence_penalty": 3}, 400, "presence_penalty must be from -2 to 2"),
         ("/v1/completions", GOOD | {"logit_bias": {"x": 1}}, 400, "logit_bias"),
         ("/v1/completions", GOOD | {"logit_bias": {"500": 1}}, 400, "token"),
+        ("/v1/completions", GOOD | {"logit_bias": {"9" * 5000: 1}}, 400, "must have token ids as its keys"),
+        ("/v1/completions", GOOD | {"a\n\ud800\x1b": 1}, 400, "unicode"),
+        ("/v1/completions", GOOD | {"a\n\x1b" + "k" * 9000: 1}, 400, "a \\x1bkkk"),
         ("/v1/completions", GOOD | {"min_tokens": 9}, 400, "min_tokens must be at most max_tokens"),
-        ("/v1/completions", [], 400, "valid dictionary"),
+        ("/v1/completions", GOOD | {"stop": ["x"] * 65}, 400, "should have at most 64 items"),
+        ("/v1/completions", GOOD | {"stop": "x" * 1001}, 400, "stop: String should have at most 1000"),
+        (
+            "/v1/completions",
+            GOOD | {"bad_words": ["x"] * 1001},
+            400,
+            "bad_words: List should have at most 1000",
+        ),
+        ("/v1/completions", GOOD | {"model": "+a:1" * 3000}, 400, "model: String should have at most 10000"),
+        ("/v1/completions", GOOD | {"expert": {f"e{i}": 1 for i in range(257)}}, 400, "at most 256 items"),
+        ("/v1/completions", GOOD | {"expert": {"a": [1.0] * 1025}}, 400, "at most 1024 items"),
+        ("/v1/completions", [], 400, "the body must be a JSON object"),
         ("/v1/chat/completions", CHAT | {"messages": []}, 400, "messages"),
         ("/v1/chat/completions", CHAT | {"messages": [{"role": "bot", "content": "x"}]}, 400, "role must be"),
         (
@@ -63,7 +77,7 @@ def test_bad_bodies(server: Any, path: str, body: Any, status: int, words: str) 
     answer = server.http().post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     message = answer.json()["error"]["message"]
-    assert words in message and "\n" not in message and len(message) < 400
+    assert words in message and "\n" not in message and len(message) <= 500
 
 
 @pytest.mark.parametrize(
@@ -74,8 +88,13 @@ def test_bad_bodies(server: Any, path: str, body: Any, status: int, words: str) 
         (b"[" * 100000, "nested too deeply"),
         (b'{"prompt": "x", "prompt": "y"}', "stands twice"),
         (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", "digits"),
-        (b"", "Field required"),
+        (b"", "the body must be a JSON object"),
         (b'{"prompt": "x", "temperature": NaN}', "temperature"),
+        pytest.param(
+            json.dumps({str(key): 0 for key in range(200_000)}).encode()[:-1] + b', "0": 0}',
+            "the key '0' stands twice",
+            id="a key twice among many",
+        ),
     ],
 )
 def test_bodies_that_are_no_json(server: Any, content: bytes, words: str) -> None:
@@ -84,6 +103,11 @@ def test_bodies_that_are_no_json(server: Any, content: bytes, words: str) -> Non
     )
     assert answer.status_code == 400, answer.text
     assert words in answer.json()["error"]["message"]
+
+
+def test_a_body_of_another_content_type(server: Any) -> None:
+    answer = server.http().post("/v1/completions", content=json.dumps(GOOD))
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 def test_a_stream_that_cannot_begin_has_a_status(server: Any) -> None:
@@ -106,3 +130,12 @@ def test_a_body_that_is_too_large(start_server: Any) -> None:
     for content in (body, iter([body])):  # with and without its length told beforehand
         answer = server.http().post("/v1/completions", content=content, headers=headers)
         assert answer.status_code == 413 and "1000 bytes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_likely_tokens_are_at_most_20(server: Any, field: str) -> None:
+    body = {"prompt": "ab", "max_tokens": 1, "temperature": 0}
+    few, many = (server.http().post("/v1/completions", json=body | {field: count}) for count in (20, 21))
+    assert few.status_code == 200
+    assert many.status_code == 400
+    assert many.json()["error"]["message"] == f"{field} is 21, and this server gives at most 20"

@@ -32,6 +32,7 @@ def free_port() -> int:
         (["--api-key", "k", "--admin-key", "k"], "the admin key is an API key too"),
         (["--api-key", ""], "a key must not be empty"),
         (["--load", "a=nowhere.safetensors"], "nowhere.safetensors"),
+        (["--max-sequences", "1000"], "max_batch_tokens (512) must be at least max_sequences (1000)"),
     ],
 )
 def test_what_cannot_be_served_is_said_before_a_model_loads(

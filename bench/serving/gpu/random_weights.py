@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
 from zweave.checkpoint.module_name import module_name
-from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear
+from zweave.kernels import DeltaFactors, DeviceOps, Stack, StackedLinear, together
 from zweave.planner.planner import HOSTED_DELTA_SHARE
 
 
@@ -40,7 +40,7 @@ class RandomWeights:
         delta = self._uniform(sum(delta_ranks)) - 1
         delta[0] = 0
         vt = self._stack(ranks, inputs)
-        u = tuple(self._normal(shape[0], rank) for shape, rank in zip(shapes, ranks, strict=True))
+        u = together([self._normal(shape[0], rank) for shape, rank in zip(shapes, ranks, strict=True)])
         return StackedLinear(
             ops=self._ops,
             dense=self._stack([shape[0] for shape in shapes], inputs),

@@ -5,11 +5,12 @@ llama.cpp can express, its expression stands here.
 """
 
 import logging
+import textwrap
 from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from ...errors import ZweaveError
+from ...errors import ZweaveError, shortened
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -121,6 +122,6 @@ def pre_tokenizer(name: str) -> PreTokenizer:
         )
         return _DEFAULT
     if name not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
-        raise ZweaveError(f"the GGUF pre-tokenizer {name!r} is not supported: supported are {known}")
+        known = textwrap.shorten(", ".join(PRE_TOKENIZERS), 400, placeholder=" ...")
+        raise ZweaveError(f"the GGUF pre-tokenizer {shortened(name)} is not supported: supported are {known}")
     return PRE_TOKENIZERS[name]

@@ -16,7 +16,7 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from ...decomposition.decomposition import Decomposition
 from ...errors import ZweaveError
 from ...experts.expert import Expert
-from ...experts.slot_tables import adapted_scale, renormalisation
+from ...experts.slot_rows import adapted_scale, renormalisation
 from ...experts.support import support_of
 from .adapter import CONFIG, is_adapter, load_adapter
 from .linears import Forms, plan_of

@@ -7,56 +7,67 @@ from contextlib import suppress
 
 from fastapi import Request as HttpRequest
 
-from ...engine.delta_stream import DeltaStream
 from ...request import Delta, Request, Result
 from ..errors import ApiError
 from ..served import Served, kind_of
+from .submission import Submission
 
 
 class Answering:
     """The answers to the requests of one body, while they are computed.
 
     requests: of as many answers each.
+    response_id: by which the client names the response.
 
     num_choices: answers to all requests, in their order.
+    timeout: seconds that they may take.
     results: of each choice, None while it is not there.
+    told: what the client may read of a message.
     """
 
-    def __init__(self, served: Served, requests: Sequence[Request]) -> None:
+    def __init__(self, served: Served, requests: Sequence[Request], response_id: str) -> None:
         self.requests = requests
         self.num_choices = sum(request.n for request in requests)
+        self.timeout = served.settings.request_timeout
         self.results: list[Result | None] = [None] * self.num_choices
-        self._served = served
+        self.told = served.told
+        self._served, self._response_id = served, response_id
+        self._num_unfinished = self.num_choices
         self._admitted = served.admission.admit(self.num_choices)
         self._started = time.perf_counter()
         self._timer: asyncio.TimerHandle | None = None
-        self._streams: list[DeltaStream] = []
+        self._submissions = [Submission(served, request) for request in requests]
 
     async def start(self) -> None:
         """Gives the requests to the engine; ApiError or ZweaveError if one cannot be taken up, then none is."""
         if self._served.serving.closed:
             raise ApiError(503, "the engine has stopped: the server has to be started again")
-        if any(request.response_format is not None for request in self.requests):
-            # It is compiled here, and is there when the engine's thread wants it.
-            await asyncio.to_thread(self._served.engine.check, self.requests[0])
         self._admitted.__enter__()
-        tasks = [asyncio.ensure_future(self._served.serving.submit(request)) for request in self.requests]
+        tasks: list[asyncio.Future[None]] = []
         try:
-            self._streams = list(await asyncio.gather(*tasks))
+            if any(request.response_format is not None for request in self.requests):
+                # It is compiled here, and is there when the engine's thread wants it.
+                await asyncio.to_thread(self._served.engine.check, self.requests[0])
+            tasks += [asyncio.ensure_future(submission.start()) for submission in self._submissions]
+            await asyncio.gather(*tasks)
         except BaseException:
             for task in tasks:
                 task.cancel()
-            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(outcome, DeltaStream):
-                    outcome.close()
-            self._admitted.__exit__(None, None, None)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.close()
             raise
+        self._served.running.begin(self._response_id, self.requests[0].salt, self._request_ids)
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._served.settings.request_timeout, self._time_out)
+        self._timer = loop.call_later(self.timeout, self._time_out)
+
+    def _request_ids(self) -> list[int]:
+        """The engine's, of those that it has taken up."""
+        found = (submission.request_id for submission in self._submissions)
+        return [request_id for request_id in found if request_id is not None]
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """Yields (choice, delta) as they come. Ends with all results; ApiError if one fails or time is up."""
-        if len(self._streams) == 1:
+        if len(self._submissions) == 1:
             async for item in self._one(0):
                 yield item
             return
@@ -69,9 +80,9 @@ class Answering:
             except Exception as error:
                 queue.put_nowait(error)
 
-        tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._streams))]
+        tasks = [asyncio.ensure_future(forward(index)) for index in range(len(self._submissions))]
         try:
-            while any(result is None for result in self.results) or not queue.empty():
+            while self._num_unfinished or not queue.empty():
                 arrived = await queue.get()
                 if isinstance(arrived, BaseException):
                     raise arrived
@@ -83,7 +94,7 @@ class Answering:
     async def _one(self, index: int) -> AsyncIterator[tuple[int, Delta]]:
         """The deltas of one request, with the choices that they belong to."""
         request, last = self.requests[index], dict[int, float]()
-        async for delta in self._streams[index]:
+        async for delta in self._submissions[index].deltas():
             now = time.perf_counter()
             choice = index * request.n + delta.sample
             if delta.token_ids:
@@ -96,22 +107,26 @@ class Answering:
             yield choice, delta
 
     def _note(self, result: Result, request: Request, seconds: float) -> None:
+        self._num_unfinished -= 1
+        if not self._num_unfinished:
+            self._served.running.end(self._response_id)
         self._served.metrics.on_result(result, kind_of(request), seconds)
         self._served.admission.note(seconds)
         if result.finish_reason == "error":
             raise ApiError(400, result.error or "the request failed")
 
     def _time_out(self) -> None:
-        seconds = self._served.settings.request_timeout
-        for stream in self._streams:
-            stream.put(ApiError(504, f"the request took more than {seconds:g} seconds, this server's limit"))
+        error = ApiError(504, f"the request took more than {self.timeout:g} seconds, this server's limit")
+        for submission in self._submissions:
+            submission.fail(error)
 
     def close(self) -> None:
         """Cancels what is not answered; needed once after `start`."""
+        self._served.running.end(self._response_id)
         if self._timer is not None:
             self._timer.cancel()
-        for stream in self._streams:
-            stream.close()
+        for submission in self._submissions:
+            submission.close()
         self._admitted.__exit__(None, None, None)
 
 

@@ -1,9 +1,10 @@
 """Answers as server-sent events."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
+import anyio
 from fastapi.responses import StreamingResponse
 
 from ...errors import ZweaveError, one_line
@@ -21,8 +22,8 @@ class Chunks(Protocol):
         """Goes before a choice's first delta."""
         ...
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
-        """What a delta adds; None for nothing to tell."""
+    def chunks(self, index: int, delta: Delta) -> Iterable[dict[str, Any]]:
+        """What a delta adds."""
         ...
 
     def usage(self, results: list[Result]) -> dict[str, Any]:
@@ -37,7 +38,10 @@ async def event_stream(answering: Answering, chunks: Chunks) -> StreamingRespons
 
 
 class _Events(StreamingResponse):
-    """Cancels the requests when it ends, even if nothing of it was ever sent."""
+    """Cancels the requests when it ends, even if nothing of it was ever sent.
+
+    A client that does not read is left when its requests' time is up twice over: once to answer, once to read.
+    """
 
     def __init__(self, events: AsyncIterator[str], answering: Answering) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -45,7 +49,8 @@ class _Events(StreamingResponse):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with anyio.move_on_after(2 * self._answering.timeout):
+                await super().__call__(scope, receive, send)
         finally:
             self._answering.close()
 
@@ -57,16 +62,15 @@ async def _events(answering: Answering, chunks: Chunks) -> AsyncIterator[str]:
             yield _event(opening)
     try:
         async for index, delta in answering.deltas():
-            chunk = chunks.chunk(index, delta)
-            if chunk is not None:
+            for chunk in chunks.chunks(index, delta):
                 yield _event(chunk)
         if chunks.includes_usage:
             yield _event(chunks.usage([result for result in answering.results if result is not None]))
         yield "data: [DONE]\n\n"
     except ApiError as error:
-        yield _event(error_body(error.status_code, error.message))
+        yield _event(error_body(error.status_code, answering.told(error.message)))
     except ZweaveError as error:
-        yield _event(error_body(500, one_line(error)))
+        yield _event(error_body(500, answering.told(one_line(error))))
 
 
 def _event(body: dict[str, Any]) -> str:

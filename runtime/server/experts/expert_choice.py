@@ -56,8 +56,9 @@ def _mixture(text: str) -> dict[str, float | list[float]]:
 
 
 def _unique(parts: list[tuple[str, float | list[float]]]) -> dict[str, float | list[float]]:
-    names = [name for name, _ in parts]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ApiError(400, f"the mixture names the expert {shortened(twice)} twice")
-    return dict(parts)
+    found: dict[str, float | list[float]] = {}
+    for name, weight in parts:
+        if name in found:
+            raise ApiError(400, f"the mixture names the expert {shortened(name)} twice")
+        found[name] = weight
+    return found

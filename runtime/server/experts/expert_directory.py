@@ -16,7 +16,7 @@ class ExpertDirectory:
     def __init__(self, engine: Engine, path: Path) -> None:
         self._engine = engine
         self.path = path.resolve()
-        self._loaded: dict[str, tuple[int, int]] = {}
+        self._loaded: dict[str, tuple[int, int, int]] = {}
         self._lock = Lock()
 
     def names(self) -> list[str]:
@@ -31,22 +31,29 @@ class ExpertDirectory:
 
     def inside(self, path: Path) -> Path | None:
         """A file, links followed; None if it is not there, or not in the directory."""
-        resolved = (self.path / path).resolve()
-        return resolved if resolved.is_relative_to(self.path) and resolved.is_file() else None
+        try:
+            resolved = (self.path / path).resolve()
+            return resolved if resolved.is_relative_to(self.path) and resolved.is_file() else None
+        except (OSError, ValueError, RuntimeError):  # too long, what no name can hold, links in a circle
+            return None
 
-    def ensure(self, name: str) -> None:
-        """Loads an expert that is in the directory, unless that was done already; ZweaveError if it does not fit."""
+    def ensure(self, name: str) -> bool:
+        """Loads an expert that is in the directory, unless that was done already; ZweaveError if it does not fit.
+
+        Returns whether it was loaded.
+        """
         file = self.file(name)
         if file is None:
-            return
+            return False
         with self._lock:
             state = file.stat()
-            version = (state.st_mtime_ns, state.st_size)
-            is_known = name in self._engine.experts()
+            version = (state.st_ino, state.st_mtime_ns, state.st_size)
+            is_known = name in self._engine.bank
             if is_known and self._loaded.get(name, version) == version:
-                return  # it is this file, or came from elsewhere
+                return False  # it is this file, or came from elsewhere
             self._engine.load_expert(name, file)
             self._loaded[name] = version
+            return True
 
     def forget(self, name: str) -> None:
         """Has the expert loaded anew when it is next asked for."""

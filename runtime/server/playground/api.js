@@ -1,4 +1,4 @@
-// The server's API: models, an expert's z, and answers as they come.
+// The server's API: models, an expert's z, and answers as they come and change.
 
 const KEY = "zweave-api-key";
 
@@ -17,12 +17,26 @@ async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const told = await response.json().catch(() => null);
-  throw new Error(told?.error?.message ?? `The server answered with status ${response.status}.`);
+  const message = told?.error?.message ?? `The server answered with status ${response.status}.`;
+  throw Object.assign(new Error(response.status === 401 ? wantsKey() : message), { status: response.status });
 }
+
+const wantsKey = () =>
+  key() ? "The server does not know this API key: enter another." : "The server wants an API key: enter it under Options.";
 
 export const models = async () => (await (await call("v1/models")).json()).data;
 
 export const z = async (name) => (await call(`v1/experts/${name.split("/").map(encodeURIComponent).join("/")}/z`)).json();
+
+// Changes who computes the next tokens of a streamed answer; one that has just ended stays as it is.
+export async function rescale(id, { model, expert }) {
+  const body = JSON.stringify(expert ? { expert } : { model });
+  try {
+    await call(`v1/requests/${encodeURIComponent(id)}/rescale`, { method: "POST", body });
+  } catch (error) {
+    if (error.status !== 404) throw error;
+  }
+}
 
 // Yields the chunks of a streamed answer.
 export async function* chat(body, signal) {
@@ -34,8 +48,8 @@ export async function* chat(body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
+    const { done, value } = await reader.read().catch(cutOff);
+    if (done) cutOff();
     held += value;
     const events = held.split("\n\n");
     held = events.pop();
@@ -47,4 +61,9 @@ export async function* chat(body, signal) {
       yield chunk;
     }
   }
+}
+
+function cutOff(error) {
+  if (error?.name === "AbortError") throw error;
+  throw new Error("The server stopped before the answer was complete.");
 }

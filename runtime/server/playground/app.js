@@ -7,10 +7,13 @@ import { Mixture } from "./mixture.js";
 import { Timeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
-const base = new Conversation($("base"), $("base-facts"));
-const adapted = new Conversation($("adapted"), $("adapted-facts"));
+const base = new Conversation($("base"), $("base-facts"), $("base-error"));
+const adapted = new Conversation($("adapted"), $("adapted-facts"), $("adapted-error"));
 const timeline = new Timeline($("timeline"));
+// Milliseconds that a slider rests before its weight is sent.
+const REST = 100;
 let running = null;
+let rescaling = null;
 
 const mixture = new Mixture(
   { expert: $("expert"), description: $("description"), mixture: $("mixture"), sliders: $("sliders"), add: $("add") },
@@ -19,7 +22,26 @@ const mixture = new Mixture(
     $("z-box").hidden = mixture.single === null;
     if ($("z-box").open) showZ();
   },
+  () => {
+    clearTimeout(rescaling);
+    rescaling = setTimeout(rescale, REST);
+  },
 );
+
+// Has the answer that is on its way go on under the weights that the sliders show.
+async function rescale() {
+  if (adapted.running === null) return;
+  try {
+    await api.rescale(adapted.running, mixture.fields);
+  } catch (error) {
+    adapted.error.textContent = error.message;
+  }
+}
+
+function askForKey() {
+  $("options").open = true;
+  $("key").focus();
+}
 
 async function load() {
   try {
@@ -29,6 +51,7 @@ async function load() {
     $("error").textContent = "";
   } catch (error) {
     $("error").textContent = error.message;
+    if (error.status === 401) askForKey();
   }
 }
 
@@ -69,8 +92,8 @@ async function send(prompt) {
   ]);
   outcomes.forEach((outcome, index) => {
     if (outcome.status === "fulfilled") timeline.add(index ? title : "base", outcome.value);
-    else if (outcome.reason.name !== "AbortError") $("error").textContent = outcome.reason.message;
   });
+  if (outcomes.some(({ reason }) => reason?.status === 401)) askForKey();
   showProbabilities(outcomes[1].value?.zweave?.dispatch);
   $("send").disabled = false;
   $("stop").disabled = true;

@@ -1,16 +1,18 @@
 // One column of the chat: what was said, and how the answer came about.
 
 export class Conversation {
-  constructor(log, facts) {
+  constructor(log, facts, error) {
     this.log = log;
     this.facts = facts;
+    this.error = error;
     this.messages = [];
+    this.running = null;
   }
 
   clear() {
     this.messages = [];
     this.log.replaceChildren();
-    this.facts.textContent = "";
+    this.facts.textContent = this.error.textContent = "";
   }
 
   say(role, content) {
@@ -22,27 +24,36 @@ export class Conversation {
     return line;
   }
 
-  // Shows an answer as it comes; returns what is told of it.
+  // Shows an answer as it comes; returns what is told of it. `running` is the id of its response meanwhile.
   async answer(prompt, chunks) {
     this.messages.push({ role: "user", content: prompt });
     this.say("user", prompt);
     const line = this.say("assistant", "");
     const told = { sent: performance.now(), first: null, done: null, usage: null, zweave: null };
     let text = "";
+    this.error.textContent = "";
+    // What comes is read out when it is complete, not token by token.
+    this.log.setAttribute("aria-busy", "true");
     try {
       for await (const chunk of chunks(this.messages)) {
         const choice = chunk.choices[0];
+        this.running = chunk.id;
         if (chunk.usage) told.usage = chunk.usage;
         if (!choice) continue;
         if (choice.delta.content) {
           told.first ??= performance.now();
           text += choice.delta.content;
-          line.textContent = text;
+          line.textContent = text.trimStart();
           this.log.scrollTop = this.log.scrollHeight;
         }
         if (choice.zweave) told.zweave = choice.zweave;
       }
+    } catch (error) {
+      if (error.name !== "AbortError") this.error.textContent = error.message;
+      throw error;
     } finally {
+      this.running = null;
+      this.log.removeAttribute("aria-busy");
       told.done = performance.now();
       told.first ??= told.done;
       // A question without an answer is no part of the conversation.

@@ -3,7 +3,8 @@
 const MIXTURE = "\u0000mixture";
 
 export class Mixture {
-  constructor(elements, onChange) {
+  // onChange: another choice, or other weights. onWeights: other weights.
+  constructor(elements, onChange, onWeights) {
     Object.assign(this, elements);
     this.weights = new Map();
     this.models = [];
@@ -12,8 +13,10 @@ export class Mixture {
       if (this.add.value) this.slide(this.add.value, 0.5);
       this.add.value = "";
       onChange();
+      onWeights();
     });
     this.onChange = onChange;
+    this.onWeights = onWeights;
   }
 
   offer(models) {
@@ -36,7 +39,7 @@ export class Mixture {
     onChange();
   }
 
-  // A slider that sets an expert's weight; the next request takes it.
+  // A slider that sets an expert's weight.
   slide(name, weight) {
     if (this.weights.has(name)) return;
     this.weights.set(name, weight);
@@ -51,6 +54,7 @@ export class Mixture {
       this.weights.set(name, Number(slider.value));
       shown.textContent = Number(slider.value).toFixed(2);
       this.onChange();
+      this.onWeights();
     });
     this.sliders.append(label, slider);
   }

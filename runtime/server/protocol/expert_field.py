@@ -1,12 +1,16 @@
 """How a body names an expert beside `model`."""
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from .body import Body
 
-Weight: TypeAlias = float | list[float]
+# More than any model has layers, and than any mixture wants experts.
+Weight: TypeAlias = float | Annotated[list[float], Field(max_length=1024)]
+_Some = Field(max_length=256)
+# Room for a mixture of several experts with long names.
+ModelName: TypeAlias = Annotated[str, Field(max_length=10_000)]
 
 
 class ExpertPart(Body):
@@ -32,4 +36,4 @@ class ExpertPart(Body):
         return str(self.id if self.name is None else self.name)
 
 
-ExpertField: TypeAlias = str | dict[str, Weight] | list[ExpertPart]
+ExpertField: TypeAlias = ModelName | Annotated[dict[str, Weight], _Some] | Annotated[list[ExpertPart], _Some]

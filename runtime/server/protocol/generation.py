@@ -1,9 +1,15 @@
 """The fields that both kinds of completions have."""
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field
 
 from .body import StreamOptions, UnusedFields
-from .expert_field import ExpertField
+from .expert_field import ExpertField, ModelName
+
+# Looked for at every token of an answer.
+_Text: TypeAlias = Annotated[str, Field(max_length=1000)]
+_Texts: TypeAlias = Annotated[list[_Text], Field(max_length=64)]
 
 
 class GenerationBody(UnusedFields):
@@ -15,23 +21,23 @@ class GenerationBody(UnusedFields):
     n: answers to a prompt.
     """
 
-    model: str = "base"
+    model: ModelName = "base"
     expert: ExpertField | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=10_000)] | None = None
     max_tokens: int | None = None
     n: int | None = None
     presence_penalty: float | None = None
     response_format: dict[str, Any] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: _Text | _Texts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = None
     top_p: float | None = None
 
     add_special_tokens: bool | None = None
-    bad_words: list[str] | None = None
+    bad_words: Annotated[list[_Text], Field(max_length=1000)] | None = None
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     min_p: float = 0.0

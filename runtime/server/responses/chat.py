@@ -1,5 +1,6 @@
 """Responses of /v1/chat/completions."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from ...request import Delta, Result
@@ -56,12 +57,12 @@ class ChatResponse(Response):
             {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
         )
 
-    def chunk(self, index: int, delta: Delta) -> dict[str, Any] | None:
+    def chunks(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
         """What a step added."""
         result = delta.result
         text = "" if self._has_tools else delta.text
         if not text and not delta.logprobs and result is None:
-            return None
+            return
         choice: dict[str, Any] = {
             "index": index,
             "delta": {"content": text} if text or result is None else {},
@@ -73,4 +74,4 @@ class ChatResponse(Response):
             choice["logprobs"] = chat_logprobs(self._tokenizer, delta.logprobs)
         if result is not None:
             choice["zweave"] = how(result)
-        return self._chunk(choice)
+        yield self._chunk(choice)

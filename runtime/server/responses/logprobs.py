@@ -25,13 +25,16 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprob]) -> dict[
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[TokenLogprob], offset: int = 0
+    tokenizer: Tokenizer, tokens: Sequence[TokenLogprob], offset: int = 0, first: int | None = None
 ) -> dict[str, Any]:
     """That of completions: parallel lists.
 
-    offset: characters of the answer before these tokens.
+    offset: characters of the choice before these tokens.
+    first: a token before them that has no log-probability, since it is the first of a prompt.
     """
-    texts = [tokenizer.decode([token.token_id], skip_special=False) for token in tokens]
+    before = [] if first is None else [first]
+    token_ids = [*before, *(token.token_id for token in tokens)]
+    texts = [tokenizer.decode([token_id], skip_special=False) for token_id in token_ids]
     offsets = []
     for text in texts:
         offsets.append(offset)
@@ -42,7 +45,7 @@ def completion_logprobs(
     ]
     return {
         "tokens": texts,
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": top,
+        "token_logprobs": [*(None for _ in before), *(token.logprob for token in tokens)],
+        "top_logprobs": [*(None for _ in before), *top],
         "text_offset": offsets,
     }

@@ -22,6 +22,11 @@ class Response:
         self._head, self._tokenizer, self._prompts = head, tokenizer, prompts
         self.includes_usage = includes_usage
 
+    @property
+    def id(self) -> str:
+        """By which clients name the response."""
+        return str(self._head["id"])
+
     def usage(self, results: Sequence[Result]) -> dict[str, Any]:
         """The chunk that tells the tokens used."""
         return {**self._head, "choices": [], "usage": usage(results, self._prompts)}

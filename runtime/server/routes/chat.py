@@ -22,10 +22,11 @@ async def chat(body: ChatBody, http: HttpRequest) -> Any:
     server = served(http)
     salt = server.keys.tenant(http.headers)
     choice = await server.choose(body.model, body.expert)
-    answering = Answering(server, [chat_request(body, choice, salt, server.engine)])
+    request = chat_request(body, choice, salt, server.engine)
     response = ChatResponse(
         body.model, server.engine.tokenizer, body.includes_usage, body.offered_tools is not None
     )
+    answering = Answering(server, [request], response.id)
     if body.stream:
         return await event_stream(answering, response)
     return response.whole(await answered(answering, http))

@@ -23,8 +23,8 @@ async def completions(body: CompletionBody, http: HttpRequest) -> Any:
     salt = server.keys.tenant(http.headers)
     choice = await server.choose(body.model, body.expert)
     requests = completion_requests(body, choice, salt, server.settings.max_prompts)
-    answering = Answering(server, requests)
-    response = CompletionResponse(body.model, server.engine.tokenizer, len(body.prompts), body.includes_usage)
+    response = CompletionResponse(body, server.engine.tokenizer)
+    answering = Answering(server, requests, response.id)
     if body.stream:
         return await event_stream(answering, response)
     return response.whole(await answered(answering, http))

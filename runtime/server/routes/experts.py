@@ -6,92 +6,89 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query
 from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
 
+from ...errors import ZweaveError, shortened
 from ...experts.mixture import check_name
 from ..errors import ApiError
-from ..json_route import JsonRoute
+from ..json_route import AdminRoute, JsonRoute
 from ..limited_body import limited_body
 from ..protocol.lora import LoadBody, UnloadBody
 from ..served import Served, served
 
 router = APIRouter(tags=["experts"], route_class=JsonRoute)
+admin_router = APIRouter(tags=["experts"], route_class=AdminRoute)
 
 
-@router.get("/v1/experts")
-async def experts(http: HttpRequest) -> dict[str, Any]:
+@router.get("/v1/experts", response_model=None)
+def experts(http: HttpRequest) -> JSONResponse:
     """The loaded experts."""
     server = served(http)
-    server.keys.tenant(http.headers)
-    entries = [server.engine.bank.registered(name) for name in server.engine.experts()]
-    return {
-        "experts": [
-            {
-                "name": entry.name,
-                "digest": entry.digest,
-                "scope": entry.scope,
-                "first_layer": entry.first_layer,
-                "description": entry.description,
-            }
-            for entry in entries
-        ]
-    }
+    return JSONResponse(
+        {
+            "experts": [
+                {
+                    "name": entry.name,
+                    "digest": entry.digest,
+                    "scope": entry.scope,
+                    "first_layer": entry.first_layer,
+                    "description": entry.description,
+                }
+                for entry in server.engine.bank.entries()
+            ]
+        }
+    )
 
 
-@router.post("/v1/experts", status_code=201)
+@admin_router.post("/v1/experts", status_code=201)
 async def load(
     http: HttpRequest,
     name: Annotated[str, Query(max_length=255)],
 ) -> dict[str, Any]:
     """Loads the safetensors file in the body under a name; a known name is replaced for new requests."""
     server = served(http)
-    server.keys.check_admin(http.headers)
     check_name(name)
     _check_not_taken(server, name)
-    body = await limited_body(http, server.uploads.largest, "an expert for this model can be")
-    await asyncio.to_thread(server.uploads.add, name, body)
-    return _loaded(server, name)
+    body = await limited_body(
+        http, server.uploads.largest, "an expert for this model can be", server.settings.request_timeout
+    )
+    expert = await asyncio.to_thread(server.uploads.add, name, body)
+    return {"name": name, "digest": expert.digest}
 
 
-@router.delete("/v1/experts/{name:path}")
+@admin_router.delete("/v1/experts/{name:path}")
 async def unload(name: str, http: HttpRequest) -> dict[str, Any]:
     """Forgets an expert; requests that run under it go on."""
     server = served(http)
-    server.keys.check_admin(http.headers)
-    return _unload(server, name)
+    return await asyncio.to_thread(_unload, server, name)
 
 
-@router.post("/v1/load_lora_adapter")
+@admin_router.post("/v1/load_lora_adapter")
 async def load_from_directory(body: Annotated[LoadBody, Body()], http: HttpRequest) -> dict[str, Any]:
     """Loads an expert file of the server's directory of experts; vLLM's call for adapters."""
     server = served(http)
-    server.keys.check_admin(http.headers)
     check_name(body.lora_name)
     _check_not_taken(server, body.lora_name)
-    if body.lora_name in server.engine.experts() and not body.load_inplace:
+    if body.lora_name in server.engine.bank and not body.load_inplace:
         raise ApiError(400, f"{body.lora_name!r} is loaded already: unload it, or give load_inplace")
     file = _file_of(server, body.lora_path)
-    await asyncio.to_thread(server.engine.load_expert, body.lora_name, file)
-    server.uploads.remove(body.lora_name)
-    return _loaded(server, body.lora_name)
+    entry = await asyncio.to_thread(server.engine.bank.load, body.lora_name, file)
+    await asyncio.to_thread(server.uploads.note_replaced, body.lora_name)
+    return {"name": entry.name, "digest": entry.digest}
 
 
-@router.post("/v1/unload_lora_adapter")
+@admin_router.post("/v1/unload_lora_adapter")
 async def unload_by_name(body: Annotated[UnloadBody, Body()], http: HttpRequest) -> dict[str, Any]:
     """Forgets an expert; vLLM's call for adapters."""
     server = served(http)
-    server.keys.check_admin(http.headers)
-    return _unload(server, body.lora_name)
-
-
-def _loaded(server: Served, name: str) -> dict[str, Any]:
-    return {"name": name, "digest": server.engine.bank.registered(name).digest}
+    return await asyncio.to_thread(_unload, server, body.lora_name)
 
 
 def _unload(server: Served, name: str) -> dict[str, Any]:
-    if name not in server.engine.experts():
-        raise ApiError(404, f"there is no expert {name!r}: GET /v1/experts lists them")
-    server.engine.unload_expert(name)
-    server.uploads.remove(name)
+    try:
+        server.uploads.unload(name)
+    except ZweaveError:
+        raise ApiError(404, f"there is no expert {shortened(name)}: GET /v1/experts lists them") from None
     if server.directory is not None:
         server.directory.forget(name)
     return {"name": name, "deleted": True}

@@ -1,37 +1,44 @@
 """/v1/models: the base model, its experts, aliases, and "auto"."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
 
+from ...errors import shortened
+from ...experts.expert_entry import ExpertEntry
 from ..errors import ApiError
+from ..json_route import JsonRoute
 from ..served import Served, served
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=JsonRoute)
 
 
-@router.get("/v1/models")
-async def models(http: HttpRequest) -> dict[str, Any]:
+@router.get("/v1/models", response_model=None)
+def models(http: HttpRequest) -> JSONResponse:
     """What `model` may name."""
     server = served(http)
-    server.keys.tenant(http.headers)
-    return {"object": "list", "data": [_model(server, name) for name in _names(server)]}
+    loaded = _loaded(server)
+    return JSONResponse(
+        {"object": "list", "data": [_model(server, name, loaded) for name in _names(server, loaded)]}
+    )
 
 
-@router.get("/v1/models/{name:path}")
-async def model(name: str, http: HttpRequest) -> dict[str, Any]:
+@router.get("/v1/models/{name:path}", response_model=None)
+def model(name: str, http: HttpRequest) -> JSONResponse:
     """One of them."""
     server = served(http)
-    server.keys.tenant(http.headers)
-    if name not in _names(server):
-        raise ApiError(404, f"there is no model {name!r}: GET /v1/models lists them")
-    return _model(server, name)
+    loaded = _loaded(server)
+    if name not in _names(server, loaded):
+        raise ApiError(404, f"there is no model {shortened(name)}: GET /v1/models lists them")
+    return JSONResponse(_model(server, name, loaded))
 
 
-def _names(server: Served) -> list[str]:
+def _names(server: Served, loaded: Iterable[str]) -> list[str]:
     """In the order of the list; what the directory holds and is not loaded yet goes last."""
-    names = [server.settings.model_name, *server.settings.aliases, *server.engine.experts()]
+    names = [server.settings.model_name, *server.settings.aliases, *loaded]
     if server.engine.dispatcher is not None:
         names.append("auto")
     if server.directory is not None:
@@ -39,7 +46,11 @@ def _names(server: Served) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _model(server: Served, name: str) -> dict[str, Any]:
+def _loaded(server: Served) -> dict[str, ExpertEntry]:
+    return {entry.name: entry for entry in server.engine.bank.entries()}
+
+
+def _model(server: Served, name: str, loaded: Mapping[str, ExpertEntry]) -> dict[str, Any]:
     base = server.settings.model_name
     return {
         "id": name,
@@ -49,11 +60,11 @@ def _model(server: Served, name: str) -> dict[str, Any]:
         "root": base,
         "parent": None if name == base else base,
         "max_model_len": server.engine.max_length,
-        "zweave": _facts(server, name),
+        "zweave": _facts(server, name, loaded),
     }
 
 
-def _facts(server: Served, name: str) -> dict[str, Any]:
+def _facts(server: Served, name: str, loaded: Mapping[str, ExpertEntry]) -> dict[str, Any]:
     """What kind of model it is, and of an expert what its file says."""
     if name == server.settings.model_name:
         return {"kind": "base"}
@@ -61,9 +72,9 @@ def _facts(server: Served, name: str) -> dict[str, Any]:
         return {"kind": "alias", "expert": server.settings.aliases[name]}
     if name == "auto":
         return {"kind": "auto"}
-    if name not in server.engine.experts():
+    entry = loaded.get(name)
+    if entry is None:
         return {"kind": "expert", "loaded": False}
-    entry = server.engine.bank.registered(name)
     return {
         "kind": "expert",
         "loaded": True,

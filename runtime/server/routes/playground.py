@@ -1,8 +1,10 @@
 """/: a page to try the server out."""
 
+import hashlib
 from importlib.resources import files
 
 from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
 
 from ..errors import ApiError
 
@@ -20,19 +22,25 @@ _FOLDER = files("zweave.server") / "playground"
 
 
 @router.get("/")
-async def page() -> Response:
+async def page(http: HttpRequest) -> Response:
     """The page."""
-    return _served("index.html")
+    return _served("index.html", http)
 
 
 @router.get("/playground/{name}")
-async def asset(name: str) -> Response:
+async def asset(name: str, http: HttpRequest) -> Response:
     """What the page loads."""
     if name not in {file.name for file in _FOLDER.iterdir()}:
         raise ApiError(404, f"the playground has no {name!r}")
-    return _served(name)
+    return _served(name, http)
 
 
-def _served(name: str) -> Response:
+def _served(name: str, http: HttpRequest) -> Response:
+    """A file, or that it is the one which the browser has."""
+    content = (_FOLDER / name).read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = _HEADERS | {"ETag": tag}
+    if tag in http.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
     kind = _TYPES[name[name.rindex(".") :]]
-    return Response((_FOLDER / name).read_bytes(), media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
+    return Response(content, media_type=f"{kind}; charset=utf-8", headers=headers)

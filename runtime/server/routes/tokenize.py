@@ -14,10 +14,9 @@ router = APIRouter(tags=["tokens"], route_class=JsonRoute)
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeBody, http: HttpRequest) -> dict[str, Any]:
+def tokenize(body: TokenizeBody, http: HttpRequest) -> dict[str, Any]:
     """The token ids of a text, or of a conversation in the chat template."""
     server = served(http)
-    server.keys.tenant(http.headers)
     tokenizer, special = server.engine.tokenizer, body.add_special_tokens
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give a prompt or messages, one of the two")
@@ -29,10 +28,9 @@ async def tokenize(body: TokenizeBody, http: HttpRequest) -> dict[str, Any]:
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeBody, http: HttpRequest) -> dict[str, Any]:
+def detokenize(body: DetokenizeBody, http: HttpRequest) -> dict[str, Any]:
     """The text of token ids, special tokens included."""
     server = served(http)
-    server.keys.tenant(http.headers)
     vocab_size = server.engine.model.config.vocab_size
     if any(not 0 <= token < vocab_size for token in body.tokens):
         raise ApiError(400, f"token ids must be from 0 to {vocab_size - 1}")

@@ -1,6 +1,8 @@
 """The GPU engine on a CPU, with references in the place of kernels: what the CPU engine gives, token for token."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -21,12 +23,12 @@ SEEDS = range(4)
 CHOICES: list[Any] = [None, "a", "b", "late", {"a": 0.5, "b": 0.25}]
 
 
-def traffic(count: int, seed: int) -> list[Request]:
+def traffic(num: int, seed: int) -> list[Request]:
     """Requests whose prompts share beginnings, some sampled, penalised, with log-probabilities or a priority."""
     random = Random(seed)
     trunk = [random.randrange(3, 90) for _ in range(60)]
     requests = []
-    for index in range(count):
+    for index in range(num):
         prompt = trunk[: random.randrange(1, 50)] + [
             random.randrange(3, 90) for _ in range(random.randrange(6))
         ]
@@ -57,6 +59,32 @@ def test_a_top_k_beyond_any_vocabulary_keeps_all(tiny_engine: Callable[..., Engi
     requests = [Request([5, 6], max_tokens=3, sampling=sampling)]
     wanted = tiny_engine().generate(requests)
     assert tiny_engine(device="reference").generate(requests) == wanted and len(wanted[0].token_ids) == 3
+
+
+@pytest.mark.parametrize("name", ["submit", "mark"])
+def test_a_launch_that_is_interrupted_can_be_taken_again(
+    name: str, tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its work is on the device by then, and changes the tokens of the step before that the host does not know yet."""
+    requests = traffic(4, seed=1)
+    wanted = [essence(result) for result in tiny_engine().generate(requests)]
+    engine, calls, original = tiny_engine(device="reference"), count(), getattr(ReferenceBackend, name)
+
+    def interrupted(*args: Any) -> Any:
+        done = original(*args)
+        if next(calls) % 3 == 2:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(ReferenceBackend, name, interrupted)
+    ids = [engine.add(request) for request in requests]
+    results: dict[int, Any] = {}
+    for _ in range(1000):
+        if not engine.has_work:
+            break
+        with suppress(KeyboardInterrupt):
+            results |= {delta.request_id: delta.result for delta in engine.step() if delta.result}
+    assert [essence(results[request_id]) for request_id in ids] == wanted
 
 
 def test_a_mixed_batch(tiny_engine: Callable[..., Engine]) -> None:

@@ -52,8 +52,8 @@ def compiled(
     if "PDL" in names:
         constants = {"PDL": arch >= 90} | constants
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    odd = {"T", "S", "E", "P", "H", "eps", "scale", "window", "splits", "steps", "w_splits", "u_splits"}
-    odd |= set(constants)
+    odd = {"T", "S", "E", "P", "H", "eps", "scale", "window"} | set(constants)
+    odd |= {name for name in names if name.endswith(("splits", "steps", "tiles", "parts"))}
     attributes = {
         path: [["tt.divisibility", 16]]
         for i, name in enumerate(names)

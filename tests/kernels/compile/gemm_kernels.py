@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from zweave.kernels.triton.delta_gemm import _delta_gemm_kernel
 from zweave.kernels.triton.gemm import _gemm_kernel
 from zweave.kernels.triton.gemm_config import Scales, TileConfig
+from zweave.kernels.triton.silu_delta_gemm import _silu_delta_gemm_kernel
 from zweave.kernels.triton.silu_gemm import _silu_gemm_kernel
 
 from .compiled import VALUE, Types, compiled
+from .ptx import check_handover
 
 TOKENS = (1, 16, 17, 33, 65, 128, 4096)
 OUT_FEATURES = (192, 576, 14336)
@@ -48,52 +51,64 @@ def gemm_kernel(
     aligned: bool,
     tile: TileConfig,
     w: Weights,
-    u: Weights | None,
     plan: str,
     by_slot: bool,
     groups: int = 1,
     splits: int = 4,
     pdl: bool = False,
 ) -> Any:
-    """The GEMM compiled. w: its weights; u: those of a delta; by_slot: scaled by slot, without a bias."""
-    types = {"products": operands(w, groups), "deltas": operands(u, groups) if u else "constexpr"}
-    types |= {"outputs": ("i32",) * groups} | dict.fromkeys(("y", "bias"), VALUE[w.dtype])
+    """The GEMM compiled. by_slot: scaled by slot, without a bias."""
+    types = {"products": operands(w, groups), "outputs": ("i32",) * groups}
+    types |= dict.fromkeys(("y", "bias"), VALUE[w.dtype])
     types |= dict.fromkeys(("table", "workspace"), "*fp32") | dict.fromkeys(("slot", "semaphores"), "*i32")
-    absent = {"bias"} if by_slot else {"table"}
-    absent |= {"slot"} if u is None and not by_slot else set()
-    absent |= {"deltas"} if u is None else set()
+    absent = {"bias"} if by_slot else {"table", "slot"}
     absent |= set() if plan == "parallel" else {"workspace", "semaphores"}
     constants: dict[str, object] = dict.fromkeys(absent)
-    constants |= {"W_FORMAT": w.kind, "W_GROUP": w.group}
-    constants |= {"U_FORMAT": u.kind if u else "plain", "U_GROUP": u.group if u else 0}
-    merged = plan == "parallel" and u is not None and u.kind == "plain"
-    constants |= {"SKIP_BASE": by_slot, "SPLIT_K": plan, "MERGED": merged, "PDL": pdl}
-    constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants |= {"FORMAT": w.kind, "GROUP": w.group, "SKIP_BASE": by_slot, "SPLIT_K": plan, "PDL": pdl}
     # Triton makes a constant of an argument that is 1.
-    constants |= {"w_splits": 1} if splits == 1 else {}
+    constants |= tile_constants(tile) | ({"splits": 1} if splits == 1 else {})
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     return compiled(_gemm_kernel, arch, types, constants, aligned, **options)
 
 
-def silu_gemm_kernel(
+def delta_gemm_kernel(
     arch: int,
     aligned: bool,
     tile: TileConfig,
     w: Weights,
-    plan: str,
-    delta: bool,
-    shared: bool,
+    u: Weights,
+    groups: int = 1,
     pdl: bool = False,
+    silu: bool = False,
+) -> Any:
+    """The delta linear compiled, its handover checked. w: plain weights; u: of both factors; silu: gated."""
+    types: dict[str, Types] = {"products": operands(w, groups), "outputs": ("i32",) * groups}
+    types |= dict.fromkeys(("firsts", "deltas"), operands(u, groups)) | {"ranks": ("i32",) * groups}
+    types |= dict.fromkeys(("y", "h", "bias"), VALUE[w.dtype]) | dict.fromkeys(
+        ("table", "workspace"), "*fp32"
+    )
+    types |= dict.fromkeys(("slot", "semaphores"), "*i32")
+    constants = {"FORMAT": u.kind, "GROUP": u.group, "PDL": pdl} | tile_constants(tile)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    kernel = _silu_delta_gemm_kernel if silu else _delta_gemm_kernel
+    binary = compiled(kernel, arch, types, constants, aligned, **options)
+    check_handover(binary.asm["ptx"])
+    return binary
+
+
+def tile_constants(tile: TileConfig) -> dict[str, object]:
+    return {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+
+
+def silu_gemm_kernel(
+    arch: int, aligned: bool, tile: TileConfig, w: Weights, plan: str, shared: bool, pdl: bool = False
 ) -> Any:
     """The gated GEMM compiled, with a bias."""
-    types: dict[str, Types] = {"products": operands(w, 2), "deltas": operands(w, 2)}
-    types |= {"outputs": ("i32",), "y": VALUE[w.dtype], "bias": VALUE[w.dtype], "slot": "*i32"}
-    types |= {"workspace": "*fp32", "semaphores": "*i32"}
-    constants: dict[str, object] = {"table": None} | ({} if delta else {"deltas": None, "slot": None})
+    types: dict[str, Types] = {"products": operands(w, 2), "outputs": ("i32",)}
+    types |= {"y": VALUE[w.dtype], "bias": VALUE[w.dtype], "workspace": "*fp32", "semaphores": "*i32"}
+    constants: dict[str, object] = dict.fromkeys(("table", "slot"))
     constants |= {} if plan == "parallel" else {"workspace": None, "semaphores": None}
-    merged = plan == "parallel" and delta
-    constants |= {"SHARED": shared, "SPLIT_K": plan, "MERGED": merged, "PDL": pdl}
-    constants |= {"BLOCK_T": tile.block_t, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    constants |= {"SHARED": shared, "SPLIT_K": plan, "PDL": pdl} | tile_constants(tile)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     return compiled(_silu_gemm_kernel, arch, types, constants, aligned, **options)
 

@@ -96,3 +96,49 @@ def check_dependent_launch(ptx: str) -> None:
         elif instruction.name.split(".")[0] in ("ret", "exit"):
             assert state == (1, 1), "ends without having waited"
         todo += [(place, (launched, waited)) for place in program.next(i)]
+
+
+# By the order of memory: what asks whether all is stored, takes it, and says that a tile is stored.
+HANDOVER = {"relaxed": ("ld", "atom"), "acquire": ("atom",), "release": ("atom", "red")}
+
+
+def is_of(instruction: Instruction, order: str, operations: tuple[str, ...]) -> bool:
+    """Whether it is one of the operations on the device's memory in that order."""
+    words = instruction.name.split(".")
+    return words[0] in operations and order in words and "gpu" in words
+
+
+def check_handover(ptx: str) -> None:
+    """AssertionError for a kernel whose programs hand over tiles (kernels/triton/handover.py) and break its rule.
+
+    All threads have stored before one says so, and no thread reads before one has seen that all is stored.
+    """
+    program = Program(ptx)
+    assert not any(".nc" in instruction.name for instruction in program.code), "reads past what others store"
+    for order, operations in HANDOVER.items():
+        found = sum(is_of(instruction, order, operations) for instruction in program.code)
+        assert found == 1, f"{found} accesses of {order}, wanted one"
+    reached: defaultdict[int, set[tuple[bool, bool, bool]]] = defaultdict(set)
+    # Whether stores wait for a barrier, loads do, and the program has asked but not seen that all is stored.
+    todo = [(0, (False, False, False))]
+    while todo:
+        i, state = todo.pop()
+        if state in reached[i]:
+            continue
+        reached[i].add(state)
+        stored, seen, asked = state
+        instruction = program.code[i]
+        if instruction.name.startswith(("bar.sync", "barrier.sync")):
+            stored, seen = False, False
+        elif is_of(instruction, "release", HANDOVER["release"]):
+            assert not stored, "says that a tile is stored before all threads have stored"
+        elif is_of(instruction, "relaxed", HANDOVER["relaxed"]):
+            asked = True
+        elif is_of(instruction, "acquire", HANDOVER["acquire"]):
+            assert asked, "takes what it has not asked for"
+            seen, asked = True, False
+        elif instruction.name.startswith("st.global"):
+            stored = True
+        elif instruction.touches_memory:
+            assert not (seen or asked), f"{instruction.name} before all threads know that all is stored"
+        todo += [(place, (stored, seen, asked)) for place in program.next(i)]

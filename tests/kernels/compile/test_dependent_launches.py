@@ -10,8 +10,8 @@ import pytest
 from zweave.kernels.triton.gemm_config import paired_tile_config, tile_config
 
 from .compiled import DEVICES, FEW_WORDS, check_resources
-from .gemm_kernels import WEIGHTS, gemm_kernel, silu_gemm_kernel
-from .ptx import check_dependent_launch
+from .gemm_kernels import WEIGHTS, delta_gemm_kernel, gemm_kernel, silu_gemm_kernel
+from .ptx import check_dependent_launch, check_handover
 
 pytest.importorskip("triton")
 
@@ -34,13 +34,14 @@ def test_products_prefetch_weights_before_they_wait(arch, name, tmp_path) -> Non
     w = WEIGHTS[name]
     tile = tile_config(16, 576, w.dtype, w.scales, DEVICES[arch], True)
     binaries = [
-        gemm_kernel(arch, True, tile, w, None, plan, by_slot, pdl=True)
+        gemm_kernel(arch, True, tile, w, plan, by_slot, pdl=True)
         for plan, by_slot in (("parallel", True), ("serial", False))
     ]
     if w.kind == "plain":
-        binaries.append(gemm_kernel(arch, True, tile, w, w, "parallel", False, groups=3, pdl=True))
+        binaries.append(delta_gemm_kernel(arch, True, tile, w, w, groups=3, pdl=True))
         pair = paired_tile_config(16, 576, w.dtype, DEVICES[arch], True)
-        binaries.append(silu_gemm_kernel(arch, True, pair, w, "parallel", True, False, pdl=True))
+        binaries.append(silu_gemm_kernel(arch, True, pair, w, "parallel", False, pdl=True))
+        binaries.append(delta_gemm_kernel(arch, True, pair, w, w, groups=2, silu=True, pdl=True))
     for binary in binaries:
         used = check_resources(binary, arch, tmp_path, f"dependent {name}", FEW_WORDS)
         assert used["SHARED"] <= SHARED_BYTES
@@ -100,3 +101,43 @@ def test_planted_mistakes_are_found(right: str, wrong: str) -> None:
     assert KERNEL.count(right) == 1
     with pytest.raises(AssertionError):
         check_dependent_launch(KERNEL.replace(right, wrong))
+
+
+SAID = "bar.sync 0; @%p1 red.global.gpu.release.add.u32 [%rd2], %r1;"
+ASKED = "$L__BB0_3: @%p1 ld.global.gpu.relaxed.b32 %r1, [%rd2]; bar.sync 0; @%p2 bra $L__BB0_3;"
+TAKEN = "@%p1 atom.global.gpu.acquire.add.u32 %r1, [%rd2], 1; bar.sync 0;"
+HANDOVER = f"""
+.visible .entry kernel(.param .u64 kernel_param_0)
+{{
+	@%p4 bra $L__BB0_2;
+	st.global.b32 [%rd1], %r1;
+	{SAID}
+	ret;
+$L__BB0_2:
+	{ASKED}
+	{TAKEN}
+	ld.global.b32 %r1, [%rd1];
+	ret;
+$L__func_end0:
+}}
+"""
+HANDOVER_MISTAKES = {
+    "said too early": (SAID, SAID.removeprefix("bar.sync 0;")),
+    "said by a relaxed sum": (SAID, SAID.replace("release", "relaxed")),
+    "not asked": (ASKED, ""),
+    "not taken": (TAKEN, ""),
+    "read too early": (TAKEN, TAKEN.removesuffix("bar.sync 0;")),
+    "read before it is taken": (TAKEN, f"ld.global.b32 %r1, [%rd1]; {TAKEN}"),
+    "read past": ("ld.global.b32", "ld.global.nc.b32"),
+}
+
+
+def test_a_handover_that_keeps_the_rule() -> None:
+    check_handover(HANDOVER)
+
+
+@pytest.mark.parametrize(("right", "wrong"), HANDOVER_MISTAKES.values(), ids=HANDOVER_MISTAKES)
+def test_planted_mistakes_of_a_handover_are_found(right: str, wrong: str) -> None:
+    assert HANDOVER.count(right) == 1
+    with pytest.raises(AssertionError):
+        check_handover(HANDOVER.replace(right, wrong))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zweave.kernels import Stack, quantize
+from zweave.kernels import Stack, quantize, together
 
 from ....planner.plan import MatrixPlan
 from .adapter_tables import AdapterTables
@@ -57,7 +57,7 @@ def stacked_weights(
     w = dense if plan.dense else None
     if plan.format is None:
         whole = Stack.of([each.to(dense.dtype) for each in vt]).whole
-        return StackedWeights(w, whole, [each.to(dense.dtype).contiguous() for each in u], *rest, None, [])
+        return StackedWeights(w, whole, list(together([each.to(dense.dtype) for each in u])), *rest, None, [])
     vt_bytes, u_bytes = quantize(torch.cat(vt), plan.format), [quantize(each, plan.format) for each in u]
     u_data, u_scale = [each.data for each in u_bytes], [each.scale for each in u_bytes]
     return StackedWeights(w, vt_bytes.data, u_data, *rest, vt_bytes.scale, u_scale)

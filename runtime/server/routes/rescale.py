@@ -1,0 +1,23 @@
+"""/v1/requests/ID/rescale: another mixture for an answer that is on its way."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+
+from ..json_route import JsonRoute
+from ..protocol.rescale import RescaleBody
+from ..served import served
+
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
+
+
+@router.post("/v1/requests/{response_id}/rescale")
+async def rescale(response_id: str, body: RescaleBody, http: HttpRequest) -> dict[str, Any]:
+    """Changes who computes the next tokens of all answers of a response."""
+    server = served(http)
+    salt = server.keys.tenant(http.headers)
+    choice = await server.choose(body.model or "base", body.expert)
+    for request_id in server.running.request_ids(response_id, salt):
+        server.engine.rescale(request_id, choice)
+    return {"id": response_id, "expert": choice}
