@@ -142,11 +142,12 @@ class Bank:
         Raises ZweaveError if the name cannot be one, or what it stands for does not fit the model.
         """
         check_name(name)
-        source = expert if isinstance(expert, Expert | Lora) else lora_directory(expert) or expert
-        if isinstance(source, Lora | Path):
-            entry: Entry = self._load_lora(name, source)
+        lora = expert if isinstance(expert, Lora) else lora_directory(expert)
+        if lora is not None:
+            entry: Entry = self._load_lora(name, lora)
         else:
-            entry = ExpertEntry.of(name, source, self.tables.layout, self._base_digest)
+            assert not isinstance(expert, Lora)
+            entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
         with self._lock:
             rows = self._prepared.get(entry.digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
