@@ -201,6 +201,13 @@ class Bank:
         with self._lock:
             return self._find(name)
 
+    def expert(self, name: str) -> Expert:
+        """A registered expert; ZweaveError if there is none of that name, it is a LoRA, or its file was changed."""
+        entry = self.registered(name)
+        if isinstance(entry, LoraEntry):
+            raise ZweaveError(f"{name!r} is a LoRA, and this wants an expert: its z")
+        return entry.read()
+
     def resolve(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """Looks up the names of a mixture; None is the base model, with digest "base" and no parts.
 
