@@ -1,15 +1,16 @@
 """Resident components of LoRAs: a bounded pool of pages that all linears share, and which slot has which.
 
-An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one table says for all of a
-layer's matrices where a slot's components are. Adapters stay until another one wants their pages, least recently used
-first; those that a slot has are never taken.
+An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one list says for all
+matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay until
+another one wants their pages, least recently used first; those that a slot has are never taken.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from zweave.kernels import PAGE, ComponentPages, PackedComponents
@@ -43,19 +44,25 @@ class PackedLora:
             )
             for module, pair in lora.pairs.items()
         }
-        return cls(digest, -(-rank // PAGE), parts)
+        return cls(digest, pages_of_rank(rank), parts)
 
     @property
     def nbytes(self) -> int:
         return sum(part.vt.nbytes + part.u.nbytes for part in self.parts.values())
 
 
+def pages_of_rank(rank: int) -> int:
+    """Pages that an adapter takes."""
+    return -(-rank // PAGE)
+
+
 @dataclass(slots=True)
 class _Resident:
-    """pages: that an adapter has; modules: that it adapts; holders: slots that have it."""
+    """pages: that an adapter has; index, layers: of the matrices that it adapts; holders: slots that have it."""
 
     pages: list[int]
-    modules: frozenset[str]
+    index: Tensor
+    layers: list[int]
     holders: int = 0
 
 
@@ -73,8 +80,7 @@ class ComponentPool:
         self.shapes = dict(shapes)
         self.dtype = dtype
         self.num_pages = components // PAGE
-        layers = 1 + max((layer_of(module) for module in shapes), default=-1)
-        self._scale = torch.zeros(layers, slots, self.num_pages * PAGE)
+        self._scale = torch.zeros(len(shapes), slots, self.num_pages * PAGE)
         self._pages_of = torch.full((slots, self.num_pages), -1, dtype=torch.int32)
         self._index = {module: index for index, module in enumerate(shapes)}
         self._adapted = torch.zeros(len(self._index), slots, dtype=torch.uint8)
@@ -83,11 +89,11 @@ class ComponentPool:
                 shape,
                 self.num_pages,
                 dtype,
-                self._scale[layer_of(module)],
+                self._scale[index],
                 self._pages_of,
-                self._adapted[self._index[module]],
+                self._adapted[index],
             )
-            for module, shape in shapes.items()
+            for index, (module, shape) in enumerate(shapes.items())
         }
         self._free = list(range(self.num_pages - 1, -1, -1))
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
@@ -97,9 +103,9 @@ class ComponentPool:
         """The pages of a matrix, which its linear reads."""
         return self._linears[module]
 
-    def check(self, *adapters: PackedLora) -> None:
-        """Raises ZweaveError if adapters are larger than the pool."""
-        total = sum(adapter.pages for adapter in adapters)
+    def check(self, ranks: Iterable[int]) -> None:
+        """Raises ZweaveError if adapters of these ranks are larger than the pool together."""
+        total = sum(map(pages_of_rank, ranks))
         if total > self.num_pages:
             raise ZweaveError(
                 f"the adapters have {total * PAGE} components and the engine keeps {self.num_pages * PAGE}: "
@@ -118,11 +124,7 @@ class ComponentPool:
         return slot in self._held
 
     def place(self, adapters: Sequence[PackedLora]) -> bool:
-        """Makes adapters resident that are not; False, and nothing is changed, if slots hold too many pages.
-
-        Raises ZweaveError if they are larger than the pool.
-        """
-        self.check(*adapters)
+        """Makes adapters resident that are not; False, and nothing is changed, if slots hold too many pages."""
         wanted = {adapter.digest for adapter in adapters}
         missing = [adapter for adapter in adapters if adapter.digest not in self._resident]
         idle = [
@@ -149,9 +151,9 @@ class ComponentPool:
             self._resident.move_to_end(digest)
             pages += resident.pages
             columns = torch.tensor([page * PAGE + i for page in resident.pages for i in range(PAGE)])
-            self._scale[:, slot, columns] = torch.tensor(weights, dtype=torch.float32)[:, None]
-            for module in resident.modules:
-                self._adapted[self._index[module], slot] = 1
+            each = torch.tensor([weights[layer] for layer in resident.layers], dtype=torch.float32)
+            self._scale[resident.index[:, None], slot, columns] = each[:, None]
+            self._adapted[resident.index, slot] = 1
         self._pages_of[slot, : len(pages)] = torch.tensor(sorted(pages), dtype=torch.int32)
         self._held[slot] = tuple(digest for digest, _ in adapters)
 
@@ -169,4 +171,5 @@ class ComponentPool:
         pages = sorted(self._free.pop() for _ in range(adapter.pages))
         for module, part in adapter.parts.items():
             self._linears[module].write(pages, part)
-        self._resident[adapter.digest] = _Resident(pages, frozenset(adapter.parts))
+        index = torch.tensor([self._index[module] for module in adapter.parts])
+        self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.parts)])

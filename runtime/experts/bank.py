@@ -168,8 +168,8 @@ class Bank:
         if pool is None:
             raise ZweaveError(f"{name!r} is a LoRA, which this engine cannot serve: load it on a CPU engine")
         entry, lora = LoraEntry.of(name, source, pool.shapes)
+        pool.check([lora.rank])
         packed = PackedLora.of(lora, entry.digest, pool.dtype)
-        pool.check(packed)
         with self._lock:
             self._packed.put(entry.digest, packed)
             if pool.has_free(packed):
@@ -222,6 +222,9 @@ class Bank:
             found = [self._find(name) for name in mixture.names]
         check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
         invocation_tokens = _common_invocation(found)
+        if self.components is not None:
+            # The same adapter under two names is counted twice.
+            self.components.check(part.rank for part in found if isinstance(part, LoraEntry))
         # The same content under two names is one expert with the sum of the weights.
         merged: dict[str, Part] = {}
         for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):

@@ -23,6 +23,7 @@ class LoraEntry:
     first_layer: of the LoRA.
     description: of the LoRA.
     invocation_tokens: of the LoRA.
+    rank: of the LoRA.
     path: its directory, read again when its components are wanted; None if `lora` is in memory.
     lora: the LoRA, None if it is in a directory.
     renormalise, prompt_template, modes: what experts have, and LoRAs never.
@@ -34,6 +35,7 @@ class LoraEntry:
     first_layer: int
     description: str
     invocation_tokens: tuple[int, ...]
+    rank: int
     path: Path | None
     lora: Lora | None
     renormalise: bool = False
@@ -77,6 +79,7 @@ class LoraEntry:
             first_layer=lora.first_layer,
             description=lora.description,
             invocation_tokens=lora.invocation_tokens,
+            rank=lora.rank,
             path=path,
             lora=lora if path is None else None,
         )
