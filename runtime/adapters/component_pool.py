@@ -1,8 +1,8 @@
 """Resident components of LoRAs: a bounded pool of pages that all linears share, and which slot has which.
 
 An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one list says for all
-matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay until
-another one wants their pages, least recently used first; those that a slot has are never taken.
+matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay
+until another one wants their pages, least recently used first; those that a slot has are never taken.
 """
 
 from collections import OrderedDict
