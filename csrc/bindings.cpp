@@ -64,6 +64,7 @@ using zweave::Decoder;
 using zweave::DecoderConfig;
 using zweave::DecoderLayer;
 using zweave::PackedMatrix;
+using zweave::PageTensors;
 using OptionalTensor = std::optional<at::Tensor>;
 
 // `import zweave.kernels._C` loads the library; the ops live in torch.ops.zweave.
@@ -77,21 +78,36 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("shape"), py::arg("dtype"));
 
+  py::class_<PageTensors>(m, "ComponentPages")
+      .def(py::init([](at::Tensor vt, at::Tensor u, at::Tensor scale, at::Tensor pages_of, at::Tensor adapted) {
+             return PageTensors{vt, u, scale, pages_of, adapted};
+           }),
+           py::kw_only(), py::arg("vt"), py::arg("u"), py::arg("scale"), py::arg("pages_of"),
+           py::arg("adapted"));
+
   py::class_<AdaptedLinear>(m, "AdaptedLinear")
       .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
                        OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
                        at::Tensor modes, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
-                       int64_t u_group, OptionalTensor supports) {
+                       int64_t u_group, OptionalTensor supports, std::optional<PageTensors> pages) {
              std::optional<PackedMatrix> packed_vt, packed_u;
              if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
              if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
              return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,
-                                  scale,       delta,        bias,  modes,     supports};
+                                  scale,       delta,        bias,  modes,     supports,  std::move(pages)};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
            py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("modes"),
            py::arg("vt_scale") = py::none(), py::arg("u_scale") = py::none(), py::arg("vt_group") = 0,
-           py::arg("u_group") = 0, py::arg("supports") = py::none());
+           py::arg("u_group") = 0, py::arg("supports") = py::none(), py::arg("pages") = py::none())
+      .def(
+          "run",
+          [](const AdaptedLinear& linear, const at::Tensor& x, const at::Tensor& slot, bool all_factored) {
+            const py::gil_scoped_release release;
+            return linear.run(x, slot, all_factored);
+          },
+          py::arg("x"), py::arg("slot"), py::arg("all_factored"))
+      .def("set_merged", &AdaptedLinear::set_merged, py::arg("slot"), py::arg("panels"));
 
   py::class_<DecoderLayer>(m, "DecoderLayer")
       .def(py::init([](at::Tensor input_norm, at::Tensor mlp_norm, OptionalTensor q_norm,

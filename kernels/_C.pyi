@@ -10,6 +10,11 @@ def cpu_isa() -> str:
 def empty_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised CPU tensor in pages of 2 MiB where the system grants them, for what steps stream."""
 
+class ComponentPages:
+    def __init__(
+        self, *, vt: Tensor, u: Tensor, scale: Tensor, pages_of: Tensor, adapted: Tensor
+    ) -> None: ...
+
 class AdaptedLinear:
     def __init__(
         self,
@@ -28,7 +33,10 @@ class AdaptedLinear:
         u_scale: Tensor | None = None,
         vt_group: int = 0,
         u_group: int = 0,
+        pages: ComponentPages | None = None,
     ) -> None: ...
+    def run(self, x: Tensor, slot: Tensor, all_factored: bool) -> Tensor: ...
+    def set_merged(self, slot: int, panels: Tensor | None) -> None: ...
 
 class DecoderLayer:
     def __init__(

@@ -11,6 +11,7 @@ from . import registration  # noqa: F401  of the ops
 from ._C import cpu_isa, empty_in_huge_pages
 from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
+from .component_pages import PAGE, ComponentPages, PackedComponents, component_pages_ref
 from .components import gather_components
 from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .device_ops import REFERENCE_OPS, DeviceOps, triton_ops
@@ -30,8 +31,10 @@ from .svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
     "LIBRARY_FROM",
+    "PAGE",
     "REFERENCE_OPS",
     "AdaptedLinear",
+    "ComponentPages",
     "Decoder",
     "DecoderConfig",
     "DecoderLayer",
@@ -40,11 +43,13 @@ __all__ = [
     "DeviceOps",
     "LinearMode",
     "Packed",
+    "PackedComponents",
     "Quantized",
     "Stack",
     "StackedLinear",
     "add_rms_norm",
     "add_rms_norm_ref",
+    "component_pages_ref",
     "cpu_isa",
     "decoder_ref",
     "dequantize",

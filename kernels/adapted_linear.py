@@ -17,6 +17,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from . import _C
+from .component_pages import ComponentPages
 from .layout.packed import FactorWeight, Packed, unpack
 from .linear import linear
 from .svf_delta_linear import svf_delta_linear
@@ -103,6 +105,7 @@ class AdaptedLinear:
     supports: [S] int32, how many leading components of each slot's delta may be other than zero; all K if None.
     merged: slot -> its own weight W' [M, N], for slots in merged mode.
     delta_factors: vt [K, N] and u [M, K] of the delta; cut out of `vt` and `u` at each call if None.
+    pages: components that single slots bring along, in any mode, on a CPU; None for none.
     """
 
     shape: tuple[int, int]
@@ -116,15 +119,45 @@ class AdaptedLinear:
     supports: Tensor | None = None
     merged: dict[int, Packed] = field(default_factory=dict)
     delta_factors: tuple[Packed, Packed] | None = None
+    pages: ComponentPages | None = None
 
     def __call__(self, x: Tensor, slot: Tensor, all_factored: bool = False) -> Tensor:
         """y [T, M] of x [T, N] and slot [T] int32, op by op.
 
         all_factored: computes every token in factored mode if the linear has the factors.
         """
+        if self.pages is not None:
+            return self.native().run(x, slot, all_factored)
         if self.modes is None or (all_factored and self.scale is not None):
             return self.compute(LinearMode.FACTORED, x, slot)
         return self.compute_groups(group_by_mode(self.modes[slot.long()], slot), x)
+
+    def native(self) -> _C.AdaptedLinear:
+        """The same for the native decoder, sharing all tensors; RuntimeError if they do not fit one another."""
+        modes = self.modes
+        if modes is None:
+            assert self.scale is not None
+            modes = torch.full((self.scale.shape[0],), LinearMode.FACTORED, dtype=torch.uint8)
+        linear = _C.AdaptedLinear(
+            in_features=self.shape[1],
+            out_features=self.shape[0],
+            dense=None if self.dense is None else self.dense.data,
+            vt=None if self.vt is None else self.vt.data,
+            u=None if self.u is None else self.u.data,
+            scale=self.scale,
+            delta=self.delta,
+            bias=self.bias,
+            modes=modes,
+            supports=self.supports,
+            vt_scale=None if self.vt is None else self.vt.scale,
+            u_scale=None if self.u is None else self.u.scale,
+            vt_group=0 if self.vt is None else self.vt.group,
+            u_group=0 if self.u is None else self.u.group,
+            pages=None if self.pages is None else self.pages.native(),
+        )
+        for slot, weight in self.merged.items():
+            linear.set_merged(slot, weight.data)
+        return linear
 
     def base(self, x: Tensor) -> Tensor:
         """y [T, M] of x [T, N] of the base model, W x + bias."""

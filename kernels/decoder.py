@@ -16,11 +16,10 @@ of its next one. The result equals that of `decoder_ref` bit for bit.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from . import _C
-from .adapted_linear import AdaptedLinear, LinearMode
+from .adapted_linear import AdaptedLinear
 from .attention import paged_attention, write_kv
 from .layout.packed import Packed
 from .rms_norm import add_rms_norm, rms_norm
@@ -233,13 +232,13 @@ def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder
                 mlp_norm=layer.mlp_norm,
                 q_norm=layer.q_norm,
                 k_norm=layer.k_norm,
-                q=_native_linear(layer.q),
-                k=_native_linear(layer.k),
-                v=_native_linear(layer.v),
-                o=_native_linear(layer.o),
-                gate=_native_linear(layer.gate),
-                up=_native_linear(layer.up),
-                down=_native_linear(layer.down),
+                q=layer.q.native(),
+                k=layer.k.native(),
+                v=layer.v.native(),
+                o=layer.o.native(),
+                gate=layer.gate.native(),
+                up=layer.up.native(),
+                down=layer.down.native(),
                 k_cache=layer.k_cache,
                 v_cache=layer.v_cache,
                 window=layer.window,
@@ -253,27 +252,4 @@ def _native(config: DecoderConfig, layers: Sequence[DecoderLayer]) -> _C.Decoder
         head_size=config.head_size,
         scale=config.scale,
         eps=config.eps,
-    )
-
-
-def _native_linear(linear: AdaptedLinear) -> _C.AdaptedLinear:
-    modes = linear.modes
-    if modes is None:
-        assert linear.scale is not None
-        modes = torch.full((linear.scale.shape[0],), LinearMode.FACTORED, dtype=torch.uint8)
-    return _C.AdaptedLinear(
-        in_features=linear.shape[1],
-        out_features=linear.shape[0],
-        dense=None if linear.dense is None else linear.dense.data,
-        vt=None if linear.vt is None else linear.vt.data,
-        u=None if linear.u is None else linear.u.data,
-        scale=linear.scale,
-        delta=linear.delta,
-        bias=linear.bias,
-        modes=modes,
-        supports=linear.supports,
-        vt_scale=None if linear.vt is None else linear.vt.scale,
-        u_scale=None if linear.u is None else linear.u.scale,
-        vt_group=0 if linear.vt is None else linear.vt.group,
-        u_group=0 if linear.u is None else linear.u.group,
     )

@@ -25,7 +25,7 @@ LAYERS = (
     ("zweave.model", "zweave.request"),
     ("zweave.train", "zweave.integrations", "zweave.kv_cache", "zweave.dispatcher"),
     ("zweave.tasks", "zweave.experts"),
-    ("zweave.decomposition", "zweave.text"),
+    ("zweave.decomposition", "zweave.text", "zweave.adapters"),
     ("zweave.planner", "zweave.checkpoint"),
     ("zweave.io",),
     ("zweave.kernels",),

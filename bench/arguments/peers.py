@@ -1,8 +1,9 @@
 """How fast are other servers on the same requests, and our experts inside them?
 
-16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine, vLLM without and with LoRA, our
-plugin in vLLM, transformers, our experts attached to it, and PEFT. Each runs in a process of its own, in the
-environment that suits it, and they take turns. A reference model in float32 checks every answer first.
+16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine under the base model, experts and
+LoRAs, vLLM without and with LoRA, our plugin in vLLM, transformers, our experts attached to it, and PEFT. Each runs in
+a process of its own, in the environment that suits it, and they take turns. A reference model in float32 checks every
+answer first.
 """
 
 import argparse
@@ -17,7 +18,9 @@ _EXPERTS = 8
 def peer_names(experts: int) -> tuple[str, ...]:
     """All providers, some of which carry the number of experts in their name."""
     return (
+        "zweave0",
         f"zweave{experts}",
+        f"zweave-lora{experts}-r16",
         "vllm",
         "vllm-lora0",
         f"vllm-lora{experts}-r16",

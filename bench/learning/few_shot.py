@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Report:
 
 def _experts(engine: Engine, names: Sequence[str]) -> dict[str, Expert]:
     load_named(engine, names)
-    experts = {name: engine.bank.registered(name).read() for name in names}
+    experts = {name: engine.bank.expert(name) for name in names}
     for name, expert in experts.items():
         if expert.scope != "always" or expert.renormalise:
             raise ZweaveError(f"{name} cannot be compared: it acts after the prompt, or is renormalised")

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(engine: Engine, names: Sequence[str]) -> dict[str, Expert]:
     """Loads the experts into memory: every candidate of every generation reads them."""
     load_named(engine, names)
-    experts = {name: engine.bank.registered(name).read() for name in names}
+    experts = {name: engine.bank.expert(name) for name in names}
     for name, expert in experts.items():
         engine.load_expert(name, expert)
     # Experts that cannot be mixed are an error before the search begins.

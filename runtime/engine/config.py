@@ -38,6 +38,8 @@ class EngineConfig:
     device: "cpu", a CUDA device, or "reference": the steps of a CUDA device on a CPU, with PyTorch in the place of
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
+    lora_components: components of LoRAs resident at once, a multiple of 16: 512 are 32 adapters of rank 16. Memory is
+        taken as they are loaded.
     max_sequences: requests that one step may work on.
     max_batch_tokens: tokens that one step computes; longer prompts take several steps. None: 512 on a CPU, 2048 on a
         GPU, which is busy from there on.
@@ -64,6 +66,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     device: str = "cpu"
     slots: int = SLOTS
+    lora_components: int = 512
     max_sequences: int = MAX_SEQUENCES
     max_batch_tokens: int = _FILLED_IN
     kv_tokens: int | None = None
@@ -83,10 +86,15 @@ class EngineConfig:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         self._fill_in()
         counts = ("slots", "max_sequences", "max_batch_tokens", "block_size")
-        normalise(self, (*counts, "kv_tokens", "max_model_len", "max_memory", "merge_memory"), as_integer)
+        normalise(
+            self,
+            (*counts, "lora_components", "kv_tokens", "max_model_len", "max_memory", "merge_memory"),
+            as_integer,
+        )
         normalise(self, ("max_error", "dispatch_timeout"), as_number)
         for name in counts:
             check_integer(name, getattr(self, name), 1)
+        check_integer("lora_components", self.lora_components, 0)
         if self.max_model_len is not None:
             check_integer("max_model_len", self.max_model_len, 2)
         if self.max_batch_tokens < self.max_sequences:

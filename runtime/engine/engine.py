@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from ..adapters.lora import Lora
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
 from ..experts.expert import Expert
@@ -81,12 +82,13 @@ class Engine:
         )
 
     def load_expert(
-        self, name: str, expert: str | PathLike[str] | Expert | Mapping[str, Tensor] | None = None
+        self, name: str, expert: str | PathLike[str] | Expert | Lora | Mapping[str, Tensor] | None = None
     ) -> None:
         """Makes an expert known under a name; an expert of that name is replaced for new requests.
 
         expert: an Expert, its z by module (each [rank], any dtype of floats), its file, or the name of one that comes
-            with zweave (docs/experts.md), by default what the name itself stands for.
+            with zweave (docs/experts.md), by default what the name itself stands for; a LoRA, or the directory that
+            PEFT has saved one to (docs/lora.md).
         Raises ZweaveError if there is none, or it is not for this model.
         """
         if isinstance(expert, Mapping):
@@ -189,7 +191,10 @@ class Engine:
         """
         if mixture == "auto":
             raise ZweaveError("rescale takes an expert or a mixture, not 'auto'")
-        self._rescales.ask(request_id, self.bank.resolve(Mixture.parse(mixture)))
+        resolved = self.bank.resolve(Mixture.parse(mixture))
+        if resolved.invocation_tokens:
+            raise ZweaveError("rescale takes no activated LoRA, which begins where the prompt says so")
+        self._rescales.ask(request_id, resolved)
 
     @property
     def has_work(self) -> bool:

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass
 from os import PathLike
 
+from ..adapters.component_pool import ComponentPool
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition, decompose
@@ -104,11 +105,20 @@ def _bank(decomposition: Decomposition, plan: Plan, config: EngineConfig) -> Ban
             base_digest=decomposition.digest,
             plan=plan,
             max_error=config.max_error,
+            components=_component_pool(plan, config),
         )
     except RuntimeError as error:
         raise ZweaveError(
             f"no memory for {config.slots} slots: lower them ({str(error).splitlines()[0][:80]})"
         ) from None
+
+
+def _component_pool(plan: Plan, config: EngineConfig) -> ComponentPool | None:
+    """The pages of LoRAs, which only a CPU's kernels read."""
+    if config.plans_for != "cpu" or not config.lora_components:
+        return None
+    shapes = {module: matrix.shape for module, matrix in plan.items()}
+    return ComponentPool(shapes, config.lora_components, config.slots + 1, config.torch_dtype)
 
 
 def _cpu_runner(

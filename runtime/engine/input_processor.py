@@ -91,7 +91,12 @@ class InputProcessor:
         ]
 
     def adapted_from(self, mixture: ResolvedMixture, tokens: Seq[int], kv_reuse: KVReuse = "exact") -> int:
-        """Position of the first token that a mixture acts on."""
+        """Position of the first token that a mixture acts on.
+
+        Raises ZweaveError if the tokens do not hold those that activate it.
+        """
+        if mixture.invocation_tokens:
+            return _invoked_at(mixture, tokens)
         spares_prompt = mixture.scope == "after_prompt" or (mixture.parts and kv_reuse == "approximate")
         return self.tokenizer.after_prompt_start(tokens) if spares_prompt else 0
 
@@ -146,3 +151,14 @@ class InputProcessor:
                 raise ZweaveError(
                     f"token ids must be integers from 0 to {self._vocab_size - 1}, not {shortened(token)}"
                 )
+
+
+def _invoked_at(mixture: ResolvedMixture, tokens: Seq[int]) -> int:
+    """Position of the last occurrence of the tokens that activate a mixture; ZweaveError if there is none."""
+    wanted = list(mixture.invocation_tokens)
+    for start in range(len(tokens) - len(wanted), -1, -1):
+        if tokens[start] == wanted[0] and list(tokens[start : start + len(wanted)]) == wanted:
+            return start
+    raise ZweaveError(
+        f"the prompt does not hold the tokens that activate {mixture.parts[0][0].name!r}: {wanted}"
+    )

@@ -124,4 +124,4 @@ def _leaves_prompt(mixture: ResolvedMixture, request: Request, tokenizer: Tokeni
     if not mixture.parts:
         return True
     _, asked = in_own_words(request, mixture.prompt_template, tokenizer)
-    return mixture.scope == "after_prompt" and asked is None
+    return mixture.scope == "after_prompt" and not mixture.invocation_tokens and asked is None

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ..engine.engine import Engine
 from ..errors import ZweaveError
+from ..experts.lora_entry import LoraEntry
 from ..experts.mixture import ExpertChoice
 from ..experts.support import Support
 from ..request import Request, Result
@@ -44,7 +45,10 @@ class ExpertMethod:
             return 0
         if not isinstance(self.choice, str):
             return None
-        expert = self.engine.bank.registered(self.choice).read()
+        entry = self.engine.bank.registered(self.choice)
+        if isinstance(entry, LoraEntry):
+            return sum(pair.a.numel() + pair.b.numel() for pair in entry.read().pairs.values())
+        expert = entry.read()
         support = Support.parse(expert.support)
         return sum(support.components(len(z)) for z in expert.z.values())
 

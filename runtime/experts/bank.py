@@ -3,34 +3,47 @@
 import hashlib
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from heapq import nsmallest
 from os import PathLike
+from pathlib import Path
 from threading import RLock
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..adapters.component_pool import ComponentPool, PackedLora
+from ..adapters.lora import Lora
+from ..adapters.peft_directory import lora_directory
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
 from ..text.prompt_template import PromptTemplate
+from .byte_cache import ByteCache
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
 from .flat_z import FlatZ
+from .lora_entry import LoraEntry
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
-from .prepared_rows import PreparedRows
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
 _MAX_PREPARED = 1024
+# Memory for components of LoRAs that are not resident, ready to be written: of a hundred of rank 16 for a small model.
+PACKED_BYTES = 1 << 30
 # Names that an unknown one is compared with: more would hold up who asks.
 _MAX_COMPARED = 1000
+
+
+# What a name stands for.
+Entry: TypeAlias = ExpertEntry | LoraEntry
+Part: TypeAlias = tuple[Entry, tuple[float, ...]]
 
 
 class BankFullError(ZweaveError):
@@ -46,6 +59,7 @@ class ResolvedMixture:
     first_layer: it adapts nothing below this layer.
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
+    invocation_tokens: from whose last occurrence in a prompt on it acts; empty if `scope` alone says so.
     held: rows of its slot, or z to make them of, once they are known: what runs under it goes on whatever becomes of
         the experts' files.
     """
@@ -53,8 +67,9 @@ class ResolvedMixture:
     digest: str
     scope: Scope
     first_layer: int
-    parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]
+    parts: tuple[Part, ...]
     prompt_template: PromptTemplate | None = None
+    invocation_tokens: tuple[int, ...] = ()
     held: list[SlotRows | FlatZ] = field(default_factory=list, repr=False)
 
 
@@ -68,6 +83,7 @@ class Bank:
     model's. All methods may be called from any thread.
 
     base_digest: of the model's weights; experts for other weights are refused.
+    components: the pool that LoRAs take pages of; None refuses LoRAs.
     The other arguments are those of `SlotTables`.
 
     tables: the rows of the slots.
@@ -82,6 +98,7 @@ class Bank:
         base_digest: str | None = None,
         plan: Plan | None = None,
         max_error: float = 0.0,
+        components: ComponentPool | None = None,
     ) -> None:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
@@ -89,7 +106,7 @@ class Bank:
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
-        self._experts: dict[str, ExpertEntry] = {}
+        self._experts: dict[str, Entry] = {}
         self.first_layers: tuple[int, ...] = ()
         self._first_layer_counts: Counter[int] = Counter()
         self._free = list(range(slots - 1, 0, -1))
@@ -97,7 +114,9 @@ class Bank:
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
-        self._prepared = PreparedRows(PREPARED_BYTES, _MAX_PREPARED)
+        self.components = components
+        self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
+        self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
         self._lock = RLock()
 
     @property
@@ -116,26 +135,45 @@ class Bank:
         with self._lock:
             return self._digest_of.get(slot, "")
 
-    def load(self, name: str, expert: str | PathLike[str] | Expert) -> ExpertEntry:
-        """Registers an expert under a name; mixtures that were resolved earlier keep the expert they found.
+    def load(self, name: str, expert: str | PathLike[str] | Expert | Lora) -> Entry:
+        """Registers an expert or a LoRA under a name; mixtures that were resolved earlier keep what they found.
 
-        expert: an expert, its file, or the name of one that comes with zweave.
-        Raises ZweaveError if the name cannot be one, or the file or expert does not fit the model.
+        expert: an expert, its file, or the name of one that comes with zweave; a LoRA, or a directory of PEFT's.
+        Raises ZweaveError if the name cannot be one, or what it stands for does not fit the model.
         """
         check_name(name)
-        entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
+        lora = expert if isinstance(expert, Lora) else lora_directory(expert)
+        if lora is not None:
+            entry: Entry = self._load_lora(name, lora)
+        else:
+            assert not isinstance(expert, Lora)
+            entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
         with self._lock:
             rows = self._prepared.get(entry.digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
         with suppress(ZweaveError):
             rows = rows or self.tables.rows_of(entry.read_z(self.tables.layout), entry.renormalise)
-            if self.tables.may_write_z(entry.renormalise):
+            if isinstance(entry, ExpertEntry) and self.tables.may_write_z(entry.renormalise):
                 entry = replace(entry, modes=rows.modes)
         with self._lock:
             self._note_first_layers(self._experts.get(name), entry)
             self._experts[name] = entry
             if rows is not None:
                 self._prepared.put(entry.digest, rows)
+        return entry
+
+    def _load_lora(self, name: str, source: Lora | Path) -> LoraEntry:
+        """The entry of a LoRA, whose components are resident already if there is room that nobody asks for."""
+        pool = self.components
+        if pool is None:
+            raise ZweaveError(f"{name!r} is a LoRA, which this engine cannot serve: load it on a CPU engine")
+        entry, lora = LoraEntry.of(name, source, pool.shapes)
+        pool.check([lora.rank])
+        packed = PackedLora.of(lora, entry.digest, pool.dtype)
+        with self._lock:
+            self._packed.put(entry.digest, packed)
+            if pool.has_free(packed):
+                pool.place([packed])
         return entry
 
     def unload(self, name: str) -> None:
@@ -153,15 +191,22 @@ class Bank:
         """Whether an expert of this name is registered."""
         return name in self._experts
 
-    def entries(self) -> list[ExpertEntry]:
+    def entries(self) -> list[Entry]:
         """The registered experts, in the same order."""
         with self._lock:
             return list(self._experts.values())
 
-    def registered(self, name: str) -> ExpertEntry:
+    def registered(self, name: str) -> Entry:
         """The entry of a registered expert; ZweaveError if there is none of that name."""
         with self._lock:
             return self._find(name)
+
+    def expert(self, name: str) -> Expert:
+        """A registered expert; ZweaveError if there is none of that name, it is a LoRA, or its file was changed."""
+        entry = self.registered(name)
+        if isinstance(entry, LoraEntry):
+            raise ZweaveError(f"{name!r} is a LoRA, and this wants an expert: its z")
+        return entry.read()
 
     def resolve(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """Looks up the names of a mixture; None is the base model, with digest "base" and no parts.
@@ -176,8 +221,12 @@ class Bank:
         with self._lock:
             found = [self._find(name) for name in mixture.names]
         check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
+        invocation_tokens = _common_invocation(found)
+        if self.components is not None:
+            # The same adapter under two names is counted twice.
+            self.components.check(part.rank for part in found if isinstance(part, LoraEntry))
         # The same content under two names is one expert with the sum of the weights.
-        merged: dict[str, tuple[ExpertEntry, tuple[float, ...]]] = {}
+        merged: dict[str, Part] = {}
         for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):
             if part.digest in merged:
                 weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
@@ -189,6 +238,7 @@ class Bank:
             min(part.first_layer for part in found),
             parts,
             common_template(part.prompt_template for part in found),
+            invocation_tokens,
         )
         self._hold_rows(resolved)
         return resolved
@@ -222,7 +272,12 @@ class Bank:
             if slot is None:
                 if not self._free and not self._unreferenced:
                     return None
+                loras = [(part, weights) for part, weights in resolved.parts if isinstance(part, LoraEntry)]
+                if not self._place(loras):
+                    return None
                 slot = self._fill_slot(resolved)
+                if self.components is not None:
+                    self.components.assign(slot, [(part.digest, weights) for part, weights in loras])
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
             else:
@@ -243,7 +298,7 @@ class Bank:
                 del self._ref_counts[slot]
                 self._unreferenced[slot] = None
 
-    def _note_first_layers(self, gone: ExpertEntry | None, new: ExpertEntry | None) -> None:
+    def _note_first_layers(self, gone: Entry | None, new: Entry | None) -> None:
         """Keeps `first_layers` true when an entry goes and another comes, however many there are."""
         counts = self._first_layer_counts
         for entry, by in ((gone, -1), (new, 1)):
@@ -253,7 +308,7 @@ class Bank:
             sorted(layer for layer, count in counts.items() if count and 0 < layer < self._num_layers)
         )
 
-    def _find(self, name: str) -> ExpertEntry:
+    def _find(self, name: str) -> Entry:
         if name in self._experts:
             return self._experts[name]
         few = len(self._experts) <= _MAX_COMPARED
@@ -271,8 +326,36 @@ class Bank:
         if self._free:
             return self._free.pop()
         slot, _ = self._unreferenced.popitem(last=False)
-        del self._slot_of[self._digest_of.pop(slot)]
+        self._clear(slot)
         return slot
+
+    def _clear(self, slot: int) -> None:
+        """Forgets what an unreferenced slot holds."""
+        del self._slot_of[self._digest_of.pop(slot)]
+        if self.components is not None:
+            self.components.release(slot)
+
+    def _place(self, loras: Sequence[tuple[LoraEntry, tuple[float, ...]]]) -> bool:
+        """Makes LoRAs resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
+        pool = self.components
+        if not loras or pool is None:
+            return True
+        packed = [self._packed_of(part, pool.dtype) for part, _ in loras]
+        while not pool.place(packed):
+            slot = next((slot for slot in self._unreferenced if pool.holds(slot)), None)
+            if slot is None:
+                return False
+            del self._unreferenced[slot]
+            self._clear(slot)
+            self._free.append(slot)
+        return True
+
+    def _packed_of(self, entry: LoraEntry, dtype: torch.dtype) -> PackedLora:
+        packed = self._packed.get(entry.digest)
+        if packed is None:
+            packed = PackedLora.of(entry.read(), entry.digest, dtype)
+            self._packed.put(entry.digest, packed)
+        return packed
 
     def _fill_slot(self, resolved: ResolvedMixture) -> int:
         """Writes the rows of a mixture to a slot that is taken for it."""
@@ -309,7 +392,18 @@ class Bank:
         return self.tables.rows_of(z, first.renormalise)
 
 
-def _digest(parts: tuple[tuple[ExpertEntry, tuple[float, ...]], ...]) -> str:
+def _common_invocation(parts: Sequence[Entry]) -> tuple[int, ...]:
+    """What activates all parts of a mixture; ZweaveError if they differ."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.invocation_tokens != first.invocation_tokens:
+            raise ZweaveError(
+                f"{first.name!r} and {part.name!r} cannot be mixed: they are activated by different tokens"
+            )
+    return first.invocation_tokens
+
+
+def _digest(parts: tuple[Part, ...]) -> str:
     if len(parts) == 1 and set(parts[0][1]) == {1.0}:
         return parts[0][0].digest
     hashed = hashlib.sha256(b"zweave-mixture-1")

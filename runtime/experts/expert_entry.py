@@ -53,6 +53,11 @@ class ExpertEntry:
         return expert
 
     @property
+    def invocation_tokens(self) -> tuple[int, ...]:
+        """What activates it beside its scope: nothing."""
+        return ()
+
+    @property
     def is_unchanged(self) -> bool:
         """Whether its file, if it has one, looks as it did when it was loaded."""
         return self.file is None or self.file.is_unchanged

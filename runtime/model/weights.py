@@ -59,6 +59,7 @@ class Weights:
             bias=self.tensor(bias) if bias in self._present else None,
             modes=self._bank.tables.modes_of(module) if plan.dense else None,
             supports=self._bank.tables.supports_of(module) if plan.delta_rank else None,
+            pages=None if self._bank.components is None else self._bank.components.linear(module),
         )
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:

@@ -9,7 +9,7 @@ from fastapi import Request as HttpRequest
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from ..errors import ZweaveError
-from ..experts.expert_entry import ExpertEntry
+from ..experts.bank import Entry
 from ..experts.mixture import ExpertChoice, Mixture
 from ..request import Request
 from .answers.admission import Admission
@@ -62,14 +62,14 @@ class Served:
             await self.find(Mixture.parse(choice))
         return choice
 
-    def registered(self, mixture: Mixture | None) -> list[ExpertEntry]:
+    def registered(self, mixture: Mixture | None) -> list[Entry]:
         """The experts of a mixture as they are loaded now; none if one is not."""
         try:
             return [self.engine.bank.registered(name) for name in (mixture.names if mixture else ())]
         except ZweaveError:
             return []
 
-    async def find(self, mixture: Mixture | None) -> list[ExpertEntry]:
+    async def find(self, mixture: Mixture | None) -> list[Entry]:
         """The experts of a mixture, loaded if they are in the directory; ApiError as `choose` raises it."""
         names = mixture.names if mixture else ()
         await self.ensure(*names)

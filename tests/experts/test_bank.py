@@ -8,8 +8,8 @@ import torch
 
 from zweave.errors import ZweaveError
 from zweave.experts import Bank, Expert, Mixture
+from zweave.experts.byte_cache import ByteCache
 from zweave.experts.expert_entry import ExpertEntry
-from zweave.experts.prepared_rows import PreparedRows
 
 Q0, UP0, Q1 = (
     "model.layers.0.self_attn.q_proj",
@@ -314,7 +314,7 @@ def test_prepared_rows_need_no_z(tmp_path, monkeypatch):
     torch.testing.assert_close(made.tables.columns(Q0)[slot], wanted, rtol=0, atol=0)
     made.release(made.acquire(Mixture.parse("b")))
     os.utime(path, ns=(0, 0))
-    made._prepared = PreparedRows(0, 1)
+    made._prepared = ByteCache(0, 1)
     assert made.acquire(Mixture.parse("a")) == slot, "the same bytes under another time"
     torch.testing.assert_close(made.tables.columns(Q0)[slot], wanted, rtol=0, atol=0)
 
@@ -322,7 +322,7 @@ def test_prepared_rows_need_no_z(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("rows_of_memory", "count"), [(2, 9), (9, 2)])
 def test_prepared_rows_keep_to_their_memory_and_number(rows_of_memory, count):
     rows = bank().tables.rows_of({})
-    prepared = PreparedRows(rows_of_memory * rows.nbytes, count)
+    prepared = ByteCache(rows_of_memory * rows.nbytes, count)
     for digest in "abb":
         prepared.put(digest, rows)
     assert prepared.get("a") is rows

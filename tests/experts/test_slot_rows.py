@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zweave.errors import ZweaveError
 from zweave.experts import Bank, Expert, Mixture, expert_file
-from zweave.experts.prepared_rows import PreparedRows
+from zweave.experts.byte_cache import ByteCache
 from zweave.kernels import LinearMode
 from zweave.planner.plan import MatrixPlan
 
@@ -80,7 +80,7 @@ def test_a_file_gives_the_rows_of_memory(kind: str, tmp_path: Path, monkeypatch:
     bank = Bank(sigmas(), 3, plan=PLAN)
     bank.load("file", path)
     bank.load("memory", Expert(z, scope="after_prompt"))
-    bank._prepared = PreparedRows(0, 1)
+    bank._prepared = ByteCache(0, 1)
     if kind != "both":
         monkeypatch.setattr(expert_file, "_sha256", lambda data: pytest.fail("hashed"))
     slots = [bank.acquire(Mixture.parse(name)) for name in ("file", "memory")]
@@ -99,7 +99,7 @@ def test_a_file_that_is_changed_where_it_lies_is_noticed(change: str, tmp_path: 
     save(path, "float32")
     bank = Bank(sigmas(), 2, plan=PLAN)
     bank.load("a", path)
-    bank._prepared = PreparedRows(0, 1)
+    bank._prepared = ByteCache(0, 1)
     data = path.read_bytes()
     path.write_bytes(data[:-8] if change == "cut" else data[:-4] + np.float32(3).tobytes())
     os.utime(path, ns=(0, 0))

@@ -43,13 +43,20 @@ def _zweave(job: dict[str, Any]) -> Serve:
     from zweave.engine import Engine
 
     from ..engine_server import EngineServer
+    from .peer_providers import LORA_RANK
 
     workload, _ = _workload(job)
     # Rounds repeat their prompts: with a prefix cache only the first would compute them.
-    engine = Engine(job["model"], dtype=job["dtype"], prefix_cache=False)
+    engine = Engine(
+        job["model"],
+        dtype=job["dtype"],
+        prefix_cache=False,
+        slots=max(1, job["experts"]),
+        lora_components=LORA_RANK * len(job["adapters"]),
+    )
     names = [f"expert{index}" for index in range(job["experts"])]
-    for name, expert in zip(names, _experts(job), strict=True):
-        engine.load_expert(name, expert)
+    for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
+        engine.load_expert(name, adapter)
     return EngineServer(engine, workload, names)
 
 

@@ -61,7 +61,9 @@ def _peers(many: int) -> dict[str, Peer]:
     lora = {"enable_lora": True, "max_loras": many, "max_lora_rank": 16}
     svf = {"enable_lora": True, "max_loras": many, "quantization": "svf"}
     return {
+        "zweave0": Peer("zweave"),
         f"zweave{many}": Peer("zweave", many),
+        f"zweave-lora{many}-r16": Peer("zweave", many, "lora"),
         "vllm": Peer("vllm"),
         "vllm-lora0": Peer("vllm", options=lora),
         f"vllm-lora{many}-r16": Peer("vllm", many, "lora", lora),

@@ -1,5 +1,12 @@
 #include "cpu/decoder/adapted_linear.h"
 
+#include <set>
+#include <tuple>
+
+#include "cpu/decoder/workspace.h"
+#include "cpu/gemm/run_products.h"
+#include "cpu/threads/run_team.h"
+
 namespace zweave {
 namespace {
 
@@ -44,6 +51,11 @@ void AdaptedLinear::check(at::ScalarType dtype) const {
   }
   if (supports) Argument{kOp, "supports", *supports}.dtype(at::kInt).shape({slots}).contiguous();
   if (bias) Argument{kOp, "bias", *bias}.dtype(dtype).shape({outputs}).contiguous();
+  if (pages) pages->check(dtype, outputs, inputs, slots);
+}
+
+LinearMode AdaptedLinear::mode_of(int32_t slot, bool all_factored) const {
+  return all_factored && scale ? LinearMode::factored : LinearMode(data<uint8_t>(modes)[slot]);
 }
 
 bool AdaptedLinear::has(LinearMode mode, int32_t slot) const {
@@ -58,6 +70,15 @@ bool AdaptedLinear::has(LinearMode mode, int32_t slot) const {
       return merged->panels.count(slot) > 0;
   }
   return false;
+}
+
+void AdaptedLinear::check_slots(const at::Tensor& slot, bool all_factored) const {
+  Argument{kOp, "slot", slot}.indices(slot.size(0), modes.size(0), "slots");
+  const int32_t* slots = data<int32_t>(slot);
+  for (const int32_t s : std::set<int32_t>(slots, slots + slot.size(0))) {
+    const LinearMode mode = mode_of(s, all_factored);
+    TORCH_CHECK(has(mode, s), kOp, ": slot ", s, " has mode ", int(mode), ", for which it has no weights");
+  }
 }
 
 void AdaptedLinear::set_merged(int32_t slot, const std::optional<at::Tensor>& panels) {
@@ -85,7 +106,37 @@ LinearView<T> AdaptedLinear::view(bool all_factored) const {
   result.supports = pointer<int32_t>(supports);
   result.merged = &merged->weights;
   result.all_factored = all_factored && scale;
+  if (pages) result.components = pages->template view<T>();
   return result;
+}
+
+at::Tensor AdaptedLinear::run(const at::Tensor& x, const at::Tensor& slot, bool all_factored) const {
+  Argument{kOp, "x", x}.shape({-1, inputs});
+  check(x.scalar_type());
+  check_slots(slot, all_factored);
+  return dispatch(kOp, "x", x, [&]<class T>(const TypedKernels<T>& kernel) {
+    const int64_t rows = x.size(0);
+    at::Tensor y = empty_tensor({rows, outputs}, x.options());
+    if (y.numel() == 0) return y;
+    const LinearView<T> linear = view<T>(all_factored);
+    const int64_t paged = pages ? pages->components_of(slot) : 0;
+    Workspace<T> space;
+    const auto take = [&] {
+      return std::make_tuple(space.take_both(rows, inputs),
+                             Between<T>{space.take_both(rows, linear.rank), space.take(rows, paged)});
+    };
+    take();
+    space.allocate(x.options());
+    auto [input, between] = take();
+    input.data = const_cast<T*>(data<T>(x));  // which no product writes
+    input.stride = x.stride(0);
+    Phase<T> phases[2];
+    for (Phase<T>& phase : phases) phase.clear(rows);
+    linear.add_jobs(input, data<int32_t>(slot), rows, between, {mutable_data<T>(y), y.stride(0), nullptr},
+                    phases[0], phases[1]);
+    run_phases(kernel, phases, [](const auto& run) { run_team(run); });
+    return y;
+  });
 }
 
 template LinearView<float> AdaptedLinear::view(bool) const;

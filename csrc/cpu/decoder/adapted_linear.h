@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "cpu/decoder/linear_view.h"
+#include "cpu/decoder/page_tensors.h"
 #include "cpu/ops/packed_matrix.h"
 
 namespace zweave {
@@ -29,11 +30,15 @@ struct AdaptedLinear {
   at::Tensor modes;                   // [S] uint8, the LinearMode of each slot
   // [S] int32, how many leading components of a slot's delta can differ from 0; all of them if absent.
   std::optional<at::Tensor> supports;
+  std::optional<PageTensors> pages;  // of components that single slots bring along
   // Shared by all copies of this linear.
   std::shared_ptr<MergedWeights> merged = std::make_shared<MergedWeights>();
 
   // Throws unless the parts fit one another.
   void check(at::ScalarType dtype) const;
+
+  // The mode of a slot. all_factored: factored if there are factors.
+  LinearMode mode_of(int32_t slot, bool all_factored) const;
 
   // Whether there are weights for a slot in a mode.
   bool has(LinearMode mode, int32_t slot) const;
@@ -41,9 +46,15 @@ struct AdaptedLinear {
   // Gives a slot panels of a W' [outputs, inputs], or takes them away.
   void set_merged(int32_t slot, const std::optional<at::Tensor>& panels);
 
+  // y [T, outputs] of x [T, inputs] and slot [T] int32: what a decoder computes, by itself.
+  at::Tensor run(const at::Tensor& x, const at::Tensor& slot, bool all_factored) const;
+
   // The same as pointers. all_factored: every row is computed in factored mode if there are factors.
   template <class T>
   LinearView<T> view(bool all_factored) const;
+
+ private:
+  void check_slots(const at::Tensor& slot, bool all_factored) const;
 };
 
 }  // namespace zweave

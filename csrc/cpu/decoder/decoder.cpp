@@ -3,6 +3,7 @@
 #include <set>
 
 #include "cpu/decoder/decoder_step.h"
+#include "cpu/decoder/workspace.h"
 #include "cpu/ops/dispatch.h"
 #include "cpu/ops/kv_caches.h"
 #include "cpu/threads/run_team.h"
@@ -56,43 +57,9 @@ LayerView<T> view(const DecoderLayer& layer, bool all_factored) {
   return result;
 }
 
-// The buffers of a step, one after the other in one tensor; every one begins on a cache line.
-template <class T>
-class Workspace {
- public:
-  // Before `allocate` this measures, afterwards it hands out memory.
-  Buffer<T> take(int64_t rows, int64_t width) {
-    return {reserve(rows * row_stride<T>(width)), row_stride<T>(width), nullptr};
-  }
-  // The same with room for the rows as integers.
-  Buffer<T> take_both(int64_t rows, int64_t width) {
-    Buffer<T> buffer = take(rows, width);
-    const int64_t bytes = at::get_num_threads() * IntegerRows(nullptr, width).bytes(rows);
-    buffer.integers = reinterpret_cast<char*>(reserve(divide_up(bytes, sizeof(T))));
-    return buffer;
-  }
-  void allocate(const at::TensorOptions& options) {
-    memory_ = empty_tensor({used_ + 64}, options);
-    const auto address = reinterpret_cast<uintptr_t>(memory_.mutable_data_ptr());
-    base_ = reinterpret_cast<T*>((address + 63) / 64 * 64);
-    used_ = 0;
-  }
-
- private:
-  T* reserve(int64_t values) {
-    T* at = base_ ? base_ + used_ : nullptr;
-    used_ += divide_up(values, 64) * 64;
-    return at;
-  }
-
-  at::Tensor memory_;
-  T* base_ = nullptr;
-  int64_t used_ = 0;
-};
-
 template <class T>
 Activations<T> take_buffers(Workspace<T>& space, const std::vector<LayerView<T>>& layers, int64_t tokens,
-                            int64_t hidden, const at::Tensor& y) {
+                            int64_t hidden, int64_t paged, const at::Tensor& y) {
   int64_t rank = 0;
   for (const LayerView<T>& layer : layers) {
     for (const LinearView<T>& linear : layer.linears) rank = std::max(rank, linear.rank);
@@ -107,7 +74,7 @@ Activations<T> take_buffers(Workspace<T>& space, const std::vector<LayerView<T>>
   b.gate = space.take(tokens, one[kGate].outputs);
   b.up = space.take(tokens, one[kGate].outputs);
   b.gated = space.take_both(tokens, one[kGate].outputs);
-  for (Buffer<T>& between : b.hidden) between = space.take_both(tokens, rank);
+  for (Between<T>& between : b.between) between = {space.take_both(tokens, rank), space.take(tokens, paged)};
   b.y = {mutable_data<T>(y), y.stride(0), nullptr};
   return b;
 }
@@ -158,14 +125,28 @@ void Decoder::check_modes(const DecoderMetadata& meta, int64_t first, int64_t la
   const std::set<int32_t> slots(slot, slot + meta.slot.size(0));
   for (int64_t i = first; i < last; ++i) {
     for (const AdaptedLinear& linear : layers_[i].linears) {
-      const uint8_t* modes = data<uint8_t>(linear.modes);
       for (const int32_t s : slots) {
-        const auto mode = meta.all_factored && linear.scale ? LinearMode::factored : LinearMode(modes[s]);
+        const LinearMode mode = linear.mode_of(s, meta.all_factored);
         TORCH_CHECK(linear.has(mode, s), kOp, ": slot ", s, " has mode ", int(mode),
                     ", for which a linear of layer ", i, " has no weights");
       }
     }
   }
+}
+
+// The components of all pages that a step's slots have, the most of any linear.
+int64_t Decoder::paged_components(const DecoderMetadata& meta, int64_t first, int64_t last) const {
+  int64_t most = 0;
+  const PageTensors* seen = nullptr;
+  for (int64_t i = first; i < last; ++i) {
+    for (const AdaptedLinear& linear : layers_[i].linears) {
+      // The linears of a model share the pages of their slots.
+      if (!linear.pages || (seen && seen->pages_of.is_same(linear.pages->pages_of))) continue;
+      seen = &*linear.pages;
+      most = std::max(most, seen->components_of(meta.slot));
+    }
+  }
+  return most;
 }
 
 void Decoder::set_merged(int64_t layer, int64_t linear, int32_t slot,
@@ -192,12 +173,13 @@ at::Tensor Decoder::run(const at::Tensor& x, const at::Tensor& residual, const D
     if (tokens == 0) return y;
     std::vector<LayerView<T>> layers;
     for (int64_t i = first; i < last; ++i) layers.push_back(view<T>(layers_[i], meta.all_factored));
+    const int64_t paged = paged_components(meta, first, last);
     Workspace<T> space;
-    take_buffers(space, layers, tokens, hidden, y);
+    take_buffers(space, layers, tokens, hidden, paged, y);
     space.allocate(x.options());
 
     DecoderStep<T> step(config_, kernel, tokens, hidden);
-    step.buffers = take_buffers(space, layers, tokens, hidden, y);
+    step.buffers = take_buffers(space, layers, tokens, hidden, paged, y);
     step.cos = data<float>(cos_);
     step.sin = data<float>(sin_);
     step.slot = data<int32_t>(meta.slot);

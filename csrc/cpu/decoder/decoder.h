@@ -45,6 +45,7 @@ class Decoder {
   int64_t block_size() const;
   void check_metadata(const at::Tensor& x, const at::Tensor& residual, const DecoderMetadata& meta) const;
   void check_modes(const DecoderMetadata& meta, int64_t first, int64_t last) const;
+  int64_t paged_components(const DecoderMetadata& meta, int64_t first, int64_t last) const;
 
   DecoderConfig config_;
   std::vector<DecoderLayer> layers_;

@@ -14,7 +14,7 @@ namespace zweave {
 template <class T>
 struct Activations {
   Buffer<T> normed, q, k, v, attended, gate, up, gated, y;
-  Buffer<T> hidden[3];
+  Between<T> between[3];
 };
 
 // A layer as pointers.
@@ -85,17 +85,17 @@ class DecoderStep {
       pair[1].clear(tokens_);
     }
     const Activations<T>& b = buffers;
-    const auto add = [&](LayerLinear linear, Buffer<T> input, Buffer<T> between, Buffer<T> output,
+    const auto add = [&](LayerLinear linear, Buffer<T> input, Between<T> between, Buffer<T> output,
                          Phase<T>* pair) {
       layer.linears[linear].add_jobs(input, slot, tokens_, between, output, pair[0], pair[1]);
     };
-    add(kQ, b.normed, b.hidden[0], b.q, phases.qkv);
-    add(kK, b.normed, b.hidden[1], b.k, phases.qkv);
-    add(kV, b.normed, b.hidden[2], b.v, phases.qkv);
-    add(kO, b.attended, b.hidden[0], b.y, phases.o);
-    add(kGate, b.normed, b.hidden[0], b.gate, phases.gate_up);
-    add(kUp, b.normed, b.hidden[1], b.up, phases.gate_up);
-    add(kDown, b.gated, b.hidden[0], b.y, phases.down);
+    add(kQ, b.normed, b.between[0], b.q, phases.qkv);
+    add(kK, b.normed, b.between[1], b.k, phases.qkv);
+    add(kV, b.normed, b.between[2], b.v, phases.qkv);
+    add(kO, b.attended, b.between[0], b.y, phases.o);
+    add(kGate, b.normed, b.between[0], b.gate, phases.gate_up);
+    add(kUp, b.normed, b.between[1], b.up, phases.gate_up);
+    add(kDown, b.gated, b.between[0], b.y, phases.down);
   }
 
   // Both phases of a group of linears; `following` is the next group, whose weights are fetched towards the

@@ -32,7 +32,7 @@ Run LinearView<T>::run_from(const int32_t* slot, int64_t row, int64_t rows) cons
 }
 
 template <class T>
-void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buffer<T> hidden, Buffer<T> y,
+void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Between<T> between, Buffer<T> y,
                              Phase<T>& first, Phase<T>& second) const {
   LinearOperands<T> a{};
   a.x = x.data;
@@ -43,7 +43,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
   a.vt = vt;
   a.u = u;
   a.slot = slot;
-  a.hidden = hidden;
+  a.hidden = between.hidden;
   a.bias = bias;
   a.y = y.data;
   a.y_stride = y.stride;
@@ -54,10 +54,24 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buf
     a.rank = is_delta ? delta_rank_of(slot, run) : rank;
     a.scale = is_delta ? delta : scale;
     const LinearProducts<T> products = build_linear(run.mode, a);
-    for (int64_t i = 0; i < products.count; ++i) {
-      (i == 0 ? first : second).add(products.product[i], run.begin, run.end);
-    }
+    const bool is_single = products.count == 1;
+    if (!is_single) first.add(products.product[0], run.begin, run.end);
+    add_last(products.product[products.count - 1], a, run, between.paged, first, is_single ? first : second,
+             second);
   }
+}
+
+// A run's last product, which belongs to the phase `own`, or where its rows have pages to the second.
+template <class T>
+void LinearView<T>::add_last(const Matmul<T>& last, const LinearOperands<T>& a, Run run, Buffer<T> paged,
+                             Phase<T>& first, Phase<T>& own, Phase<T>& second) const {
+  if (!components) return own.add(last, run.begin, run.end);
+  Phase<T>::each_block(run.begin, run.end, [&](int64_t begin, int64_t end) {
+    const std::vector<int32_t> pages = components->of_rows(a.slot, begin, end);
+    if (pages.empty()) return own.add(last, begin, end);
+    components->add_first(first, a, pages, paged, begin, end);
+    second.add(last, components->terms(pages, paged), begin, end);
+  });
 }
 
 template struct LinearView<float>;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <map>
+#include <optional>
 
+#include "cpu/gemm/component_pages.h"
 #include "cpu/gemm/linear.h"
 #include "cpu/gemm/phase.h"
 
@@ -12,6 +14,13 @@ namespace zweave {
 struct Run {
   int64_t begin, end;
   LinearMode mode;
+};
+
+// What lies between the two products of a linear.
+template <class T>
+struct Between {
+  Buffer<T> hidden;  // [T, rank]
+  Buffer<T> paged;   // [T, components of the pages of a block of rows], where there are pages
 };
 
 template <class T>
@@ -27,16 +36,19 @@ struct LinearView {
       supports;  // [S], how many leading components of a slot's delta can differ from 0, or null: all
   const std::map<int32_t, Weights>* merged;  // W' [outputs, inputs] of slots that have one
   bool all_factored;                         // whatever `modes` says
+  std::optional<ComponentPages<T>> components;
 
   // Adds the products that read x to `first`, and those that wait for their results to `second`.
-  // x: [T, inputs]; hidden: [T, rank], for what lies between; y: [T, outputs].
-  void add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Buffer<T> hidden, Buffer<T> y,
+  // x: [T, inputs]; y: [T, outputs].
+  void add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Between<T> between, Buffer<T> y,
                 Phase<T>& first, Phase<T>& second) const;
 
  private:
   LinearMode mode_of(int32_t slot) const;
   int64_t delta_rank_of(const int32_t* slot, const Run& run) const;
   Run run_from(const int32_t* slot, int64_t row, int64_t rows) const;
+  void add_last(const Matmul<T>& last, const LinearOperands<T>& a, Run run, Buffer<T> paged, Phase<T>& first,
+                Phase<T>& own, Phase<T>& second) const;
 };
 
 }  // namespace zweave

@@ -15,14 +15,20 @@ namespace {
 // second-level cache, and so do those of the next tile, which are fetched meanwhile.
 constexpr int64_t kSlice = 1024;
 
-// Packs of the plain terms.
+// Packs of the plain terms, without the pages.
 template <class T>
-int64_t plain_packs(const Matmul<T>& m) {
+int64_t term_packs(const Matmul<T>& m) {
   int64_t packs = 0;
   for (int64_t i = 0; i < m.num_terms; ++i) {
     if (m.terms[i].weights.storage == Storage::plain) packs += packs_of(m.terms[i]);
   }
   return packs;
+}
+
+// Packs of the plain terms and of the pages.
+template <class T>
+int64_t plain_packs(const Matmul<T>& m) {
+  return term_packs(m) + m.num_pages * (kPanel / kPack<T>);
 }
 
 // Whether a product of so few rows is bound by memory alone. With integer weights it never is: they are read
@@ -35,8 +41,8 @@ bool is_streamed(const Matmul<T>& m, int64_t rows) {
   return rows <= Simd::streamed_rows;
 }
 
-// One tile over packs [begin, end) of all plain terms, added to `sums` [rows, kTileOutputs] unless it begins
-// at 0.
+// One tile over packs [begin, end) of all plain terms and pages, added to `sums` [rows, kTileOutputs] unless
+// it begins at 0.
 template <class T, int rows, int panels>
 void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, int64_t end, Fetch fetch,
                  float* sums) {
@@ -47,8 +53,9 @@ void matmul_tile(const Matmul<T>& m, int64_t row, int64_t panel, int64_t begin, 
     clear<rows, panels>(sum);
   }
   int64_t first = 0;
-  for (int64_t i = 0; i < m.num_terms && first < end; ++i) {
-    const Term<T>& term = m.terms[i];
+  for (int64_t i = 0; i < m.num_terms + m.num_pages && first < end; ++i) {
+    const Term<T>& term = i < m.num_terms ? m.terms[i] : m.pages[i - m.num_terms];
+    if (term.weights.storage != Storage::plain) continue;
     const int64_t packs = packs_of(term);
     const int64_t from = begin > first ? begin - first : 0;
     const int64_t to = end - first < packs ? end - first : packs;
@@ -124,20 +131,21 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }
 
-// A few rows under many panels: one term of all panels, then the other, so that memory is read in long
-// streams.
+// A few rows under many panels: one term of all panels, then the other, then the pages, so that memory is read
+// in long streams.
 template <class T>
 void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                    int64_t panel_end) {
   constexpr int64_t most = 32;
   alignas(64) float sums[most][Simd::streamed_rows * kTileOutputs];
-  const int64_t packs[] = {0, packs_of(m.terms[0]), plain_packs(m)};
+  const int64_t packs[] = {0, packs_of(m.terms[0]), term_packs(m), plain_packs(m)};
   for (int64_t first = panel_begin; first < panel_end; first += most) {
     const int64_t count = panel_end - first < most ? panel_end - first : most;
     if (m.scale) {
       for (int64_t i = 0; i < count; ++i) fetch_scales(m, row_begin, row_end, first + i);
     }
-    for (int64_t term = 0; term < m.num_terms; ++term) {
+    for (int64_t term = 0; term < 3; ++term) {
+      if (term && packs[term] == packs[term + 1]) continue;
       for (int64_t i = 0; i < count; ++i) {
         with_rows<Simd::streamed_rows>(row_end - row_begin, [&]<int rows>() {
           matmul_tile<T, rows, 1>(m, row_begin, first + i, packs[term], packs[term + 1], Fetch{}, sums[i]);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <deque>
+#include <utility>
 #include <vector>
 
 #include "cpu/gemm/integer_rows.h"
@@ -26,6 +28,7 @@ struct Job {
       const Term<T>& term = product.terms[i];
       inputs += term.weights.storage == Storage::plain ? term.inputs : divide_up(term.inputs, 2);
     }
+    inputs += product.num_pages * kPanel;
     return inputs * std::max(kMemoryBoundRows, row_end - row_begin);
   }
 };
@@ -38,17 +41,28 @@ class Phase {
   void clear(int64_t rows) {
     rows_ = rows;
     jobs_.clear();
+    pages_.clear();
     integers_.clear();
     total_ = 0;
   }
 
   void add(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
+    each_block(row_begin, row_end, [&](int64_t begin, int64_t end) { add_job(product, begin, end); });
+  }
+
+  // The same with pages, for the rows of one block.
+  void add(Matmul<T> product, std::vector<Term<T>> pages, int64_t row_begin, int64_t row_end) {
+    pages_.push_back(std::move(pages));
+    product.pages = pages_.back().data();
+    product.num_pages = int64_t(pages_.back().size());
+    add_job(product, row_begin, row_end);
+  }
+
+  // Calls body(begin, end) for blocks of nearly equal size, of at most kRows rows.
+  template <class Body>
+  static void each_block(int64_t row_begin, int64_t row_end, Body body) {
     const int64_t rows = row_end - row_begin, most = divide_up(rows, divide_up(rows, kRows));
-    for (int64_t row = row_begin; row < row_end; row += most) {
-      const int64_t end = std::min(row + most, row_end);
-      jobs_.push_back({product, row, end, integers_of(product, row, end)});
-      total_ += jobs_.back().panels() * jobs_.back().cost();
-    }
+    for (int64_t row = row_begin; row < row_end; row += most) body(row, std::min(row + most, row_end));
   }
 
   bool empty() const { return jobs_.empty(); }
@@ -92,6 +106,11 @@ class Phase {
     bool operator==(const Integers&) const = default;
   };
 
+  void add_job(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
+    jobs_.push_back({product, row_begin, row_end, integers_of(product, row_begin, row_end)});
+    total_ += jobs_.back().panels() * jobs_.back().cost();
+  }
+
   // Products of the same rows share their integers.
   int64_t integers_of(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
     const Term<T>& last = product.terms[product.num_terms - 1];
@@ -118,6 +137,7 @@ class Phase {
   }
 
   std::vector<Job<T>> jobs_;
+  std::deque<std::vector<Term<T>>> pages_;  // of the jobs, which point into it
   std::vector<Integers> integers_;
   int64_t rows_ = 0;
   int64_t total_ = 0;

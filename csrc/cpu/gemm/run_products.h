@@ -10,25 +10,27 @@ namespace zweave {
 // to kMemoryBoundRows rows.
 constexpr int64_t kWorthWaking = 100000;
 
-// Computes `rows` rows. wake(run) calls run(team) on every thread of a team.
+// Computes a phase and then one that reads what it writes. wake(run) calls run(team) on every thread of a team.
+template <class T, class Wake>
+void run_phases(const TypedKernels<T>& kernel, const Phase<T> (&phases)[2], Wake wake) {
+  const auto run = [&](const Team& team) {
+    if (!phases[0].empty()) phases[0].run(kernel, team, phases[1].first_weight(team));
+    if (phases[1].empty()) return;
+    if (!phases[0].empty()) team.wait();
+    phases[1].run(kernel, team, nullptr);
+  };
+  if (phases[0].cost() + phases[1].cost() >= kWorthWaking) return wake(run);
+  Team::Barrier barrier;
+  run(Team(0, 1, barrier));
+}
+
+// Computes `rows` rows.
 template <class T, class Wake>
 void run_products(const TypedKernels<T>& kernel, const LinearProducts<T>& products, int64_t rows, Wake wake) {
   Phase<T> phases[2];
-  int64_t cost = 0;
-  for (int64_t i = 0; i < products.count; ++i) {
-    phases[i].clear(rows);
-    phases[i].add(products.product[i], 0, rows);
-    cost += phases[i].cost();
-  }
-  const auto run = [&](const Team& team) {
-    for (int64_t i = 0; i < products.count; ++i) {
-      if (i > 0) team.wait();
-      phases[i].run(kernel, team, i + 1 < products.count ? phases[i + 1].first_weight(team) : nullptr);
-    }
-  };
-  if (cost >= kWorthWaking) return wake(run);
-  Team::Barrier barrier;
-  run(Team(0, 1, barrier));
+  for (Phase<T>& phase : phases) phase.clear(rows);
+  for (int64_t i = 0; i < products.count; ++i) phases[i].add(products.product[i], 0, rows);
+  run_phases(kernel, phases, wake);
 }
 
 }  // namespace zweave

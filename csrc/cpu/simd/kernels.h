@@ -64,12 +64,14 @@ struct Term {
   char* integers;  // this thread's copy of x as integers (integer_rows.h); null if the weights are plain
 };
 
-// y = (sum of the terms) * scale[slot] + bias, the last two where given. Plain terms are one chain of
-// additions, as if their inputs lay side by side. Only the last term may have integer weights.
+// y = (sum of the terms and pages) * scale[slot] + bias, the last two where given. Plain terms and pages are
+// one chain of additions, as if their inputs lay side by side. Only the last term may have integer weights.
 template <class T>
 struct Matmul {
   Term<T> terms[2];
   int64_t num_terms;
+  const Term<T>* pages;  // further plain terms, of kPanel inputs each
+  int64_t num_pages;
   int64_t outputs;
   T* y;          // [T, outputs], or null
   float* y_f32;  // the same in float32, where y is null

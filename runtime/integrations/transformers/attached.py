@@ -135,7 +135,7 @@ class Attached:
             raise ZweaveError(f"the expert {name!r} learns already")
         if "." in name:
             raise ZweaveError(f"the expert {name!r} cannot learn: parameters have no dots in their names")
-        start = self._bank.registered(name).read() if name in self._bank.experts() else None
+        start = self._bank.expert(name) if name in self._bank.experts() else None
         if start is not None and start.scope != "always":
             raise ZweaveError(f"the expert {name!r} acts after the prompt only: train it with zweave train")
         if start is not None and start.renormalise:
@@ -166,7 +166,7 @@ class Attached:
         """The expert in its current state; ZweaveError if there is none of that name, or its z are not finite."""
         self._check_attached()
         if name not in self._learnt:
-            return self._bank.registered(name).read()
+            return self._bank.expert(name)
         z: dict[str, Tensor] = {
             module: linear.z[name].detach().float().cpu().clone()
             for module, linear in self._linears.items()

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from ...engine.delta_stream import DeltaStream
 from ...errors import ZweaveError
-from ...experts.expert_entry import ExpertEntry
+from ...experts.bank import Entry
 from ...request import Delta, Request
 from ..served import Served
 
@@ -19,7 +19,7 @@ class Submission:
     def __init__(self, served: Served, request: Request) -> None:
         self._served = served
         self._request = request
-        self._experts: list[ExpertEntry] = []
+        self._experts: list[Entry] = []
         self._stream: DeltaStream | None = None
         self._failure: Exception | None = None
 

@@ -27,7 +27,7 @@ def expert_z(name: str, http: HttpRequest) -> dict[str, Any]:
     config = server.engine.model.config
     matrices = list(dict.fromkeys(map(linear_of, config.adapted_shapes())))
     values: list[list[float | None]] = [[None] * len(matrices) for _ in range(config.num_layers)]
-    for module, distance in _distances(bank.registered(name).read()).items():
+    for module, distance in _distances(bank.expert(name)).items():
         values[layer_of(module)][matrices.index(linear_of(module))] = distance
     return {"layers": config.num_layers, "matrices": matrices, "values": values}
 

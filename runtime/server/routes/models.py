@@ -8,7 +8,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
 from ...errors import shortened
-from ...experts.expert_entry import ExpertEntry
+from ...experts.bank import Entry
 from ..errors import ApiError
 from ..json_route import JsonRoute
 from ..served import Served, served
@@ -46,11 +46,11 @@ def _names(server: Served, loaded: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _loaded(server: Served) -> dict[str, ExpertEntry]:
+def _loaded(server: Served) -> dict[str, Entry]:
     return {entry.name: entry for entry in server.engine.bank.entries()}
 
 
-def _model(server: Served, name: str, loaded: Mapping[str, ExpertEntry]) -> dict[str, Any]:
+def _model(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, Any]:
     base = server.settings.model_name
     return {
         "id": name,
@@ -64,7 +64,7 @@ def _model(server: Served, name: str, loaded: Mapping[str, ExpertEntry]) -> dict
     }
 
 
-def _facts(server: Served, name: str, loaded: Mapping[str, ExpertEntry]) -> dict[str, Any]:
+def _facts(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, Any]:
     """What kind of model it is, and of an expert what its file says."""
     if name == server.settings.model_name:
         return {"kind": "base"}

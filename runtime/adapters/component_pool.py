@@ -1,0 +1,175 @@
+"""Resident components of LoRAs: a bounded pool of pages that all linears share, and which slot has which.
+
+An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one list says for all
+matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay
+until another one wants their pages, least recently used first; those that a slot has are never taken.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from zweave.kernels import PAGE, ComponentPages, PackedComponents
+
+from ..checkpoint.module_name import layer_of
+from ..errors import ZweaveError
+from .lora import Lora
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLora:
+    """A LoRA in kernel order.
+
+    digest: of the LoRA.
+    pages: that it wants.
+    parts: adapted matrix -> its components, alpha / r among them; zero beyond its own rank.
+    """
+
+    digest: str
+    pages: int
+    parts: Mapping[str, PackedComponents]
+
+    @classmethod
+    def of(cls, lora: Lora, digest: str, dtype: torch.dtype) -> "PackedLora":
+        """dtype: of the model's activations; B is scaled in float32 before it is rounded."""
+        rank = lora.rank
+        parts = {
+            module: PackedComponents.of(
+                pad(pair.a.to(dtype), (0, 0, 0, rank - pair.rank)),
+                pad((pair.b.float() * pair.scaling).to(dtype), (0, rank - pair.rank)),
+            )
+            for module, pair in lora.pairs.items()
+        }
+        return cls(digest, pages_of_rank(rank), parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.vt.nbytes + part.u.nbytes for part in self.parts.values())
+
+
+def pages_of_rank(rank: int) -> int:
+    """Pages that an adapter takes."""
+    return -(-rank // PAGE)
+
+
+@dataclass(slots=True)
+class _Resident:
+    """pages: that an adapter has; index, layers: of the matrices that it adapts; holders: slots that have it."""
+
+    pages: list[int]
+    index: Tensor
+    layers: list[int]
+    holders: int = 0
+
+
+class ComponentPool:
+    """Assigns pages to adapters, and adapters to slots. Not thread-safe: the bank's lock covers it.
+
+    shapes: adaptable matrix -> (out_features, in_features), in layer order.
+    components: that stay resident, rounded down to whole pages; memory is taken as they are written.
+    slots: number of slots, the base model's included.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], components: int, slots: int, dtype: torch.dtype
+    ) -> None:
+        self.shapes = dict(shapes)
+        self.dtype = dtype
+        self.num_pages = components // PAGE
+        self._scale = torch.zeros(len(shapes), slots, self.num_pages * PAGE)
+        self._pages_of = torch.full((slots, self.num_pages), -1, dtype=torch.int32)
+        self._index = {module: index for index, module in enumerate(shapes)}
+        self._adapted = torch.zeros(len(self._index), slots, dtype=torch.uint8)
+        self._linears = {
+            module: ComponentPages.empty(
+                shape,
+                self.num_pages,
+                dtype,
+                self._scale[index],
+                self._pages_of,
+                self._adapted[index],
+            )
+            for index, (module, shape) in enumerate(shapes.items())
+        }
+        self._free = list(range(self.num_pages - 1, -1, -1))
+        self._resident: OrderedDict[str, _Resident] = OrderedDict()
+        self._held: dict[int, tuple[str, ...]] = {}
+
+    def linear(self, module: str) -> ComponentPages:
+        """The pages of a matrix, which its linear reads."""
+        return self._linears[module]
+
+    def check(self, ranks: Iterable[int]) -> None:
+        """Raises ZweaveError if adapters of these ranks are larger than the pool together."""
+        total = sum(map(pages_of_rank, ranks))
+        if total > self.num_pages:
+            raise ZweaveError(
+                f"the adapters have {total * PAGE} components and the engine keeps {self.num_pages * PAGE}: "
+                "give it more lora_components"
+            )
+
+    def is_resident(self, digest: str) -> bool:
+        return digest in self._resident
+
+    def has_free(self, adapter: PackedLora) -> bool:
+        """Whether an adapter fits pages that nobody has."""
+        return adapter.pages <= len(self._free)
+
+    def holds(self, slot: int) -> bool:
+        """Whether a slot has adapters."""
+        return slot in self._held
+
+    def place(self, adapters: Sequence[PackedLora]) -> bool:
+        """Makes adapters resident that are not; False, and nothing is changed, if slots hold too many pages."""
+        wanted = {adapter.digest for adapter in adapters}
+        missing = [adapter for adapter in adapters if adapter.digest not in self._resident]
+        idle = [
+            digest
+            for digest, resident in self._resident.items()
+            if not resident.holders and digest not in wanted
+        ]
+        need = sum(adapter.pages for adapter in missing)
+        if need > len(self._free) + sum(len(self._resident[digest].pages) for digest in idle):
+            return False
+        while need > len(self._free):
+            self._free.extend(self._resident.pop(idle.pop(0)).pages)
+        for adapter in missing:
+            self._write(adapter)
+        return True
+
+    def assign(self, slot: int, adapters: Sequence[tuple[str, Sequence[float]]]) -> None:
+        """Gives a slot that has none its adapters, all resident, each with its weights, one a layer."""
+        assert slot not in self._held
+        pages: list[int] = []
+        for digest, weights in adapters:
+            resident = self._resident[digest]
+            resident.holders += 1
+            self._resident.move_to_end(digest)
+            pages += resident.pages
+            columns = torch.tensor([page * PAGE + i for page in resident.pages for i in range(PAGE)])
+            each = torch.tensor([weights[layer] for layer in resident.layers], dtype=torch.float32)
+            self._scale[resident.index[:, None], slot, columns] = each[:, None]
+            self._adapted[resident.index, slot] = 1
+        self._pages_of[slot, : len(pages)] = torch.tensor(sorted(pages), dtype=torch.int32)
+        self._held[slot] = tuple(digest for digest, _ in adapters)
+
+    def release(self, slot: int) -> None:
+        """Takes a slot's adapters away, if it has any; they stay resident until others want their pages."""
+        for digest in self._held.pop(slot, ()):
+            self._resident[digest].holders -= 1
+        self._scale[:, slot] = 0
+        self._pages_of[slot] = -1
+        self._adapted[:, slot] = 0
+
+    def _write(self, adapter: PackedLora) -> None:
+        """Writes an adapter to free pages; neighbours where there are."""
+        self._free.sort(reverse=True)
+        pages = sorted(self._free.pop() for _ in range(adapter.pages))
+        for module, part in adapter.parts.items():
+            self._linears[module].write(pages, part)
+        index = torch.tensor([self._index[module] for module in adapter.parts])
+        self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.parts)])

@@ -1,0 +1,100 @@
+"""A LoRA: for each adapted matrix a product of two thin ones, W' = W + scaling * B A."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.module_name import layer_of
+from ..errors import ZweaveError, shortened
+from ..names import Scope
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraPair:
+    """What a LoRA adds to one matrix W [M, N].
+
+    a: [r, N].
+    b: [M, r].
+    scaling: alpha / r, or alpha / sqrt(r) of rsLoRA.
+    """
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lora:
+    """A LoRA adapter.
+
+    pairs: adapted matrix -> what it adds; ranks may differ.
+    scope: "always", or "after_prompt": it acts from the invocation tokens on.
+    invocation_tokens: of an activated LoRA, which acts from their last occurrence in a prompt on; else empty.
+    description: a text for people.
+    Raises ZweaveError if shapes do not fit each other, or a value is NaN or infinite.
+    """
+
+    pairs: Mapping[str, LoraPair]
+    scope: Scope = "always"
+    invocation_tokens: tuple[int, ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise ZweaveError("the adapter adapts no matrix")
+        for module, pair in self.pairs.items():
+            _check_pair(module, pair)
+
+    @property
+    def rank(self) -> int:
+        """The largest of its matrices' ranks."""
+        return max(pair.rank for pair in self.pairs.values())
+
+    @property
+    def first_layer(self) -> int:
+        """It changes nothing below this layer."""
+        return min(layer_of(module) for module in self.pairs)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that changes what it computes."""
+        hashed = hashlib.sha256(f"zweave-lora-1 {self.scope} {self.invocation_tokens}".encode())
+        for module in sorted(self.pairs):
+            pair = self.pairs[module]
+            hashed.update(f"\n{module} {pair.rank} {pair.scaling.hex()}\n".encode())
+            for part in (pair.a, pair.b):
+                hashed.update(f"{part.dtype}".encode())
+                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return hashed.hexdigest()
+
+    def check(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ZweaveError unless it fits a model.
+
+        shapes: the model's adaptable matrices, (out_features, in_features) each.
+        """
+        for module, pair in self.pairs.items():
+            if module not in shapes:
+                raise ZweaveError(f"the model has no adaptable matrix {shortened(module)}")
+            M, N = shapes[module]
+            found = (pair.b.shape[0], pair.a.shape[1])
+            if found != (M, N):
+                raise ZweaveError(
+                    f"{module}: the adapter is for a matrix of {found[0]} x {found[1]} and the model's is "
+                    f"{M} x {N}: it is for another model"
+                )
+
+
+def _check_pair(module: str, pair: LoraPair) -> None:
+    a, b = pair.a, pair.b
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        raise ZweaveError(f"{module}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not share a rank")
+    for name, part in (("lora_A", a), ("lora_B", b)):
+        if not part.isfinite().all():
+            raise ZweaveError(f"{module}: {name} holds NaN or infinity")

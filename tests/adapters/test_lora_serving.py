@@ -1,0 +1,161 @@
+"""LoRAs beside experts in one batch: the tokens of transformers with merged weights, the same bits in any company."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from zweave.checkpoint.module_name import layer_of
+from zweave.engine import Engine
+from zweave.errors import ZweaveError
+from zweave.experts import Expert
+from zweave.request import Request
+
+NEW = 12
+PROMPTS = [list(range(3 + index, 20 + 2 * index)) for index in range(9)]
+
+
+def answers(engine: Engine, experts: list[Any], prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
+    requests = [
+        Request(prompt, expert=expert, max_tokens=NEW, ignore_eos=True)
+        for prompt, expert in zip(prompts, experts, strict=True)
+    ]
+    return [result.token_ids for result in engine.generate(requests)]
+
+
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    whole = model.generate(
+        torch.tensor([prompt]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None
+    )
+    return whole[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 8, "lora_alpha": 16},
+        {"r": 20, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]},
+        {"r": 3, "use_rslora": True, "rank_pattern": {"k_proj": 17, "layers.1.mlp.up_proj": 1}},
+        {
+            "r": 4,
+            "alpha_pattern": {"o_proj": 40, "q_proj": 1},
+            "layers_to_transform": [1],
+            "target_modules": ["o_proj", "q_proj", "up_proj"],
+        },
+    ],
+    ids=["all", "q and v", "ranks", "alphas"],
+)
+def test_pefts_adapters_give_the_tokens_of_merged_weights(
+    config: dict[str, Any], save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    directory, merged = save_lora("one", 1, **config)
+    engine = tiny_engine(prefix_cache=False)
+    base = answers(engine, [None] * 9)
+    engine.load_expert("one", directory)
+    mixed = answers(engine, ["one", None, "a"] * 3)
+    assert mixed[::3] == [greedy(merged, prompt) for prompt in PROMPTS[::3]]
+    assert mixed[1::3] == base[1::3] and mixed[::3] != base[::3]
+
+
+def test_mixtures_are_the_same_linear_combination_as_among_experts(
+    save_lora: Callable[..., Any],
+    tiny_engine: Callable[..., Engine],
+    tiny_model: Callable[..., Path],
+    random_expert: Callable[..., Expert],
+    merged_model: Callable[..., Any],
+) -> None:
+    saved = {name: save_lora(name, seed, r=4)[0] for name, seed in (("one", 1), ("two", 2))}
+    engine = tiny_engine(prefix_cache=False)
+    for name, directory in saved.items():
+        engine.load_expert(name, directory)
+    model = tiny_model("llama", vocab_size=96)
+    a = random_expert(engine.model.config.adapted_shapes(), seed=1)
+    # Where an expert adapts a matrix, a LoRA beside it counts as z = 1.
+    as_experts = {"a": a} | {name: Expert({m: torch.ones_like(z) for m, z in a.z.items()}) for name in saved}
+    mixtures = [{"one": 0.5, "two": -1.5}, {"one": 0.5, "a": 0.4}, {"one": [0.25, 2.0]}]
+    for mixture, tokens in zip(mixtures, answers(engine, mixtures, [PROMPTS[0]] * 3), strict=True):
+        merged = merged_model(model, as_experts, mixture if "a" in mixture else None)
+        for name in mixture.keys() & saved.keys():
+            add_lora(merged, saved[name], mixture[name])
+        assert tokens == greedy(merged, PROMPTS[0]), mixture
+
+
+def add_lora(model: Any, directory: Path, weight: float | list[float]) -> None:
+    """W += weight alpha / r B A, with one weight or one a layer."""
+    config = json.loads((directory / "adapter_config.json").read_text())
+    tensors = load_file(directory / "adapter_model.safetensors")
+    for key, a in tensors.items():
+        if ".lora_A." in key:
+            module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            scaled = weight[layer_of(module)] if isinstance(weight, list) else weight
+            b = tensors[key.replace(".lora_A.", ".lora_B.")]
+            model.get_submodule(module).weight.data += scaled * config["lora_alpha"] / config["r"] * (b @ a)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_answer_does_not_depend_on_the_batch(
+    dtype: str, save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    (one, _), (two, _) = (save_lora(name, seed, r=r) for name, seed, r in (("one", 1, 4), ("two", 2, 33)))
+    engine = tiny_engine(dtype, prefix_cache=False)
+    engine.load_expert("one", one)
+    engine.load_expert("two", two)
+    experts = ["one", "two", "a", None, {"one": 0.3, "b": 0.6}, "two", "late", "one", "b"]
+    together = answers(engine, experts)
+    for prompt, expert, tokens in zip(PROMPTS, experts, together, strict=True):
+        assert answers(engine, [expert], [prompt]) == [tokens]
+
+
+def test_few_pages_make_requests_wait_and_none_gets_anothers(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    saved = {f"l{seed}": save_lora(f"l{seed}", seed, r=16) for seed in range(5)}
+    engine = tiny_engine(prefix_cache=False, lora_components=32)
+    for name, (directory, _) in saved.items():
+        engine.load_expert(name, directory)
+    names = [*saved, *saved][:9]
+    assert answers(engine, names) == [
+        greedy(saved[name][1], prompt) for name, prompt in zip(names, PROMPTS, strict=True)
+    ]
+    with pytest.raises(ZweaveError, match="the adapters have 48 components and the engine keeps 32"):
+        answers(engine, [{"l0": 1.0, "l1": 1.0, "l2": 1.0}], PROMPTS[:1])
+
+
+def test_a_reloaded_name_serves_no_stale_keys(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    (one, first), (two, second) = (save_lora(name, seed, r=4) for name, seed in (("one", 1), ("two", 2)))
+    engine = tiny_engine()
+    for directory, merged in ((one, first), (two, second), (one, first)):
+        engine.load_expert("x", directory)
+        assert answers(engine, ["x"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]
+
+
+def test_an_activated_lora_spares_the_prompt_before_its_tokens(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    directory, adapted = save_lora(
+        "act", 1, merge=False, r=4, task_type="CAUSAL_LM", alora_invocation_tokens=[7, 9]
+    )
+    engine = tiny_engine()
+    engine.load_expert("act", directory)
+    prompt = [*range(20, 52), 7, 9, 30]
+    base = engine.generate(Request(prompt, max_tokens=1))[0]
+    assert not base.reused_tokens
+    (result,) = engine.generate([Request(prompt, expert="act", max_tokens=NEW, ignore_eos=True)])
+    assert result.reused_tokens >= 28
+    assert result.token_ids == greedy(adapted, prompt)
+    with pytest.raises(ZweaveError, match=r"does not hold the tokens that activate 'act': \[7, 9\]"):
+        engine.generate(Request(prompt[:-2], expert="act"))
+
+
+def test_other_devices_refuse_in_one_line(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    directory, _ = save_lora("one", 1, r=4)
+    with pytest.raises(ZweaveError, match="'one' is a LoRA, which this engine cannot serve"):
+        tiny_engine(device="reference").load_expert("one", directory)
