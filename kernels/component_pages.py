@@ -38,9 +38,8 @@ class PackedComponents:
     @classmethod
     def of(cls, vt: Tensor, u: Tensor) -> "PackedComponents":
         """vt: [r, N]; u: [M, r]; both bf16 or both float32."""
-        pages = -(-len(vt) // PAGE)
-        missing = pages * PAGE - len(vt)
-        u = torch.nn.functional.pad(u, (0, missing))
+        if missing := -len(vt) % PAGE:
+            u = torch.nn.functional.pad(u, (0, missing))
         return cls(pack(vt).data, torch.stack([pack(part).data for part in u.split(PAGE, 1)]))
 
 
@@ -48,7 +47,8 @@ class PackedComponents:
 class ComponentPages:
     """The pages of a linear, and which slots have them.
 
-    vt: [pages, ...] and u: [pages, ...], see `PackedComponents`; a page that no slot has may hold anything finite.
+    vt: [pages, ...] and u: [pages, ...], see `PackedComponents`; contiguous within a page. A page that no slot has may
+        hold anything finite.
     scale: [S, P] float32, P = 16 pages; zero outside a slot's own pages.
     pages_of: [S, most] int32, the pages of each slot, ascending, then -1.
     adapted: [S] uint8, whether a slot's components act on this linear.
@@ -63,18 +63,31 @@ class ComponentPages:
     @classmethod
     def empty(
         cls,
-        shape: tuple[int, int],
+        shapes: Sequence[tuple[int, int]],
         pages: int,
         dtype: torch.dtype,
         scale: Tensor,
         pages_of: Tensor,
         adapted: Tensor,
-    ) -> "ComponentPages":
-        """Unwritten pages of a linear of shape (M, N); memory is taken as they are written."""
-        M, N = shape
-        like = PackedComponents.of(torch.zeros(1, N, dtype=dtype), torch.zeros(M, 1, dtype=dtype))
-        vt, u = (_C.empty_in_huge_pages((pages, *part.shape[1:]), dtype) for part in (like.vt, like.u))
-        return cls(vt, u, scale, pages_of, adapted)
+    ) -> list["ComponentPages"]:
+        """Unwritten pages of linears, one after the other; memory is taken page by page, as they are written.
+
+        shapes: of the linears, (M, N) each; L of them.
+        scale: [L, S, P]; adapted: [L, S]; pages_of: of all linears.
+        """
+        likes = [
+            PackedComponents.of(torch.zeros(1, N, dtype=dtype), torch.zeros(M, 1, dtype=dtype))
+            for M, N in shapes
+        ]
+        parts = [part[0] for like in likes for part in (like.vt, like.u)]
+        # The linears' parts of a page are neighbours, so that an adapter lies in few pages of memory.
+        memory = _C.empty_in_huge_pages((pages, sum(part.numel() for part in parts)), dtype)
+        columns = memory.split([part.numel() for part in parts], 1)
+        views = [column.unflatten(1, part.shape) for column, part in zip(columns, parts, strict=True)]
+        return [
+            cls(vt, u, scale[index], pages_of, adapted[index])
+            for index, (vt, u) in enumerate(zip(views[::2], views[1::2], strict=True))
+        ]
 
     def write(self, pages: Sequence[int], components: PackedComponents) -> None:
         """Writes components to pages that no step in flight reads."""

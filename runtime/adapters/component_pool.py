@@ -37,13 +37,12 @@ class PackedLora:
     def of(cls, lora: Lora, digest: str, dtype: torch.dtype) -> "PackedLora":
         """dtype: of the model's activations; B is scaled in float32 before it is rounded."""
         rank = lora.rank
-        parts = {
-            module: PackedComponents.of(
-                pad(pair.a.to(dtype), (0, 0, 0, rank - pair.rank)),
-                pad((pair.b.float() * pair.scaling).to(dtype), (0, rank - pair.rank)),
-            )
-            for module, pair in lora.pairs.items()
-        }
+        parts = {}
+        for module, pair in lora.pairs.items():
+            a, b = pair.a.to(dtype), (pair.b.float() * pair.scaling).to(dtype)
+            if missing := rank - pair.rank:
+                a, b = pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
+            parts[module] = PackedComponents.of(a, b)
         return cls(digest, pages_of_rank(rank), parts)
 
     @property
@@ -84,17 +83,10 @@ class ComponentPool:
         self._pages_of = torch.full((slots, self.num_pages), -1, dtype=torch.int32)
         self._index = {module: index for index, module in enumerate(shapes)}
         self._adapted = torch.zeros(len(self._index), slots, dtype=torch.uint8)
-        self._linears = {
-            module: ComponentPages.empty(
-                shape,
-                self.num_pages,
-                dtype,
-                self._scale[index],
-                self._pages_of,
-                self._adapted[index],
-            )
-            for index, (module, shape) in enumerate(shapes.items())
-        }
+        linears = ComponentPages.empty(
+            [*shapes.values()], self.num_pages, dtype, self._scale, self._pages_of, self._adapted
+        )
+        self._linears = dict(zip(shapes, linears, strict=True))
         self._free = list(range(self.num_pages - 1, -1, -1))
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._held: dict[int, tuple[str, ...]] = {}

@@ -71,7 +71,7 @@ class Lora:
             hashed.update(f"\n{module} {pair.rank} {pair.scaling.hex()}\n".encode())
             for part in (pair.a, pair.b):
                 hashed.update(f"{part.dtype}".encode())
-                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
         return hashed.hexdigest()
 
     def check(self, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -96,5 +96,6 @@ def _check_pair(module: str, pair: LoraPair) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise ZweaveError(f"{module}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not share a rank")
     for name, part in (("lora_A", a), ("lora_B", b)):
-        if not part.isfinite().all():
+        # One pass, and NaN is kept: `isfinite` makes a tensor of each of its steps.
+        if not all(extreme.isfinite() for extreme in part.aminmax()):
             raise ZweaveError(f"{module}: {name} holds NaN or infinity")

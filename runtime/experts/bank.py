@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -242,6 +242,27 @@ class Bank:
         )
         self._hold_rows(resolved)
         return resolved
+
+    def unread(self, mixture: Mixture | None) -> list[LoraEntry]:
+        """LoRAs of a mixture whose components are neither resident nor ready to be: `prepare` reads them."""
+        with self._lock:
+            found = [self._experts.get(name) for name in (mixture.names if mixture else ())]
+            return [
+                part
+                for part in found
+                if isinstance(part, LoraEntry)
+                and self.components is not None
+                and not self.components.is_resident(part.digest)
+                and self._packed.get(part.digest) is None
+            ]
+
+    def prepare(self, loras: Iterable[LoraEntry]) -> None:
+        """Reads LoRAs, so that whoever acquires them need not; ZweaveError as `acquire` raises it."""
+        for lora in loras:
+            assert self.components is not None
+            packed = PackedLora.of(lora.read(), lora.digest, self.components.dtype)
+            with self._lock:
+                self._packed.put(lora.digest, packed)
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""

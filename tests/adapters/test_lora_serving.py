@@ -1,6 +1,8 @@
 """LoRAs beside experts in one batch: the tokens of transformers with merged weights, the same bits in any company."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zweave.adapters.lora import Lora
 from zweave.checkpoint.module_name import layer_of
-from zweave.engine import Engine
+from zweave.engine import AsyncEngine, Engine
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
+from zweave.experts.byte_cache import ByteCache
+from zweave.experts.lora_entry import LoraEntry
+from zweave.experts.mixture import Mixture
 from zweave.request import Request
 
 NEW = 12
@@ -159,3 +165,38 @@ def test_other_devices_refuse_in_one_line(
     directory, _ = save_lora("one", 1, r=4)
     with pytest.raises(ZweaveError, match="'one' is a LoRA, which this engine cannot serve"):
         tiny_engine(device="reference").load_expert("one", directory)
+
+
+def test_the_engines_thread_reads_no_lora(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, merged = save_lora("one", 1)
+    engine = tiny_engine(prefix_cache=False, lora_components=32)
+    engine.load_expert("one", directory)
+    # Others take its pages, and what was ready to be written is forgotten.
+    for seed in (2, 3):
+        other, _ = save_lora(f"other{seed}", seed, merge=False, r=16)
+        engine.load_expert(f"other{seed}", other)
+    answers(engine, ["other2", "other3"], PROMPTS[:2])
+    engine.bank._packed = ByteCache(1, 1024)
+    assert [entry.name for entry in engine.bank.unread(Mixture.parse("one"))] == ["one"]
+    engine.bank._packed = ByteCache(1 << 30, 1024)
+    readers, read = [], LoraEntry.read
+
+    def watched(entry: LoraEntry) -> Lora:
+        readers.append(threading.current_thread())
+        return read(entry)
+
+    monkeypatch.setattr(LoraEntry, "read", watched)
+
+    async def main() -> tuple[list[int], threading.Thread]:
+        served = AsyncEngine(engine)
+        request = Request(PROMPTS[0], expert="one", max_tokens=NEW, ignore_eos=True)
+        tokens = (await served.generate(request)).token_ids
+        thread = served._thread
+        await served.close()
+        return tokens, thread
+
+    tokens, thread = asyncio.run(main())
+    assert tokens == greedy(merged, PROMPTS[0])
+    assert len(readers) == 1 and readers[0] is not thread

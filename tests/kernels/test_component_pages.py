@@ -44,9 +44,11 @@ def adapted_linear(M: int, N: int, dtype: torch.dtype) -> tuple[AdaptedLinear, A
         pages_of[slot, : len(own)] = torch.tensor(own, dtype=torch.int32)
         for page in own:
             scale[slot, page * PAGE : (page + 1) * PAGE] = torch.randn(PAGE, generator=random)
-    pages = ComponentPages.empty(
-        (M, N), PAGES, dtype, scale, pages_of, torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.uint8)
+    adapted = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.uint8)
+    other, pages = ComponentPages.empty(
+        [(24, 40), (M, N)], PAGES, dtype, scale.expand(2, -1, -1), pages_of, adapted.expand(2, -1)
     )
+    other.vt.fill_(torch.nan), other.u.fill_(torch.nan)
     # A page that nobody has is never read.
     pages.vt[4], pages.u[4] = torch.nan, torch.nan
     for page in (0, 1, 2, 3, 5, 6, 7, 8):
