@@ -71,7 +71,7 @@ class Lora:
             hashed.update(f"\n{module} {pair.rank} {pair.scaling.hex()}\n".encode())
             for part in (pair.a, pair.b):
                 hashed.update(f"{part.dtype}".encode())
-                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy())
+                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return hashed.hexdigest()
 
     def check(self, shapes: Mapping[str, tuple[int, int]]) -> None:
