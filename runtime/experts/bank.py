@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..adapters.component_pool import ComponentPool, PackedLora
+from ..adapters.component_pool import ComponentOrder, ComponentPool, PackedLora
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import lora_directory
 from ..checkpoint.module_name import layer_of
@@ -166,13 +166,17 @@ class Bank:
         """The entry of a LoRA, whose components are resident already if there is room that nobody asks for."""
         pool = self.components
         if pool is None:
-            raise ZweaveError(f"{name!r} is a LoRA, which this engine cannot serve: load it on a CPU engine")
+            raise ZweaveError(
+                f"{name!r} is a LoRA, and this engine keeps no components of LoRAs: give it lora_components "
+                "(--lora-components), 512 for 32 adapters of rank 16"
+            )
         entry, lora = LoraEntry.of(name, source, pool.shapes)
         pool.check([lora.rank])
-        packed = PackedLora.of(lora, entry.digest, pool.dtype)
+        packed = PackedLora.of(lora, entry.digest, pool.order)
         with self._lock:
             self._packed.put(entry.digest, packed)
-            if pool.has_free(packed):
+            # A device is written to by the engine's thread alone, which may be capturing a graph.
+            if pool.order.device.type == "cpu" and pool.has_free(packed):
                 pool.place([packed])
         return entry
 
@@ -260,7 +264,7 @@ class Bank:
         """Reads LoRAs, so that whoever acquires them need not; ZweaveError as `acquire` raises it."""
         for lora in loras:
             assert self.components is not None
-            packed = PackedLora.of(lora.read(), lora.digest, self.components.dtype)
+            packed = PackedLora.of(lora.read(), lora.digest, self.components.order)
             with self._lock:
                 self._packed.put(lora.digest, packed)
 
@@ -361,7 +365,7 @@ class Bank:
         pool = self.components
         if not loras or pool is None:
             return True
-        packed = [self._packed_of(part, pool.dtype) for part, _ in loras]
+        packed = [self._packed_of(part, pool.order) for part, _ in loras]
         while not pool.place(packed):
             slot = next((slot for slot in self._unreferenced if pool.holds(slot)), None)
             if slot is None:
@@ -371,10 +375,10 @@ class Bank:
             self._free.append(slot)
         return True
 
-    def _packed_of(self, entry: LoraEntry, dtype: torch.dtype) -> PackedLora:
+    def _packed_of(self, entry: LoraEntry, order: ComponentOrder) -> PackedLora:
         packed = self._packed.get(entry.digest)
         if packed is None:
-            packed = PackedLora.of(entry.read(), entry.digest, dtype)
+            packed = PackedLora.of(entry.read(), entry.digest, order)
             self._packed.put(entry.digest, packed)
         return packed
 

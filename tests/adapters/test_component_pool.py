@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from zweave.adapters.component_pool import ComponentPool
+from zweave.adapters.component_pool import ComponentOrder, ComponentPool
 from zweave.adapters.lora import Lora, LoraPair
 from zweave.errors import ZweaveError
 from zweave.experts.bank import Bank
@@ -60,7 +60,8 @@ def check(pool: ComponentPool, slot: int, parts: dict[str, float], known: dict[s
 @pytest.mark.parametrize("steps", [1500, pytest.param(100_000, marks=pytest.mark.exhaustive)])
 def test_a_random_trace(steps: int) -> None:
     trace = random.Random(steps)
-    pool = ComponentPool(dict.fromkeys(Q, (M, N)), COMPONENTS, SLOTS, torch.float32)
+    shapes, order = dict.fromkeys(Q, (M, N)), ComponentOrder(torch.float32)
+    pool = ComponentPool(shapes, COMPONENTS, SLOTS, order)
     bank = Bank({module: torch.ones(min(M, N)) for module in Q}, SLOTS, components=pool)
     known: dict[str, Lora] = {}
     held: list[tuple[int, dict[str, float], dict[str, Lora]]] = []

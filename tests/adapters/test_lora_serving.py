@@ -159,14 +159,6 @@ def test_an_activated_lora_spares_the_prompt_before_its_tokens(
         engine.generate(Request(prompt[:-2], expert="act"))
 
 
-def test_other_devices_refuse_in_one_line(
-    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
-) -> None:
-    directory, _ = save_lora("one", 1, r=4)
-    with pytest.raises(ZweaveError, match="'one' is a LoRA, which this engine cannot serve"):
-        tiny_engine(device="reference").load_expert("one", directory)
-
-
 def test_the_engines_thread_reads_no_lora(
     save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
