@@ -62,9 +62,8 @@ def _add_components(source: CheckSource, tokens: int, width: int) -> Made:
     x, outputs = source.normal(tokens, width), (source.between(8, 300), 24)
     scale = torch.zeros(2, 3, 4 * PAGE, device=source.device)
     own = torch.zeros(3, 4 * PAGE, dtype=torch.bool, device=source.device)
-    for slot, pages in ((1, (0, 3)), (2, (2, 3))):
-        for page in pages:
-            own[slot, page * PAGE : (page + 1) * PAGE] = True
+    for row, page in ((1, 0), (1, 3), (2, 2), (2, 3)):
+        own[row, page * PAGE : (page + 1) * PAGE] = True
     scale[:, own] = source.normal(2, int(own.sum()), dtype=torch.float32)
     absent = torch.empty(0)
     shapes = [(M, width) for M in outputs]
