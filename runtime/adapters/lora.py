@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
 from ..names import Scope
+from ..text.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,9 +36,11 @@ class Lora:
     """A LoRA adapter.
 
     pairs: adapted matrix -> what it adds; ranks may differ.
-    scope: "always", or "after_prompt": it acts from the invocation tokens on.
+    scope: "always", or "after_prompt": it acts from the invocation tokens on, or else from the last header of
+        the chat template on.
     invocation_tokens: of an activated LoRA, which acts from their last occurrence in a prompt on; else empty.
     description: a text for people.
+    prompt_template: the prompt that it was trained on, which a bare text is put into; None if that is not known.
     Raises ZweaveError if shapes do not fit each other, or a value is NaN or infinite.
     """
 
@@ -45,6 +48,7 @@ class Lora:
     scope: Scope = "always"
     invocation_tokens: tuple[int, ...] = ()
     description: str = ""
+    prompt_template: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
         if not self.pairs:

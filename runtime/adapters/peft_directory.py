@@ -17,6 +17,7 @@ from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors
 from ..validation import as_number, is_integer
 from .lora import Lora, LoraPair
+from .lora_record import LoraRecord
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 4096
@@ -47,7 +48,7 @@ def lora_directory(path: object) -> Path | None:
 
 
 def read_peft(directory: Path) -> Lora:
-    """The LoRA in a directory that PEFT's `save_pretrained` has written; no code in it is run.
+    """The LoRA in a directory that PEFT's `save_pretrained` or `zweave train` has written; no code in it is run.
 
     Raises ZweaveError if a file is missing, truncated or not what its name says, the adapter is of a kind that
     cannot be served as it is, or its tensors do not fit each other.
@@ -63,11 +64,13 @@ def read_peft(directory: Path) -> Lora:
         config = _config(config_file)
         tensors = _tensors(weights_file)
         invocation = _invocation_tokens(config)
+        record = LoraRecord.read(directory) or LoraRecord(description=_text(config.get("description")))
         return Lora(
             pairs=dict(_pairs(tensors, config)),
-            scope="after_prompt" if invocation else "always",
+            scope="after_prompt" if invocation else record.scope,
             invocation_tokens=invocation,
-            description=_text(config.get("description")),
+            description=record.description,
+            prompt_template=record.prompt_template,
         )
     except ZweaveError as error:
         raise ZweaveError(f"{directory}: {error}") from None

@@ -26,7 +26,8 @@ class LoraEntry:
     rank: of the LoRA.
     path: its directory, read again when its components are wanted; None if `lora` is in memory.
     lora: the LoRA, None if it is in a directory.
-    renormalise, prompt_template, modes: what experts have, and LoRAs never.
+    prompt_template: of the LoRA.
+    renormalise, modes: what experts have, and LoRAs never.
     """
 
     name: str
@@ -38,8 +39,8 @@ class LoraEntry:
     rank: int
     path: Path | None
     lora: Lora | None
+    prompt_template: PromptTemplate | None
     renormalise: bool = False
-    prompt_template: PromptTemplate | None = None
     modes: None = None
 
     @property
@@ -82,5 +83,6 @@ class LoraEntry:
             rank=lora.rank,
             path=path,
             lora=lora if path is None else None,
+            prompt_template=lora.prompt_template,
         )
         return entry, lora
