@@ -9,6 +9,7 @@ PULLED_MODELS = (DEFAULT_MODEL,)
 DTYPES = ("float32", "bfloat16")
 # Of an engine, unless the user says otherwise.
 SLOTS = 64
+LORA_COMPONENTS = 512
 MAX_SEQUENCES = 64
 KV_TOKENS = 16384
 BUNDLED_EXPERTS = tuple(

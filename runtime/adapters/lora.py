@@ -1,6 +1,7 @@
 """A LoRA: for each adapted matrix a product of two thin ones, W' = W + scaling * B A."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,12 @@ class LoraPair:
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of scaling * B A, whose Gram matrices are of size r alone."""
+        a, b = self.a.double(), self.b.double()
+        return abs(self.scaling) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,8 +43,11 @@ _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def lora_directory(path: object) -> Path | None:
-    """The path if it is a directory, as adapters are and experts are not."""
-    return Path(path) if isinstance(path, str | PathLike) and os.path.isdir(path) else None
+    """The path if it is a directory that PEFT has saved to; not one of an expert that was exported for vLLM."""
+    if not isinstance(path, str | PathLike) or not os.path.isfile(Path(path) / CONFIG):
+        return None
+    config = _json(Path(path) / CONFIG)
+    return None if isinstance(config, dict) and "zweave" in config else Path(path)
 
 
 def read_peft(directory: Path) -> Lora:
@@ -61,7 +64,7 @@ def read_peft(directory: Path) -> Lora:
         why = ", and its weights are a pickle, which can run code" if pickled else ""
         raise ZweaveError(f"{directory}: holds no {WEIGHTS}{why}: save it again as safetensors")
     try:
-        config = _config(config_file)
+        config = peft_config(config_file)
         tensors = _tensors(weights_file)
         invocation = _invocation_tokens(config)
         record = LoraRecord.read(directory) or LoraRecord(description=_text(config.get("description")))
@@ -76,11 +79,17 @@ def read_peft(directory: Path) -> Lora:
         raise ZweaveError(f"{directory}: {error}") from None
 
 
-def _config(file: Path) -> Mapping[str, Any]:
+def _json(file: Path) -> object:
+    """What a file of JSON holds; None if it cannot be read."""
     try:
-        config = parse_json(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        config = None
+        return parse_json(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+
+
+def peft_config(file: Path) -> Mapping[str, Any]:
+    """The fields of an adapter_config.json; ZweaveError if the adapter is of a kind that cannot be served."""
+    config = _json(file)
     if not isinstance(config, dict):
         raise ZweaveError(f"{CONFIG} is not a JSON object")
     kind = config.get("peft_type")

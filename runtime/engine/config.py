@@ -9,7 +9,7 @@ from zweave.kernels import cpu_isa
 
 from ..device import parse_device
 from ..errors import ZweaveError
-from ..names import KV_TOKENS, MAX_SEQUENCES, SLOTS
+from ..names import KV_TOKENS, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS
 from ..validation import (
     as_integer,
     as_number,
@@ -66,7 +66,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     device: str = "cpu"
     slots: int = SLOTS
-    lora_components: int = 512
+    lora_components: int = LORA_COMPONENTS
     max_sequences: int = MAX_SEQUENCES
     max_batch_tokens: int = _FILLED_IN
     kv_tokens: int | None = None

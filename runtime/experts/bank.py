@@ -166,7 +166,9 @@ class Bank:
         """The entry of a LoRA, whose components are resident already if there is room that nobody asks for."""
         pool = self.components
         if pool is None:
-            raise ZweaveError(f"{name!r} is a LoRA, which this engine cannot serve: load it on a CPU engine")
+            raise ZweaveError(
+                f"{name!r} is a LoRA, which this engine cannot serve: it wants a CPU and lora_components"
+            )
         entry, lora = LoraEntry.of(name, source, pool.shapes)
         pool.check([lora.rank])
         packed = PackedLora.of(lora, entry.digest, pool.dtype)

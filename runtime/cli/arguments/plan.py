@@ -2,7 +2,7 @@
 
 import argparse
 
-from ...names import DEFAULT_MODEL, DTYPES
+from ...names import DEFAULT_MODEL, DTYPES, LORA_COMPONENTS
 from ...options.arguments import positive_number, positive_whole, whole
 from ..parser import Deferred
 
@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-memory", type=positive_number, metavar="MiB", help="for the weights of the adapted matrices"
+    )
+    parser.add_argument(
+        "--lora-components",
+        type=whole,
+        default=LORA_COMPONENTS,
+        metavar="N",
+        help="of LoRAs, resident besides the budget (%(default)s)",
     )
     parser.add_argument(
         "--max-error",
