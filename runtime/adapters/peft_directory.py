@@ -17,9 +17,11 @@ from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors
 from ..validation import as_number, is_integer
 from .lora import Lora, LoraPair
-from .lora_record import LoraRecord
+from .lora_record import LORA_RECORD, LoraRecord
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# All that `read_peft` reads.
+ADAPTER_FILES = (CONFIG, WEIGHTS, LORA_RECORD)
 MAX_RANK = 4096
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight")

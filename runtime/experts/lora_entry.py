@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import read_peft
@@ -27,6 +28,7 @@ class LoraEntry:
     path: its directory, read again when its components are wanted; None if `lora` is in memory.
     lora: the LoRA, None if it is in a directory.
     prompt_template: of the LoRA.
+    kind: what it is.
     renormalise, modes: what experts have, and LoRAs never.
     """
 
@@ -40,6 +42,7 @@ class LoraEntry:
     path: Path | None
     lora: Lora | None
     prompt_template: PromptTemplate | None
+    kind: Literal["lora"] = "lora"
     renormalise: bool = False
     modes: None = None
 
