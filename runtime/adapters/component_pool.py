@@ -92,6 +92,14 @@ class _Resident:
     holders: int = 0
 
 
+def pool_bytes(shapes: Iterable[tuple[int, int]], components: int, value_bytes: int) -> int:
+    """Bytes of a pool's pages once all are written.
+
+    shapes: (out_features, in_features) of the adaptable matrices.
+    """
+    return sum(M + N for M, N in shapes) * (components // PAGE * PAGE) * value_bytes
+
+
 class ComponentPool:
     """Assigns pages to adapters, and adapters to slots. Not thread-safe: the bank's lock covers it.
 

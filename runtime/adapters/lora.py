@@ -1,6 +1,7 @@
 """A LoRA: for each adapted matrix a product of two thin ones, W' = W + scaling * B A."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
 from ..names import Scope
+from ..text.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,15 +31,23 @@ class LoraPair:
     def rank(self) -> int:
         return self.a.shape[0]
 
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of scaling * B A, whose Gram matrices are of size r alone."""
+        a, b = self.a.double(), self.b.double()
+        return abs(self.scaling) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lora:
     """A LoRA adapter.
 
     pairs: adapted matrix -> what it adds; ranks may differ.
-    scope: "always", or "after_prompt": it acts from the invocation tokens on.
+    scope: "always", or "after_prompt": it acts from the invocation tokens on, or else from the last header of
+        the chat template on.
     invocation_tokens: of an activated LoRA, which acts from their last occurrence in a prompt on; else empty.
     description: a text for people.
+    prompt_template: the prompt that it was trained on, which a bare text is put into; None if that is not known.
     Raises ZweaveError if shapes do not fit each other, or a value is NaN or infinite.
     """
 
@@ -45,6 +55,7 @@ class Lora:
     scope: Scope = "always"
     invocation_tokens: tuple[int, ...] = ()
     description: str = ""
+    prompt_template: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
         if not self.pairs:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Literal
 
 from ..errors import ZweaveError
 from ..text.prompt_template import PromptTemplate
@@ -27,6 +28,7 @@ class ExpertEntry:
     file: read again when a slot needs its z; None if `expert` is in memory.
     expert: the expert, None if it is in a file.
     flat: z of `expert`, the memory that is also its z.
+    kind: what it is.
     modes: of its rows if `SlotTables.write_z` may write them; else None.
     """
 
@@ -41,6 +43,7 @@ class ExpertEntry:
     expert: Expert | None = None
     flat: FlatZ | None = None
     modes: SlotModes | None = None
+    kind: Literal["expert"] = "expert"
 
     def read(self) -> Expert:
         """The expert; ZweaveError if its file is gone or was changed."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import read_peft
@@ -26,7 +27,9 @@ class LoraEntry:
     rank: of the LoRA.
     path: its directory, read again when its components are wanted; None if `lora` is in memory.
     lora: the LoRA, None if it is in a directory.
-    renormalise, prompt_template, modes: what experts have, and LoRAs never.
+    prompt_template: of the LoRA.
+    kind: what it is.
+    renormalise, modes: what experts have, and LoRAs never.
     """
 
     name: str
@@ -38,8 +41,9 @@ class LoraEntry:
     rank: int
     path: Path | None
     lora: Lora | None
+    prompt_template: PromptTemplate | None
+    kind: Literal["lora"] = "lora"
     renormalise: bool = False
-    prompt_template: PromptTemplate | None = None
     modes: None = None
 
     @property
@@ -82,5 +86,6 @@ class LoraEntry:
             rank=lora.rank,
             path=path,
             lora=lora if path is None else None,
+            prompt_template=lora.prompt_template,
         )
         return entry, lora

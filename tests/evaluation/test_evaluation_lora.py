@@ -114,7 +114,7 @@ def test_what_is_no_adapter_is_one_line(
     with pytest.raises(ZweaveError, match=r"is no adapter for this model: .*size mismatch") as raised:
         wide.method("x", other)
     assert "\n" not in str(raised.value)
-    for text, words in (("{", "is damaged"), ('{"scope": "sometimes"}', "names the scope 'sometimes'")):
+    for text, words in (("{", "is not a JSON object"), ('{"scope": "sometimes"}', "not 'sometimes'")):
         (other / "zweave.json").write_text(text)
         with pytest.raises(ZweaveError, match=words):
             lora.method("x", other)
