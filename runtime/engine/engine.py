@@ -295,17 +295,19 @@ class Engine:
             return []
         return [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in chunks]
 
-    def _serve(self, prepared: Mapping[int, Sequence]) -> Iterator[tuple[int, Delta]]:
+    def _serve(self, prepared: dict[int, Sequence]) -> Iterator[tuple[int, Delta]]:
         """Runs sequences to their end and yields their deltas; those of other requests are kept for their own callers.
 
         Others may call between two deltas.
+
+        prepared: emptied, so that what a sequence has goes when it ends.
         """
         indices = {sequence.request_id: index for index, sequence in prepared.items()}
         unfinished = {sequence.request_id: sequence.request.n for sequence in prepared.values()}
         try:
             with self.guard.exclusive():
-                for sequence in prepared.values():
-                    self._queue(sequence)
+                for index in list(prepared):
+                    self._queue(prepared.pop(index))
             while unfinished:
                 for delta in self._next_deltas(indices):
                     if delta.result is not None:

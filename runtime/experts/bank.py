@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from heapq import nsmallest
 from os import PathLike
 from pathlib import Path
@@ -26,9 +27,9 @@ from ..text.prompt_template import PromptTemplate
 from .byte_cache import ByteCache
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
-from .flat_z import FlatZ
 from .lora_entry import LoraEntry
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
+from .row_holders import RowHolders
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
 
@@ -50,7 +51,7 @@ class BankFullError(ZweaveError):
     """Every slot of the bank is in use: a release frees one."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ResolvedMixture:
     """A mixture whose names have been looked up: unloading or reloading a name does not change it.
 
@@ -60,8 +61,8 @@ class ResolvedMixture:
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
     invocation_tokens: from whose last occurrence in a prompt on it acts; empty if `scope` alone says so.
-    held: rows of its slot, or z to make them of, once they are known: what runs under it goes on whatever becomes of
-        the experts' files.
+    held: rows of its slot, once they are kept elsewhere than there: what runs under it goes on whatever becomes of the
+        experts' files.
     """
 
     digest: str
@@ -70,7 +71,7 @@ class ResolvedMixture:
     parts: tuple[Part, ...]
     prompt_template: PromptTemplate | None = None
     invocation_tokens: tuple[int, ...] = ()
-    held: list[SlotRows | FlatZ] = field(default_factory=list, repr=False)
+    held: list[SlotRows] = field(default_factory=list, repr=False)
 
 
 class Bank:
@@ -114,6 +115,7 @@ class Bank:
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
+        self._holders = RowHolders()
         self.components = components
         self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
         self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
@@ -305,8 +307,7 @@ class Bank:
                     self.components.assign(slot, [(part.digest, weights) for part, weights in loras])
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
-            else:
-                self._hold_rows(resolved)
+            self._holders.add(slot, resolved)
             self._unreferenced.pop(slot, None)
             self._ref_counts[slot] = self._ref_counts.get(slot, 0) + 1
             return slot
@@ -356,6 +357,7 @@ class Bank:
 
     def _clear(self, slot: int) -> None:
         """Forgets what an unreferenced slot holds."""
+        self._holders.evict(slot, lambda: self.tables.rows_in(slot))
         del self._slot_of[self._digest_of.pop(slot)]
         if self.components is not None:
             self.components.release(slot)
@@ -386,19 +388,24 @@ class Bank:
         """Writes the rows of a mixture to a slot that is taken for it."""
         self._hold_rows(resolved)
         first = resolved.parts[0][0]
-        if not resolved.held and resolved.digest == first.digest and first.modes is not None:
-            # About as fast as a copy of prepared rows, so that these are not worth their memory.
-            resolved.held.append(first.read_z(self.tables.layout))
-        if not resolved.held:
+        # About as fast as a copy of prepared rows, so that these are not worth their memory.
+        by_z = not resolved.held and resolved.digest == first.digest and first.modes is not None
+        if not resolved.held and not by_z:
             rows = self._new_rows(resolved)
             self._prepared.put(resolved.digest, rows)
             resolved.held.append(rows)
-        held, slot = resolved.held[0], self._take_slot()
-        if isinstance(held, SlotRows):
-            self.tables.write(slot, held)
-        else:
-            assert first.modes is not None
-            self.tables.write_z(slot, held, first.modes)
+        slot = self._take_slot()
+        if not by_z:
+            self.tables.write(slot, resolved.held[0])
+            return slot
+        assert first.modes is not None
+        try:
+            written = self.tables.write_z(slot, partial(first.read_z, self.tables.layout), first.modes)
+        except ZweaveError:
+            self._free.append(slot)
+            raise
+        if written is not None:
+            resolved.held.append(written)
         return slot
 
     def _hold_rows(self, resolved: ResolvedMixture) -> None:

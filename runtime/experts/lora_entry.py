@@ -11,7 +11,7 @@ from ..errors import ZweaveError
 from ..text.prompt_template import PromptTemplate
 from .expert import Scope
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,9 +51,9 @@ class LoraEntry:
         """It has no rows that could be out of date: its components go by its digest."""
         return True
 
-    def read_z(self, layout: FlatLayout) -> FlatZ:
+    def read_z(self, layout: FlatLayout, out: Values | None = None) -> FlatZ:
         """It scales no component of the base model: z is 1 everywhere."""
-        return FlatZ.of({}, layout)
+        return FlatZ.of({}, layout, out)
 
     def read(self) -> Lora:
         """The LoRA; ZweaveError if its directory is gone or was changed."""
