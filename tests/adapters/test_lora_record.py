@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from zweave.adapters.peft_directory import read_peft
 from zweave.engine import Engine
@@ -43,24 +45,39 @@ def test_a_trained_lora_is_served_by_its_record(
     assert asked.token_ids == whole.token_ids
 
 
-def test_scope_after_prompt_spares_the_prompt_and_is_another_adapter(
+def test_scope_after_prompt_spares_the_prompt(
     save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
 ) -> None:
-    directory, _ = save_lora("one", 1, r=4)
-    engine = tiny_engine(prefix_cache=True)
+    directory, adapted = save_lora("one", 1, r=4, merge=False)
+    engine = tiny_engine()
     engine.load_expert("always", directory)
+    engine.load_expert("in_memory", replace(read_peft(directory), scope="after_prompt"))
     write(directory, scope="after_prompt")
     engine.load_expert("late", directory)
-    assert engine.bank.registered("late").scope == "after_prompt"
+    late, in_memory = map(engine.bank.registered, ("late", "in_memory"))
+    assert late.scope == "after_prompt" and late.digest == in_memory.digest
     prompt = list(range(3, 40))
-    base = engine.generate(Request(prompt, max_tokens=1))[0]
-    late = engine.generate(Request(prompt, expert="late", max_tokens=8, ignore_eos=True))[0]
-    # All of the prompt but its last token is the base model's; a LoRA that always acts shares nothing of it.
-    assert not base.reused_tokens and late.reused_tokens >= 32
+    assert engine.generate(Request(prompt, max_tokens=1))[0].reused_tokens == 0
+    told = engine.generate(Request(prompt, expert="late", max_tokens=8, ignore_eos=True))[0]
+    # The prompt has no header: the LoRA acts on its last token, and the keys before that are the base model's.
+    assert told.reused_tokens >= 32 and told.token_ids == greedy_from(adapted, prompt, len(prompt) - 1, 8)
     always = engine.generate(Request(prompt, expert="always", max_tokens=8, ignore_eos=True))[0]
-    assert not always.reused_tokens and always.token_ids != late.token_ids
+    assert not always.reused_tokens and always.token_ids != told.token_ids
     with pytest.raises(ZweaveError, match="the scope of the one is 'always', of the other 'after_prompt'"):
         engine.generate(Request(prompt, expert={"always": 1.0, "late": 1.0}))
+
+
+@torch.inference_mode()
+def greedy_from(adapted: Any, prompt: list[int], start: int, count: int) -> list[int]:
+    """PEFT's answer where the adapter is off before a position."""
+    with adapted.disable_adapter():
+        cache = adapted(torch.tensor([prompt[:start]]), use_cache=True).past_key_values
+    tokens, fed = [], prompt[start:]
+    for _ in range(count):
+        step = adapted(torch.tensor([fed]), past_key_values=cache, use_cache=True)
+        fed = [int(step.logits[0, -1].argmax())]
+        tokens += fed
+    return tokens
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,28 @@ def test_a_reloaded_name_serves_no_stale_keys(
         assert answers(engine, ["x"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]
 
 
+def test_rescale_goes_on_under_another_lora_over_the_keys_of_the_first(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    (one, first), (two, second) = (save_lora(name, seed, r=4) for name, seed in (("one", 1), ("two", 2)))
+    engine = tiny_engine()
+    engine.load_expert("one", one)
+    engine.load_expert("two", two)
+    told: list[int] = []
+    for delta in engine.stream(Request(PROMPTS[0], expert="one", max_tokens=NEW, ignore_eos=True)):
+        told += delta.token_ids
+        if len(told) == 4:
+            engine.rescale(delta.request_id, "two")
+    expected, fed, cache = [], PROMPTS[0], None
+    with torch.inference_mode():
+        for index in range(NEW):
+            model = first if index < 4 else second
+            step = model(torch.tensor([fed]), past_key_values=cache, use_cache=True)
+            fed, cache = [int(step.logits[0, -1].argmax())], step.past_key_values
+            expected += fed
+    assert told == expected != greedy(first, PROMPTS[0])
+
+
 def test_an_activated_lora_spares_the_prompt_before_its_tokens(
     save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
 ) -> None:
