@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from zweave.adapters.compression.bases import Plan, fit
 from zweave.adapters.compression.diagonal import Diagonal
-from zweave.adapters.compression.fit import fit
 from zweave.adapters.compression.full import Full
 from zweave.adapters.compression.stack import Stack
 from zweave.adapters.lora import LoraPair
@@ -53,7 +53,7 @@ def test_a_stack_holds_the_products_without_their_norms() -> None:
 def test_errors_are_those_of_dense_matrices(variant: str, rank: int) -> None:
     pairs = [*unrelated([3, 1, 8, 5]), None]
     stack = Stack.of(pairs)
-    basis = fit(stack, variant, rank, seed=0)
+    basis = fit(stack, Plan(variant, rank, 0))
     found = basis.squared_errors(stack).sqrt()
     for i, approximation in enumerate(approximations(basis, stack)[:-1]):
         wanted = (dense(pairs[i]) - approximation).norm() / dense(pairs[i]).norm()
@@ -64,9 +64,9 @@ def test_errors_are_those_of_dense_matrices(variant: str, rank: int) -> None:
 @pytest.mark.parametrize("variant", ["diagonal", "full"])
 def test_nothing_is_lost_with_as_many_components_as_the_ranks_together(variant: str) -> None:
     stack = Stack.of(unrelated([3, 1, 8, 16]))
-    assert fit(stack, variant, 28, seed=0).squared_errors(stack).max() < 1e-12
-    assert fit(stack, variant, 4000, seed=0).u.shape[1] <= 28
-    assert fit(stack, variant, 12, seed=0).squared_errors(stack).max() > 1e-3
+    assert fit(stack, Plan(variant, 28, 0)).squared_errors(stack).max() < 1e-12
+    assert fit(stack, Plan(variant, 4000, 0)).u.shape[1] <= 28
+    assert fit(stack, Plan(variant, 12, 0)).squared_errors(stack).max() > 1e-3
 
 
 @pytest.mark.parametrize("rank", [6, 24], ids=["few", "more than the matrix has"])
@@ -75,7 +75,9 @@ def test_a_shared_diagonal_basis_is_found_again(rank: int) -> None:
     pairs = [LoraPair(v, u * s, 1.0) for s in sigma]
     stack = Stack.of(pairs)
     for seed in range(3):
-        for pair, found in zip(pairs, approximations(fit(stack, "diagonal", rank, seed), stack), strict=True):
+        for pair, found in zip(
+            pairs, approximations(fit(stack, Plan("diagonal", rank, seed)), stack), strict=True
+        ):
             assert (found - dense(pair)).norm() < 1e-6 * dense(pair).norm()
 
 
@@ -83,12 +85,12 @@ def test_shared_subspaces_are_found_again() -> None:
     u, v = values(M, 7), values(7, N, seed=1)
     pairs = [LoraPair(values(4, 7, seed=i) @ v, u @ values(7, 4, seed=50 + i), 1.0) for i in range(12)]
     stack = Stack.of(pairs)
-    for pair, found in zip(pairs, approximations(fit(stack, "full", 7, seed=0), stack), strict=True):
+    for pair, found in zip(pairs, approximations(fit(stack, Plan("full", 7, 0)), stack), strict=True):
         assert (found - dense(pair)).norm() < 1e-6 * dense(pair).norm()
 
 
 def test_the_full_variant_errs_least_and_neither_more_than_the_largest_components_alone() -> None:
     stack = Stack.of(unrelated([4] * 8))
-    full, diagonal = (fit(stack, variant, 12, seed=0) for variant in ("full", "diagonal"))
+    full, diagonal = (fit(stack, Plan(variant, 12, 0)) for variant in ("full", "diagonal"))
     largest = stack.left.norm(dim=1).sort(descending=True).values[:12].square().sum() / 8
     assert full.squared_errors(stack).mean() < diagonal.squared_errors(stack).mean() < 1 - largest
