@@ -113,7 +113,7 @@ class CompressedLoras:
 
     def first_layer(self, index: int) -> int:
         """An adapter changes nothing below this layer."""
-        return min(map(layer_of, self.errors(index)))
+        return min(map(layer_of, self.errors(index)), default=0)
 
     def digest(self, index: int, basis: str) -> str:
         """sha256 of everything that changes what an adapter of the diagonal variant computes.
