@@ -1,9 +1,10 @@
 """Resident components of LoRAs: a bounded pool of pages that all linears share, and which slot has which.
 
-A basis is what lies in the pages: the A and B of one LoRA, or the components that many compressed ones share, each
-with scales of its own. It takes the same pages in every matrix, as many as its largest rank wants, so that one list
-says for all matrices where a slot's components are; in a matrix that an adapter leaves alone they have a scale of zero.
-Bases stay until another one wants their pages, least recently used first; those that a slot has are never taken.
+An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one list says for all
+matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay
+until another one wants their pages, least recently used first; those that a slot has are never taken.
+
+A basis that many adapters share is resident as one adapter is; each of them scales its components in its own way.
 """
 
 from collections import OrderedDict
@@ -22,8 +23,8 @@ from .lora import Lora
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PackedBasis:
-    """A LoRA, or a basis that many share, in kernel order.
+class PackedLora:
+    """A LoRA in kernel order.
 
     digest: of the LoRA.
     pages: that it wants.
@@ -35,7 +36,7 @@ class PackedBasis:
     parts: Mapping[str, PackedComponents]
 
     @classmethod
-    def of(cls, lora: Lora, digest: str, dtype: torch.dtype) -> "PackedBasis":
+    def of(cls, lora: Lora, digest: str, dtype: torch.dtype) -> "PackedLora":
         """dtype: of the model's activations; B is scaled in float32 before it is rounded."""
         rank = lora.rank
         parts = {
@@ -54,9 +55,9 @@ class PackedBasis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """An adapter of a slot, as a share in a resident basis.
+    """An adapter of a slot: itself, resident, or a basis that it shares with others.
 
-    basis: digest of the basis.
+    basis: digest of what is resident.
     weights: of the adapter, one a layer.
     scales: of the basis' components [matrices, components], in the order of its parts; None for 1 everywhere.
     """
@@ -67,23 +68,22 @@ class Share:
 
 
 def pages_of_rank(rank: int) -> int:
-    """Pages that a basis takes."""
+    """Pages that an adapter takes."""
     return -(-rank // PAGE)
 
 
 @dataclass(slots=True)
 class _Resident:
-    """pages: that a basis has; columns: of its components; index, layers: of its matrices; holders: slots with it."""
+    """pages: that an adapter has; index, layers: of the matrices that it adapts; holders: slots that have it."""
 
     pages: list[int]
-    columns: Tensor
     index: Tensor
     layers: list[int]
     holders: int = 0
 
 
 class ComponentPool:
-    """Assigns pages to bases, and shares in them to slots. Not thread-safe: the bank's lock covers it.
+    """Assigns pages to adapters, and adapters to slots. Not thread-safe: the bank's lock covers it.
 
     shapes: adaptable matrix -> (out_features, in_features), in layer order.
     components: that stay resident, rounded down to whole pages; memory is taken as they are written.
@@ -120,7 +120,7 @@ class ComponentPool:
         return self._linears[module]
 
     def check(self, ranks: Iterable[int]) -> None:
-        """Raises ZweaveError if bases of these ranks are larger than the pool together."""
+        """Raises ZweaveError if adapters of these ranks are larger than the pool together."""
         total = sum(map(pages_of_rank, ranks))
         if total > self.num_pages:
             raise ZweaveError(
@@ -131,48 +131,50 @@ class ComponentPool:
     def is_resident(self, digest: str) -> bool:
         return digest in self._resident
 
-    def has_free(self, basis: PackedBasis) -> bool:
-        """Whether a basis fits pages that nobody has."""
-        return basis.pages <= len(self._free)
+    def has_free(self, adapter: PackedLora) -> bool:
+        """Whether an adapter fits pages that nobody has."""
+        return adapter.pages <= len(self._free)
 
     def holds(self, slot: int) -> bool:
         """Whether a slot has adapters."""
         return slot in self._held
 
-    def place(self, bases: Sequence[PackedBasis]) -> bool:
-        """Makes distinct bases resident that are not; False, and nothing is changed, if slots hold too many pages."""
-        wanted = {basis.digest for basis in bases}
-        missing = [basis for basis in bases if basis.digest not in self._resident]
+    def place(self, adapters: Sequence[PackedLora]) -> bool:
+        """Makes adapters resident that are not; False, and nothing is changed, if slots hold too many pages."""
+        wanted = {adapter.digest for adapter in adapters}
+        missing = [adapter for adapter in adapters if adapter.digest not in self._resident]
         idle = [
             digest
             for digest, resident in self._resident.items()
             if not resident.holders and digest not in wanted
         ]
-        need = sum(basis.pages for basis in missing)
+        need = sum(adapter.pages for adapter in missing)
         if need > len(self._free) + sum(len(self._resident[digest].pages) for digest in idle):
             return False
         while need > len(self._free):
             self._free.extend(self._resident.pop(idle.pop(0)).pages)
-        for basis in missing:
-            self._write(basis)
+        for adapter in missing:
+            self._write(adapter)
         return True
 
     def assign(self, slot: int, shares: Sequence[Share]) -> None:
-        """Gives a slot that has none its adapters, whose bases are resident; what they share adds up."""
+        """Gives a slot that has none its adapters, all resident; those that share a basis add up."""
         assert slot not in self._held
         held = tuple(dict.fromkeys(share.basis for share in shares))
+        pages = [page for digest in held for page in self._resident[digest].pages]
+        row = torch.zeros(len(self._index), self.num_pages * PAGE)
         for digest in held:
             self._resident[digest].holders += 1
             self._resident.move_to_end(digest)
         for share in shares:
             resident = self._resident[share.basis]
-            scales = torch.ones(1, len(resident.columns)) if share.scales is None else share.scales
-            weights = torch.tensor([share.weights[layer] for layer in resident.layers], dtype=torch.float32)
-            scales = weights[:, None] * scales
-            self._scale[resident.index[:, None], slot, resident.columns[: scales.shape[1]]] += scales
+            columns = torch.tensor([page * PAGE + i for page in resident.pages for i in range(PAGE)])
+            each = torch.tensor([share.weights[layer] for layer in resident.layers], dtype=torch.float32)
+            scales = torch.ones(1, len(columns)) if share.scales is None else share.scales
+            row[resident.index[:, None], columns[: scales.shape[1]]] += each[:, None] * scales
             self._adapted[resident.index, slot] |= scales.any(1)
-        pages = sorted(page for digest in held for page in self._resident[digest].pages)
-        self._pages_of[slot, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        self._scale[:, slot] = row
+        self._pages_of[slot, : len(pages)] = torch.tensor(sorted(pages), dtype=torch.int32)
         self._held[slot] = held
 
     def release(self, slot: int) -> None:
@@ -183,12 +185,11 @@ class ComponentPool:
         self._pages_of[slot] = -1
         self._adapted[:, slot] = 0
 
-    def _write(self, basis: PackedBasis) -> None:
-        """Writes a basis to free pages; neighbours where there are."""
+    def _write(self, adapter: PackedLora) -> None:
+        """Writes an adapter to free pages; neighbours where there are."""
         self._free.sort(reverse=True)
-        pages = sorted(self._free.pop() for _ in range(basis.pages))
-        for module, part in basis.parts.items():
+        pages = sorted(self._free.pop() for _ in range(adapter.pages))
+        for module, part in adapter.parts.items():
             self._linears[module].write(pages, part)
-        columns = torch.tensor([page * PAGE + i for page in pages for i in range(PAGE)])
-        index = torch.tensor([self._index[module] for module in basis.parts])
-        self._resident[basis.digest] = _Resident(pages, columns, index, [*map(layer_of, basis.parts)])
+        index = torch.tensor([self._index[module] for module in adapter.parts])
+        self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.parts)])

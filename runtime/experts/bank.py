@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..adapters.component_pool import ComponentPool, PackedBasis, Share
+from ..adapters.component_pool import ComponentPool, PackedLora, Share
 from ..adapters.compression.compressed_file import is_compressed, load_compressed
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import lora_directory
@@ -122,7 +122,7 @@ class Bank:
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
         self.components = components
         self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
-        self._packed: ByteCache[PackedBasis] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
+        self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
         self._lock = RLock()
 
     @property
@@ -218,7 +218,7 @@ class Bank:
         """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
         with self._lock:
             packed = self._packed.get(entry.basis)
-        packed = packed or PackedBasis.of(basis, entry.basis, pool.dtype)
+        packed = packed or PackedLora.of(basis, entry.basis, pool.dtype)
         with self._lock:
             self._packed.put(entry.basis, packed)
             if pool.has_free(packed):
@@ -401,10 +401,10 @@ class Bank:
             self._free.append(slot)
         return True
 
-    def _packed_of(self, entry: LoraEntry, dtype: torch.dtype) -> PackedBasis:
+    def _packed_of(self, entry: LoraEntry, dtype: torch.dtype) -> PackedLora:
         packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = PackedBasis.of(entry.read(), entry.basis, dtype)
+            packed = PackedLora.of(entry.read(), entry.basis, dtype)
             self._packed.put(entry.basis, packed)
         return packed
 
