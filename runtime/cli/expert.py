@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..adapters.compression.compressed_file import is_compressed, load_compressed
 from ..checkpoint.checkpoint import resolve_model
 from ..checkpoint.module_name import layer_of, linear_of
 from ..errors import ZweaveError, shortened
@@ -20,11 +21,14 @@ from ..experts.expert import Expert
 from ..experts.heatmap import cells, save_png, text_map
 from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
+from .compressed_table import print_compressed
 
 _MIX_FORM = "the command is zweave expert mix OUTPUT EXPERT=WEIGHT EXPERT=WEIGHT ..."
 
 
 def _show(args: argparse.Namespace) -> int:
+    if is_compressed(args.file):
+        return _show_compressed(args)
     expert = Expert.load(args.file)
     facts = _facts(expert)
     if args.png:
@@ -39,6 +43,13 @@ def _show(args: argparse.Namespace) -> int:
         print(f"{'heat map':<12} {args.png}")
     else:
         Console(highlight=False).print(text_map(expert))
+    return 0
+
+
+def _show_compressed(args: argparse.Namespace) -> int:
+    if args.png:
+        raise ZweaveError(f"--png draws z, and {args.file} holds LoRAs, which have none: leave it out")
+    print_compressed(load_compressed(args.file), args.file, args.json)
     return 0
 
 

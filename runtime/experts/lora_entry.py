@@ -33,7 +33,8 @@ class LoraEntry:
     source: reads that LoRA.
     path: its directory or file, read again when its basis is wanted; None if that is in memory.
     scales: of a shared basis' components, see `Share.scales`.
-    renormalise, prompt_template, modes: what experts have, and LoRAs never.
+    prompt_template: of the LoRA.
+    renormalise, modes: what experts have, and LoRAs never.
     """
 
     name: str
@@ -121,8 +122,13 @@ def compressed_entries(compressed: CompressedLoras, path: Path) -> Iterator[tupl
             source=partial(_read_compressed, path, adapter.cluster if is_shared else index, is_shared),
             path=path,
             scales=compressed.scales(index) if is_shared else None,
+            prompt_template=_template(adapter.prompt_template),
         )
         yield entry, basis
+
+
+def _template(text: str) -> PromptTemplate | None:
+    return PromptTemplate.from_json(text) if text else None
 
 
 def _read_compressed(path: Path, number: int, is_shared: bool) -> Lora:

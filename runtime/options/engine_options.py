@@ -46,7 +46,7 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="load an expert file under a name; repeatable",
+        help="load an expert file under a name, or FILE: compressed LoRAs under their own; repeatable",
     )
     parser.add_argument(
         "--kv-tokens",
@@ -95,8 +95,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
     from ..engine.engine import Engine
     from ..experts.mixture import check_name
 
-    files = [item.partition("=")[::2] for item in args.load]
-    for name, _ in files:
+    for name in _loaded_names(args):
         check_name(name)
     path = getattr(args, "dispatcher", None)
     file = None if path is None else read_dispatcher(args, path)
@@ -110,8 +109,12 @@ def open_engine(args: argparse.Namespace) -> Engine:
         max_sequences=args.max_sequences,
         prefix_cache=not args.no_prefix_cache,
     )
-    for name, path in files:
-        engine.load_expert(name, path)
+    for item in args.load:
+        name, separator, source = item.partition("=")
+        if separator:
+            engine.load_expert(name, source)
+        else:
+            engine.load_adapters(item)
     if file is not None:
         engine.dispatcher = file.dispatcher(engine, load_named)
     return engine
@@ -152,10 +155,23 @@ def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice]) -> No
     from ..experts.bundled import expert_file
     from ..experts.mixture import check_name
 
-    loaded = {item.partition("=")[0] for item in getattr(args, "load", ())}
+    loaded = _loaded_names(args)
     for name in _names(choices):
         if name not in loaded:
             expert_file(check_name(name))
+
+
+def _loaded_names(args: argparse.Namespace) -> set[str]:
+    """Names that --load gives: NAME=FILE gives one, a file of compressed LoRAs those of all of them."""
+    from ..adapters.compression.compressed_file import adapter_names, is_compressed
+
+    names: set[str] = set()
+    for item in getattr(args, "load", ()):
+        name, separator, _ = item.partition("=")
+        if not separator and not is_compressed(item):
+            raise ZweaveError(f"--load takes NAME=FILE, or FILE of compressed LoRAs, not {item!r}")
+        names.update([name] if separator else adapter_names(Path(item)))
+    return names
 
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:

@@ -47,6 +47,7 @@ def compress(
             scope=lora.scope,
             invocation_tokens=lora.invocation_tokens,
             description=lora.description,
+            prompt_template="",
             error=error,
         )
         for (name, lora), cluster, error in zip(

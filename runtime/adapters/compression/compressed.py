@@ -22,6 +22,7 @@ class CompressedLora:
     cluster: whose basis it is over.
     digest: of the LoRA that it approximates.
     rank, scope, invocation_tokens, description: of that LoRA.
+    prompt_template: the prompt that it was trained on, as JSON; empty if that is not known.
     error: ||W - W'|| / ||W|| over all matrices together, W being what the LoRA adds and W' what this does.
     """
 
@@ -32,6 +33,7 @@ class CompressedLora:
     scope: Scope
     invocation_tokens: tuple[int, ...]
     description: str
+    prompt_template: str
     error: float
 
 

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -63,25 +64,37 @@ def load_compressed(path: Path) -> CompressedLoras:
 
     Raises ZweaveError if it is missing, truncated, of another format, or what it holds does not fit together.
     """
+    with _opened(path) as (handle, metadata):
+        variant = metadata.get("variant")
+        if variant not in get_args(CompressionVariant):
+            raise ZweaveError(f"the variant must be diagonal or full, not {shortened(variant)}")
+        adapters = _adapters(metadata)
+        return CompressedLoras(
+            variant=variant,
+            rank=_whole("rank", metadata.get("rank"), 1, MAX_RANK),
+            seed=_whole("seed", metadata.get("seed"), 0, 2**63 - 1),
+            base_digest=metadata.get("base_digest"),
+            adapters=adapters,
+            clusters=_clusters(handle, _KINDS[variant], [adapter.cluster for adapter in adapters]),
+        )
+
+
+def adapter_names(path: Path) -> list[str]:
+    """Names of the adapters in a file, whose tensors are not looked at; ZweaveError as `load_compressed`."""
+    with _opened(path) as (_, metadata):
+        return [adapter.name for adapter in _adapters(metadata)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """A file's handle and metadata; errors within are told with its path."""
     with open_tensors(path) as handle:
         try:
             metadata = handle.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ZweaveError(
-                    f"the file's format is {shortened(metadata.get('format'))}, this zweave reads {FORMAT!r}"
-                )
-            variant = metadata.get("variant")
-            if variant not in get_args(CompressionVariant):
-                raise ZweaveError(f"the variant must be diagonal or full, not {shortened(variant)}")
-            adapters = _adapters(metadata.get("adapters", ""))
-            return CompressedLoras(
-                variant=variant,
-                rank=_whole("rank", metadata.get("rank"), 1, MAX_RANK),
-                seed=_whole("seed", metadata.get("seed"), 0, 2**63 - 1),
-                base_digest=metadata.get("base_digest"),
-                adapters=adapters,
-                clusters=_clusters(handle, _KINDS[variant], [adapter.cluster for adapter in adapters]),
-            )
+            form = metadata.get("format")
+            if form != FORMAT:
+                raise ZweaveError(f"its format is {shortened(form)}, and compressed LoRAs' is {FORMAT!r}")
+            yield handle, metadata
         except ZweaveError as error:
             raise ZweaveError(f"{path}: {error}") from None
 
@@ -92,9 +105,9 @@ def _whole(field: str, text: object, least: int, most: int) -> int:
     raise ZweaveError(f"{field} must be a number from {least} to {most}, not {shortened(text)}")
 
 
-def _adapters(text: str) -> tuple[CompressedLora, ...]:
+def _adapters(metadata: Mapping[str, Any]) -> tuple[CompressedLora, ...]:
     try:
-        listed = parse_json(text)
+        listed = parse_json(metadata.get("adapters", ""))
     except ValueError:
         listed = None
     if not isinstance(listed, list) or not 0 < len(listed) <= _MAX_ADAPTERS:
@@ -115,7 +128,9 @@ def _adapter(entry: object) -> CompressedLora:
         "scope": entry["scope"] in get_args(Scope),
         "invocation_tokens": isinstance(tokens, list) and all(is_integer(t) and t >= 0 for t in tokens),
         "error": as_number(entry["error"]) is not None and entry["error"] >= 0,
-    } | {field: isinstance(entry[field], str) for field in ("name", "digest", "description")}
+    } | {
+        field: isinstance(entry[field], str) for field in ("name", "digest", "description", "prompt_template")
+    }
     for field, is_right in checks.items():
         if not is_right:
             raise ZweaveError(f"the {field} of an adapter cannot be {shortened(entry[field])}")

@@ -139,7 +139,11 @@ def test_broken_files_are_told_in_one_line(compressed: CompressedLoras, tmp_path
         (lambda found: found.update({"x": found[u].clone()}), {}, "'x' is no part of its clusters"),
         (lambda found: found.update({u: found[u].half()}), {}, "u is of torch.float16"),
         (dict.clear, {}, "the adapter adapts no matrix"),
-        (lambda found: None, {"format": "zweave-compressed-loras-9"}, "this zweave reads"),
+        (
+            lambda found: None,
+            {"format": "zweave-compressed-loras-9"},
+            "its format is 'zweave-compressed-loras-9'",
+        ),
         (lambda found: None, {"variant": "both"}, "the variant must be diagonal or full, not 'both'"),
         (lambda found: None, {"rank": "9" * 30}, "rank must be a number from 1 to 4096"),
         (lambda found: None, {"adapters": "[" * 9999}, "its adapters are no list of JSON objects"),

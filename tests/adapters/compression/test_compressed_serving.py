@@ -183,9 +183,7 @@ def test_what_cannot_be_loaded_is_told_in_one_line_and_nothing_is_loaded(
         engine.load_adapters(tmp_path / "none")
     with pytest.raises(ZweaveError, match="have 32 components and the engine keeps 16: give it more"):
         engine.load_adapters(path)
-    with pytest.raises(
-        ZweaveError, match="is a LoRA, (which this engine cannot serve|and this engine keeps no)"
-    ):
+    with pytest.raises(ZweaveError, match="is a LoRA, "):
         tiny_engine(lora_components=0).load_adapters(path)
     with pytest.raises(ZweaveError, match="trained for other weights"):
         Engine(tiny_model("llama"), kv_tokens=64).load_adapters(path)
