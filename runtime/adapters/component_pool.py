@@ -3,6 +3,8 @@
 An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one list says for all
 matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay
 until another one wants their pages, least recently used first; those that a slot has are never taken.
+
+A basis that many adapters share is resident as one adapter is; each of them scales its components in its own way.
 """
 
 from collections import OrderedDict
@@ -50,6 +52,20 @@ class PackedLora:
     @property
     def nbytes(self) -> int:
         return sum(part.vt.nbytes + part.u.nbytes for part in self.parts.values())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """An adapter of a slot: itself, resident, or a basis that it shares with others.
+
+    basis: digest of what is resident.
+    weights: of the adapter, one a layer.
+    scales: of the basis' components [matrices, components], in the order of its parts; None for 1 everywhere.
+    """
+
+    basis: str
+    weights: Sequence[float]
+    scales: Tensor | None = None
 
 
 def pages_of_rank(rank: int) -> int:
@@ -180,24 +196,26 @@ class ComponentPool:
             self._write(adapter)
         return True
 
-    def assign(self, slot: int, adapters: Sequence[tuple[str, Sequence[float]]]) -> None:
-        """Gives a slot that has none its adapters, all resident, each with its weights, one a layer."""
+    def assign(self, slot: int, shares: Sequence[Share]) -> None:
+        """Gives a slot that has none its adapters, all resident; those that share a basis add up."""
         assert slot not in self._held
-        pages: list[int] = []
+        held = tuple(dict.fromkeys(share.basis for share in shares))
+        pages = [page for digest in held for page in self._resident[digest].pages]
         row = torch.zeros(len(self._index), self.num_pages * PAGE)
-        for digest, weights in adapters:
-            resident = self._resident[digest]
-            resident.holders += 1
+        for digest in held:
+            self._resident[digest].holders += 1
             self._resident.move_to_end(digest)
-            pages += resident.pages
+        for share in shares:
+            resident = self._resident[share.basis]
             columns = torch.tensor([page * PAGE + i for page in resident.pages for i in range(PAGE)])
-            each = torch.tensor([weights[layer] for layer in resident.layers], dtype=torch.float32)
-            row[resident.index[:, None], columns] = each[:, None]
-            self._adapted[resident.index, slot] = 1
+            each = torch.tensor([share.weights[layer] for layer in resident.layers], dtype=torch.float32)
+            scales = torch.ones(1, len(columns)) if share.scales is None else share.scales
+            row[resident.index[:, None], columns[: scales.shape[1]]] += each[:, None] * scales
+            self._adapted[resident.index, slot] |= scales.any(1)
         # Of a device in the order of what was launched, without waiting.
         self._scale[:, slot].copy_(row.pin_memory() if self._scale.is_cuda else row, non_blocking=True)
         self._pages_of[slot, : len(pages)] = torch.tensor(sorted(pages), dtype=torch.int32)
-        self._held[slot] = tuple(digest for digest, _ in adapters)
+        self._held[slot] = held
 
     def release(self, slot: int) -> None:
         """Takes a slot's adapters away, if it has any; they stay resident until others want their pages."""

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..adapters.compression.compressed_file import is_compressed, load_compressed
 from ..checkpoint.checkpoint import resolve_model
 from ..checkpoint.module_name import layer_of, linear_of
 from ..errors import ZweaveError, shortened
@@ -21,6 +22,7 @@ from ..experts.expert import Expert
 from ..experts.heatmap import cells, save_png, text_map
 from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
+from .compressed_table import print_compressed
 from .lora_show import lora_facts, lora_maps
 
 _MIX_FORM = "the command is zweave expert mix OUTPUT EXPERT=WEIGHT EXPERT=WEIGHT ..."
@@ -30,6 +32,8 @@ def _show(args: argparse.Namespace) -> int:
     source = expert_source(args.file)
     if source.is_dir():
         return _show_lora(source, args)
+    if is_compressed(source):
+        return _show_compressed(source, args)
     expert = Expert.load(source)
     facts = _facts(expert)
     if args.png:
@@ -64,6 +68,13 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
     width = 1 + max(12, *map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}{_printable(value if isinstance(value, str) else json.dumps(value))}")
+
+
+def _show_compressed(file: Path, args: argparse.Namespace) -> int:
+    if args.png:
+        raise ZweaveError(f"--png draws z, and {file} holds LoRAs, which have none: leave it out")
+    print_compressed(load_compressed(file), file, args.json)
+    return 0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -95,6 +95,14 @@ class Engine:
             expert = Expert({module: z.detach().float() for module, z in expert.items()})
         self.bank.load(name, name if expert is None else expert)
 
+    def load_adapters(self, file: str | PathLike[str]) -> list[str]:
+        """Makes all adapters of a file of compressed LoRAs (docs/lora-compression.md) known; returns their names.
+
+        They share what is resident of their basis, so that more of them take hardly more room. Raises ZweaveError,
+        and none is loaded, if the file is not one, or not for this model.
+        """
+        return [entry.name for entry in self.bank.load_adapters(file)]
+
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""
         self.bank.unload(name)

@@ -17,7 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..adapters.component_pool import ComponentOrder, ComponentPool, PackedLora
+from ..adapters.component_pool import ComponentOrder, ComponentPool, PackedLora, Share
+from ..adapters.compression.compressed_file import is_compressed, load_compressed
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import lora_directory
 from ..checkpoint.module_name import layer_of
@@ -27,7 +28,7 @@ from ..text.prompt_template import PromptTemplate
 from .byte_cache import ByteCache
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
-from .lora_entry import LoraEntry
+from .lora_entry import LoraEntry, compressed_entries
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
 from .row_holders import RowHolders
 from .slot_rows import SlotRows
@@ -72,6 +73,11 @@ class ResolvedMixture:
     prompt_template: PromptTemplate | None = None
     invocation_tokens: tuple[int, ...] = ()
     held: list[SlotRows] = field(default_factory=list, repr=False)
+
+    @property
+    def rows_digest(self) -> str:
+        """Of what the rows of its slot follow from."""
+        return _rows_digest([part for part, _ in self.parts], self.digest)
 
 
 class Bank:
@@ -144,43 +150,83 @@ class Bank:
         Raises ZweaveError if the name cannot be one, or what it stands for does not fit the model.
         """
         check_name(name)
+        if is_compressed(expert):
+            raise ZweaveError(
+                f"{expert} holds compressed LoRAs, each with a name of its own: load them all, "
+                "by Engine.load_adapters(FILE) or --load FILE"
+            )
         lora = expert if isinstance(expert, Lora) else lora_directory(expert)
         if lora is not None:
             entry: Entry = self._load_lora(name, lora)
         else:
             assert not isinstance(expert, Lora)
             entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
+        return self._register(entry)
+
+    def load_adapters(self, path: str | PathLike[str]) -> list[Entry]:
+        """Registers all adapters of a file of compressed LoRAs under their own names, as `load` does; or none.
+
+        Raises ZweaveError as `load` does.
+        """
+        path = Path(path)
+        pool = self._pool_for(path)
+        compressed = load_compressed(path)
+        entries: list[LoraEntry] = []
+        try:
+            compressed.check(pool.shapes, self._base_digest)
+            for adapter in compressed.adapters:
+                check_name(adapter.name)
+            for entry, basis in compressed_entries(compressed, path):
+                pool.check([entry.rank])
+                self._keep_packed(pool, entry, basis)
+                entries.append(entry)
+        except ZweaveError as error:
+            raise ZweaveError(f"{path}: {error}") from None
+        return [self._register(entry) for entry in entries]
+
+    def _register(self, entry: Entry) -> Entry:
+        """Makes an entry known by its name; it is returned with what was worked out for its rows."""
+        digest = _rows_digest([entry], entry.digest)
         with self._lock:
-            rows = self._prepared.get(entry.digest)
+            rows = self._prepared.get(digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
         with suppress(ZweaveError):
             rows = rows or self.tables.rows_of(entry.read_z(self.tables.layout), entry.renormalise)
             if isinstance(entry, ExpertEntry) and self.tables.may_write_z(entry.renormalise):
                 entry = replace(entry, modes=rows.modes)
         with self._lock:
-            self._note_first_layers(self._experts.get(name), entry)
-            self._experts[name] = entry
+            self._note_first_layers(self._experts.get(entry.name), entry)
+            self._experts[entry.name] = entry
             if rows is not None:
-                self._prepared.put(entry.digest, rows)
+                self._prepared.put(digest, rows)
         return entry
 
     def _load_lora(self, name: str, source: Lora | Path) -> LoraEntry:
         """The entry of a LoRA, whose components are resident already if there is room that nobody asks for."""
-        pool = self.components
-        if pool is None:
+        pool = self._pool_for(name)
+        entry, lora = LoraEntry.of(name, source, pool.shapes)
+        pool.check([entry.rank])
+        self._keep_packed(pool, entry, lora)
+        return entry
+
+    def _pool_for(self, name: object) -> ComponentPool:
+        if self.components is None:
             raise ZweaveError(
-                f"{name!r} is a LoRA, and this engine keeps no components of LoRAs: give it lora_components "
+                f"{str(name)!r} is a LoRA, and this engine keeps no components of LoRAs: give it lora_components "
                 "(--lora-components), 512 for 32 adapters of rank 16"
             )
-        entry, lora = LoraEntry.of(name, source, pool.shapes)
-        pool.check([lora.rank])
-        packed = PackedLora.of(lora, entry.digest, pool.order)
+        return self.components
+
+    def _keep_packed(self, pool: ComponentPool, entry: LoraEntry, basis: Lora) -> None:
+        """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
         with self._lock:
-            self._packed.put(entry.digest, packed)
+            packed = self._packed.get(entry.basis)
+        packed = packed or PackedLora.of(basis, entry.basis, pool.order)
+        with self._lock:
+            self._packed.put(entry.basis, packed)
             # A device is written to by the engine's thread alone, which may be capturing a graph.
             if pool.order.device.type == "cpu" and pool.has_free(packed):
                 pool.place([packed])
-        return entry
 
     def unload(self, name: str) -> None:
         """Forgets a name at once; slots in use stay until they are released."""
@@ -229,8 +275,7 @@ class Bank:
         check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
         invocation_tokens = _common_invocation(found)
         if self.components is not None:
-            # The same adapter under two names is counted twice.
-            self.components.check(part.rank for part in found if isinstance(part, LoraEntry))
+            self.components.check({p.basis: p.rank for p in found if isinstance(p, LoraEntry)}.values())
         # The same content under two names is one expert with the sum of the weights.
         merged: dict[str, Part] = {}
         for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):
@@ -258,17 +303,17 @@ class Bank:
                 for part in found
                 if isinstance(part, LoraEntry)
                 and self.components is not None
-                and not self.components.is_resident(part.digest)
-                and self._packed.get(part.digest) is None
+                and not self.components.is_resident(part.basis)
+                and self._packed.get(part.basis) is None
             ]
 
     def prepare(self, loras: Iterable[LoraEntry]) -> None:
         """Reads LoRAs, so that whoever acquires them need not; ZweaveError as `acquire` raises it."""
         for lora in loras:
             assert self.components is not None
-            packed = PackedLora.of(lora.read(), lora.digest, self.components.order)
+            packed = PackedLora.of(lora.read(), lora.basis, self.components.order)
             with self._lock:
-                self._packed.put(lora.digest, packed)
+                self._packed.put(lora.basis, packed)
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""
@@ -304,7 +349,9 @@ class Bank:
                     return None
                 slot = self._fill_slot(resolved)
                 if self.components is not None:
-                    self.components.assign(slot, [(part.digest, weights) for part, weights in loras])
+                    self.components.assign(
+                        slot, [Share(part.basis, weights, part.scales) for part, weights in loras]
+                    )
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
             self._holders.add(slot, resolved)
@@ -363,11 +410,13 @@ class Bank:
             self.components.release(slot)
 
     def _place(self, loras: Sequence[tuple[LoraEntry, tuple[float, ...]]]) -> bool:
-        """Makes LoRAs resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
+        """Makes LoRAs' bases resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
         pool = self.components
         if not loras or pool is None:
             return True
-        packed = [self._packed_of(part, pool.order) for part, _ in loras]
+        packed = [
+            self._packed_of(part, pool.order) for part in {part.basis: part for part, _ in loras}.values()
+        ]
         while not pool.place(packed):
             slot = next((slot for slot in self._unreferenced if pool.holds(slot)), None)
             if slot is None:
@@ -378,10 +427,10 @@ class Bank:
         return True
 
     def _packed_of(self, entry: LoraEntry, order: ComponentOrder) -> PackedLora:
-        packed = self._packed.get(entry.digest)
+        packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = PackedLora.of(entry.read(), entry.digest, order)
-            self._packed.put(entry.digest, packed)
+            packed = PackedLora.of(entry.read(), entry.basis, order)
+            self._packed.put(entry.basis, packed)
         return packed
 
     def _fill_slot(self, resolved: ResolvedMixture) -> int:
@@ -392,7 +441,7 @@ class Bank:
         by_z = not resolved.held and resolved.digest == first.digest and first.modes is not None
         if not resolved.held and not by_z:
             rows = self._new_rows(resolved)
-            self._prepared.put(resolved.digest, rows)
+            self._prepared.put(resolved.rows_digest, rows)
             resolved.held.append(rows)
         slot = self._take_slot()
         if not by_z:
@@ -411,7 +460,7 @@ class Bank:
     def _hold_rows(self, resolved: ResolvedMixture) -> None:
         """Gives a mixture the prepared rows, if there are such and its files look as they did."""
         with self._lock:
-            rows = None if resolved.held else self._prepared.get(resolved.digest)
+            rows = None if resolved.held else self._prepared.get(resolved.rows_digest)
         if rows is not None and all(part.is_unchanged for part, _ in resolved.parts):
             resolved.held.append(rows)
 
@@ -433,6 +482,11 @@ def _common_invocation(parts: Sequence[Entry]) -> tuple[int, ...]:
                 f"{first.name!r} and {part.name!r} cannot be mixed: they are activated by different tokens"
             )
     return first.invocation_tokens
+
+
+def _rows_digest(entries: Sequence[Entry], digest: str) -> str:
+    """Digest of what a mixture's rows follow from, given its own: LoRAs leave z = 1, all alike."""
+    return "z = 1" if all(isinstance(entry, LoraEntry) for entry in entries) else digest
 
 
 def _digest(parts: tuple[Part, ...]) -> str:

@@ -49,7 +49,8 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="load an expert file, or a LoRA as PEFT saves it, under a name; repeatable",
+        help="load an expert file, or a LoRA as PEFT saves it, under a name; or FILE: compressed LoRAs under their "
+        "own; repeatable",
     )
     parser.add_argument(
         "--kv-tokens",
@@ -104,8 +105,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
     from ..engine.engine import Engine
     from ..experts.mixture import check_name
 
-    files = [item.partition("=")[::2] for item in args.load]
-    for name, _ in files:
+    for name in _loaded_names(args):
         check_name(name)
     path = getattr(args, "dispatcher", None)
     file = None if path is None else read_dispatcher(args, path)
@@ -120,8 +120,12 @@ def open_engine(args: argparse.Namespace) -> Engine:
         max_sequences=args.max_sequences,
         prefix_cache=not args.no_prefix_cache,
     )
-    for name, path in files:
-        engine.load_expert(name, path)
+    for item in args.load:
+        name, separator, source = item.partition("=")
+        if separator:
+            engine.load_expert(name, source)
+        else:
+            engine.load_adapters(item)
     if file is not None:
         engine.dispatcher = file.dispatcher(engine, load_named)
     return engine
@@ -165,11 +169,24 @@ def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice], takes
     from ..experts.bundled import expert_file, expert_source
     from ..experts.mixture import check_name
 
-    loaded = {item.partition("=")[0] for item in getattr(args, "load", ())}
+    loaded = _loaded_names(args)
     find = expert_source if takes_loras else expert_file
     for name in _names(choices):
         if name not in loaded:
             find(check_name(name))
+
+
+def _loaded_names(args: argparse.Namespace) -> set[str]:
+    """Names that --load gives: NAME=FILE gives one, a file of compressed LoRAs those of all of them."""
+    from ..adapters.compression.compressed_file import adapter_names, is_compressed
+
+    names: set[str] = set()
+    for item in getattr(args, "load", ()):
+        name, separator, _ = item.partition("=")
+        if not separator and not is_compressed(item):
+            raise ZweaveError(f"--load takes NAME=FILE, or FILE of compressed LoRAs, not {item!r}")
+        names.update([name] if separator else adapter_names(Path(item)))
+    return names
 
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:

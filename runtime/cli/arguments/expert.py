@@ -8,7 +8,7 @@ from ...names import Scope
 from ...options.arguments import positive_number, positive_whole, whole
 from ...options.file_options import add_overwrite_option
 from ..parser import Deferred, add_command
-from . import expert_classifier, expert_search, expert_transfer
+from . import expert_classifier, expert_compress, expert_project, expert_search, expert_transfer
 
 _EXPERT_HELP = "an expert file, or the name of one that comes with zweave"
 _SHOWN_HELP = f"{_EXPERT_HELP}, or a LoRA's directory"
@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_import(commands)
     add_command(commands, "transfer", "carry an expert over to a model of equal shapes", expert_transfer)
+    add_command(commands, "compress", "put many LoRAs over a common basis", expert_compress)
+    add_command(commands, "project", "make the expert that comes closest to a LoRA", expert_project)
 
 
 def _add_show(commands: Commands) -> None:
