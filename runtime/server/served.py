@@ -9,8 +9,8 @@ from fastapi import Request as HttpRequest
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from ..errors import ZweaveError
-from ..experts.bank import Entry
 from ..experts.mixture import ExpertChoice, Mixture
+from ..experts.resolved_mixture import Entry
 from ..request import Request
 from .answers.admission import Admission
 from .answers.running import Running

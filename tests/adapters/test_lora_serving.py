@@ -192,9 +192,9 @@ def test_the_engines_thread_reads_no_lora(
         other, _ = save_lora(f"other{seed}", seed, merge=False, r=16)
         engine.load_expert(f"other{seed}", other)
     answers(engine, ["other2", "other3"], PROMPTS[:2])
-    engine.bank._packed = ByteCache(1, 1024)
+    engine.bank._loras._packed = ByteCache(1, 1024)
     assert [entry.name for entry in engine.bank.unread(Mixture.parse("one"))] == ["one"]
-    engine.bank._packed = ByteCache(1 << 30, 1024)
+    engine.bank._loras._packed = ByteCache(1 << 30, 1024)
     readers, read = [], LoraEntry.read
 
     def watched(entry: LoraEntry) -> Lora:
