@@ -216,6 +216,12 @@ class Bank:
         """
         if isinstance(mixture, ResolvedMixture):
             return mixture
+        resolved = self.look_up(mixture)
+        self._hold_rows(resolved)
+        return resolved
+
+    def look_up(self, mixture: Mixture | None) -> ResolvedMixture:
+        """Like `resolve`, without a look at any file: enough to know whether there is such a mixture."""
         if mixture is None:
             return ResolvedMixture(BASE_DIGEST, "always", self._num_layers, ())
         with self._lock:
@@ -232,7 +238,7 @@ class Bank:
                 weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
             merged[part.digest] = (part, weights)
         parts = tuple(merged[digest] for digest in sorted(merged))
-        resolved = ResolvedMixture(
+        return ResolvedMixture(
             _digest(parts),
             found[0].scope,
             min(part.first_layer for part in found),
@@ -240,8 +246,6 @@ class Bank:
             common_template(part.prompt_template for part in found),
             invocation_tokens,
         )
-        self._hold_rows(resolved)
-        return resolved
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""

@@ -46,7 +46,7 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="load an expert file under a name; repeatable",
+        help="load an expert file, or an expert that comes with zweave, under a name; repeatable",
     )
     parser.add_argument(
         "--kv-tokens",

@@ -20,9 +20,10 @@ class ExpertDirectory:
         self._lock = Lock()
 
     def names(self) -> list[str]:
-        """Of the experts that are there, sorted."""
-        found = (file.relative_to(self.path) for file in self.path.rglob("*.safetensors"))
-        return sorted(str(file.with_suffix("")) for file in found)
+        """Of the experts that are there, sorted; links that lead out of the directory are no experts."""
+        files = self.path.rglob("*.safetensors")
+        found = (file for file in files if not file.is_symlink() or self.inside(file))
+        return sorted(str(file.relative_to(self.path).with_suffix("")) for file in found)
 
     def file(self, name: str) -> Path | None:
         """An expert's file; None if there is none inside the directory."""

@@ -31,7 +31,7 @@ def model(name: str, http: HttpRequest) -> JSONResponse:
     """One of them."""
     server = served(http)
     loaded = _loaded(server)
-    if name not in _names(server, loaded):
+    if name not in (*server.base_names, *_names(server, loaded)):
         raise ApiError(404, f"there is no model {shortened(name)}: GET /v1/models lists them")
     return JSONResponse(_model(server, name, loaded))
 
@@ -58,7 +58,7 @@ def _model(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, 
         "created": server.started,
         "owned_by": "zweave",
         "root": base,
-        "parent": None if name == base else base,
+        "parent": None if name in server.base_names else base,
         "max_model_len": server.engine.max_length,
         "zweave": _facts(server, name, loaded),
     }
@@ -66,7 +66,7 @@ def _model(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, 
 
 def _facts(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, Any]:
     """What kind of model it is, and of an expert what its file says."""
-    if name == server.settings.model_name:
+    if name in server.base_names:
         return {"kind": "base"}
     if name in server.settings.aliases:
         return {"kind": "alias", "expert": server.settings.aliases[name]}
