@@ -193,14 +193,18 @@ class Bank:
         """
         if isinstance(mixture, ResolvedMixture):
             return mixture
+        resolved = self.look_up(mixture)
+        self._hold_rows(resolved)
+        return resolved
+
+    def look_up(self, mixture: Mixture | None) -> ResolvedMixture:
+        """Like `resolve`, without a look at any file: enough to know whether there is such a mixture."""
         if mixture is None:
             return ResolvedMixture.base(self._num_layers)
         with self._lock:
             found = [self._registry.find(name) for name in mixture.names]
         self._loras.check(found)
-        resolved = ResolvedMixture.of(mixture, found, self._num_layers)
-        self._hold_rows(resolved)
-        return resolved
+        return ResolvedMixture.of(mixture, found, self._num_layers)
 
     def unread(self, mixture: Mixture | None) -> list[LoraEntry]:
         """LoRAs of a mixture whose components are neither resident nor ready to be: `prepare` reads them."""
