@@ -37,6 +37,10 @@ BENCHES = {
         "learning.few_shot",
         "How long does a few-shot search take for a candidate, against rebuilding the weights for each?",
     ),
+    "lora-adapters": (
+        "learning.lora.make_adapters",
+        "No question: makes the trained adapters that `lora` measures, and keeps them in the cache.",
+    ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
     "serve": ("serving.http.serve", "What does HTTP cost, and how long do clients wait?"),
