@@ -27,6 +27,10 @@ BENCHES = {
         "serving.peers.peers",
         "How fast are other servers on the same requests, and our experts inside them?",
     ),
+    "lora": (
+        "serving.lora.lora",
+        "What does it cost to serve many LoRA adapters at once, here and elsewhere?",
+    ),
     "experts": ("serving.experts", "Does the cost of a batch depend on how many experts it holds?"),
     "prefix-tree": (
         "serving.prefix_tree",
