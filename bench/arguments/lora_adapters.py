@@ -1,4 +1,4 @@
-"""Makes the trained LoRA adapters that `zweave bench lora --accuracy` measures, and keeps them in the cache.
+"""Makes the trained LoRA adapters that `zweave bench lora-accuracy` measures, and keeps them in the cache.
 
 Those of sst2, trec and addition, of each rank under each seed, and many of rank 16 on generated tasks: attributes of
 the texts of sst2, trec and mpqa (is it longer than 9 words, is a number in it, is it positive), to be told in words
@@ -12,16 +12,21 @@ from zweave.options.task_options import add_data_option
 
 from ..harness.options import add_model, numbers, whole_numbers
 
+STEPS, GENERATED_STEPS = 40, 12
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_data_option(parser)
     add_set(parser)
     parser.add_argument(
-        "--steps", type=positive_whole, default=40, help="of an adapter of the three tasks (%(default)s)"
+        "--steps", type=positive_whole, default=STEPS, help="of an adapter of the three tasks (%(default)s)"
     )
     parser.add_argument(
-        "--generated-steps", type=positive_whole, default=12, help="of one of a generated task (%(default)s)"
+        "--generated-steps",
+        type=positive_whole,
+        default=GENERATED_STEPS,
+        help="of one of a generated task (%(default)s)",
     )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from zweave.adapters.peft_directory import read_peft
-from zweave.bench.learning.lora.adapters import adapters_dir, trained_adapters
+from zweave.bench.learning.lora.accuracy import means
+from zweave.bench.learning.lora.adapters import AdapterFolder, trained_adapters
 from zweave.bench.learning.lora.generated_tasks import ANSWERS, ATTRIBUTES, generated_tasks
 from zweave.cli.main import main
 from zweave.errors import ZweaveError
@@ -75,32 +76,72 @@ def test_a_generated_task_asks_its_question_and_wants_its_words(data: Path) -> N
 
 
 def test_adapters_come_in_the_order_in_which_they_are_wanted() -> None:
-    names = [adapter.name for adapter in trained_adapters([8, 16], [0, 1], 40, 2, 12)]
+    names = [adapter.name for adapter in trained_adapters([8, 16], [0, 1], 2)]
     generated = [f"g{index:03}-{task.name}" for index, task in enumerate(generated_tasks(2))]
     assert names[:5] == ["sst2-r16-s0", "trec-r16-s0", "addition-r16-s0", *generated]
     assert len(names) == len(set(names)) == 3 * 2 * 2 + 2
 
 
+@pytest.fixture
+def make(tiny_model: Callable[..., Path], data: Path) -> Callable[..., int]:
+    """`make("lora-adapters", ...)`: a bench of four adapters of a tiny model."""
+    pytest.importorskip("peft")
+
+    def run(bench: str, *more: str) -> int:
+        model = str(tiny_model("llama"))
+        fixed = ["--model", model, "--dtype", "float32", "--data", str(data), "--ranks", "16", "--seeds", "0"]
+        return main(["bench", bench, *fixed, "--generated", "1", "--json", *more])
+
+    return run
+
+
+STEPS = ("--steps", "2", "--generated-steps", "1")
+
+
 @pytest.mark.slow
 def test_finished_adapters_are_kept(
-    tiny_model: Callable[..., Path],
+    make: Callable[..., int],
     data: Path,
+    tiny_model: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("peft")
-    model = str(tiny_model("llama"))
-    arguments = [
-        "bench", "lora-adapters", "--model", model, "--dtype", "float32", "--data", str(data), "--ranks", "16",
-        "--seeds", "0", "--steps", "2", "--generated", "1", "--generated-steps", "1", "--json",
-    ]  # fmt: skip
-    assert main(arguments) == 0
+    assert make("lora-adapters", *STEPS) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [row["steps"] for row in rows] == [2, 2, 2, 1]
+    folder = AdapterFolder.of(str(tiny_model("llama")), "float32").path
     for row in rows:
-        assert read_peft(adapters_dir(model) / row["provider"]).rank == 16
+        assert read_peft(folder / row["provider"]).rank == 16
     monkeypatch.setattr("zweave.bench.learning.lora.adapters.open_policy", None)
-    assert main(arguments) == 0
+    assert make("lora-adapters", *STEPS) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == rows
-    assert main([*arguments, "--data", str(data / "none")]) == 1
+    assert make("lora-adapters", "--data", str(data / "none")) == 1
     assert "is missing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_batch_of_ours_answers_as_peft(
+    make: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make("lora-adapters", *STEPS) == 0
+    capsys.readouterr()
+    few = ("--samples", "6", "--generated-samples", "4")
+    assert make("lora-accuracy", *few) == 0
+    rows = {row["provider"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    adapters = {name: row for name, row in rows.items() if row["kind"] == "adapter"}
+    assert [row["n"] for row in adapters.values()] == [6, 6, 6, 4]
+    assert all(row["exact_same"] == 1 and row["exact"] == row["peft"] for row in adapters.values())
+    assert any(row["base_same"] < 1 for row in adapters.values())
+    assert rows["mean of 1 trec-r16"]["exact"] == rows["trec-r16-s0"]["exact"]
+    assert make("lora-accuracy", "--seeds", "7", "--generated", "0") == 1
+    assert "make them with zweave bench lora-adapters" in capsys.readouterr().err
+
+
+def test_means_are_of_the_adapters_of_a_group() -> None:
+    rows = [
+        {"provider": "a", "group": "x", "kind": "adapter", "n": 4, "stderr": 0.1, "peft": 0.25, "exact_same": 1.0},
+        {"provider": "b", "group": "y", "kind": "adapter", "n": 4, "stderr": 0.1, "peft": 0.5, "exact_same": 0.5},
+        {"provider": "c", "group": "x", "kind": "adapter", "n": 4, "stderr": 0.1, "peft": 0.75, "exact_same": 0.0},
+    ]  # fmt: skip
+    found = {row["provider"]: (row["peft"], row["exact_same"]) for row in means(rows)}
+    assert found == {"mean of 2 x": (0.5, 0.5), "mean of 1 y": (0.5, 0.5)}

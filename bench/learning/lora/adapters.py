@@ -14,6 +14,7 @@ from zweave.train import Recipe, Run, default_recipe, open_policy
 from zweave.train.run import Report, run_digest
 from zweave.train.run_files import RunFiles
 
+from ...arguments.lora_adapters import GENERATED_STEPS, STEPS
 from .generated_tasks import ATTRIBUTES, generated_tasks
 
 TASKS = ("sst2", "trec", "addition")
@@ -31,33 +32,52 @@ class TrainedAdapter:
     task: Task
     recipe: Recipe
 
-    def files(self, model: str, dtype: str) -> RunFiles:
-        digest = run_digest(self.task, self.recipe, model, dtype)
-        return RunFiles(adapters_dir(model), self.name, "lora", digest)
 
-    def record(self, model: str, dtype: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """Where the adapters of a model lie, each a directory.
+
+    model, dtype: that they are trained on.
+    """
+
+    path: Path
+    model: str
+    dtype: str
+
+    @classmethod
+    def of(cls, model: str, dtype: str) -> "AdapterFolder":
+        """In the cache, by the digest of the model's weights."""
+        return cls(cache_dir() / "adapters" / resolve_model(model).digest()[:16], model, dtype)
+
+    def directory(self, adapter: TrainedAdapter) -> Path:
+        return self._files(adapter).expert
+
+    def record(self, adapter: TrainedAdapter) -> dict[str, Any]:
         """What its training wrote down; empty unless it has ended."""
-        found = self.files(model, dtype).earlier()
+        found = self._files(adapter).earlier()
         return {} if "unfinished" in found else found
 
-    def train(self, model: str, dtype: str, data: Path | None, report: Report) -> dict[str, Any]:
+    def train(self, adapter: TrainedAdapter, data: Path | None, report: Report) -> dict[str, Any]:
         """The record of the training, which is skipped if it has ended, and goes on if it was interrupted."""
-        files = self.files(model, dtype)
+        files = self._files(adapter)
         with lock(files.expert):
-            if done := self.record(model, dtype):
+            if done := self.record(adapter):
                 return done
-            policy = open_policy(model, self.recipe, getattr(torch, dtype))
-            run = Run(policy, self.task, self.recipe, model, dtype, data, files, held_out=0)
+            policy = open_policy(self.model, adapter.recipe, getattr(torch, self.dtype))
+            run = Run(policy, adapter.task, adapter.recipe, self.model, self.dtype, data, files, held_out=0)
             return run.train(report)
 
-
-def adapters_dir(model: str) -> Path:
-    """Where the adapters of a model lie."""
-    return cache_dir() / "adapters" / resolve_model(model).digest()[:16]
+    def _files(self, adapter: TrainedAdapter) -> RunFiles:
+        digest = run_digest(adapter.task, adapter.recipe, self.model, self.dtype)
+        return RunFiles(self.path, adapter.name, "lora", digest)
 
 
 def trained_adapters(
-    ranks: Sequence[int], seeds: Sequence[int], steps: int, generated: int, generated_steps: int
+    ranks: Sequence[int],
+    seeds: Sequence[int],
+    generated: int,
+    steps: int = STEPS,
+    generated_steps: int = GENERATED_STEPS,
 ) -> list[TrainedAdapter]:
     """All adapters, in the order in which they are wanted: rank 16 of each task, the generated ones, the rest."""
     first = [_of_task(name, RANK, seeds[0], steps) for name in TASKS if RANK in ranks]
@@ -66,6 +86,11 @@ def trained_adapters(
     ]
     rest = [_of_task(name, rank, seed, steps) for seed in seeds for rank in ranks for name in TASKS]
     return list({adapter.name: adapter for adapter in (*first, *many, *rest)}.values())
+
+
+def is_generated(adapter: TrainedAdapter) -> bool:
+    """Whether an adapter's task is a generated one."""
+    return adapter.task.name not in TASKS
 
 
 def check_data(data: Path | None) -> None:

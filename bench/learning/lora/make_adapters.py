@@ -8,7 +8,7 @@ from zweave.io.progress import progress_bar
 from zweave.options.task_options import data_folder
 
 from ...harness.report import Column, Report, Row
-from .adapters import TrainedAdapter, adapters_dir, check_data, row, trained_adapters
+from .adapters import AdapterFolder, TrainedAdapter, check_data, row, trained_adapters
 
 COLUMNS = (
     Column("provider", "adapter"),
@@ -21,29 +21,27 @@ COLUMNS = (
 
 
 def run(args: argparse.Namespace) -> Report:
-    adapters = trained_adapters(args.ranks, args.seeds, args.steps, args.generated, args.generated_steps)
+    adapters = trained_adapters(args.ranks, args.seeds, args.generated, args.steps, args.generated_steps)
     check_data(data_folder(args))
-    folder = adapters_dir(args.model)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = AdapterFolder.of(args.model, args.dtype)
+    folder.path.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         rows = [
-            _made(adapter, f"{index} of {len(adapters)}: {adapter.name}", args, progress)
+            _made(folder, adapter, f"{index} of {len(adapters)}: {adapter.name}", args, progress)
             for index, adapter in enumerate(adapters, 1)
         ]
-    return Report("lora-adapters", f"Trained LoRA adapters in {folder}", COLUMNS, rows)
+    return Report("lora-adapters", f"Trained LoRA adapters in {folder.path}", COLUMNS, rows)
 
 
-def _made(adapter: TrainedAdapter, stage: str, args: argparse.Namespace, progress: Progress) -> Row:
-    if record := adapter.record(args.model, args.dtype):
+def _made(
+    folder: AdapterFolder, adapter: TrainedAdapter, stage: str, args: argparse.Namespace, progress: Progress
+) -> Row:
+    if record := folder.record(adapter):
         return row(adapter, record)
-    progress(stage, 0, adapter.recipe.steps)
+    steps = adapter.recipe.steps
+    progress(stage, 0, steps)
     try:
-        record = adapter.train(
-            args.model,
-            args.dtype,
-            data_folder(args),
-            lambda step: progress(stage, step.step + 1, adapter.recipe.steps),
-        )
+        record = folder.train(adapter, data_folder(args), lambda step: progress(stage, step.step + 1, steps))
     except ZweaveError as error:
         # Of so many one may fail; the next run tries it again.
         return row(adapter, {}) | {"status": "failed", "note": str(error)}

@@ -41,9 +41,13 @@ BENCHES = {
         "learning.few_shot",
         "How long does a few-shot search take for a candidate, against rebuilding the weights for each?",
     ),
+    "lora-accuracy": (
+        "learning.lora.accuracy",
+        "What are trained LoRA adapters worth in each way of serving them?",
+    ),
     "lora-adapters": (
         "learning.lora.make_adapters",
-        "No question: makes the trained adapters that `lora` measures, and keeps them in the cache.",
+        "Makes the trained adapters that `lora-accuracy` measures, and keeps them in the cache.",
     ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
