@@ -90,7 +90,7 @@ def _answer(server: EngineServer, files: Sequence[Path]) -> _Pass:
     begun, ended = False, 0
     while ended < len(ids) or loader.is_alive() or loaded:
         while loaded:
-            prompt = server.requests(1)[0].prompt[:1]
+            prompt = server.workload.prompts(engine.model.config)[0][:1]
             engine.add(Request(prompt, expert=loaded.popleft(), max_tokens=1, ignore_eos=True))
         start = time.perf_counter()
         deltas = engine.step()
