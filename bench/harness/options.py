@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from zweave.errors import ZweaveError
 from zweave.names import DEFAULT_MODEL
-from zweave.options.arguments import positive_number, positive_whole
+from zweave.options.arguments import positive_number, positive_whole, whole
 
 # Loaded when a bench runs: its arguments are checked before.
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def pace(args: argparse.Namespace, warmup: int = 1) -> Pace:
 def numbers(text: str) -> list[int]:
     """Whole numbers of at least 1, separated by commas, ascending and each once; the type of an option."""
     return sorted({positive_whole(item.strip()) for item in text.split(",")})
+
+
+def whole_numbers(text: str) -> list[int]:
+    """As `numbers`, from 0 on."""
+    return sorted({whole(item.strip()) for item in text.split(",")})
 
 
 def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:

@@ -216,7 +216,10 @@ def test_bad_input_gives_one_line(
         (("linear", "--experts", "0"), "--experts"),
         (("linear", "--providers", "magic"), "magic"),
         (("engine", "--providers", "magic"), "magic"),
-        (("peers", "--providers", "zweave8", "--experts", "4"), "there is no 'zweave8': use zweave4, vllm,"),
+        (
+            ("peers", "--providers", "zweave8", "--experts", "4"),
+            "there is no 'zweave8': use zweave0, zweave4,",
+        ),
         (("mix", "--mixtures", ""), "--mixtures"),
         (("two-pass", "--prompts", "64,x"), "--prompts"),
         (("transfer", "--pairs", "magic"), "use seeds, rounded"),

@@ -15,21 +15,25 @@ from .peer_providers import LORA_RANK, LORA_STD
 _PREFIX = "base_model.model."
 
 
-def write_lora(directory: Path, shapes: Mapping[str, tuple[int, int]], seed: int) -> Path:
-    """An adapter of rank 16 on all matrices, B random too: it changes the answers as much as a random expert does."""
+def write_lora(
+    directory: Path, shapes: Mapping[str, tuple[int, int]], seed: int, rank: int = LORA_RANK
+) -> Path:
+    """An adapter of all matrices, B random too: of rank 16 it changes the answers as much as a random expert does.
+
+    One of another rank adds a product of the same size.
+    """
+    std = LORA_STD * (LORA_RANK / rank) ** 0.5
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for module, (rows, columns) in shapes.items():
-        a = torch.randn(LORA_RANK, columns, generator=generator) / (3 * columns) ** 0.5
+        a = torch.randn(rank, columns, generator=generator) / (3 * columns) ** 0.5
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = a
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = LORA_STD * torch.randn(
-            rows, LORA_RANK, generator=generator
-        )
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = std * torch.randn(rows, rank, generator=generator)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": LORA_RANK,
-        "lora_alpha": LORA_RANK,
+        "r": rank,
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,

@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +16,7 @@ from zweave.experts import Expert
 from ..workload import Workload, random_expert
 
 Serve = Callable[[], list[list[int]]]
+Chosen = TypeVar("Chosen")
 
 
 def main() -> None:
@@ -39,11 +41,19 @@ def _experts(job: dict[str, Any]) -> list[Expert]:
     return [random_expert(config, index, leading=leading) for index in range(job["experts"])]
 
 
+def _turns(adapters: Sequence[Chosen], requests: int) -> Iterator[list[Chosen]]:
+    """The adapter of each request, for one turn after the other: all are used if there are more than requests."""
+    starts = range(0, max(1, len(adapters)), max(1, requests))
+    for start in cycle(starts):
+        yield [adapters[(start + index) % len(adapters)] for index in range(requests)] if adapters else []
+
+
 def _zweave(job: dict[str, Any]) -> Serve:
+    from zweave.adapters.component_pool import pages_of_rank
     from zweave.engine import Engine
+    from zweave.kernels import PAGE
 
     from ..engine_server import EngineServer
-    from .peer_providers import LORA_RANK
 
     workload, _ = _workload(job)
     # Rounds repeat their prompts: with a prefix cache only the first would compute them.
@@ -52,12 +62,13 @@ def _zweave(job: dict[str, Any]) -> Serve:
         dtype=job["dtype"],
         prefix_cache=False,
         slots=max(1, job["experts"]),
-        lora_components=LORA_RANK * len(job["adapters"]),
+        lora_components=PAGE * pages_of_rank(job["rank"]) * len(job["adapters"]),
     )
     names = [f"expert{index}" for index in range(job["experts"])]
     for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
         engine.load_expert(name, adapter)
-    return EngineServer(engine, workload, names)
+    turns = _turns(names, workload.requests)
+    return lambda: EngineServer(engine, workload, next(turns))()
 
 
 def _transformers(job: dict[str, Any]) -> Serve:
@@ -92,8 +103,8 @@ def _peft(job: dict[str, Any]) -> Serve:
         model.load_adapter(directory, directory.replace(".", "_"))
     model.to(dtype).eval()
     adapters = [directory.replace(".", "_") for directory in job["adapters"]]
-    names = [adapters[index % len(adapters)] for index in range(workload.requests)]
-    return lambda: generate(model, prompts, workload.new, adapter_names=names)
+    turns = _turns(adapters, workload.requests)
+    return lambda: generate(model, prompts, workload.new, adapter_names=next(turns))
 
 
 def _vllm(job: dict[str, Any]) -> Serve:
@@ -113,10 +124,10 @@ def _vllm(job: dict[str, Any]) -> Serve:
     )
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     sampling = SamplingParams(temperature=0, max_tokens=workload.new, ignore_eos=True)
-    chosen = [adapters[index % len(adapters)] for index in range(len(prompts))] if adapters else None
+    turns = _turns(adapters, workload.requests)
 
     def serve() -> list[list[int]]:
-        outputs = engine.generate(requests, sampling, lora_request=chosen, use_tqdm=False)
+        outputs = engine.generate(requests, sampling, lora_request=next(turns) or None, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return serve

@@ -27,6 +27,10 @@ BENCHES = {
         "serving.peers.peers",
         "How fast are other servers on the same requests, and our experts inside them?",
     ),
+    "lora": (
+        "serving.lora.lora",
+        "What does it cost to serve many LoRA adapters at once, here and elsewhere?",
+    ),
     "experts": ("serving.experts", "Does the cost of a batch depend on how many experts it holds?"),
     "prefix-tree": (
         "serving.prefix_tree",
@@ -36,6 +40,14 @@ BENCHES = {
     "few-shot": (
         "learning.few_shot",
         "How long does a few-shot search take for a candidate, against rebuilding the weights for each?",
+    ),
+    "lora-accuracy": (
+        "learning.lora.accuracy",
+        "What are trained LoRA adapters worth in each way of serving them?",
+    ),
+    "lora-adapters": (
+        "learning.lora.make_adapters",
+        "Makes the trained adapters that `lora-accuracy` measures, and keeps them in the cache.",
     ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),

@@ -1,0 +1,1 @@
+"""Many LoRA adapters served at once, here and elsewhere."""

@@ -1,0 +1,96 @@
+"""`zweave bench lora`, on a random model."""
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from zweave.bench.serving.lora import loading
+from zweave.bench.serving.lora.lora_peers import alone_peers, batch_peers
+from zweave.bench.serving.peers.lora_files import lora_changes, write_lora
+from zweave.bench.serving.peers.peer_worker import _turns
+from zweave.cli.main import main
+
+SIZES = ("--dtype", "float32", "--requests", "4", "--prompt", "8", "--new", "6", "--rounds", "1")
+
+
+def bench(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, list[str], dict]:
+    status = main(["bench", "lora", *map(str, args)])
+    lines = capsys.readouterr().out.splitlines()
+    return status, lines, json.loads(lines[-1])
+
+
+def test_more_adapters_than_requests_take_turns() -> None:
+    assert list(islice(_turns("abcde", 2), 4)) == [["a", "b"], ["c", "d"], ["e", "a"], ["a", "b"]]
+    assert list(islice(_turns("ab", 4), 2)) == [["a", "b", "a", "b"]] * 2
+    assert next(_turns([], 4)) == []
+
+
+def test_who_is_asked() -> None:
+    found = dict(batch_peers(["zweave", "vllm"], 64, [1, 128], [8, 32], requests=16))
+    assert list(found) == [
+        "zweave", "zweave-lora1", "zweave-lora128", "vllm", "vllm-lora0", "vllm-lora8", "vllm-lora32",
+    ]  # fmt: skip
+    assert found["zweave-lora128"].adapters == 128 and found["zweave-lora128"].rank == 64
+    assert found["vllm-lora32"].options == {
+        "enable_lora": True, "max_loras": 16, "max_cpu_loras": 32, "max_lora_rank": 64,
+    }  # fmt: skip
+    assert [peer.adapters for _, peer in alone_peers(16)] == [1, 32]
+
+
+@pytest.mark.parametrize("rank", [4, 64])
+def test_random_adapters_of_any_rank_change_a_matrix_as_much(rank: int, tmp_path: Path) -> None:
+    base = {"model.layers.0.mlp.up_proj": torch.zeros(200, 100)}
+    directory = write_lora(tmp_path / "lora", dict.fromkeys(base, (200, 100)), 0, rank)
+    (change,) = lora_changes(directory, base).values()
+    assert json.loads((directory / "adapter_config.json").read_text())["r"] == rank
+    # An element is a sum of products of A, variance 1 / 300, and B, which together have that of rank 16.
+    assert change.std().item() == pytest.approx(0.02 * (16 / 300) ** 0.5, rel=0.1)
+
+
+@pytest.mark.slow
+def test_every_part_answers_right(
+    capsys: pytest.CaptureFixture[str], tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.delenv("ZWEAVE_VLLM_PYTHON", raising=False)
+    model = tiny_model("llama", vocab_size=264)
+    status, lines, line = bench(
+        capsys, "--model", model, *SIZES, "--ranks", 4, "--adapters", "1,6", "--peer-adapters", 2
+    )
+    assert status == 0, line["rows"]
+    rows = {(row["provider"], row["work"], row["adapters"]): row for row in line["rows"]}
+    assert set(rows) == {
+        ("zweave", "batch", 0), ("zweave-lora1", "batch", 1), ("zweave-lora6", "batch", 6),
+        ("transformers", "batch", 0), ("peft-lora2", "batch", 2),
+        ("zweave-alone", "alone", 1), ("zweave-alone", "alone", 32),
+        ("zweave step", "no load", 8), ("zweave step", "while loading", 8),
+    }  # fmt: skip
+    assert all(row["error"] < 0.01 for row in rows.values())
+    assert rows["zweave", "batch", 0]["vs_base"] == rows["peft-lora2", "batch", 2]["vs_peft"] == 1
+    assert rows["zweave-alone", "alone", 1]["vs_one"] == 1
+    assert rows["zweave step", "while loading", 8]["load_seconds"] > 0
+    left_out = [text for text in lines if text.startswith("Left out vllm")]
+    assert len(left_out) == 3
+
+
+@pytest.mark.slow
+def test_answers_that_a_load_changes_are_refused(
+    capsys: pytest.CaptureFixture[str], tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = loading._answer
+
+    def wrong(server: object, files: object) -> object:
+        found = right(server, files)
+        if files:
+            found.answers[0][0] += 1
+        return found
+
+    monkeypatch.setattr(loading, "_answer", wrong)
+    model = tiny_model("llama", vocab_size=264)
+    status, _, line = bench(capsys, "--model", model, *SIZES, "--ranks", 4, "--parts", "loading")
+    assert status == 1
+    assert [row["status"] for row in line["rows"]] == ["ok", "wrong"]
