@@ -72,11 +72,15 @@ def joint_hidden_states(parts: Sequence[Part]) -> list[Tensor]:
     layouts = [Layout.of(part.tree, start, device) for part, start in zip(parts, starts, strict=True)]
     tokens = [token for part, start in zip(parts, starts, strict=True) for token in part.tree.tokens[start:]]
     x = inner[0].get_submodule("embed_tokens")(torch.tensor(tokens, device=device))
-    tables = [_rotary(inner[0], x, part.tree.depths[start:]) for part, start in zip(parts, starts, strict=True)]
+    tables = [
+        _rotary(inner[0], x, part.tree.depths[start:]) for part, start in zip(parts, starts, strict=True)
+    ]
     cos, sin = (_joined(table) for table in zip(*tables, strict=True))
     layers = list(zip(*(model.get_submodule("layers").children() for model in inner), strict=True))
     for index, layer in enumerate(layers):
-        past = [part.cache.layers[index] if start else None for part, start in zip(parts, starts, strict=True)]
+        past = [
+            part.cache.layers[index] if start else None for part, start in zip(parts, starts, strict=True)
+        ]
         attended, pairs = _attention(layer, x, rows, cos, sin, layouts, past)
         for part, pair in zip(parts, pairs, strict=True):
             if part.extend:

@@ -10,7 +10,12 @@ from zweave.kernels.train.frozen_linear import FrozenWeight, frozen_linear, froz
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 # T, M, N
-SHAPES = {"no token": (0, 8, 6), "one token": (1, 9, 7), "63 tokens": (63, 20, 33), "199 tokens": (199, 33, 18)}
+SHAPES = {
+    "no token": (0, 8, 6),
+    "one token": (1, 9, 7),
+    "63 tokens": (63, 20, 33),
+    "199 tokens": (199, 33, 18),
+}
 
 
 def operands(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -48,4 +53,6 @@ def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
         alone = x[rows].detach().requires_grad_()
         own = frozen_linear(alone, packed, bias)
         torch.testing.assert_close(own, y[rows], rtol=0, atol=0)
-        torch.testing.assert_close(torch.autograd.grad(own, alone, target[rows])[0], grad[rows], rtol=0, atol=0)
+        torch.testing.assert_close(
+            torch.autograd.grad(own, alone, target[rows])[0], grad[rows], rtol=0, atol=0
+        )
