@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
 from .curves import save_curves
+from .joint.packed_linear import pack_linears
+from .joint.twins import twins
 from .loop import Step, train
 from .lora import LoraAdapter
 from .objective import accuracy
 from .policy import Policy
 from .recipe import Recipe
 from .run_files import RunFiles
+from .svf import Packs
 
 Report = Callable[[Step], None]
 
@@ -73,24 +76,41 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
     device: "cpu" or "cuda"; a model that was never decomposed is decomposed there.
     Raises ZweaveError for a device that is not there, a model that cannot be opened and a recipe that does not fit it.
     """
+    return open_policies(model, [recipe], dtype, device)[0]
+
+
+def open_policies(
+    model: str, recipes: Sequence[Recipe], dtype: torch.dtype, device: str = "cpu"
+) -> list[Policy]:
+    """A policy for each recipe, as `open_policy` returns it; they share the model's weights."""
     place = parse_device(device)
     checkpoint = resolve_model(model)
     config = checkpoint.config
-    if recipe.first_layer >= config.num_layers:
-        raise ZweaveError(
-            f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
-        )
+    for recipe in recipes:
+        if recipe.first_layer >= config.num_layers:
+            raise ZweaveError(
+                f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
+            )
     module = load_model(checkpoint, dtype).requires_grad_(False)
-    adapter: Adapter
-    if recipe.adapter == "lora":
-        adapter = LoraAdapter(module.to(place), recipe)
-    else:
-        # Before the model takes the device's memory.
-        factors = decompose(checkpoint, device=device).factors
-        adapter = SvfAdapter(module.to(place), factors, recipe, checkpoint.digest())
+    needs_factors = any(recipe.adapter == "svf" for recipe in recipes)
+    # Before the model takes the device's memory.
+    factors = decompose(checkpoint, device=device).factors if needs_factors else None
+    module.to(place)
+    if len(recipes) > 1 and any(recipe.adapter == "lora" for recipe in recipes):
+        pack_linears(module)
+    packs: Packs = {}
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
     longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])
-    return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
+    tokenizer = Tokenizer(checkpoint.directory)
+    policies = []
+    for recipe, twin in zip(recipes, twins(module, len(recipes)), strict=True):
+        adapter: Adapter
+        if recipe.adapter == "lora" or factors is None:
+            adapter = LoraAdapter(twin, recipe)
+        else:
+            adapter = SvfAdapter(twin, factors, recipe, checkpoint.digest(), packs)
+        policies.append(Policy(twin, adapter, tokenizer, recipe.scope, longest))
+    return policies
 
 
 def run_digest(task: Task, recipe: Recipe, model: str, dtype: str) -> str:
