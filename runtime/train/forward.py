@@ -155,4 +155,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _mlp(layers: Sequence[nn.Module], x: Tensor, rows: Sequence[int]) -> Tensor:
     gate, up = (_linear(layers, f"mlp.{name}_proj", x, rows) for name in ("gate", "up"))
-    return _linear(layers, "mlp.down_proj", F.silu(gate) * up, rows)
+    # Part by part: the last few elements of a tensor, and of a thread's share of it, may be rounded in another way.
+    gate = _joined([F.silu(piece) for piece in _split(gate, rows)])
+    return _linear(layers, "mlp.down_proj", gate * up, rows)
