@@ -26,7 +26,7 @@ def train_together(trainings: Sequence[Training]) -> Iterator[tuple[int, Outcome
     """
     live = dict(enumerate(trainings))
     while live := {index: training for index, training in live.items() if not training.is_done}:
-        for index, outcome in _step(live):
+        for index, outcome in _step(dict(live)):
             if isinstance(outcome, ZweaveError):
                 del live[index]
             elif live[index].is_done:
@@ -44,14 +44,17 @@ def _step(trainings: Mapping[int, Training]) -> Iterator[tuple[int, Outcome]]:
     pairs = zip(drawn.items(), hidden, strict=True)
     losses, failed = _each({index: partial(pending.of, states) for (index, pending), states in pairs})
     yield from failed
-    if losses:
-        torch.autograd.backward([loss.value for loss in losses.values()])
-    share = (time.perf_counter() - start) / len(trainings)
+    if not losses:
+        return
+    torch.autograd.backward([loss.value for loss in losses.values()])
+    share = (time.perf_counter() - start) / len(losses)
     for index, loss in losses.items():
+        outcome: Outcome
         try:
-            yield index, trainings[index].update(loss, share)
+            outcome = trainings[index].update(loss, share)
         except ZweaveError as error:
-            yield index, error
+            outcome = error
+        yield index, outcome
 
 
 def _each(calls: Mapping[int, Callable[[], T]]) -> tuple[dict[int, T], list[tuple[int, ZweaveError]]]:

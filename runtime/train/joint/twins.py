@@ -6,8 +6,6 @@ from torch import nn
 
 
 def twins(model: nn.Module, count: int) -> list[nn.Module]:
-    """The model itself and copies of it: containers of their own, in which modules are replaced, around the same linears,
-    norms and embeddings.
-    """
+    """The model itself and copies of it: containers of their own around the same linears, norms and embeddings."""
     leaves = {id(module): module for module in model.modules() if not list(module.children())}
     return [model, *(deepcopy(model, dict(leaves)) for _ in range(count - 1))]
