@@ -41,6 +41,8 @@ class Plan:
 
 def plans_of(args: argparse.Namespace, tasks: Sequence[Task], dtype: str) -> list[Plan]:
     """The trainings in the order of the tasks; ZweaveError for names that do not fit them."""
+    if len(args.rank or ()) > 1 and args.adapter != "lora":
+        raise ZweaveError("--rank: several ranks are for --adapter lora")
     values = [getattr(args, option) or [None] for option in _VARIED]
     chosen = [dict(zip(_VARIED, combination, strict=True)) for combination in product(*values)]
     asked = [(task, variant) for task in tasks for variant in chosen]
