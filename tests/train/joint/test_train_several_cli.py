@@ -41,15 +41,14 @@ def test_what_was_finished_before_an_interruption_is_kept(
     zweave: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("letters.jsonl", *QUICK, "--seed", "3,4", "--name", "one,two")
-    add, count = Recorder.add, iter(range(9))
+    finish = Recorder.finish
 
-    def interrupted(self: Recorder, step: Any) -> None:
-        if next(count) == 3:
-            raise KeyboardInterrupt
-        add(self, step)
+    def interrupted(self: Recorder) -> None:
+        finish(self)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "add", interrupted)
+        patch.setattr(Recorder, "finish", interrupted)
         assert zweave(*arguments).returncode == 130
     first = (tmp_path / "out" / "one.safetensors").read_bytes()
     assert [path.name[:4] for path in (tmp_path / "out").glob("*.state")] == ["two-"]
