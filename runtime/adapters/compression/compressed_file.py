@@ -65,7 +65,7 @@ def load_compressed(path: Path) -> CompressedLoras:
     Raises ZweaveError if it is missing, truncated, of another format, or what it holds does not fit together.
     """
     with _opened(path) as (handle, metadata):
-        variant = metadata.get("variant")
+        variant: CompressionVariant = metadata.get("variant", "")
         if variant not in get_args(CompressionVariant):
             raise ZweaveError(f"the variant must be diagonal or full, not {shortened(variant)}")
         adapters = _adapters(metadata)
