@@ -305,6 +305,4 @@ def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> No
     y = launch(*operands)
     torch.testing.assert_close(y.cpu().double(), expected_factored(p, silu, rounded), **tolerance(dtype))
     h = grouped_linear_triton(on_gpu.x, on_gpu.vt, table=on_gpu.deltas, slot=on_gpu.slot)
-    assert torch.equal(
-        y, grouped_linear_triton(h, on_gpu.u, shared=False, bias=on_gpu.bias, silu=silu)
-    )
+    assert torch.equal(y, grouped_linear_triton(h, on_gpu.u, shared=False, bias=on_gpu.bias, silu=silu))
