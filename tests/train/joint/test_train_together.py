@@ -11,9 +11,11 @@ import torch
 
 from zweave.tasks.task import Sample, Splits, Task
 from zweave.train import Policy, Recipe, open_policy
+from zweave.train.forward import joint_hidden_states
 from zweave.train.joint.loop import train_together
 from zweave.train.loop import Step, Training, train
 from zweave.train.run import open_policies
+from zweave.train.svf import SvfLinear, svf_rows
 
 pytest.importorskip("transformers")
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -99,6 +101,45 @@ def test_each_learns_the_bits_that_it_learns_alone(model: str, cases: list[Case]
         expected, learnt = alone(model, case, dtype)
         assert found == expected
         assert_same(bits(training.policy), learnt)
+
+
+def test_those_of_one_support_share_their_products(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    def spied(linears: Sequence[SvfLinear], x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        seen.add(tuple(len(linear.z) for linear in linears))
+        return svf_rows(linears, x, rows)
+
+    monkeypatch.setattr("zweave.train.joint.linear.svf_rows", spied)
+    recipes = [
+        replace(QUICK, support=support, steps=1) for support in ("full", "leading:5", "full", "leading:5")
+    ]
+    list(train_together(trainings(model, [(LETTERS, recipe) for recipe in recipes], torch.float32)))
+    # Of rank 16 are the keys' and values' matrices.
+    assert seen == {(32, 32), (16, 16), (5, 5)}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_nodes_of_several_trees_have_the_states_that_they_have_alone(
+    tiny_model: Callable[..., Path], kind: str
+) -> None:
+    policies = open_policies(
+        str(tiny_model(kind)), [QUICK, replace(QUICK, support="leading:5"), QUICK], torch.float32
+    )
+    random = torch.Generator().manual_seed(0)
+    for policy in policies:
+        for z in policy.adapter.parameters():
+            z.data += 0.1 * torch.randn(z.shape, generator=random)
+    prompts = [
+        policy.prefill([sample.prompt for sample in SAMPLES[: i + 2]]) for i, policy in enumerate(policies)
+    ]
+    parts = [policy.part(tree, tree.leaves) for policy, tree in zip(policies, prompts, strict=True)]
+    with torch.no_grad():
+        together = joint_hidden_states(parts)
+        assert_same(
+            together,
+            [policy.hidden(tree, tree.leaves) for policy, tree in zip(policies, prompts, strict=True)],
+        )
 
 
 def learnt_together(model: str, cases: Sequence[Case]) -> list[list[torch.Tensor]]:
