@@ -1,14 +1,12 @@
 """A registered LoRA: what is known of it while its matrices lie in a directory, or its basis in a file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.compression.compressed import CompressedLoras
-from ..adapters.compression.compressed_file import load_compressed
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import read_peft
 from ..errors import ZweaveError
@@ -92,51 +90,3 @@ class LoraEntry:
             path=path,
         )
         return entry, lora
-
-
-def compressed_entries(compressed: CompressedLoras, path: Path) -> Iterator[tuple[LoraEntry, Lora]]:
-    """The entries of a file of compressed LoRAs that was loaded, and the basis of each.
-
-    Adapters of the full variant, whose K x K matrices are no scales, have their own: each is the LoRA that its factors
-    multiply out to.
-    """
-    path = path.absolute()
-    is_shared = compressed.variant == "diagonal"
-    bases = [compressed.basis(number) for number in range(len(compressed.clusters))] if is_shared else []
-    digests = [basis.digest for basis in bases]
-    for index, adapter in enumerate(compressed.adapters):
-        if is_shared:
-            basis, digest = bases[adapter.cluster], digests[adapter.cluster]
-        else:
-            basis = compressed.lora(index)
-            digest = basis.digest
-        entry = LoraEntry(
-            name=adapter.name,
-            digest=compressed.digest(index, digest) if is_shared else digest,
-            scope=adapter.scope,
-            first_layer=compressed.first_layer(index),
-            description=adapter.description,
-            invocation_tokens=adapter.invocation_tokens,
-            rank=basis.rank,
-            basis=digest,
-            source=partial(_read_compressed, path, adapter.cluster if is_shared else index, is_shared),
-            path=path,
-            scales=compressed.scales(index) if is_shared else None,
-            prompt_template=_template(adapter.prompt_template),
-        )
-        yield entry, basis
-
-
-def _template(text: str) -> PromptTemplate | None:
-    return PromptTemplate.from_json(text) if text else None
-
-
-def _read_compressed(path: Path, number: int, is_shared: bool) -> Lora:
-    """The basis of a cluster, or an adapter of the full variant."""
-    compressed = load_compressed(path)
-    try:
-        if is_shared == (compressed.variant == "diagonal"):
-            return compressed.basis(number) if is_shared else compressed.lora(number)
-    except IndexError:
-        pass
-    raise ZweaveError(f"{path} changed since it was loaded: load it again")
