@@ -25,11 +25,10 @@ from ..errors import ZweaveError
 from ..planner.plan import Plan
 from ..text.prompt_template import PromptTemplate
 from .byte_cache import ByteCache
-from .compressed_entries import compressed_entries
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
 from .flat_z import FlatZ
-from .lora_entry import LoraEntry
+from .lora_entry import LoraEntry, compressed_entries
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
