@@ -18,6 +18,7 @@ from zweave.errors import ZweaveError
 from zweave.experts import Expert
 from zweave.experts.mixture import Mixture
 from zweave.request import Request
+from zweave.text.prompt_template import PromptTemplate
 
 NEW = 12
 PROMPTS = [list(range(3 + index, 20 + 2 * index)) for index in range(8)]
@@ -231,14 +232,19 @@ def test_what_an_adapter_says_of_itself_is_kept(
     upper = {module: shape for module, shape in shapes.items() if "layers.1." in module}
     loras = {
         "always": random_lora(shapes, 1),
-        "late": replace(random_lora(upper, 3), scope="after_prompt", description="of the upper layer"),
+        "late": replace(
+            random_lora(upper, 3),
+            scope="after_prompt",
+            description="of the upper layer",
+            prompt_template=PromptTemplate("Say {text}!", "So"),
+        ),
         "activated": replace(random_lora(shapes, 4), scope="after_prompt", invocation_tokens=(7, 9)),
     }
     save_compressed(compress(loras, shapes, rank=9, variant=variant), tmp_path / "many")
     entries = engine.bank.load_adapters(tmp_path / "many")
-    assert [(e.scope, e.first_layer, e.description, e.invocation_tokens) for e in entries] == [
-        (lora.scope, lora.first_layer, lora.description, lora.invocation_tokens) for lora in loras.values()
-    ]
+    said = ("scope", "first_layer", "description", "invocation_tokens", "prompt_template")
+    for entry, lora in zip(entries, loras.values(), strict=True):
+        assert [getattr(entry, name) for name in said] == [getattr(lora, name) for name in said]
     assert len({entry.digest for entry in entries}) == 3
     with pytest.raises(ZweaveError, match=r"does not hold the tokens that activate 'activated': \[7, 9\]"):
         engine.check(Request([20, 21], expert="activated"))
