@@ -119,7 +119,7 @@ class Expert:
         Metadata fields that the format does not know are kept in `training`.
         """
         path = expert_file(path)
-        with open_tensors(path) as handle:
+        with open_tensors(path, "np") as handle:
             try:
                 return cls._read(handle)
             except ZweaveError as error:
@@ -194,7 +194,7 @@ def _read_z(handle: Any) -> dict[str, Tensor]:
         if module in z:
             raise ZweaveError(f"{module} is there both as .z and as .z_minus_1")
         # A copy: safetensors maps the file, which may be overwritten while the expert is in use.
-        stored = handle.get_tensor(key).clone()
+        stored = torch.from_numpy(handle.get_tensor(key).copy())
         z[module] = stored if kind == "z" else stored.float() + 1
     return z
 

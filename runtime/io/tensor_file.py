@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,8 +17,11 @@ from .atomic_write import atomic_write
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path, framework: Literal["pt", "np"] = "pt") -> Iterator[Any]:
     """Yields safetensors' handle (`keys`, `metadata`, `get_slice`, `get_tensor`) on a file.
+
+    framework: "np" for what is loaded again and again while a program runs: safetensors (0.8) never frees two small
+        objects of each of torch's tensors.
 
     Nothing in the file is executed. Raises ZweaveError if it is missing, not a file, truncated, of another
     format (a pickle, for example) or has a header that is too large or does not fit the file.
@@ -28,7 +31,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ZweaveError(f"{path}: is not a file")
     try:
-        with safe_open(path, framework="pt") as handle:
+        with safe_open(path, framework=framework) as handle:
             yield handle
     except SafetensorError as error:
         raise ZweaveError(f"{path}: is not a whole safetensors file ({one_line(error)})") from None
@@ -37,7 +40,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 class TensorBytes:
-    """The bytes of a safetensors file, with as much of safetensors' handle as `open_tensors` yields for a file.
+    """The bytes of a safetensors file, with as much of safetensors' handle for numpy as `open_tensors` yields.
 
     Raises ZweaveError as that does.
     """
@@ -59,8 +62,8 @@ class TensorBytes:
     def get_slice(self, key: str) -> "TensorView":
         return TensorView(self._tensors[key])
 
-    def get_tensor(self, key: str) -> Tensor:
-        return self.get_slice(key).tensor()
+    def get_tensor(self, key: str) -> NDArray[Any]:
+        return self.get_slice(key).values()
 
 
 class TensorView:
@@ -76,11 +79,10 @@ class TensorView:
     def get_shape(self) -> list[int]:
         return list(self._entry["shape"])
 
-    def tensor(self) -> Tensor:
-        """A copy, of float32 or float16."""
+    def values(self) -> NDArray[Any]:
+        """Of float32 or float16."""
         kind = {"F32": np.float32, "F16": np.float16}[self.get_dtype()]
-        values = np.frombuffer(self._entry["data"], kind).reshape(self.get_shape())
-        return torch.from_numpy(values.copy())
+        return np.frombuffer(self._entry["data"], kind).reshape(self.get_shape())
 
 
 def save_tensors(

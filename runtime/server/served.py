@@ -74,13 +74,20 @@ class Served:
     async def find(self, mixture: Mixture | None) -> list[Entry]:
         """The experts of a mixture, loaded if they are in the directory; ApiError as `choose` raises it."""
         names = mixture.names if mixture else ()
-        await self.ensure(*names)
-        try:
-            self.engine.bank.look_up(mixture)
-        except ZweaveError as error:
-            is_unknown = any(name not in self.engine.bank for name in names)
-            raise ApiError(404 if is_unknown else 400, str(error)) from None
-        return self.registered(mixture)
+        while True:
+            await self.ensure(*names)
+            try:
+                self.engine.bank.look_up(mixture)
+            except ZweaveError as error:
+                unknown = [name for name in names if name not in self.engine.bank]
+                # One that was forgotten just now is loaded again.
+                if not (unknown and all(map(self._is_in_directory, unknown))):
+                    raise ApiError(404 if unknown else 400, str(error)) from None
+            else:
+                return self.registered(mixture)
+
+    def _is_in_directory(self, name: str) -> bool:
+        return self.directory is not None and self.directory.file(name) is not None
 
     async def ensure(self, *names: str) -> None:
         """Loads those experts that are in the directory and not loaded."""

@@ -1,9 +1,11 @@
 """Expert files: what is written is read back, and whatever is wrong with one is said in one line."""
 
 import errno
+import gc
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,22 @@ def test_fixture_experts_load(data_directory):
         assert expert.base_digest is None and not expert.renormalise
         # What the format does not know is kept.
         assert float(expert.training["adapted_accuracy"]) > 0.7
+
+
+def test_loading_again_and_again_keeps_nothing(tmp_path):
+    make().save(tmp_path / "e.safetensors")
+
+    def grown(times):
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(times):
+            Expert.load(tmp_path / "e.safetensors")
+        gc.collect()
+        return sys.getallocatedblocks() - before
+
+    grown(600)  # Python and numpy keep some freed objects for the next.
+    # It has two matrices: an object kept of each would make 400.
+    assert grown(200) < 300
 
 
 def test_loaded_expert_does_not_hang_on_its_file(tmp_path):

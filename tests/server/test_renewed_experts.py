@@ -88,6 +88,28 @@ def test_an_expert_goes_before_the_engine_has_the_request(
     assert (went, told.status_code) == ([200], status)
 
 
+@pytest.mark.parametrize(("is_file", "status"), [(True, 200), (False, 404)])
+def test_an_expert_goes_before_it_is_looked_up(
+    start_server: Any, made: list[Expert], tmp_path: Path, is_file: bool, status: int
+) -> None:
+    server = start_server(experts=tmp_path)
+    bank, went = server.engine.bank, []
+    look_up = bank.look_up
+    if is_file:
+        made[0].save(tmp_path / "x.safetensors")
+    else:
+        bank.load("x", made[0])
+
+    def late_look_up(mixture: Any) -> Any:
+        if not went:
+            went.append(bank.unload("x"))
+        return look_up(mixture)
+
+    bank.look_up = late_look_up
+    told = server.http().post("/v1/completions", json=BODY | {"model": "x"})
+    assert (len(went), told.status_code) == (1, status)
+
+
 def test_uploads_at_once_are_kept_up_to_a_size_too(
     start_server: Any, made: list[Expert], tmp_path: Path
 ) -> None:
