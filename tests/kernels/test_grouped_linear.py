@@ -220,10 +220,10 @@ def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[st
 
 
 def check_factored(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
-    """The values, and the bits of two launches where their tiles are the same: NumPy's sums depend on these."""
+    """The values, and in float32 the bits of two launches, whose tiles are others with `silu`: NumPy's sums show that."""
     y = interpreted(*factored_of(p, grouped_factored_linear_triton, silu))
     torch.testing.assert_close(y.double(), cut(expected_factored(p, silu, cut), p.x.dtype), **tolerance)
-    if not silu:
+    if not silu and y.dtype == torch.float32:
         h = interpreted(partial(grouped_linear_triton, table=p.deltas, slot=p.slot), p.x, p.vt)
         alone = interpreted(partial(grouped_linear_triton, shared=False, bias=p.bias), h, p.u)
         assert torch.equal(y, alone)
