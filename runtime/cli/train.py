@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     unfinished = [plan for plan in plans if not (resumes and plan.is_finished)]
     for plan in unfinished:
         check_files(args, plan)
-    runs = _open_runs(args, plans, dtype)
+    runs = _open_runs(args, unfinished, dtype)
     for plan in plans:
         if plan not in unfinished:
             stderr.print(f"{plan.name}: finished already, kept as it is", markup=False)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             stderr.print(f"{plan.name}: going on with the unfinished training in {args.out}", markup=False)
     try:
         with Bars({plan.name: plan.recipe.steps for plan in unfinished}) as bars:
-            results = train_runs([runs[plan.name] for plan in unfinished], bars.show)
+            results = train_runs(runs, bars.show)
     except KeyboardInterrupt:
         stderr.print("interrupted: the same command goes on from the last saved step")
         return 130
@@ -73,23 +73,20 @@ def run(args: argparse.Namespace) -> int:
         found[plan.name] = result
         if not plan.resumes and (verdict := compared(plan.earlier, result)):
             stderr.print(f"{plan.name}: {verdict}", markup=False)
-    for name, record in found.items():
-        print(json.dumps(record) if args.json else _summary(runs[name].files.expert, record))
+    for plan in plans:
+        if (record := found.get(plan.name)) is not None:
+            print(json.dumps(record) if args.json else _summary(plan.files.expert, record))
     if failed:
         raise ZweaveError("; ".join(failed))
     return 0
 
 
-def _open_runs(args: argparse.Namespace, plans: Sequence[Plan], dtype: str) -> dict[str, Run]:
-    """The runs by their names; those that are finished are opened, too, since what a LoRA computes follows from how
-    many share the weights: one alone is PEFT's own."""
+def _open_runs(args: argparse.Namespace, plans: Sequence[Plan], dtype: str) -> list[Run]:
     policies = open_policies(args.model, [plan.recipe for plan in plans], getattr(torch, dtype), args.device)
-    return {
-        plan.name: Run(
-            policy, plan.task, plan.recipe, args.model, dtype, data_folder(args), plan.files, args.held_out
-        )
+    return [
+        Run(policy, plan.task, plan.recipe, args.model, dtype, data_folder(args), plan.files, args.held_out)
         for policy, plan in zip(policies, plans, strict=True)
-    }
+    ]
 
 
 def _tell_objectives(tasks: Sequence[Task]) -> None:

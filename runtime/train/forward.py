@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .joint.linear import joint_linear
+from .joint.linear import joint_linears
 from .token_tree import TokenTree
 from .tree_attention import Layout, tree_attention
 
@@ -88,7 +88,7 @@ def joint_hidden_states(parts: Sequence[Part]) -> list[Tensor]:
         if index == len(layers) - 1:
             wanted = torch.tensor(_wanted(parts, starts, rows), device=device)
             attended, x, rows = attended[wanted], x[wanted], [len(part.nodes) for part in parts]
-        x = x + _linear(layer, "self_attn.o_proj", attended, rows)
+        x = x + _linears(layer, "self_attn", "o", attended, rows)[0]
         x = x + _mlp(layer, layer[0].get_submodule("post_attention_layernorm")(x), rows)
     return _split(inner[0].get_submodule("norm")(x), rows)
 
@@ -117,8 +117,12 @@ def _split(x: Tensor, rows: Sequence[int]) -> list[Tensor]:
     return list(x.split(list(rows))) if len(rows) > 1 else [x]
 
 
-def _linear(layers: Sequence[nn.Module], name: str, x: Tensor, rows: Sequence[int]) -> Tensor:
-    return joint_linear([layer.get_submodule(name) for layer in layers], x, rows)
+def _linears(
+    layers: Sequence[nn.Module], part: str, names: Sequence[str], x: Tensor, rows: Sequence[int]
+) -> list[Tensor]:
+    """x through the linears `part.NAME_proj` of a layer."""
+    columns = [[layer.get_submodule(f"{part}.{name}_proj") for layer in layers] for name in names]
+    return joint_linears(columns, x, rows)
 
 
 def _attention(
@@ -134,7 +138,7 @@ def _attention(
     attention = layers[0].get_submodule("self_attn")
     x = layers[0].get_submodule("input_layernorm")(x)
     shape = (len(x), -1, cos.shape[-1])
-    q, k, v = (_linear(layers, f"self_attn.{name}_proj", x, rows).view(shape) for name in "qkv")
+    q, k, v = (y.view(shape) for y in _linears(layers, "self_attn", "qkv", x, rows))
     if hasattr(attention, "q_norm"):
         q, k = attention.get_submodule("q_norm")(q), attention.get_submodule("k_norm")(k)
     q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
@@ -154,7 +158,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _mlp(layers: Sequence[nn.Module], x: Tensor, rows: Sequence[int]) -> Tensor:
-    gate, up = (_linear(layers, f"mlp.{name}_proj", x, rows) for name in ("gate", "up"))
+    gate, up = _linears(layers, "mlp", ("gate", "up"), x, rows)
     # Part by part: the last few elements of a tensor, and of a thread's share of it, may be rounded in another way.
     gate = _joined([F.silu(piece) for piece in _split(gate, rows)])
-    return _linear(layers, "mlp.down_proj", gate * up, rows)
+    return _linears(layers, "mlp", ("down",), gate * up, rows)[0]

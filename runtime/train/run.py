@@ -21,7 +21,6 @@ from ..tasks.task import Task
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
 from .curves import save_curves
-from .joint.packed_linear import pack_linears
 from .joint.twins import twins
 from .loop import Step, Training
 from .lora import LoraAdapter
@@ -93,8 +92,6 @@ def open_policies(
     # Before the model takes the device's memory.
     factors = decompose(checkpoint, device=device).factors if needs_factors else None
     module.to(place)
-    if len(recipes) > 1 and any(recipe.adapter == "lora" for recipe in recipes):
-        pack_linears(module)
     packs: Packs = {}
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
     longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])

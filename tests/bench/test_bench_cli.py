@@ -299,6 +299,15 @@ def test_train(capsys: pytest.CaptureFixture, model: Path) -> None:
     assert all(row["seconds"] > 0 and row["error"] < 1e-3 for row in rows.values())
 
 
+def test_train_together(capsys: pytest.CaptureFixture, model: Path) -> None:
+    options = ("--model", model, "--dtype", "float32", "--batch", 2, "--prompt", 9, "--rounds", 1)
+    status, _, line = bench(capsys, "train-together", *options, "--trainings", 2)
+    assert status == 0
+    rows = {row["provider"]: row for row in line["rows"]}
+    assert len(rows) == 4 and all(row["status"] == "ok" and row["error"] == 0 for row in rows.values())
+    assert rows["alone, full"]["vs_alone"] == 1.0 and rows["together, leading:R/8"]["vs_alone"] > 0
+
+
 @pytest.fixture
 def two_pass(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, random_expert: Callable[..., Expert]
