@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
-from ..io.tensor_file import open_tensors
+from ..io.tensor_file import read_tensors
 from ..validation import as_number, is_integer
 from .lora import Lora, LoraPair
 from .lora_record import LORA_RECORD, LoraRecord
@@ -114,17 +114,14 @@ def peft_config(file: Path) -> Mapping[str, Any]:
 def _tensors(file: Path) -> dict[str, dict[str, Tensor]]:
     """Module -> "lora_A" and "lora_B"."""
     found: dict[str, dict[str, Tensor]] = {}
-    with open_tensors(file) as handle:
-        for key in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
-            match = _KEY.fullmatch(key.removeprefix(_PREFIX))
-            if match is None:
-                raise ZweaveError(f"{shortened(key)} is neither lora_A nor lora_B of a linear layer")
-            layer_of(match["module"])
-            # A copy: safetensors maps the file, which may be overwritten while the adapter is in use.
-            tensor = handle.get_tensor(key).clone()
-            if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-                raise ZweaveError(f"{key} is of {tensor.dtype}, not of float32, bfloat16 or float16")
-            found.setdefault(match["module"], {})[match["part"]] = tensor
+    for key, tensor in read_tensors(file).items():
+        match = _KEY.fullmatch(key.removeprefix(_PREFIX))
+        if match is None:
+            raise ZweaveError(f"{shortened(key)} is neither lora_A nor lora_B of a linear layer")
+        layer_of(match["module"])
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ZweaveError(f"{key} is of {tensor.dtype}, not of float32, bfloat16 or float16")
+        found.setdefault(match["module"], {})[match["part"]] = tensor
     return found
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ..errors import ZweaveError, one_line
+from ..errors import ZweaveError, one_line, shortened
 from .atomic_write import atomic_write
 
 
@@ -20,19 +20,37 @@ from .atomic_write import atomic_write
 def open_tensors(path: Path, framework: Literal["pt", "np"] = "pt") -> Iterator[Any]:
     """Yields safetensors' handle (`keys`, `metadata`, `get_slice`, `get_tensor`) on a file.
 
-    framework: "np" for what is loaded again and again while a program runs: safetensors (0.8) never frees two small
-        objects of each of torch's tensors.
+    framework: "np", or `read_tensors` instead, for what is loaded again and again while a program runs: safetensors
+        (0.8) never frees two small objects of each of torch's tensors.
 
     Nothing in the file is executed. Raises ZweaveError if it is missing, not a file, truncated, of another
     format (a pickle, for example) or has a header that is too large or does not fit the file.
     """
+    with _told(path), safe_open(path, framework=framework) as handle:
+        yield handle
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, copied; nothing of them stays behind when they go.
+
+    Raises ZweaveError as `open_tensors` does, and if a tensor is of a dtype that torch does not have.
+    """
+    with _told(path):
+        try:
+            return load(path.read_bytes())
+        except KeyError as error:
+            raise ZweaveError(f"{path}: a tensor is of dtype {shortened(error.args[0])}") from None
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with a file into one line."""
     if not path.exists():
         raise ZweaveError(f"{path}: there is no such file")
     if not path.is_file():
         raise ZweaveError(f"{path}: is not a file")
     try:
-        with safe_open(path, framework=framework) as handle:
-            yield handle
+        yield
     except SafetensorError as error:
         raise ZweaveError(f"{path}: is not a whole safetensors file ({one_line(error)})") from None
     except OSError as error:

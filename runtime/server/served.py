@@ -87,7 +87,7 @@ class Served:
                 return self.registered(mixture)
 
     def _is_in_directory(self, name: str) -> bool:
-        return self.directory is not None and self.directory.file(name) is not None
+        return self.directory is not None and self.directory.source(name) is not None
 
     async def ensure(self, *names: str) -> None:
         """Loads those experts that are in the directory and not loaded."""

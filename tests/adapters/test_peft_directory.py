@@ -1,7 +1,9 @@
 """What PEFT saves is read as it is, or refused in one line."""
 
+import gc
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,20 @@ def test_a_plain_adapter(plain: Path) -> None:
     assert list(lora.pairs) == [Q] and lora.pairs[Q].scaling == 4 and lora.rank == 2
     assert lora.pairs[Q].a.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert (lora.scope, lora.first_layer) == ("always", 0)
+
+
+def test_reading_again_and_again_keeps_nothing(plain: Path) -> None:
+    def grown(times: int) -> int:
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(times):
+            read_peft(plain)
+        gc.collect()
+        return sys.getallocatedblocks() - before
+
+    grown(300)  # Python keeps some freed objects for the next.
+    # It has two tensors: an object kept of each would make 400.
+    assert grown(200) < 300
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...checkpoint.module_name import layer_of
 from ...errors import ZweaveError, shortened
 from ...io.json_text import parse_json
-from ...io.tensor_file import open_tensors, save_tensors
+from ...io.tensor_file import open_tensors, read_tensors, save_tensors
 from ...names import CompressionVariant, Scope
 from ...validation import as_number, is_integer
 from ..peft_directory import MAX_RANK
@@ -66,7 +66,7 @@ def load_compressed(path: Path) -> CompressedLoras:
 
     Raises ZweaveError if it is missing, truncated, of another format, or what it holds does not fit together.
     """
-    with _opened(path) as (handle, metadata):
+    with _opened(path) as metadata:
         variant: CompressionVariant = metadata.get("variant", "")
         if variant not in get_args(CompressionVariant):
             raise ZweaveError(f"the variant must be diagonal or full, not {shortened(variant)}")
@@ -80,26 +80,28 @@ def load_compressed(path: Path) -> CompressedLoras:
             seed=_whole("seed", metadata.get("seed"), 0, 2**63 - 1),
             base_digest=base,
             adapters=adapters,
-            clusters=_clusters(handle, _KINDS[variant], [adapter.cluster for adapter in adapters]),
+            clusters=_clusters(
+                read_tensors(path), _KINDS[variant], [adapter.cluster for adapter in adapters]
+            ),
         )
 
 
 def adapter_names(path: Path) -> list[str]:
     """Names of the adapters in a file, whose tensors are not looked at; ZweaveError as `load_compressed`."""
-    with _opened(path) as (_, metadata):
+    with _opened(path) as metadata:
         return [adapter.name for adapter in _adapters(metadata)]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """A file's handle and metadata; errors within are told with its path."""
+def _opened(path: Path) -> Iterator[Mapping[str, Any]]:
+    """A file's metadata; errors within are told with its path."""
     with open_tensors(path) as handle:
         try:
             metadata = handle.metadata() or {}
             form = metadata.get("format")
             if form != FORMAT:
                 raise ZweaveError(f"its format is {shortened(form)}, and compressed LoRAs' is {FORMAT!r}")
-            yield handle, metadata
+            yield metadata
         except ZweaveError as error:
             raise ZweaveError(f"{path}: {error}") from None
 
@@ -143,16 +145,14 @@ def _adapter(entry: object) -> CompressedLora:
 
 
 def _clusters(
-    handle: Any, kind: type[CompressedMatrix], cluster_of: list[int]
+    tensors: Mapping[str, Tensor], kind: type[CompressedMatrix], cluster_of: list[int]
 ) -> tuple[dict[str, CompressedMatrix], ...]:
     found: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(1 + max(cluster_of))]
-    for key in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
+    for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None or int(match["cluster"]) >= len(found):
             raise ZweaveError(f"{shortened(key)} is no part of its clusters")
         layer_of(match["module"])
-        # A copy: safetensors maps the file, which may be overwritten while the adapters are in use.
-        tensor = handle.get_tensor(key).clone()
         found[int(match["cluster"])].setdefault(match["module"], {})[match["part"]] = tensor
     return tuple(
         {module: _matrix(module, kind, parts, cluster_of.count(number)) for module, parts in matrices.items()}
