@@ -13,8 +13,8 @@ from zweave.errors import ZweaveError
 from zweave.io import atomic_write as module_under_test
 from zweave.io.atomic_write import atomic_directory, atomic_write, write_text
 from zweave.io.figure import new_figure, write_png
-from zweave.tasks import Splits, Task
-from zweave.train.loop import _Training
+from zweave.tasks import Sample, Splits, Task
+from zweave.train.loop import Training
 from zweave.train.recipe import Recipe
 
 
@@ -122,7 +122,8 @@ def figure(path):
 def training_state(path):
     task = Task("t", "", lambda data: Splits([], []))
     adapter = SimpleNamespace(parameters=lambda: [torch.nn.Parameter(torch.ones(4))], state=dict)
-    _Training(SimpleNamespace(adapter=adapter), task, [], Recipe(), None)._save(path)
+    samples = [Sample("one", " two")]
+    Training(SimpleNamespace(adapter=adapter), task, samples, samples, Recipe())._save(path)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="needs Linux's disk that is always full")
