@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .add_components import add_components_ref, add_components_triton
 from .decode_attention import decode_attention_ref, decode_attention_triton
 from .grouped_linear import (
     grouped_delta_linear_ref,
@@ -32,6 +33,7 @@ class DeviceOps:
     linear: Callable[..., Tensor]
     grouped_linear: Callable[..., Tensor]
     grouped_delta_linear: Callable[..., Tensor]
+    add_components: Callable[..., None]
     add_rms_norm: Callable[..., Tensor]
     silu_mul: Callable[..., Tensor]
     scale_by_slot: Callable[..., None]
@@ -46,6 +48,7 @@ REFERENCE_OPS = DeviceOps(
     linear=linear_ref,
     grouped_linear=grouped_linear_ref,
     grouped_delta_linear=grouped_delta_linear_ref,
+    add_components=add_components_ref,
     add_rms_norm=add_rms_norm_ref,
     silu_mul=silu_mul_ref,
     scale_by_slot=scale_by_slot_ref,
@@ -63,6 +66,7 @@ def triton_ops() -> DeviceOps:
         linear=linear_triton,
         grouped_linear=grouped_linear_triton,
         grouped_delta_linear=grouped_delta_linear_triton,
+        add_components=add_components_triton,
         add_rms_norm=add_rms_norm_triton,
         silu_mul=silu_mul_triton,
         scale_by_slot=scale_by_slot_triton,

@@ -1,13 +1,14 @@
 """Linears of one input as one: q, k and v, or gate and up, in each of the modes of a step on a GPU."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .adapted_linear import LinearMode
+from .component_pages import ComponentPages
 from .device_ops import DeviceOps
 from .layout.quantize import Quantized
 from .library_products import add_products, empty_together, write_products
@@ -90,6 +91,7 @@ class StackedLinear:
     silu: the result is silu(y of the first) * (y of the second)
     library_from: tokens from which on the products are PyTorch's, whose order of sums depends on the number of tokens;
         None for never
+    components: that slots bring along, of each; empty if the engine keeps none
     """
 
     ops: DeviceOps
@@ -102,12 +104,22 @@ class StackedLinear:
     bias: Tensor | None
     silu: bool = False
     library_from: int | None = None
+    components: tuple[ComponentPages, ...] = ()
 
-    def __call__(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
+    def __call__(self, x: Tensor, slot: Tensor, mode: LinearMode, pages: Tensor | None = None) -> Tensor:
         """y [T, sum of M], or half as much with `silu`, of x [T, N] and slot [T] int32.
 
         mode: of all tokens. DENSE leaves slots out, DELTA is for slots that adapt leading components alone.
+        pages: of the components that slots bring along, as `add_components` takes them; None if no slot has any
         """
+        if pages is None:
+            return self._products(x, slot, mode)
+        y = replace(self, silu=False)._products(x, slot, mode)
+        self.ops.add_components(y, x, self.components, slot, pages)
+        return self.ops.silu_mul(*y.chunk(2, 1)) if self.silu else y
+
+    def _products(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
+        """As `__call__`, without components that slots bring along."""
         if self.library_from is not None and len(x) >= self.library_from:
             return self._by_library(x, slot, mode)
         ops = self.ops

@@ -9,6 +9,7 @@ PULLED_MODELS = (DEFAULT_MODEL,)
 DTYPES = ("float32", "bfloat16")
 # Of an engine, unless the user says otherwise.
 SLOTS = 64
+LORA_COMPONENTS = 512
 MAX_SEQUENCES = 64
 KV_TOKENS = 16384
 BUNDLED_EXPERTS = tuple(
@@ -20,3 +21,4 @@ KVReuse: TypeAlias = Literal["exact", "approximate"]
 Split: TypeAlias = Literal["train", "validation", "test"]
 Objective: TypeAlias = Literal["reinforce", "plain", "grpo", "sft"]
 AdapterKind: TypeAlias = Literal["svf", "lora"]
+CompressionVariant: TypeAlias = Literal["diagonal", "full"]

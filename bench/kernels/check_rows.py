@@ -1,4 +1,4 @@
-"""Checks of the kernels that take a row at a time: norms, gates, scales, mixtures, sampling."""
+"""Checks of the kernels beside the products: norms, gates, scales, components of LoRAs, mixtures, sampling."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zweave.kernels import mix, mix_ref
+from zweave.kernels import PAGE, ComponentPages, mix, mix_ref
 
 from .check_case import CheckSource, KernelCheck
 
@@ -16,7 +16,7 @@ EPS = 1e-5
 
 def row_checks(source: CheckSource) -> Iterator[KernelCheck]:
     tokens, width = source.between(1, 200), source.between(8, 5000)
-    for make in (_add_rms_norm, _silu_mul, _scale_by_slot, _mix, _sample):
+    for make in (_add_rms_norm, _silu_mul, _scale_by_slot, _add_components, _mix, _sample):
         name = make.__name__.removeprefix("_")
         result, truth = make(source, tokens, width)
         yield KernelCheck(name, f"{tokens} x {width}", result, truth, exact=make is _sample)
@@ -55,6 +55,36 @@ def _scale_by_slot(source: CheckSource, tokens: int, width: int) -> Made:
 
     truth = h.double() * table[slot.long()].double()
     return result, torch.where((slot != 0)[:, None], truth, 0)
+
+
+def _add_components(source: CheckSource, tokens: int, width: int) -> Made:
+    """Two linears, slots of two pages of which they share one; slot 0 has none."""
+    x, outputs = source.normal(tokens, width), (source.between(8, 300), 24)
+    scale = torch.zeros(2, 3, 4 * PAGE, device=source.device)
+    own = torch.zeros(3, 4 * PAGE, dtype=torch.bool, device=source.device)
+    for row, page in ((1, 0), (1, 3), (2, 2), (2, 3)):
+        own[row, page * PAGE : (page + 1) * PAGE] = True
+    scale[:, own] = source.normal(2, int(own.sum()), dtype=torch.float32)
+    absent = torch.empty(0)
+    shapes = [(M, width) for M in outputs]
+    parts = ComponentPages.empty(shapes, 4, x.dtype, scale, absent, torch.empty(2, 0), packed=False)
+    for part in parts:
+        part.vt.copy_(source.normal(*part.vt.shape) / width**0.5)
+        part.u.copy_(source.normal(*part.u.shape) / 8)
+    slots, base = source.whole(0, 3, tokens), source.normal(tokens, sum(outputs))
+    pages = torch.tensor([3, 0, 2, 3, -1], dtype=torch.int32, device=source.device)
+
+    def result() -> Tensor:
+        y = base.clone()
+        source.backend.ops.add_components(y, x, parts, slots, pages)
+        return y
+
+    added = [
+        ((x.double() @ part.vt.double().flatten(0, 1).T) * part.scale[slots.long()].double())
+        @ part.u.double().flatten(0, 1)
+        for part in parts
+    ]
+    return result, base.double() + torch.cat(added, 1)
 
 
 def _mix(source: CheckSource, tokens: int, width: int) -> Made:

@@ -3,6 +3,8 @@
 An adapter takes the same pages in every matrix, as many as its largest rank wants, so that one list says for all
 matrices where a slot's components are; in a matrix that it does not adapt they have a scale of zero. Adapters stay
 until another one wants their pages, least recently used first; those that a slot has are never taken.
+
+A basis that many adapters share is resident as one adapter is; each of them scales its components in its own way.
 """
 
 from collections import OrderedDict
@@ -19,6 +21,8 @@ from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from .lora import Lora
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedLora:
@@ -34,16 +38,15 @@ class PackedLora:
     parts: Mapping[str, PackedComponents]
 
     @classmethod
-    def of(cls, lora: Lora, digest: str, dtype: torch.dtype) -> "PackedLora":
-        """dtype: of the model's activations; B is scaled in float32 before it is rounded."""
-        rank = lora.rank
-        parts = {
-            module: PackedComponents.of(
-                pad(pair.a.to(dtype), (0, 0, 0, rank - pair.rank)),
-                pad((pair.b.float() * pair.scaling).to(dtype), (0, rank - pair.rank)),
-            )
-            for module, pair in lora.pairs.items()
-        }
+    def of(cls, lora: Lora, digest: str, order: "ComponentOrder") -> "PackedLora":
+        """B is scaled in float32 before it is rounded."""
+        rank, dtype = lora.rank, order.dtype
+        parts = {}
+        for module, pair in lora.pairs.items():
+            a, b = pair.a.to(dtype), (pair.b.float() * pair.scaling).to(dtype)
+            if missing := rank - pair.rank:
+                a, b = pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
+            parts[module] = order.packed(a, b)
         return cls(digest, pages_of_rank(rank), parts)
 
     @property
@@ -51,9 +54,48 @@ class PackedLora:
         return sum(part.vt.nbytes + part.u.nbytes for part in self.parts.values())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """An adapter of a slot: itself, resident, or a basis that it shares with others.
+
+    basis: digest of what is resident.
+    weights: of the adapter, one a layer.
+    scales: of the basis' components [matrices, components], in the order of its parts; None for 1 everywhere.
+    """
+
+    basis: str
+    weights: Sequence[float]
+    scales: Tensor | None = None
+
+
 def pages_of_rank(rank: int) -> int:
     """Pages that an adapter takes."""
     return -(-rank // PAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentOrder:
+    """How components lie where they are read.
+
+    dtype: of the model's activations.
+    device: of the pages.
+    for_cpu: whether a CPU's kernels read them, in an order of their own.
+    """
+
+    dtype: torch.dtype
+    device: torch.device = _CPU
+    for_cpu: bool = True
+
+    def packed(self, vt: Tensor, u: Tensor) -> PackedComponents:
+        """Components in this order, still on the host; for a GPU where it can copy them from."""
+        if self.for_cpu:
+            return PackedComponents.of(vt, u)
+        rows = PackedComponents.rows(vt, u)
+        return (
+            PackedComponents(rows.vt.pin_memory(), rows.u.pin_memory())
+            if self.device.type == "cuda"
+            else rows
+        )
 
 
 @dataclass(slots=True)
@@ -66,35 +108,43 @@ class _Resident:
     holders: int = 0
 
 
+def pool_bytes(shapes: Iterable[tuple[int, int]], components: int, value_bytes: int) -> int:
+    """Bytes of a pool's pages once all are written.
+
+    shapes: (out_features, in_features) of the adaptable matrices.
+    """
+    return sum(M + N for M, N in shapes) * (components // PAGE * PAGE) * value_bytes
+
+
 class ComponentPool:
     """Assigns pages to adapters, and adapters to slots. Not thread-safe: the bank's lock covers it.
 
     shapes: adaptable matrix -> (out_features, in_features), in layer order.
-    components: that stay resident, rounded down to whole pages; memory is taken as they are written.
+    components: that stay resident, rounded down to whole pages; on a CPU memory is taken as they are written.
     slots: number of slots, the base model's included.
+    order: of the kernels that read them.
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, int]], components: int, slots: int, dtype: torch.dtype
+        self, shapes: Mapping[str, tuple[int, int]], components: int, slots: int, order: ComponentOrder
     ) -> None:
         self.shapes = dict(shapes)
-        self.dtype = dtype
+        self.order = order
         self.num_pages = components // PAGE
-        self._scale = torch.zeros(len(shapes), slots, self.num_pages * PAGE)
+        self._scale = torch.zeros(len(shapes), slots, self.num_pages * PAGE, device=order.device)
         self._pages_of = torch.full((slots, self.num_pages), -1, dtype=torch.int32)
         self._index = {module: index for index, module in enumerate(shapes)}
         self._adapted = torch.zeros(len(self._index), slots, dtype=torch.uint8)
-        self._linears = {
-            module: ComponentPages.empty(
-                shape,
-                self.num_pages,
-                dtype,
-                self._scale[index],
-                self._pages_of,
-                self._adapted[index],
-            )
-            for index, (module, shape) in enumerate(shapes.items())
-        }
+        linears = ComponentPages.empty(
+            [*shapes.values()],
+            self.num_pages,
+            order.dtype,
+            self._scale,
+            self._pages_of,
+            self._adapted,
+            packed=order.for_cpu,
+        )
+        self._linears = dict(zip(shapes, linears, strict=True))
         self._free = list(range(self.num_pages - 1, -1, -1))
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._held: dict[int, tuple[str, ...]] = {}
@@ -102,6 +152,11 @@ class ComponentPool:
     def linear(self, module: str) -> ComponentPages:
         """The pages of a matrix, which its linear reads."""
         return self._linears[module]
+
+    def pages_of(self, slots: Sequence[int]) -> list[int]:
+        """The pages of some slots, ascending, each once."""
+        held = [slot for slot in slots if slot in self._held]
+        return sorted({*self._pages_of[held].flatten().tolist()} - {-1}) if held else []
 
     def check(self, ranks: Iterable[int]) -> None:
         """Raises ZweaveError if adapters of these ranks are larger than the pool together."""
@@ -141,21 +196,26 @@ class ComponentPool:
             self._write(adapter)
         return True
 
-    def assign(self, slot: int, adapters: Sequence[tuple[str, Sequence[float]]]) -> None:
-        """Gives a slot that has none its adapters, all resident, each with its weights, one a layer."""
+    def assign(self, slot: int, shares: Sequence[Share]) -> None:
+        """Gives a slot that has none its adapters, all resident; those that share a basis add up."""
         assert slot not in self._held
-        pages: list[int] = []
-        for digest, weights in adapters:
-            resident = self._resident[digest]
-            resident.holders += 1
+        held = tuple(dict.fromkeys(share.basis for share in shares))
+        pages = [page for digest in held for page in self._resident[digest].pages]
+        row = torch.zeros(len(self._index), self.num_pages * PAGE)
+        for digest in held:
+            self._resident[digest].holders += 1
             self._resident.move_to_end(digest)
-            pages += resident.pages
+        for share in shares:
+            resident = self._resident[share.basis]
             columns = torch.tensor([page * PAGE + i for page in resident.pages for i in range(PAGE)])
-            each = torch.tensor([weights[layer] for layer in resident.layers], dtype=torch.float32)
-            self._scale[resident.index[:, None], slot, columns] = each[:, None]
-            self._adapted[resident.index, slot] = 1
+            each = torch.tensor([share.weights[layer] for layer in resident.layers], dtype=torch.float32)
+            scales = torch.ones(1, len(columns)) if share.scales is None else share.scales
+            row[resident.index[:, None], columns[: scales.shape[1]]] += each[:, None] * scales
+            self._adapted[resident.index, slot] |= scales.any(1)
+        # Of a device in the order of what was launched, without waiting.
+        self._scale[:, slot].copy_(row.pin_memory() if self._scale.is_cuda else row, non_blocking=True)
         self._pages_of[slot, : len(pages)] = torch.tensor(sorted(pages), dtype=torch.int32)
-        self._held[slot] = tuple(digest for digest, _ in adapters)
+        self._held[slot] = held
 
     def release(self, slot: int) -> None:
         """Takes a slot's adapters away, if it has any; they stay resident until others want their pages."""

@@ -1,6 +1,7 @@
 """A LoRA: for each adapted matrix a product of two thin ones, W' = W + scaling * B A."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
 from ..names import Scope
+from ..text.prompt_template import PromptTemplate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,15 +31,23 @@ class LoraPair:
     def rank(self) -> int:
         return self.a.shape[0]
 
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of scaling * B A, whose Gram matrices are of size r alone."""
+        a, b = self.a.double(), self.b.double()
+        return abs(self.scaling) * math.sqrt(max(0.0, float(((b.T @ b) * (a @ a.T)).sum())))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lora:
     """A LoRA adapter.
 
     pairs: adapted matrix -> what it adds; ranks may differ.
-    scope: "always", or "after_prompt": it acts from the invocation tokens on.
+    scope: "always", or "after_prompt": it acts from the invocation tokens on, or else from the last header of
+        the chat template on.
     invocation_tokens: of an activated LoRA, which acts from their last occurrence in a prompt on; else empty.
     description: a text for people.
+    prompt_template: the prompt that it was trained on, which a bare text is put into; None if that is not known.
     Raises ZweaveError if shapes do not fit each other, or a value is NaN or infinite.
     """
 
@@ -45,6 +55,7 @@ class Lora:
     scope: Scope = "always"
     invocation_tokens: tuple[int, ...] = ()
     description: str = ""
+    prompt_template: PromptTemplate | None = None
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -71,7 +82,7 @@ class Lora:
             hashed.update(f"\n{module} {pair.rank} {pair.scaling.hex()}\n".encode())
             for part in (pair.a, pair.b):
                 hashed.update(f"{part.dtype}".encode())
-                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return hashed.hexdigest()
 
     def check(self, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -96,5 +107,6 @@ def _check_pair(module: str, pair: LoraPair) -> None:
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise ZweaveError(f"{module}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not share a rank")
     for name, part in (("lora_A", a), ("lora_B", b)):
-        if not part.isfinite().all():
+        # One pass, and NaN is kept: `isfinite` makes a tensor of each of its steps.
+        if not all(extreme.isfinite() for extreme in part.aminmax()):
             raise ZweaveError(f"{module}: {name} holds NaN or infinity")

@@ -17,8 +17,11 @@ from ..io.json_text import parse_json
 from ..io.tensor_file import open_tensors
 from ..validation import as_number, is_integer
 from .lora import Lora, LoraPair
+from .lora_record import LORA_RECORD, LoraRecord
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# All that `read_peft` reads.
+ADAPTER_FILES = (CONFIG, WEIGHTS, LORA_RECORD)
 MAX_RANK = 4096
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B)\.weight")
@@ -42,12 +45,15 @@ _RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def lora_directory(path: object) -> Path | None:
-    """The path if it is a directory, as adapters are and experts are not."""
-    return Path(path) if isinstance(path, str | PathLike) and os.path.isdir(path) else None
+    """The path if it is a directory that PEFT has saved to; not one of an expert that was exported for vLLM."""
+    if not isinstance(path, str | PathLike) or not os.path.isfile(Path(path) / CONFIG):
+        return None
+    config = _json(Path(path) / CONFIG)
+    return None if isinstance(config, dict) and "zweave" in config else Path(path)
 
 
 def read_peft(directory: Path) -> Lora:
-    """The LoRA in a directory that PEFT's `save_pretrained` has written; no code in it is run.
+    """The LoRA in a directory that PEFT's `save_pretrained` or `zweave train` has written; no code in it is run.
 
     Raises ZweaveError if a file is missing, truncated or not what its name says, the adapter is of a kind that
     cannot be served as it is, or its tensors do not fit each other.
@@ -60,24 +66,32 @@ def read_peft(directory: Path) -> Lora:
         why = ", and its weights are a pickle, which can run code" if pickled else ""
         raise ZweaveError(f"{directory}: holds no {WEIGHTS}{why}: save it again as safetensors")
     try:
-        config = _config(config_file)
+        config = peft_config(config_file)
         tensors = _tensors(weights_file)
         invocation = _invocation_tokens(config)
+        record = LoraRecord.read(directory) or LoraRecord(description=_text(config.get("description")))
         return Lora(
             pairs=dict(_pairs(tensors, config)),
-            scope="after_prompt" if invocation else "always",
+            scope="after_prompt" if invocation else record.scope,
             invocation_tokens=invocation,
-            description=_text(config.get("description")),
+            description=record.description,
+            prompt_template=record.prompt_template,
         )
     except ZweaveError as error:
         raise ZweaveError(f"{directory}: {error}") from None
 
 
-def _config(file: Path) -> Mapping[str, Any]:
+def _json(file: Path) -> object:
+    """What a file of JSON holds; None if it cannot be read."""
     try:
-        config = parse_json(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        config = None
+        return parse_json(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return None
+
+
+def peft_config(file: Path) -> Mapping[str, Any]:
+    """The fields of an adapter_config.json; ZweaveError if the adapter is of a kind that cannot be served."""
+    config = _json(file)
     if not isinstance(config, dict):
         raise ZweaveError(f"{CONFIG} is not a JSON object")
     kind = config.get("peft_type")

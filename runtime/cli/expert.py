@@ -3,7 +3,7 @@
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,29 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ..adapters.compression.compressed_file import is_compressed, load_compressed
 from ..checkpoint.checkpoint import resolve_model
 from ..checkpoint.module_name import layer_of, linear_of
 from ..errors import ZweaveError, shortened
+from ..experts.bundled import expert_source
 from ..experts.difference import Difference, differences
 from ..experts.expert import Expert
 from ..experts.heatmap import cells, save_png, text_map
 from ..experts.mixture import Alpha, mix_named
 from ..experts.sakana import load_sakana
+from .compressed_table import print_compressed
+from .lora_show import lora_facts, lora_maps
 
 _MIX_FORM = "the command is zweave expert mix OUTPUT EXPERT=WEIGHT EXPERT=WEIGHT ..."
 
 
 def _show(args: argparse.Namespace) -> int:
-    expert = Expert.load(args.file)
+    source = expert_source(args.file)
+    if source.is_dir():
+        return _show_lora(source, args)
+    if is_compressed(source):
+        return _show_compressed(source, args)
+    expert = Expert.load(source)
     facts = _facts(expert)
     if args.png:
         save_png(expert, args.png)
@@ -33,12 +42,38 @@ def _show(args: argparse.Namespace) -> int:
         matrices = [asdict(cell) for _, cell in sorted(cells(expert).items())]
         print(json.dumps(facts | {"matrices": matrices}))
         return 0
-    for key, value in facts.items():
-        print(f"{key:<12} {_printable(value if isinstance(value, str) else json.dumps(value))}")
+    _print_facts(facts)
     if args.png:
         print(f"{'heat map':<12} {args.png}")
     else:
         Console(highlight=False).print(text_map(expert))
+    return 0
+
+
+def _show_lora(directory: Path, args: argparse.Namespace) -> int:
+    if args.png:
+        raise ZweaveError(f"--png draws z, and {directory} is a LoRA, which has none: leave it out")
+    facts = lora_facts(directory)
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    matrices = facts.pop("matrices")
+    _print_facts(facts)
+    for table in lora_maps(matrices):
+        Console(highlight=False).print(table)
+    return 0
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    width = 1 + max(12, *map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}{_printable(value if isinstance(value, str) else json.dumps(value))}")
+
+
+def _show_compressed(file: Path, args: argparse.Namespace) -> int:
+    if args.png:
+        raise ZweaveError(f"--png draws z, and {file} holds LoRAs, which have none: leave it out")
+    print_compressed(load_compressed(file), file, args.json)
     return 0
 
 

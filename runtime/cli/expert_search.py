@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     task = resolve_task(args.task)
     train = task.samples("train", data_folder(args), args.seed)
     shots = balanced_shots(train, task.labels, args.seed, args.shots)
-    check_named(args, args.experts)
+    check_named(args, args.experts, takes_loras=False)
     engine = open_engine(args)
     experts = _load(engine, args.experts)
     layers = engine.model.config.num_layers if args.per_layer else 1

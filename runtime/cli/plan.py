@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..adapters.component_pool import pool_bytes
 from ..checkpoint.checkpoint import resolve_model
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.module_name import linear_of
@@ -29,7 +30,13 @@ def run(args: argparse.Namespace) -> int:
     budget = None if args.max_memory is None else int(args.max_memory * (1 << 20))
     # The device only says which modes are planned for; none is looked for.
     device = "cpu" if args.device == "cpu" else "reference"
-    config = EngineConfig(dtype=args.dtype, device=device, max_memory=budget, max_error=args.max_error)
+    config = EngineConfig(
+        dtype=args.dtype,
+        device=device,
+        max_memory=budget,
+        max_error=args.max_error,
+        lora_components=args.lora_components,
+    )
     checkpoint = resolve_model(args.model)
     plan = plan_for(
         checkpoint.config.adapted_shapes(),
@@ -42,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     figures: dict[str, Any] = {
         "model": args.model,
         "memory_bytes": memory(plan, config.torch_dtype.itemsize),
+        "lora_components": config.lora_components,
+        "lora_bytes": _lora_bytes(plan, config),
         "shapes": _shapes(args, plan, config),
         "certificates": [],
     }
@@ -58,6 +67,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(figures, args.explain)
     return 0
+
+
+def _lora_bytes(plan: Plan, config: EngineConfig) -> int:
+    """Of the components of LoRAs that stay resident."""
+    shapes = (matrix.shape for matrix in plan.values())
+    return pool_bytes(shapes, config.lora_components, config.torch_dtype.itemsize)
 
 
 def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[dict[str, Any]]:
@@ -151,6 +166,12 @@ def _certificate(
 def _show(figures: Mapping[str, Any], explain: bool) -> None:
     console = Console(highlight=False)
     console.print(f"weights of the adapted matrices: {figures['memory_bytes'] / (1 << 20):.0f} MiB")
+    if figures["lora_bytes"]:
+        when = "taken at once" if "gpu" in figures else "of which each that is loaded takes its own"
+        console.print(
+            f"LoRAs besides: at most {figures['lora_bytes'] / (1 << 20):.0f} MiB, {when} "
+            f"(--lora-components {figures['lora_components']})"
+        )
     table = Table("matrices", "out x in", "keeps", "the base goes", "an expert without limits goes")
     for row in figures["shapes"]:
         keeps = ["W"] * row["dense"] + ["U, V"] * row["factored"]

@@ -81,6 +81,10 @@ class AsyncEngine:
                 self._streams.pop(stream.request_id, None)
                 self.engine.cancel(stream.request_id)
 
+        # A LoRA's file is read here: the engine's thread would hold up all others.
+        if unread := self.engine.bank.unread(request.mixture):
+            with suppress(ZweaveError):  # which the engine says of the request
+                await asyncio.to_thread(self.engine.bank.prepare, unread)
         stream = DeltaStream(request.n, asyncio.get_running_loop(), lambda: self._submit(cancel))
         if not self._submit(add):
             raise ZweaveError("the engine is closed: make a new AsyncEngine")

@@ -9,7 +9,7 @@ from zweave.kernels import cpu_isa
 
 from ..device import parse_device
 from ..errors import ZweaveError
-from ..names import KV_TOKENS, MAX_SEQUENCES, SLOTS
+from ..names import KV_TOKENS, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS
 from ..validation import (
     as_integer,
     as_number,
@@ -25,8 +25,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # None: what a kind of device wants. No field is None once the configuration is made, but for `kv_tokens` on CUDA.
 _FILLED_IN: Any = None
-_ON_GPU = {"max_batch_tokens": 2048, "block_size": 32, "batch_invariant": False}
-_ON_CPU = {"max_batch_tokens": 512, "block_size": 16, "batch_invariant": True, "kv_tokens": KV_TOKENS}
+_ON_GPU = {"max_batch_tokens": 2048, "block_size": 32, "batch_invariant": False, "lora_components": 0}
+_ON_CPU = {
+    "max_batch_tokens": 512,
+    "block_size": 16,
+    "batch_invariant": True,
+    "kv_tokens": KV_TOKENS,
+    "lora_components": LORA_COMPONENTS,
+}
 _DEFAULTS: dict[str, dict[str, int]] = {"cuda": _ON_GPU, "reference": _ON_GPU | {"kv_tokens": KV_TOKENS}}
 
 
@@ -39,7 +45,7 @@ class EngineConfig:
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
     lora_components: components of LoRAs resident at once, a multiple of 16: 512 are 32 adapters of rank 16. Memory is
-        taken as they are loaded.
+        taken as they are loaded on a CPU, and at once on a GPU. None: 512 on a CPU, none on a GPU.
     max_sequences: requests that one step may work on.
     max_batch_tokens: tokens that one step computes; longer prompts take several steps. None: 512 on a CPU, 2048 on a
         GPU, which is busy from there on.
@@ -66,7 +72,7 @@ class EngineConfig:
     dtype: str = "bfloat16"
     device: str = "cpu"
     slots: int = SLOTS
-    lora_components: int = 512
+    lora_components: int = _FILLED_IN
     max_sequences: int = MAX_SEQUENCES
     max_batch_tokens: int = _FILLED_IN
     kv_tokens: int | None = None

@@ -95,6 +95,14 @@ class Engine:
             expert = Expert({module: z.detach().float() for module, z in expert.items()})
         self.bank.load(name, name if expert is None else expert)
 
+    def load_adapters(self, file: str | PathLike[str]) -> list[str]:
+        """Makes all adapters of a file of compressed LoRAs (docs/lora-compression.md) known; returns their names.
+
+        They share what is resident of their basis, so that more of them take hardly more room. Raises ZweaveError,
+        and none is loaded, if the file is not one, or not for this model.
+        """
+        return [entry.name for entry in self.bank.load_adapters(file)]
+
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""
         self.bank.unload(name)
@@ -295,17 +303,19 @@ class Engine:
             return []
         return [Span.of(chunk, self._first_passes.reads_scores(chunk.sequence)) for chunk in chunks]
 
-    def _serve(self, prepared: Mapping[int, Sequence]) -> Iterator[tuple[int, Delta]]:
+    def _serve(self, prepared: dict[int, Sequence]) -> Iterator[tuple[int, Delta]]:
         """Runs sequences to their end and yields their deltas; those of other requests are kept for their own callers.
 
         Others may call between two deltas.
+
+        prepared: emptied, so that what a sequence has goes when it ends.
         """
         indices = {sequence.request_id: index for index, sequence in prepared.items()}
         unfinished = {sequence.request_id: sequence.request.n for sequence in prepared.values()}
         try:
             with self.guard.exclusive():
-                for sequence in prepared.values():
-                    self._queue(sequence)
+                for index in list(prepared):
+                    self._queue(prepared.pop(index))
             while unfinished:
                 for delta in self._next_deltas(indices):
                     if delta.result is not None:

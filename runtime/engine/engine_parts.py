@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 from os import PathLike
 
-from ..adapters.component_pool import ComponentPool
+from ..adapters.component_pool import ComponentOrder, ComponentPool
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition, decompose
@@ -108,17 +108,17 @@ def _bank(decomposition: Decomposition, plan: Plan, config: EngineConfig) -> Ban
             components=_component_pool(plan, config),
         )
     except RuntimeError as error:
-        raise ZweaveError(
-            f"no memory for {config.slots} slots: lower them ({str(error).splitlines()[0][:80]})"
-        ) from None
+        wanted = f"{config.slots} slots and {config.lora_components} lora_components"
+        raise ZweaveError(f"no memory for {wanted}: lower them ({str(error).splitlines()[0][:80]})") from None
 
 
 def _component_pool(plan: Plan, config: EngineConfig) -> ComponentPool | None:
-    """The pages of LoRAs, which only a CPU's kernels read."""
-    if config.plans_for != "cpu" or not config.lora_components:
+    """The pages of LoRAs; None if the user wants none."""
+    if not config.lora_components:
         return None
     shapes = {module: matrix.shape for module, matrix in plan.items()}
-    return ComponentPool(shapes, config.lora_components, config.slots + 1, config.torch_dtype)
+    order = ComponentOrder(config.torch_dtype, config.torch_device, for_cpu=config.plans_for == "cpu")
+    return ComponentPool(shapes, config.lora_components, config.slots + 1, order)
 
 
 def _cpu_runner(

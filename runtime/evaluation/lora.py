@@ -4,21 +4,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 
+from ..adapters.lora_record import LoraRecord
 from ..checkpoint.checkpoint import resolve_model
 from ..errors import ZweaveError, one_line
 from ..experts.expert import Scope
-from ..io.json_text import parse_json
 from ..tasks import Sample, Task
 from ..text.tokenizer import Tokenizer
 from ..train.adapter import Adapter
 from ..train.policy import Policy
 from ..train.rollout import sample_answers
 from ..train.run import load_model
-from ..train.run_files import LORA_RECORD
 
 # Prompts of a forward pass, as in the validations of training.
 BATCH = 32
@@ -103,12 +102,8 @@ def _scope(directory: Path) -> Scope:
     """The adapter's scope by the record of `zweave train`; all tokens without one."""
     if not (directory / "adapter_config.json").is_file():
         raise ZweaveError(f"{directory} holds no adapter_config.json: give a directory that PEFT wrote")
-    if not (directory / LORA_RECORD).is_file():
-        return "always"
     try:
-        scope: Scope = parse_json((directory / LORA_RECORD).read_text("utf-8"))["scope"]
-    except (ValueError, KeyError, TypeError, OSError):
-        raise ZweaveError(f"{directory / LORA_RECORD} is damaged: train the adapter again") from None
-    if scope not in get_args(Scope):
-        raise ZweaveError(f"{directory / LORA_RECORD} names the scope {scope!r}, which there is not")
-    return scope
+        record = LoraRecord.read(directory)
+    except ZweaveError as error:
+        raise ZweaveError(f"{directory}: {error}") from None
+    return "always" if record is None else record.scope

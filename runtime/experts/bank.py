@@ -3,10 +3,11 @@
 import hashlib
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from heapq import nsmallest
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..adapters.component_pool import ComponentPool, PackedLora
+from ..adapters.component_pool import ComponentOrder, ComponentPool, PackedLora, Share
+from ..adapters.compression.compressed_file import is_compressed, load_compressed
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import lora_directory
 from ..checkpoint.module_name import layer_of
@@ -26,9 +28,9 @@ from ..text.prompt_template import PromptTemplate
 from .byte_cache import ByteCache
 from .expert import Expert, Scope
 from .expert_entry import ExpertEntry
-from .flat_z import FlatZ
-from .lora_entry import LoraEntry
+from .lora_entry import LoraEntry, compressed_entries
 from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
+from .row_holders import RowHolders
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
 
@@ -50,7 +52,7 @@ class BankFullError(ZweaveError):
     """Every slot of the bank is in use: a release frees one."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ResolvedMixture:
     """A mixture whose names have been looked up: unloading or reloading a name does not change it.
 
@@ -60,8 +62,8 @@ class ResolvedMixture:
     parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
     prompt_template: of its experts, if all have the same.
     invocation_tokens: from whose last occurrence in a prompt on it acts; empty if `scope` alone says so.
-    held: rows of its slot, or z to make them of, once they are known: what runs under it goes on whatever becomes of
-        the experts' files.
+    held: rows of its slot, once they are kept elsewhere than there: what runs under it goes on whatever becomes of the
+        experts' files.
     """
 
     digest: str
@@ -70,7 +72,12 @@ class ResolvedMixture:
     parts: tuple[Part, ...]
     prompt_template: PromptTemplate | None = None
     invocation_tokens: tuple[int, ...] = ()
-    held: list[SlotRows | FlatZ] = field(default_factory=list, repr=False)
+    held: list[SlotRows] = field(default_factory=list, repr=False)
+
+    @property
+    def rows_digest(self) -> str:
+        """Of what the rows of its slot follow from."""
+        return _rows_digest([part for part, _ in self.parts], self.digest)
 
 
 class Bank:
@@ -114,6 +121,7 @@ class Bank:
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
+        self._holders = RowHolders()
         self.components = components
         self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
         self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
@@ -142,39 +150,83 @@ class Bank:
         Raises ZweaveError if the name cannot be one, or what it stands for does not fit the model.
         """
         check_name(name)
+        if is_compressed(expert):
+            raise ZweaveError(
+                f"{expert} holds compressed LoRAs, each with a name of its own: load them all, "
+                "by Engine.load_adapters(FILE) or --load FILE"
+            )
         lora = expert if isinstance(expert, Lora) else lora_directory(expert)
         if lora is not None:
             entry: Entry = self._load_lora(name, lora)
         else:
             assert not isinstance(expert, Lora)
             entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
+        return self._register(entry)
+
+    def load_adapters(self, path: str | PathLike[str]) -> list[Entry]:
+        """Registers all adapters of a file of compressed LoRAs under their own names, as `load` does; or none.
+
+        Raises ZweaveError as `load` does.
+        """
+        path = Path(path)
+        pool = self._pool_for(path)
+        compressed = load_compressed(path)
+        entries: list[LoraEntry] = []
+        try:
+            compressed.check(pool.shapes, self._base_digest)
+            for adapter in compressed.adapters:
+                check_name(adapter.name)
+            for entry, basis in compressed_entries(compressed, path):
+                pool.check([entry.rank])
+                self._keep_packed(pool, entry, basis)
+                entries.append(entry)
+        except ZweaveError as error:
+            raise ZweaveError(f"{path}: {error}") from None
+        return [self._register(entry) for entry in entries]
+
+    def _register(self, entry: Entry) -> Entry:
+        """Makes an entry known by its name; it is returned with what was worked out for its rows."""
+        digest = _rows_digest([entry], entry.digest)
         with self._lock:
-            rows = self._prepared.get(entry.digest)
+            rows = self._prepared.get(digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
         with suppress(ZweaveError):
             rows = rows or self.tables.rows_of(entry.read_z(self.tables.layout), entry.renormalise)
             if isinstance(entry, ExpertEntry) and self.tables.may_write_z(entry.renormalise):
                 entry = replace(entry, modes=rows.modes)
         with self._lock:
-            self._note_first_layers(self._experts.get(name), entry)
-            self._experts[name] = entry
+            self._note_first_layers(self._experts.get(entry.name), entry)
+            self._experts[entry.name] = entry
             if rows is not None:
-                self._prepared.put(entry.digest, rows)
+                self._prepared.put(digest, rows)
         return entry
 
     def _load_lora(self, name: str, source: Lora | Path) -> LoraEntry:
         """The entry of a LoRA, whose components are resident already if there is room that nobody asks for."""
-        pool = self.components
-        if pool is None:
-            raise ZweaveError(f"{name!r} is a LoRA, which this engine cannot serve: load it on a CPU engine")
+        pool = self._pool_for(name)
         entry, lora = LoraEntry.of(name, source, pool.shapes)
-        pool.check([lora.rank])
-        packed = PackedLora.of(lora, entry.digest, pool.dtype)
-        with self._lock:
-            self._packed.put(entry.digest, packed)
-            if pool.has_free(packed):
-                pool.place([packed])
+        pool.check([entry.rank])
+        self._keep_packed(pool, entry, lora)
         return entry
+
+    def _pool_for(self, name: object) -> ComponentPool:
+        if self.components is None:
+            raise ZweaveError(
+                f"{str(name)!r} is a LoRA, and this engine keeps no components of LoRAs: give it lora_components "
+                "(--lora-components), 512 for 32 adapters of rank 16"
+            )
+        return self.components
+
+    def _keep_packed(self, pool: ComponentPool, entry: LoraEntry, basis: Lora) -> None:
+        """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
+        with self._lock:
+            packed = self._packed.get(entry.basis)
+        packed = packed or PackedLora.of(basis, entry.basis, pool.order)
+        with self._lock:
+            self._packed.put(entry.basis, packed)
+            # A device is written to by the engine's thread alone, which may be capturing a graph.
+            if pool.order.device.type == "cpu" and pool.has_free(packed):
+                pool.place([packed])
 
     def unload(self, name: str) -> None:
         """Forgets a name at once; slots in use stay until they are released."""
@@ -223,8 +275,7 @@ class Bank:
         check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
         invocation_tokens = _common_invocation(found)
         if self.components is not None:
-            # The same adapter under two names is counted twice.
-            self.components.check(part.rank for part in found if isinstance(part, LoraEntry))
+            self.components.check({p.basis: p.rank for p in found if isinstance(p, LoraEntry)}.values())
         # The same content under two names is one expert with the sum of the weights.
         merged: dict[str, Part] = {}
         for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):
@@ -242,6 +293,27 @@ class Bank:
         )
         self._hold_rows(resolved)
         return resolved
+
+    def unread(self, mixture: Mixture | None) -> list[LoraEntry]:
+        """LoRAs of a mixture whose components are neither resident nor ready to be: `prepare` reads them."""
+        with self._lock:
+            found = [self._experts.get(name) for name in (mixture.names if mixture else ())]
+            return [
+                part
+                for part in found
+                if isinstance(part, LoraEntry)
+                and self.components is not None
+                and not self.components.is_resident(part.basis)
+                and self._packed.get(part.basis) is None
+            ]
+
+    def prepare(self, loras: Iterable[LoraEntry]) -> None:
+        """Reads LoRAs, so that whoever acquires them need not; ZweaveError as `acquire` raises it."""
+        for lora in loras:
+            assert self.components is not None
+            packed = PackedLora.of(lora.read(), lora.basis, self.components.order)
+            with self._lock:
+                self._packed.put(lora.basis, packed)
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""
@@ -277,11 +349,12 @@ class Bank:
                     return None
                 slot = self._fill_slot(resolved)
                 if self.components is not None:
-                    self.components.assign(slot, [(part.digest, weights) for part, weights in loras])
+                    self.components.assign(
+                        slot, [Share(part.basis, weights, part.scales) for part, weights in loras]
+                    )
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
-            else:
-                self._hold_rows(resolved)
+            self._holders.add(slot, resolved)
             self._unreferenced.pop(slot, None)
             self._ref_counts[slot] = self._ref_counts.get(slot, 0) + 1
             return slot
@@ -331,16 +404,19 @@ class Bank:
 
     def _clear(self, slot: int) -> None:
         """Forgets what an unreferenced slot holds."""
+        self._holders.evict(slot, lambda: self.tables.rows_in(slot))
         del self._slot_of[self._digest_of.pop(slot)]
         if self.components is not None:
             self.components.release(slot)
 
     def _place(self, loras: Sequence[tuple[LoraEntry, tuple[float, ...]]]) -> bool:
-        """Makes LoRAs resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
+        """Makes LoRAs' bases resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
         pool = self.components
         if not loras or pool is None:
             return True
-        packed = [self._packed_of(part, pool.dtype) for part, _ in loras]
+        packed = [
+            self._packed_of(part, pool.order) for part in {part.basis: part for part, _ in loras}.values()
+        ]
         while not pool.place(packed):
             slot = next((slot for slot in self._unreferenced if pool.holds(slot)), None)
             if slot is None:
@@ -350,36 +426,41 @@ class Bank:
             self._free.append(slot)
         return True
 
-    def _packed_of(self, entry: LoraEntry, dtype: torch.dtype) -> PackedLora:
-        packed = self._packed.get(entry.digest)
+    def _packed_of(self, entry: LoraEntry, order: ComponentOrder) -> PackedLora:
+        packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = PackedLora.of(entry.read(), entry.digest, dtype)
-            self._packed.put(entry.digest, packed)
+            packed = PackedLora.of(entry.read(), entry.basis, order)
+            self._packed.put(entry.basis, packed)
         return packed
 
     def _fill_slot(self, resolved: ResolvedMixture) -> int:
         """Writes the rows of a mixture to a slot that is taken for it."""
         self._hold_rows(resolved)
         first = resolved.parts[0][0]
-        if not resolved.held and resolved.digest == first.digest and first.modes is not None:
-            # About as fast as a copy of prepared rows, so that these are not worth their memory.
-            resolved.held.append(first.read_z(self.tables.layout))
-        if not resolved.held:
+        # About as fast as a copy of prepared rows, so that these are not worth their memory.
+        by_z = not resolved.held and resolved.digest == first.digest and first.modes is not None
+        if not resolved.held and not by_z:
             rows = self._new_rows(resolved)
-            self._prepared.put(resolved.digest, rows)
+            self._prepared.put(resolved.rows_digest, rows)
             resolved.held.append(rows)
-        held, slot = resolved.held[0], self._take_slot()
-        if isinstance(held, SlotRows):
-            self.tables.write(slot, held)
-        else:
-            assert first.modes is not None
-            self.tables.write_z(slot, held, first.modes)
+        slot = self._take_slot()
+        if not by_z:
+            self.tables.write(slot, resolved.held[0])
+            return slot
+        assert first.modes is not None
+        try:
+            written = self.tables.write_z(slot, partial(first.read_z, self.tables.layout), first.modes)
+        except ZweaveError:
+            self._free.append(slot)
+            raise
+        if written is not None:
+            resolved.held.append(written)
         return slot
 
     def _hold_rows(self, resolved: ResolvedMixture) -> None:
         """Gives a mixture the prepared rows, if there are such and its files look as they did."""
         with self._lock:
-            rows = None if resolved.held else self._prepared.get(resolved.digest)
+            rows = None if resolved.held else self._prepared.get(resolved.rows_digest)
         if rows is not None and all(part.is_unchanged for part, _ in resolved.parts):
             resolved.held.append(rows)
 
@@ -401,6 +482,11 @@ def _common_invocation(parts: Sequence[Entry]) -> tuple[int, ...]:
                 f"{first.name!r} and {part.name!r} cannot be mixed: they are activated by different tokens"
             )
     return first.invocation_tokens
+
+
+def _rows_digest(entries: Sequence[Entry], digest: str) -> str:
+    """Digest of what a mixture's rows follow from, given its own: LoRAs leave z = 1, all alike."""
+    return "z = 1" if all(isinstance(entry, LoraEntry) for entry in entries) else digest
 
 
 def _digest(parts: tuple[Part, ...]) -> str:

@@ -184,7 +184,8 @@ def _read_z(handle: Any) -> dict[str, Tensor]:
         module, _, kind = key.rpartition(".")
         expected = {"z": "F32", "z_minus_1": "F16"}.get(kind)
         if expected is None:
-            raise ZweaveError(f"{key!r} ends in neither .z nor .z_minus_1: this is not an expert file")
+            hint = ": give a LoRA's directory, not a file in it" if ".lora_" in key else ""
+            raise ZweaveError(f"{key!r} ends in neither .z nor .z_minus_1: this is not an expert file{hint}")
         layer_of(module)
         view = handle.get_slice(key)
         if view.get_dtype() != expected or len(view.get_shape()) != 1:

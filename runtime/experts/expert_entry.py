@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Literal
 
 from ..errors import ZweaveError
 from ..text.prompt_template import PromptTemplate
@@ -9,7 +10,7 @@ from .bundled import expert_file
 from .expert import Expert, Scope
 from .expert_file import ExpertFile
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
 from .slot_rows import SlotModes
 
 
@@ -27,6 +28,7 @@ class ExpertEntry:
     file: read again when a slot needs its z; None if `expert` is in memory.
     expert: the expert, None if it is in a file.
     flat: z of `expert`, the memory that is also its z.
+    kind: what it is.
     modes: of its rows if `SlotTables.write_z` may write them; else None.
     """
 
@@ -41,6 +43,7 @@ class ExpertEntry:
     expert: Expert | None = None
     flat: FlatZ | None = None
     modes: SlotModes | None = None
+    kind: Literal["expert"] = "expert"
 
     def read(self) -> Expert:
         """The expert; ZweaveError if its file is gone or was changed."""
@@ -62,15 +65,16 @@ class ExpertEntry:
         """Whether its file, if it has one, looks as it did when it was loaded."""
         return self.file is None or self.file.is_unchanged
 
-    def read_z(self, layout: FlatLayout) -> FlatZ:
+    def read_z(self, layout: FlatLayout, out: Values | None = None) -> FlatZ:
         """z of all matrices; a file that is the one that was checked when it was loaded is not checked again.
 
+        out: where z of a file go; new memory by default.
         Raises ZweaveError as `read` does.
         """
         if self.flat is not None:
             return self.flat
         assert self.file is not None
-        return self.file.read_z(layout) or FlatZ.of(self.read().z, layout)
+        return self.file.read_z(layout, out) or FlatZ.of(self.read().z, layout, out)
 
     @classmethod
     def of(

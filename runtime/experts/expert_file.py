@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import ZweaveError
 from .expert import Expert, z_of
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
 from .z_places import ZPlaces
 
 
@@ -49,26 +49,26 @@ class ExpertFile:
         """Whether it looks as it did."""
         return self.stamp is not None and self.stamp == _stamp_of(self.path)
 
-    def read_z(self, layout: FlatLayout) -> FlatZ | None:
-        """z of a file that looks as it did or has the same bytes; None of any other."""
-        return self._read_unchanged(layout) or self._read_same_bytes(layout)
+    def read_z(self, layout: FlatLayout, out: Values | None = None) -> FlatZ | None:
+        """z of a file that looks as it did or has the same bytes, in `out` if that is given; None of any other."""
+        return self._read_unchanged(layout, out) or self._read_same_bytes(layout, out)
 
-    def _read_unchanged(self, layout: FlatLayout) -> FlatZ | None:
+    def _read_unchanged(self, layout: FlatLayout, out: Values | None) -> FlatZ | None:
         if self.places is None:
             return None
         try:
             with FileIO(self.path) as file:
                 if _stamp(os.fstat(file.fileno())) != self.stamp:
                     return None
-                z = self.places.read(file, layout)
+                z = self.places.read(file, layout, out)
                 # Whoever wrote to it meanwhile changed its time before its bytes.
                 return z if _stamp(os.fstat(file.fileno())) == self.stamp else None
         except OSError:
             return None
 
-    def _read_same_bytes(self, layout: FlatLayout) -> FlatZ | None:
+    def _read_same_bytes(self, layout: FlatLayout, out: Values | None) -> FlatZ | None:
         data = _bytes_of(self.path)
-        return FlatZ.of(z_of(data), layout) if _sha256(data) == self.content else None
+        return FlatZ.of(z_of(data), layout, out) if _sha256(data) == self.content else None
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, ...]:

@@ -10,6 +10,18 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ColumnOrder:
+    """Matrices in the order in which something else has them.
+
+    modules: the matrices.
+    columns: of each.
+    """
+
+    modules: tuple[str, ...]
+    columns: tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FlatLayout:
     """Matrices side by side in a row [sum of R], one after the other.
 
@@ -19,7 +31,7 @@ class FlatLayout:
 
     columns: Mapping[str, slice]
     shapes: Mapping[str, tuple[int]]
-    _orders: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
+    _orders: dict[tuple[str, ...], ColumnOrder] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, ranks: Mapping[str, int]) -> "FlatLayout":
@@ -32,9 +44,12 @@ class FlatLayout:
     def width(self) -> int:
         return max((part.stop for part in self.columns.values()), default=0)
 
-    def same_order(self, modules: tuple[str, ...]) -> tuple[str, ...]:
-        """The first tuple that was given here and is equal: experts are many, and their orders few."""
-        return self._orders.setdefault(modules, modules)
+    def order_of(self, modules: tuple[str, ...]) -> ColumnOrder:
+        """The same one for equal tuples: experts are many, and their orders few."""
+        if modules not in self._orders:
+            columns = tuple(self.columns[module] for module in modules)
+            self._orders[modules] = ColumnOrder(modules, columns)
+        return self._orders[modules]
 
     def joined(self, modules: Seq[str]) -> slice:
         """The columns of matrices that follow each other; ValueError if they do not."""

@@ -26,10 +26,10 @@ class FlatZ:
     modules: tuple[str, ...]
 
     @classmethod
-    def of(cls, z: Mapping[str, Tensor], layout: FlatLayout) -> "FlatZ":
-        """A copy of z [R] of each adapted matrix."""
+    def of(cls, z: Mapping[str, Tensor], layout: FlatLayout, out: Values | None = None) -> "FlatZ":
+        """A copy of z [R] of each adapted matrix, in `out` if that is given."""
         assert z.keys() <= layout.columns.keys()
-        values = np.empty(layout.width, dtype=np.float32)
+        values = np.empty(layout.width, dtype=np.float32) if out is None else out
         if len(z) < len(layout.columns):
             values.fill(1)
         for module, part in z.items():

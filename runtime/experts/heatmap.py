@@ -1,5 +1,6 @@
 """Heat map of an expert: how far each layer's matrices are scaled away from the base model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +43,22 @@ def cells(expert: Expert) -> dict[tuple[int, str], Cell]:
 
 def text_map(expert: Expert) -> Table:
     """Layers down, matrices across: mean |z - 1| in thousandths, the brighter the more."""
-    found = cells(expert)
-    top = max(cell.mean for cell in found.values())
-    table = Table(box=None, padding=0, title="mean |z - 1| in thousandths")
+    means = {place: 1e3 * cell.mean for place, cell in cells(expert).items()}
+    return grid(means, "mean |z - 1| in thousandths", 2)
+
+
+def grid(values: Mapping[tuple[int, str], float], title: str, digits: int) -> Table:
+    """Layers down, matrices of LINEARS across, values of at least 0, the brighter the more.
+
+    digits: behind the point.
+    """
+    top = max(values.values())
+    table = Table(box=None, padding=0, title=title)
     table.add_column("layer ", justify="right")
     for name in LINEARS:
         table.add_column(name.removesuffix("_proj"), justify="right", min_width=8)
-    for layer in range(1 + max(layer for layer, _ in found)):
-        table.add_row(f"{layer} ", *(_cell_text(found.get((layer, name)), top) for name in LINEARS))
+    for layer in range(1 + max(layer for layer, _ in values)):
+        table.add_row(f"{layer} ", *(_cell_text(values.get((layer, name)), top, digits) for name in LINEARS))
     return table
 
 
@@ -88,12 +97,12 @@ def _title(expert: Expert) -> str:
     return text if len(text) <= 90 else f"{text[:89]}…"
 
 
-def _cell_text(cell: Cell | None, top: float) -> Text:
-    if cell is None:
+def _cell_text(value: float | None, top: float, digits: int) -> Text:
+    if value is None:
         return Text("- ")
-    heat = cell.mean / top if top else 0.0
+    heat = value / top if top else 0.0
     red, green, blue = (
         round(dark + heat * (bright - dark)) for dark, bright in zip(_DARK, _BRIGHT, strict=True)
     )
     foreground = "black" if heat > 0.5 else "white"
-    return Text(f"{cell.mean * 1e3:7.2f} ", Style.parse(f"{foreground} on rgb({red},{green},{blue})"))
+    return Text(f"{value:7.{digits}f} ", Style.parse(f"{foreground} on rgb({red},{green},{blue})"))

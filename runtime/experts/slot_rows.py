@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zweave.kernels import LinearMode
+from zweave.kernels import LinearMode, empty_in_huge_pages
 
 from ..errors import ZweaveError
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
@@ -72,7 +72,9 @@ class RowBuilder:
         self._known_modes: WeakValueDictionary[tuple[int, ...], SlotModes] = WeakValueDictionary()
         self._leading = layout.leading({module: kept.delta_rank for module, kept in self._plans})
         self._double: Double = np.concatenate([np.zeros(0), *flat])
-        self._single: Single = self._double.astype(np.float32)
+        # Every row is a pass over these.
+        self._single: Single = empty_in_huge_pages((len(self._double),), torch.float32).numpy()
+        self._single[:] = self._double
         self._leading_single = self._single[self._leading]
         self._zeros = np.flatnonzero(self._double == 0)
         self.is_plain = not max_error and bool((self._single == self._double).all())
@@ -85,31 +87,38 @@ class RowBuilder:
         if renormalise or not self.is_plain:
             return self._rows_by_double(z, renormalise)
         modes = self._modes_of(z.values)
-        scale, delta = self.plain(z.values)
+        scale, delta = np.empty_like(self._single), np.empty_like(self._leading_single)
+        self.plain(z.values, scale, delta)
         if not np.isfinite(scale).all():
             raise _overflow()
         return SlotRows(torch.from_numpy(scale), torch.from_numpy(delta), modes)
 
-    def plain(self, z: Single, out: Single | None = None) -> tuple[Single, Single]:
-        """The scale, in `out` if that is given, and the delta of z [sum of R], where `is_plain`; not checked."""
+    def plain(self, z: Single, scale: Single, delta: Single) -> None:
+        """Writes the scale and the delta of z [sum of R], where `is_plain`; not checked.
+
+        scale: may be z itself.
+        """
         # A product of two float32 is exact in float64, so that rounding it is what float32 does.
         with np.errstate(over="ignore", invalid="ignore"):
-            scale: Single = np.multiply(self._single, z, out=out)
-            return scale, self._delta(z)
+            self._write_delta(z, delta)
+            np.multiply(self._single, z, out=scale)
 
     def _modes_of(self, z: Single) -> SlotModes:
         differs = z != 1
         differs[self._zeros] = False
         return self._modes(self._layout.supports(differs))
 
-    def _delta(self, z: Single) -> Single:
+    def _write_delta(self, z: Single, delta: Single) -> None:
         """sigma * (z - 1) of the leading components."""
-        z = z[self._leading]
-        if not self._zeros.size and (z >= 0.5).all():
+        # Its indices are right, so that nothing has to look before it writes.
+        z.take(self._leading, out=delta, mode="clip")
+        if not self._zeros.size and (delta >= 0.5).all():
             # z - 1 is exact then, and no product a negative zero.
-            return self._leading_single * (z - 1)
-        sigma = self._double[self._leading]
-        return (sigma * z - sigma).astype(np.float32)
+            np.subtract(delta, 1, out=delta)
+            np.multiply(self._leading_single, delta, out=delta)
+        else:
+            sigma = self._double[self._leading]
+            delta[:] = sigma * delta - sigma
 
     def _rows_by_double(self, z: FlatZ, renormalise: bool) -> SlotRows:
         scale: Double = self._double * z.values

@@ -1,7 +1,7 @@
 """Per-slot scale, delta and mode tables, indexed by each token's slot."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 
 import torch
@@ -12,7 +12,7 @@ from zweave.kernels import LinearMode, empty_in_huge_pages
 from ..planner.plan import MatrixPlan, Plan
 from .expert import Expert
 from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_z import FlatZ, Values
 from .slot_rows import RowBuilder, SlotModes, SlotRows
 
 
@@ -113,22 +113,38 @@ class SlotTables:
         """Whether `write_z` is allowed for an expert, which depends on the tables as well."""
         return self._builder.is_plain and not renormalise
 
-    def write_z(self, slot: int, z: FlatZ, modes: SlotModes) -> None:
+    def write_z(self, slot: int, read: Callable[[Values], FlatZ], modes: SlotModes) -> SlotRows | None:
         """Works out rows where they lie, as `rows_of` and `write` do in more passes through memory.
 
+        read: gives z, which may lie in the memory that it is given.
         modes: of the rows that `rows_of` made of the same z before.
+
+        Returns the rows as the host has them; None on a CPU, where the tables alone have them. What `read` raises
+        leaves a row that is not defined.
         """
-        row = self.scale[slot]
-        out = torch.empty_like(row, device="cpu", pin_memory=True) if row.is_cuda else row
-        _, delta = self._builder.plain(z.values, out.numpy())
-        if row.is_cuda:
-            row.copy_(out, non_blocking=True)
-        _copy(self.delta[slot], torch.from_numpy(delta))
+        rows = SlotRows(_on_host(self.scale[slot]), _on_host(self.delta[slot]), modes)
+        scale = rows.scale.numpy()
+        self._builder.plain(read(scale).values, scale, rows.delta.numpy())
+        if self.scale.is_cuda:
+            self.write(slot, rows)
+            return rows
         self._write_modes(slot, modes)
+        return None
+
+    def rows_in(self, slot: int) -> SlotRows:
+        """A copy of the rows of a slot of tables on a CPU, with the modes of its own z."""
+        self.restore_modes(slot)
+        modes = SlotModes(self.modes[:, slot].clone(), self.supports[:, slot].clone())
+        return SlotRows(self.scale[slot].clone(), self.delta[slot].clone(), modes)
 
     def _write_modes(self, slot: int, modes: SlotModes) -> None:
         self.modes[:, slot].copy_(modes.modes)
         self.supports[:, slot].copy_(modes.supports)
+
+
+def _on_host(row: Tensor) -> Tensor:
+    """A row itself, or for that of a device memory from which it can be copied there."""
+    return torch.empty_like(row, device="cpu", pin_memory=True) if row.is_cuda else row
 
 
 def _copy(target: Tensor, row: Tensor) -> None:

@@ -8,8 +8,8 @@ from io import FileIO
 import numpy as np
 import torch
 
-from .flat_layout import FlatLayout
-from .flat_z import FlatZ
+from .flat_layout import ColumnOrder, FlatLayout
+from .flat_z import FlatZ, Values
 
 # Buffers that one call of the system may fill.
 _MAX_BUFFERS = 1024
@@ -21,12 +21,12 @@ class ZPlaces:
 
     start: the byte of the first value.
     half: whether they are z - 1 in float16 instead of z in float32.
-    modules: one after the other in the file, without a gap.
+    order: of the matrices in the file, one after the other without a gap.
     """
 
     start: int
     half: bool
-    modules: tuple[str, ...]
+    order: ColumnOrder
 
     @classmethod
     def of(cls, data: bytes, layout: FlatLayout) -> "ZPlaces | None":
@@ -39,37 +39,27 @@ class ZPlaces:
         if len(kinds) != 1:
             return None
         modules = tuple(name.rpartition(".")[0] for name in names)
-        return cls(8 + length, kinds == {"z_minus_1"}, layout.same_order(modules))
+        return cls(8 + length, kinds == {"z_minus_1"}, layout.order_of(modules))
 
-    def read(self, file: FileIO, layout: FlatLayout) -> FlatZ | None:
-        """z of a file; None if it is too short."""
-        values = np.empty(layout.width, dtype=np.float32)
-        if len(self.modules) < len(layout.columns):
-            values.fill(1)
-        columns = [layout.columns[module] for module in self.modules]
+    def read(self, file: FileIO, layout: FlatLayout, out: Values | None = None) -> FlatZ | None:
+        """z of a file, in `out` if that is given; None if it is too short."""
+        values = np.empty(layout.width, dtype=np.float32) if out is None else out
+        stored = np.empty(layout.width, dtype=np.float16) if self.half else values
+        if len(self.order.modules) < len(layout.columns):
+            stored.fill(0 if self.half else 1)
+        if not _fill(file, self.start, list(map(stored.data.__getitem__, self.order.columns))):
+            return None
         if self.half:
-            differences = np.empty(sum(part.stop - part.start for part in columns), dtype=np.float16)
-            if not _fill(file, self.start, [differences.data.cast("B")]):
-                return None
             # PyTorch: it converts four times as fast as NumPy.
-            z = torch.from_numpy(differences).float().add_(1).numpy()
-            begin = 0
-            for part in columns:
-                end = begin + part.stop - part.start
-                values[part] = z[begin:end]
-                begin = end
-        else:
-            whole = values.data.cast("B")
-            if not _fill(file, self.start, [whole[4 * part.start : 4 * part.stop] for part in columns]):
-                return None
-        return FlatZ(values, self.modules)
+            torch.from_numpy(values).copy_(torch.from_numpy(stored)).add_(1)
+        return FlatZ(values, self.order.modules)
 
 
 def _fill(file: FileIO, start: int, buffers: list[memoryview]) -> bool:
     """Fills buffers with the bytes from `start` on; whether there were enough."""
     for first in range(0, len(buffers), _MAX_BUFFERS):
         some = buffers[first : first + _MAX_BUFFERS]
-        wanted = sum(map(len, some))
+        wanted = sum(buffer.nbytes for buffer in some)
         if os.preadv(file.fileno(), some, start) != wanted:
             return False
         start += wanted

@@ -89,7 +89,7 @@ def save_tensors(
     metadata: Mapping[str, str] | None = None,
     to_disk: bool = True,
 ) -> None:
-    """Writes a safetensors file, whole or not at all.
+    """Writes a safetensors file, whole or not at all; the same tensors and metadata give the same bytes.
 
     to_disk: as of `atomic_write`.
     Raises ZweaveError if the folder is missing, or the disk is full or cannot be written.
@@ -105,4 +105,18 @@ def save_tensors(
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777
         save_file(dict(tensors), temporary, dict(metadata) if metadata else None)
+        if metadata:
+            _sort_metadata(temporary)
         temporary.chmod(mode)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the metadata in a file's header, which safetensors writes in an order that differs from run to run."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))

@@ -28,6 +28,7 @@ class GpuBatch:
     sampled: [n] int64, the rows whose next token is sampled
     schedule: which rows go through which layers
     chunk_starts: the first row of every chunk, and the number of rows
+    pages: [1 + n] int32, as `add_components` takes them: of the LoRAs of the slots; None if no slot has one
     """
 
     token_ids: Tensor
@@ -42,6 +43,7 @@ class GpuBatch:
     sampled: Tensor
     schedule: LayerSchedule
     chunk_starts: Sequence[int]
+    pages: Tensor | None = None
 
     def with_slots(self, slot_of: Tensor) -> "GpuBatch":
         """The batch with the rows of the tables in the stead of places. slot_of: see `GpuModel.forward`."""

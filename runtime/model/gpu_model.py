@@ -122,7 +122,7 @@ class GpuModel:
         ops, config = self.ops, self.config
         h = ops.add_rms_norm(x, residual, layer.input_norm, config.rms_norm_eps)
         q, k, v = (
-            layer.qkv(h, batch.slot, mode)
+            layer.qkv(h, batch.slot, mode, batch.pages)
             .unflatten(1, (-1, config.head_dim))
             .split([config.num_heads, config.num_kv_heads, config.num_kv_heads], 1)
         )
@@ -141,9 +141,10 @@ class GpuModel:
             config.rms_norm_eps,
         )
         y = self._attention(q, cache, batch, layer.window)
-        x = layer.o(y.flatten(1), batch.slot, mode)
+        x = layer.o(y.flatten(1), batch.slot, mode, batch.pages)
         h = ops.add_rms_norm(x, residual, layer.mlp_norm, config.rms_norm_eps)
-        return layer.down(layer.gate_up(h, batch.slot, mode), batch.slot, mode)
+        h = layer.gate_up(h, batch.slot, mode, batch.pages)
+        return layer.down(h, batch.slot, mode, batch.pages)
 
     def _attention(self, q: Tensor, cache: LayerCache, batch: GpuBatch, window: int) -> Tensor:
         """[T, heads, head_size]: decoding rows and chunks of prompts each in their own kernel."""

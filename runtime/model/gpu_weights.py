@@ -62,7 +62,7 @@ class GpuWeights:
         modules = [module_name(layer, linear) for linear in linears]
         plans = [self._plan[module] for module in modules]
         (keeps_dense,), (keeps_factors,) = {p.dense for p in plans}, {p.factored for p in plans}
-        tables = self._bank.tables
+        tables, pool = self._bank.tables, self._bank.components
         u, vt = zip(*(self._factors(module, self._plan[module]) for module in modules), strict=True)
         dense = [self.tensor(f"{module}.weight") for module in modules] if keeps_dense else []
         stack, leading = None, DeltaFactors(vt, u)
@@ -80,6 +80,7 @@ class GpuWeights:
             bias=self._bias(modules, [plan.shape[0] for plan in plans]),
             silu=silu,
             library_from=self._library_from,
+            components=() if pool is None else tuple(map(pool.linear, modules)),
         )
 
     def _factors(self, module: str, plan: MatrixPlan) -> tuple[Any, Any]:

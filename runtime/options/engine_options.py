@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import ZweaveError
-from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL, DTYPES, KV_TOKENS, MAX_SEQUENCES, SLOTS
-from .arguments import positive_whole
+from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL, DTYPES, KV_TOKENS, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS
+from .arguments import positive_whole, whole
 
 # Loaded when a command runs: its arguments are checked before.
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 stderr = Console(stderr=True, highlight=False)
 
-EXPERT_HELP = f"a loaded expert, an expert file, or one of {', '.join(BUNDLED_EXPERTS)} (for {DEFAULT_MODEL})"
+EXPERT_HELP = (
+    "a loaded expert, an expert file, a LoRA's directory, or one of "
+    f"{', '.join(BUNDLED_EXPERTS)} (for {DEFAULT_MODEL})"
+)
 RAW_HELP = "take prompts as they are, not in the words that the expert was trained on"
 
 
@@ -45,8 +48,9 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         "--load",
         action="append",
         default=[],
-        metavar="NAME=FILE",
-        help="load an expert file under a name; repeatable",
+        metavar="NAME=PATH",
+        help="load an expert file, or a LoRA as PEFT saves it, under a name; or FILE: compressed LoRAs under their "
+        "own; repeatable",
     )
     parser.add_argument(
         "--kv-tokens",
@@ -60,6 +64,12 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         default=SLOTS,
         metavar="N",
         help="experts and mixtures resident at once (%(default)s)",
+    )
+    parser.add_argument(
+        "--lora-components",
+        type=whole,
+        metavar="N",
+        help=f"components of LoRAs resident at once, a multiple of 16 ({LORA_COMPONENTS}; on a GPU none)",
     )
     parser.add_argument(
         "--max-sequences",
@@ -95,8 +105,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
     from ..engine.engine import Engine
     from ..experts.mixture import check_name
 
-    files = [item.partition("=")[::2] for item in args.load]
-    for name, _ in files:
+    for name in _loaded_names(args):
         check_name(name)
     path = getattr(args, "dispatcher", None)
     file = None if path is None else read_dispatcher(args, path)
@@ -107,11 +116,16 @@ def open_engine(args: argparse.Namespace) -> Engine:
         max_model_len=args.max_model_len,
         kv_tokens=args.kv_tokens,
         slots=args.slots,
+        lora_components=args.lora_components,
         max_sequences=args.max_sequences,
         prefix_cache=not args.no_prefix_cache,
     )
-    for name, path in files:
-        engine.load_expert(name, path)
+    for item in args.load:
+        name, separator, source = item.partition("=")
+        if separator:
+            engine.load_expert(name, source)
+        else:
+            engine.load_adapters(item)
     if file is not None:
         engine.dispatcher = file.dispatcher(engine, load_named)
     return engine
@@ -147,19 +161,36 @@ def parse_expert(text: str | None) -> ExpertChoice:
     return mixture
 
 
-def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice]) -> None:
-    """Raises ZweaveError, before a model is loaded, for names that `load_named` will not find."""
-    from ..experts.bundled import expert_file
+def check_named(args: argparse.Namespace, choices: Iterable[ExpertChoice], takes_loras: bool = True) -> None:
+    """Raises ZweaveError, before a model is loaded, for names that `load_named` will not find.
+
+    takes_loras: whether a LoRA will do where an expert is named.
+    """
+    from ..experts.bundled import expert_file, expert_source
     from ..experts.mixture import check_name
 
-    loaded = {item.partition("=")[0] for item in getattr(args, "load", ())}
+    loaded = _loaded_names(args)
+    find = expert_source if takes_loras else expert_file
     for name in _names(choices):
         if name not in loaded:
-            expert_file(check_name(name))
+            find(check_name(name))
+
+
+def _loaded_names(args: argparse.Namespace) -> set[str]:
+    """Names that --load gives: NAME=FILE gives one, a file of compressed LoRAs those of all of them."""
+    from ..adapters.compression.compressed_file import adapter_names, is_compressed
+
+    names: set[str] = set()
+    for item in getattr(args, "load", ()):
+        name, separator, _ = item.partition("=")
+        if not separator and not is_compressed(item):
+            raise ZweaveError(f"--load takes NAME=FILE, or FILE of compressed LoRAs, not {item!r}")
+        names.update([name] if separator else adapter_names(Path(item)))
+    return names
 
 
 def load_named(engine: Engine, choices: Iterable[ExpertChoice]) -> None:
-    """Loads the bundled experts and the expert files that the choices name, unless they are loaded already."""
+    """Loads the bundled experts, expert files and LoRAs that the choices name, unless they are loaded already."""
     loaded = set(engine.experts())
     for name in _names(choices):
         if name not in loaded:

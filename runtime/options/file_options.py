@@ -29,10 +29,12 @@ def check_input(option: str, path: str | Path | None) -> None:
 
 
 def check_named_file(option: str, text: str) -> None:
-    """Raises ZweaveError unless a text is NAME=FILE of a file that is there."""
+    """Raises ZweaveError unless a text is NAME=PATH of what is there, or a file that holds names."""
     name, separator, path = text.partition("=")
+    if not separator and os.path.isfile(text):
+        return
     if not (separator and name and path):
-        raise ZweaveError(f"{option} takes NAME=FILE, not {text!r}")
+        raise ZweaveError(f"{option} takes NAME=PATH, not {text!r}")
     check_input(option, path)
 
 

@@ -15,7 +15,8 @@ class ServerSettings:
 
     model_name: under which the base model is served, beside "base".
     aliases: further model names, each for an expert or a mixture.
-    experts: a directory of expert files; NAME.safetensors is loaded when NAME is first asked for.
+    experts: a directory of expert files and LoRAs; NAME.safetensors, or the LoRA in the directory NAME, is loaded when
+        NAME is first asked for.
     api_keys: one of them is needed by whoever asks; none: everybody may. Clients of different keys share no cache.
     admin_key: for loading and unloading experts over HTTP, which nobody can without it.
     max_waiting: requests that are taken up at once; more get status 429.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapters.lora_record import LORA_RECORD
 from ..checkpoint.module_name import LINEARS
 from ..errors import ZweaveError
 from ..io.cache_dir import disk_errors
 from ..text.prompt_template import PromptTemplate
 from .recipe import Recipe
-from .run_files import LORA_RECORD
 
 
 class LoraAdapter:

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.lora_record import LORA_RECORD
 from ..errors import ZweaveError
 from ..experts.expert import Expert
 from ..io.json_text import parse_json
 from ..names import AdapterKind
 
-# Beside PEFT's own files of a LoRA: the scope and the training, which those do not say.
-LORA_RECORD = "zweave.json"
 _LORA_FILES = ("adapter_config.json", "adapter_model.safetensors", LORA_RECORD)
 # What says how good an expert is, the better measure first.
 FIGURES = ("accuracy_after", "validation_accuracy")

@@ -2,11 +2,15 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
-from zweave.adapters.component_pool import ComponentPool
+from zweave.adapters.component_pool import ComponentOrder, ComponentPool
+from zweave.adapters.compression.compress import compress
+from zweave.adapters.compression.compressed import CompressedLoras
+from zweave.adapters.compression.compressed_file import save_compressed
 from zweave.adapters.lora import Lora, LoraPair
 from zweave.errors import ZweaveError
 from zweave.experts.bank import Bank
@@ -34,6 +38,12 @@ def lora(seed: int) -> Lora:
     )
 
 
+def compressed() -> CompressedLoras:
+    """Six adapters over a basis of two pages."""
+    loras = {f"c{seed}": lora(100 + seed) for seed in range(6)}
+    return compress(loras, dict.fromkeys(Q, (M, N)), rank=20)
+
+
 def product(pool: ComponentPool, slot: int, module: str) -> torch.Tensor:
     """What the pages of a slot add to a matrix [M, N]."""
     linear = pool.linear(module)
@@ -58,16 +68,22 @@ def check(pool: ComponentPool, slot: int, parts: dict[str, float], known: dict[s
 
 
 @pytest.mark.parametrize("steps", [1500, pytest.param(100_000, marks=pytest.mark.exhaustive)])
-def test_a_random_trace(steps: int) -> None:
+def test_a_random_trace(steps: int, tmp_path: Path) -> None:
     trace = random.Random(steps)
-    pool = ComponentPool(dict.fromkeys(Q, (M, N)), COMPONENTS, SLOTS, torch.float32)
+    shapes, order = dict.fromkeys(Q, (M, N)), ComponentOrder(torch.float32)
+    pool = ComponentPool(shapes, COMPONENTS, SLOTS, order)
     bank = Bank({module: torch.ones(min(M, N)) for module in Q}, SLOTS, components=pool)
+    file, over_one_basis = tmp_path / "many", compressed()
+    save_compressed(over_one_basis, file)
     known: dict[str, Lora] = {}
     held: list[tuple[int, dict[str, float], dict[str, Lora]]] = []
     seen: Counter[str] = Counter()
     for step in range(steps):
         kind = trace.choices(["load", "unload", "acquire", "release"], [2, 1, 6, 5])[0]
-        if kind == "load":
+        if kind == "load" and trace.random() < 0.2:
+            names = [entry.name for entry in bank.load_adapters(file)]
+            known = known | {name: over_one_basis.lora(index) for index, name in enumerate(names)}
+        elif kind == "load":
             name = f"l{trace.randrange(12)}"
             known = known | {name: lora(trace.randrange(40))}
             bank.load(name, known[name])

@@ -1,6 +1,8 @@
 """LoRAs beside experts in one batch: the tokens of transformers with merged weights, the same bits in any company."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zweave.adapters.lora import Lora
 from zweave.checkpoint.module_name import layer_of
-from zweave.engine import Engine
+from zweave.engine import AsyncEngine, Engine
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
+from zweave.experts.byte_cache import ByteCache
+from zweave.experts.lora_entry import LoraEntry
+from zweave.experts.mixture import Mixture
 from zweave.request import Request
 
 NEW = 12
@@ -135,6 +141,28 @@ def test_a_reloaded_name_serves_no_stale_keys(
         assert answers(engine, ["x"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]
 
 
+def test_rescale_goes_on_under_another_lora_over_the_keys_of_the_first(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    (one, first), (two, second) = (save_lora(name, seed, r=4) for name, seed in (("one", 1), ("two", 2)))
+    engine = tiny_engine()
+    engine.load_expert("one", one)
+    engine.load_expert("two", two)
+    told: list[int] = []
+    for delta in engine.stream(Request(PROMPTS[0], expert="one", max_tokens=NEW, ignore_eos=True)):
+        told += delta.token_ids
+        if len(told) == 4:
+            engine.rescale(delta.request_id, "two")
+    expected, fed, cache = [], PROMPTS[0], None
+    with torch.inference_mode():
+        for index in range(NEW):
+            model = first if index < 4 else second
+            step = model(torch.tensor([fed]), past_key_values=cache, use_cache=True)
+            fed, cache = [int(step.logits[0, -1].argmax())], step.past_key_values
+            expected += fed
+    assert told == expected != greedy(first, PROMPTS[0])
+
+
 def test_an_activated_lora_spares_the_prompt_before_its_tokens(
     save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
 ) -> None:
@@ -153,9 +181,36 @@ def test_an_activated_lora_spares_the_prompt_before_its_tokens(
         engine.generate(Request(prompt[:-2], expert="act"))
 
 
-def test_other_devices_refuse_in_one_line(
-    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+def test_the_engines_thread_reads_no_lora(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, _ = save_lora("one", 1, r=4)
-    with pytest.raises(ZweaveError, match="'one' is a LoRA, which this engine cannot serve"):
-        tiny_engine(device="reference").load_expert("one", directory)
+    directory, merged = save_lora("one", 1)
+    engine = tiny_engine(prefix_cache=False, lora_components=32)
+    engine.load_expert("one", directory)
+    # Others take its pages, and what was ready to be written is forgotten.
+    for seed in (2, 3):
+        other, _ = save_lora(f"other{seed}", seed, merge=False, r=16)
+        engine.load_expert(f"other{seed}", other)
+    answers(engine, ["other2", "other3"], PROMPTS[:2])
+    engine.bank._packed = ByteCache(1, 1024)
+    assert [entry.name for entry in engine.bank.unread(Mixture.parse("one"))] == ["one"]
+    engine.bank._packed = ByteCache(1 << 30, 1024)
+    readers, read = [], LoraEntry.read
+
+    def watched(entry: LoraEntry) -> Lora:
+        readers.append(threading.current_thread())
+        return read(entry)
+
+    monkeypatch.setattr(LoraEntry, "read", watched)
+
+    async def main() -> tuple[list[int], threading.Thread]:
+        served = AsyncEngine(engine)
+        request = Request(PROMPTS[0], expert="one", max_tokens=NEW, ignore_eos=True)
+        tokens = (await served.generate(request)).token_ids
+        thread = served._thread
+        await served.close()
+        return tokens, thread
+
+    tokens, thread = asyncio.run(main())
+    assert tokens == greedy(merged, PROMPTS[0])
+    assert len(readers) == 1 and readers[0] is not thread

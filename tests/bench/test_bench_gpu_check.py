@@ -16,8 +16,8 @@ from zweave.engine.gpu.backend import ReferenceBackend
 from zweave.kernels import REFERENCE_OPS
 
 KERNELS = {
-    "linear", "add_rms_norm", "silu_mul", "scale_by_slot", "mix", "sample", "rope_store", "prefill_attention",
-    "decode_attention",
+    "linear", "add_rms_norm", "silu_mul", "scale_by_slot", "add_components", "mix", "sample", "rope_store",
+    "prefill_attention", "decode_attention",
 }  # fmt: skip
 STAGES = {f"{s} {m}" for s in ("qkv", "o", "gate_up", "down") for m in ("dense", "delta", "factored")}
 

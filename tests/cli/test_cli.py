@@ -103,7 +103,7 @@ def test_plain_prompts_from_standard_input(zweave: Run, model: Path) -> None:
         (("hello", "--temperature", "nan"), None, ("temperature",)),
         (("hello", "--expert", "nobody"), None, ("nobody",)),
         (("hello", "--expert", "a=x"), None, ("NAME=WEIGHT",)),
-        (("hello", "--load", "a"), None, ("NAME=FILE",)),
+        (("hello", "--load", "a"), None, ("NAME=PATH",)),
         (("hello", "--load", "a=missing.safetensors"), None, ("missing.safetensors",)),
         (("hello", "--model", "gpt-17"), None, ("gpt-17",)),
         (("hello", "--device", "tpu"), None, ("device",)),

@@ -38,10 +38,13 @@ def test_a_file_goes_before_a_name_and_a_folder_does_not() -> None:
     [
         (
             "sst3",
-            r"^there is no expert 'sst3': give a file, or one that comes with zweave: .*sst2.*trec.*--load",
+            r"^there is no expert 'sst3': give a file, a LoRA's directory, or one that .*: .*sst2.*trec.*--load",
         ),
         ("x" * 300, r"^there is no expert 'xxx"),
-        ("folder", r"^folder: is not a file$"),
+        (
+            "folder",
+            r"^folder: is a directory without adapter_config\.json: give an expert file, or a LoRA of PEFT's$",
+        ),
         ("sst2.safetensors", r"^sst2.safetensors: there is no such file$"),
         ("experts/sst2", r"^experts/sst2: there is no such file$"),
     ],

@@ -215,7 +215,7 @@ def test_pickles_are_refused_and_not_run(tmp_path):
 
 def test_missing_files_and_folders_are_named(tmp_path):
     assert_one_line(tmp_path / "none.safetensors", "no such file")
-    assert_one_line(tmp_path, "is not a file")
+    assert_one_line(tmp_path, "is a directory without adapter_config")
 
 
 def assert_one_line(path: Path, message: str) -> None:

@@ -93,6 +93,35 @@ def test_a_file_gives_the_rows_of_memory(kind: str, tmp_path: Path, monkeypatch:
     assert torch.equal(bank.registered("memory").read().z[next(iter(z))], z[next(iter(z))])
 
 
+def test_whoever_has_run_under_an_expert_goes_on_without_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    z = save(path, "float32")
+    bank = Bank(sigmas(), 2, plan=PLAN)
+    bank.load("a", path)
+    bank.load("b", Expert(leading(Z, 3), scope="after_prompt"))
+    bank._prepared = ByteCache(0, 1)
+    running = [bank.resolve(Mixture.parse("a")) for _ in range(2)]
+    late = bank.resolve(Mixture.parse("a"))
+    for _ in range(2):
+        for one in running:
+            slot = bank.acquire(one)
+        # As who merges a slot's matrices does.
+        bank.tables.modes[:, slot] = int(LinearMode.MERGED)
+        path.unlink(missing_ok=True)
+        for _ in running:
+            bank.release(slot)
+        bank.release(bank.acquire(Mixture.parse("b")))
+    with pytest.raises(ZweaveError, match=r"a\.safetensors"):
+        bank.acquire(late)
+    for one in running:
+        slot = bank.acquire(one)
+    wanted = bank.tables.rows_of(z)
+    assert torch.equal(bank.tables.scale[slot], wanted.scale)
+    assert torch.equal(bank.tables.delta[slot], wanted.delta)
+    assert torch.equal(bank.tables.modes[:, slot], wanted.modes.modes)
+    assert running[0].held[0] is running[1].held[0], "one copy for both"
+
+
 @pytest.mark.parametrize("change", ["bytes", "cut"])
 def test_a_file_that_is_changed_where_it_lies_is_noticed(change: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from zweave import Engine, Request
 from zweave.checkpoint import ModelConfig
+from zweave.cli.parser import make_parser
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
 
@@ -38,6 +39,15 @@ def arguments() -> Any:
     """The class."""
     pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'zweave[ray]'")
     return importlib.import_module(f"{PACKAGE}.arguments").Arguments
+
+
+def test_the_options_of_serve_are_all_there(arguments: Any) -> None:
+    of_a_process = {"host", "port", "run"}
+    parsed = vars(make_parser(["serve"]).parse_args(["serve"]))
+    options = vars(arguments().options())
+    assert {name: options.get(name, "missing") for name in parsed.keys() - of_a_process} == {
+        name: value for name, value in parsed.items() if name not in of_a_process
+    }
 
 
 def test_arguments_are_checked_before_a_replica_starts(arguments: Any, tmp_path: Path) -> None:

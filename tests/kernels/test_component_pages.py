@@ -10,8 +10,10 @@ from zweave.kernels import (
     ComponentPages,
     LinearMode,
     PackedComponents,
+    Quantized,
     component_pages_ref,
     pack,
+    quantize,
 )
 
 SLOTS, PAGES = 6, 9
@@ -29,8 +31,17 @@ SHAPES = pytest.mark.parametrize(("M", "N"), [(33, 70), (16, 16), (7, 129), (200
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 
 
-def adapted_linear(M: int, N: int, dtype: torch.dtype) -> tuple[AdaptedLinear, AdaptedLinear]:
-    """A linear with component pages, and the same without."""
+def stored(matrix: Tensor, dtype: torch.dtype, format: str | None) -> Tensor | Quantized:
+    return quantize(matrix.contiguous(), format) if format else matrix.contiguous().to(dtype)
+
+
+def adapted_linear(
+    M: int, N: int, dtype: torch.dtype, format: str | None = None
+) -> tuple[AdaptedLinear, AdaptedLinear]:
+    """A linear with component pages, and the same without.
+
+    format: of the leading components, if they are quantised; then there are no others, and nothing goes factored.
+    """
     random = torch.Generator().manual_seed(M * N)
     weight = torch.randn(M, N, generator=random) / N**0.5
     u, sigma, vt = torch.linalg.svd(weight, full_matrices=False)
@@ -44,9 +55,11 @@ def adapted_linear(M: int, N: int, dtype: torch.dtype) -> tuple[AdaptedLinear, A
         pages_of[slot, : len(own)] = torch.tensor(own, dtype=torch.int32)
         for page in own:
             scale[slot, page * PAGE : (page + 1) * PAGE] = torch.randn(PAGE, generator=random)
-    pages = ComponentPages.empty(
-        (M, N), PAGES, dtype, scale, pages_of, torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.uint8)
+    adapted = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.uint8)
+    other, pages = ComponentPages.empty(
+        [(24, 40), (M, N)], PAGES, dtype, scale.expand(2, -1, -1), pages_of, adapted.expand(2, -1)
     )
+    other.vt.fill_(torch.nan), other.u.fill_(torch.nan)
     # A page that nobody has is never read.
     pages.vt[4], pages.u[4] = torch.nan, torch.nan
     for page in (0, 1, 2, 3, 5, 6, 7, 8):
@@ -57,12 +70,14 @@ def adapted_linear(M: int, N: int, dtype: torch.dtype) -> tuple[AdaptedLinear, A
     parts = {
         "shape": (M, N),
         "dense": pack(weight.to(dtype)),
-        "vt": pack(vt.contiguous().to(dtype)),
-        "u": pack(u.contiguous().to(dtype)),
-        "scale": factor * sigma,
+        "vt": pack(stored(vt[: kept if format else None], dtype, format)),
+        "u": pack(stored(u[:, : kept if format else None], dtype, format)),
+        "scale": None if format else factor * sigma,
         "delta": ((factor - 1) * sigma)[:, :kept],
         "bias": torch.randn(M, generator=random).to(dtype),
-        "modes": torch.tensor(MODES, dtype=torch.uint8),
+        "modes": torch.tensor(
+            [LinearMode.DELTA if format and mode else mode for mode in MODES], dtype=torch.uint8
+        ),
     }
     return AdaptedLinear(**parts, pages=pages), AdaptedLinear(**parts)
 
@@ -94,6 +109,15 @@ def test_components_are_added_in_every_mode(
     # Slots without components get the bits of the linear without any.
     plain = [s in (0, 3) for s in slots]
     assert torch.equal(y[plain], without(x, slot)[plain])
+
+
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_components_are_added_to_quantised_factors(format: str, poisoned_outputs: None) -> None:
+    linear, without = adapted_linear(48, 70, torch.bfloat16, format)
+    x, slot = tokens([0, 1, 2, 3, 4, 5] * 5, 70, torch.bfloat16)
+    assert linear.pages is not None
+    expected = without(x, slot).double() + component_pages_ref(linear.pages, x, slot, (48, 70))
+    torch.testing.assert_close(linear(x, slot).double(), expected, rtol=4e-2, atol=0.16)
 
 
 @DTYPES

@@ -232,6 +232,30 @@ def test_auto_tells_the_probabilities_of_its_labels(visit: Callable[[Any], Any],
 
 
 @pytest.mark.slow
+def test_a_lora_is_offered_like_an_expert(
+    visit: Callable[[Any], Any], start_server: Any, save_lora: Callable[..., Any]
+) -> None:
+    server = start_server()
+    server.engine.load_expert("low", save_lora("low", 1, r=4, merge=False, target_modules=["q_proj"])[0])
+    page = visit(server)
+    offered(page)
+    page.get_by_label("Expert", exact=True).select_option("low")
+    assert page.locator("#description").text_content() == "LoRA of rank 4. "
+    page.get_by_text("What the expert changes").click()
+    page.wait_for_selector("#heatmap svg rect")
+    assert page.locator("#heatmap rect").count() == 2
+    drawn = page.locator("#heatmap svg").get_attribute("aria-label")
+    assert drawn.startswith("Norm of what the LoRA adds in 2 layers")
+    page.get_by_label("Expert", exact=True).select_option(label="a mixture of several")
+    page.get_by_label("Add an expert").select_option("low")
+    with page.expect_request(lambda request: "expert" in (request.post_data_json or {})) as sent:
+        ask(page, "hello")
+    assert sent.value.post_data_json["expert"] == {"low": 0.5}
+    answered(page)
+    assert page.faults == [] and all(shown(page))
+
+
+@pytest.mark.slow
 def test_what_goes_wrong_is_said_where_it_does(visit: Callable[[Any], Any], start_server: Any) -> None:
     server = start_server()
     page = visit(server)

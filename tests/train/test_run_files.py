@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from zweave.adapters.lora_record import LORA_RECORD
 from zweave.experts import Expert
-from zweave.train.run_files import LORA_RECORD, RunFiles, compared
+from zweave.train.run_files import RunFiles, compared
 
 
 def expert(path: Path, **training: object) -> None:

@@ -12,11 +12,12 @@ constexpr const char* kOp = "ComponentPages";
 }  // namespace
 
 void PageTensors::check(at::ScalarType dtype, int64_t outputs, int64_t inputs, int64_t slots) const {
-  Argument{kOp, "u", u}.dtype(dtype).shape({-1, -1, -1, -1, -1}).contiguous();
+  Argument{kOp, "u", u}.dtype(dtype).shape({-1, -1, -1, -1, -1});
   const int64_t pages = u.size(0);
-  check_packed(kOp, "vt", {vt}, dtype, pages * kPanel, inputs);
-  for (int64_t page = 0; page < std::min<int64_t>(pages, 1); ++page) {
-    check_packed(kOp, "u", {u.select(0, page)}, dtype, outputs, kPanel);
+  Argument{kOp, "vt", vt}.dtype(dtype).shape({pages, -1, -1, -1});
+  if (pages > 0) {
+    check_packed(kOp, "vt", {vt.narrow(0, 0, 1)}, dtype, kPanel, inputs);
+    check_packed(kOp, "u", {u.select(0, 0)}, dtype, outputs, kPanel);
   }
   Argument{kOp, "scale", scale}.dtype(at::kFloat).shape({slots, pages * kPanel});
   Argument{kOp, "pages_of", pages_of}.dtype(at::kInt).shape({slots, -1}).contiguous();
@@ -40,6 +41,7 @@ template <class T>
 ComponentPages<T> PageTensors::view() const {
   ComponentPages<T> result{};
   result.vt = weights_of({vt}, 0);
+  result.vt.panel_bytes = vt.stride(0) * int64_t(vt.element_size());
   result.u.panels = static_cast<const char*>(u.const_data_ptr());
   result.u.panel_bytes = u.stride(1) * int64_t(u.element_size());
   result.u_page_bytes = u.stride(0) * int64_t(u.element_size());

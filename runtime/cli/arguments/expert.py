@@ -8,9 +8,10 @@ from ...names import Scope
 from ...options.arguments import positive_number, positive_whole, whole
 from ...options.file_options import add_overwrite_option
 from ..parser import Deferred, add_command
-from . import expert_classifier, expert_search, expert_transfer
+from . import expert_classifier, expert_compress, expert_project, expert_search, expert_transfer
 
 _EXPERT_HELP = "an expert file, or the name of one that comes with zweave"
+_SHOWN_HELP = f"{_EXPERT_HELP}, or a LoRA's directory"
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -27,11 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_import(commands)
     add_command(commands, "transfer", "carry an expert over to a model of equal shapes", expert_transfer)
+    add_command(commands, "compress", "put many LoRAs over a common basis", expert_compress)
+    add_command(commands, "project", "make the expert that comes closest to a LoRA", expert_project)
 
 
 def _add_show(commands: Commands) -> None:
-    show = commands.add_parser("show", help="what an expert says, and a heat map of its z")
-    show.add_argument("file", type=Path, help=_EXPERT_HELP)
+    show = commands.add_parser(
+        "show", help="what an expert or a LoRA says, and a heat map of what it changes"
+    )
+    show.add_argument("file", type=Path, help=_SHOWN_HELP)
     show.add_argument("--png", type=Path, metavar="FILE", help="draw the heat map into a file instead")
     add_overwrite_option(show)
     show.add_argument("--json", action="store_true", help="print it as JSON")

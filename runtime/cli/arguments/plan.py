@@ -2,7 +2,7 @@
 
 import argparse
 
-from ...names import DEFAULT_MODEL, DTYPES
+from ...names import DEFAULT_MODEL, DTYPES, LORA_COMPONENTS
 from ...options.arguments import positive_number, positive_whole, whole
 from ..parser import Deferred
 
@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-memory", type=positive_number, metavar="MiB", help="for the weights of the adapted matrices"
+    )
+    parser.add_argument(
+        "--lora-components",
+        type=whole,
+        metavar="N",
+        help=f"of LoRAs, resident besides the budget ({LORA_COMPONENTS}; on a GPU none)",
     )
     parser.add_argument(
         "--max-error",

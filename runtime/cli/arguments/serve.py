@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whoever sends it may load and unload experts (or ZWEAVE_ADMIN_KEY; without: nobody)",
     )
     parser.add_argument(
-        "--experts", type=Path, metavar="DIR", help="NAME.safetensors there is loaded when NAME is asked for"
+        "--experts",
+        type=Path,
+        metavar="DIR",
+        help="NAME.safetensors there, or the LoRA in the directory NAME, is loaded when NAME is asked for",
     )
     parser.add_argument(
         "--served-model-name", metavar="NAME", help="name of the base model, beside base (that of the model)"

@@ -142,7 +142,9 @@ class _Graph:
             return
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
-            with for_graph(self._memory.semaphores), torch.cuda.graph(graph, pool=self._memory.pool):
+            # Other threads may pin memory meanwhile, for experts that they load.
+            capture = torch.cuda.graph(graph, pool=self._memory.pool, capture_error_mode="thread_local")
+            with for_graph(self._memory.semaphores), capture:
                 self._work()
             self._graph = graph
         self._graph.replay()

@@ -56,7 +56,7 @@ def gpu_runner(
         ) from None
     model.cache = _cache(config, checkpoint.config, backend)
     max_length = min(max_model_len, model.cache.num_blocks * model.cache.block_size)
-    return GpuRunner(model, bank.tables, model.cache, backend, max_length, config.max_sequences)
+    return GpuRunner(model, bank, model.cache, backend, max_length, config.max_sequences)
 
 
 def _log_price(model: ModelConfig, config: EngineConfig, device: torch.device) -> None:

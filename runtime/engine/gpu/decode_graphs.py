@@ -16,6 +16,8 @@ from .step_input import StepInput, batch_of, packing_of, sampling_of
 
 # Blocks in the table of a bucket: short contexts get narrower tables, whose kernels look at fewer splits.
 _CONTEXT_BUCKETS = (2048, 8192)
+# Pages of LoRAs that a bucket's kernels look for; none is a bucket of its own, and the largest is the pool's.
+_PAGE_BUCKETS = (0, 32, 128, 512)
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,7 @@ class DecodeGraphs:
     sampled: [max_sequences] int64, where a step's tokens go and the next step finds them.
     slot_of: see `GpuModel.forward`.
     max_blocks: entries of the block table of the longest sequence.
+    max_pages: pages of the LoRAs that are resident at once.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class DecodeGraphs:
         slot_of: Tensor,
         max_blocks: int,
         block_size: int,
+        max_pages: int,
     ) -> None:
         self._model = model
         self._backend = backend
@@ -62,15 +66,17 @@ class DecodeGraphs:
         self._buckets = batch_buckets(len(sampled))
         caps = [tokens // block_size for tokens in _CONTEXT_BUCKETS if tokens // block_size < max_blocks]
         self._widths = [*caps, max_blocks]
-        self._graphs: dict[tuple[int, int, LinearMode], DecodeGraph] = {}
+        self._pages = [*(pages for pages in _PAGE_BUCKETS if pages < max_pages), max_pages]
+        self._graphs: dict[tuple[int, int, int, LinearMode], DecodeGraph] = {}
 
     def graph_for(self, step: StepInput, mode: LinearMode) -> tuple[DecodeGraph, Mapping[str, Array]]:
         """The graph of the smallest bucket that holds a step, and the step's arrays, padded to it."""
         rows, width = step.arrays["block_table"].shape
         bucket = next(size for size in self._buckets if size >= rows)
         blocks = next(size for size in self._widths if size >= width)
-        key = bucket, blocks, mode
-        arrays = step.padded(bucket, blocks)
+        pages = next(size for size in self._pages if size >= step.num_pages)
+        key = bucket, blocks, pages, mode
+        arrays = step.padded(bucket, blocks, pages)
         if key not in self._graphs:
             self._graphs[key] = self._make(packing_of(arrays), bucket, mode)
         return self._graphs[key], arrays

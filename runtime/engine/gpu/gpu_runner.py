@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zweave.kernels import LinearMode
 
-from ...experts.slot_tables import SlotTables
+from ...experts.bank import Bank
 from ...kv_cache.block_pool import KVCache
 from ...model.gpu_model import GpuModel
 from ...model.layer_schedule import LayerSchedule, StateCapture
@@ -33,7 +33,7 @@ class GpuRunner:
     knows, and goes to the device in one copy. The device does everything in one order, so blocks and slots may be given
     away while a step that reads them is in flight: whoever gets them writes after it.
 
-    tables: of the bank, written in the backend's order.
+    bank: whose tables and pages of LoRAs are written in the backend's order.
     cache: where keys and values go, copied in the backend's order.
     """
 
@@ -42,7 +42,7 @@ class GpuRunner:
     def __init__(
         self,
         model: GpuModel,
-        tables: SlotTables,
+        bank: Bank,
         cache: KVCache,
         backend: Backend,
         max_length: int,
@@ -51,14 +51,20 @@ class GpuRunner:
         self.model = model
         self.cache = cache
         self.max_length = max_length
-        self._tables = tables
+        self._tables, self._components = bank.tables, bank.components
         self._backend = backend
         self._sampled = torch.zeros(max_sequences, dtype=torch.int64, device=backend.device)
-        self._num_slots = len(tables.scale)
+        self._num_slots = len(bank.tables.scale)
         self._chooser = ExpertChooser(self._num_slots, max_sequences, model.config.hidden_size, backend)
         max_blocks = cache.blocks_for(max_length)
         self._graphs = DecodeGraphs(
-            model, backend, self._sampled, self._chooser.slot_of, max_blocks, cache.block_size
+            model,
+            backend,
+            self._sampled,
+            self._chooser.slot_of,
+            max_blocks,
+            cache.block_size,
+            max_pages=self._components.num_pages if self._components else 0,
         )
         self._places: Mapping[Sequence, int] = {}
 
@@ -69,8 +75,9 @@ class GpuRunner:
         schedule = layer_schedule(ordered, self.model.config.num_layers)
         num_decode = _num_decode(ordered) if len(schedule.segments) == 1 else 0
         choices = ChoiceInput.of(ordered)
-        step = StepInput(ordered, arrays, self._places, num_decode, choices)
-        mode = self._mode(arrays, ordered)
+        slots = self._slots(arrays, ordered)
+        step = StepInput(ordered, arrays, self._places, num_decode, choices, self._pages(slots))
+        mode = self._mode(slots)
         output = StepOutput(ordered, self._backend)
         edits = StepEdits(output.complete)
         if num_decode == len(ordered) == len(output.complete) and not edits:
@@ -86,18 +93,27 @@ class GpuRunner:
         arrays = StepArrays.of(chunks, self.cache.block_size)
         schedule = capture_schedule(chunks, layers, self.model.config.num_layers)
         output = StepOutput((), self._backend)
-        step = StepInput(chunks, arrays, {}, 0, ChoiceInput.of(()))
-        self._launch(step, self._mode(arrays, ()), schedule, output, StepEdits(()))
+        slots = self._slots(arrays, ())
+        step = StepInput(chunks, arrays, {}, 0, ChoiceInput.of(()), self._pages(slots))
+        self._launch(step, self._mode(slots), schedule, output, StepEdits(()))
         self._backend.mark()()
         return output.states
 
-    def _mode(self, arrays: StepArrays, chunks: Seq[Chunk]) -> LinearMode:
-        """The mode that serves all slots of a step, those of candidates included."""
+    def _slots(self, arrays: StepArrays, chunks: Seq[Chunk]) -> list[int]:
+        """All slots of a step, those of candidates included."""
         slots = {*arrays.slot[arrays.slot < self._num_slots].tolist()}
         for chunk in chunks:
             if chunk.sequence.choice is not None and not chunk.pools:
                 slots |= {*chunk.sequence.choice.slots}
-        return LinearMode(int(self._tables.modes[:, sorted(slots)].max()))
+        return sorted(slots)
+
+    def _mode(self, slots: Seq[int]) -> LinearMode:
+        """The mode that serves all of some slots."""
+        return LinearMode(int(self._tables.modes[:, slots].max()))
+
+    def _pages(self, slots: Seq[int]) -> Seq[int]:
+        """The pages of the LoRAs of some slots."""
+        return () if self._components is None else self._components.pages_of(slots)
 
     def _packed(self, packing: Packing, arrays: Mapping[str, Array]) -> Tensor:
         """A step's arrays on the host, where the device can read them."""

@@ -38,6 +38,7 @@ class StepInput:
     places: where the step before samples the next token of a sequence; for tokens in flight.
     num_decode: chunks of one token that come first, as `GpuBatch` has them.
     choices: what is chosen in the step.
+    pages: of the LoRAs of the step's slots.
 
     arrays: by name, those of `GpuBatch`, of `sample` and of the choices.
     max_query_len: see `GpuBatch`.
@@ -51,6 +52,7 @@ class StepInput:
         places: Mapping[Sequence, int],
         num_decode: int,
         choices: ChoiceInput,
+        pages: Seq[int] = (),
     ) -> None:
         self.choices = choices
         self.num_decode = num_decode
@@ -69,10 +71,15 @@ class StepInput:
             **_sampling([chunk for chunk in chunks if chunk.complete]),
             **choices.arrays,
         }
+        self.num_pages = len(pages)
+        if pages:
+            self.arrays = {**self.arrays, "pages": np.array([len(pages), *pages], dtype=np.int32)}
 
-    def padded(self, rows: int, blocks: int) -> Mapping[str, Array]:
-        """The arrays of a step of decoding, for a bucket of so many rows and entries of the block table."""
+    def padded(self, rows: int, blocks: int, pages: int) -> Mapping[str, Array]:
+        """The arrays of a step of decoding, for a bucket of so many rows, entries of the block table and pages."""
         padded = {name: _pad(name, array, rows) for name, array in self.arrays.items()}
+        if pages:
+            padded["pages"] = _pad("pages", self.arrays["pages"], 1 + pages)
         table = padded["block_table"]
         return padded | {
             "block_table": np.pad(table, ((0, 0), (0, blocks - table.shape[1]))),
@@ -97,6 +104,7 @@ def batch_of(
     """The batch whose tensors lie in a buffer on the device."""
     return GpuBatch(
         **{name: fields[name] for name in _BATCH},
+        pages=fields.get("pages"),
         num_decode=num_decode,
         max_query_len=max_query_len,
         schedule=schedule,

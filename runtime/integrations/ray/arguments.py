@@ -8,12 +8,13 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
 )
 
-from ...names import DEFAULT_MODEL, MAX_SEQUENCES, SLOTS
+from ...names import DEFAULT_MODEL, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS
 
 
 class Arguments(BaseModel):
@@ -41,6 +42,7 @@ class Arguments(BaseModel):
     max_model_len: PositiveInt | None = None
     kv_tokens: PositiveInt | None = None
     slots: PositiveInt = SLOTS
+    lora_components: NonNegativeInt = LORA_COMPONENTS
     max_sequences: PositiveInt = MAX_SEQUENCES
     no_prefix_cache: bool = False
     max_waiting: PositiveInt = 512

@@ -1,12 +1,14 @@
-// How far an expert's z lie from 1, a row a layer and a column a matrix.
+// How far an expert's z lie from 1, or how much a LoRA adds, a row a layer and a column a matrix.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-export function heatmap(target, { layers, matrices, values }) {
+const MEASURES = { expert: "Mean distance of z from 1", lora: "Norm of what the LoRA adds" };
+
+export function heatmap(target, { kind, layers, matrices, values }) {
   const largest = Math.max(...values.flat().map((value) => value ?? 0), 1e-9);
   const [left, top, width, height] = [14, 34, 22, 7];
   const svg = made("svg", { viewBox: `0 0 ${left + width * matrices.length + 14} ${top + height * layers}`, role: "img" });
-  const what = `Mean distance of z from 1 in ${layers} layers and ${matrices.length} matrices, at most ${largest.toFixed(3)}.`;
+  const what = `${MEASURES[kind]} in ${layers} layers and ${matrices.length} matrices, at most ${largest.toFixed(3)}.`;
   svg.setAttribute("aria-label", what);
   matrices.forEach((name, column) => {
     const place = [left + width * (column + 0.6), top - 3];

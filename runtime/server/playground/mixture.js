@@ -2,6 +2,9 @@
 
 const MIXTURE = "\u0000mixture";
 
+// Whether a model can be a part of a mixture.
+const isExpert = (model) => ["expert", "lora"].includes(model.zweave.kind);
+
 export class Mixture {
   // onChange: another choice, or other weights. onWeights: other weights.
   constructor(elements, onChange, onWeights) {
@@ -21,7 +24,7 @@ export class Mixture {
 
   offer(models) {
     this.models = models;
-    const experts = models.filter((model) => model.zweave.kind === "expert");
+    const experts = models.filter(isExpert);
     const others = models.filter((model) => ["alias", "auto"].includes(model.zweave.kind));
     this.expert.replaceChildren(
       ...[...experts, ...others].map((model) => new Option(model.id, model.id)),
@@ -35,7 +38,9 @@ export class Mixture {
     const model = this.models.find((one) => one.id === this.expert.value);
     this.mixture.hidden = this.expert.value !== MIXTURE;
     const asked = model?.zweave.own_words ? " It is asked each message by itself, in the words it was trained on." : "";
-    this.description.textContent = (model?.zweave.description ?? "") + asked;
+    const rank = model?.zweave.rank ? ` of rank ${model.zweave.rank}` : "";
+    const kind = model?.zweave.kind === "lora" ? `LoRA${rank}. ` : "";
+    this.description.textContent = kind + (model?.zweave.description ?? "") + asked;
     onChange();
   }
 
@@ -77,9 +82,9 @@ export class Mixture {
     return this.models.find((one) => one.id === this.expert.value)?.zweave.own_words ?? false;
   }
 
-  // The expert whose z can be shown, if it is one alone.
+  // The expert whose changes can be shown, if it is one alone.
   get single() {
     const model = this.models.find((one) => one.id === this.expert.value);
-    return model?.zweave.kind === "expert" ? model.id : null;
+    return model && isExpert(model) ? model.id : null;
   }
 }

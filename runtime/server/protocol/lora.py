@@ -6,7 +6,7 @@ from .body import Body
 
 
 class LoadBody(Body):
-    """lora_path: a file or an adapter's folder in the server's directory of experts."""
+    """lora_path: an expert file, a LoRA or an adapter's folder in the server's directory of experts."""
 
     lora_name: str
     lora_path: str

@@ -1,10 +1,11 @@
-"""/v1/experts/NAME/z: how far an expert changes each matrix."""
+"""/v1/experts/NAME/z: how far an expert, or a LoRA, changes each matrix."""
 
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
+from ...adapters.lora import Lora
 from ...checkpoint.module_name import layer_of, linear_of
 from ...errors import shortened
 from ...experts.expert import Expert
@@ -17,7 +18,10 @@ router = APIRouter(tags=["experts"], route_class=JsonRoute)
 
 @router.get("/v1/experts/{name:path}/z")
 def expert_z(name: str, http: HttpRequest) -> dict[str, Any]:
-    """The mean of |z - 1| of each matrix, a row a layer; null where the expert adapts nothing."""
+    """The mean of |z - 1| of each matrix, a row a layer; null where nothing is adapted.
+
+    A LoRA has no z: of its matrices it is the Frobenius norm of what is added, scaling B A.
+    """
     server = served(http)
     bank = server.engine.bank
     if name not in bank:
@@ -27,10 +31,13 @@ def expert_z(name: str, http: HttpRequest) -> dict[str, Any]:
     config = server.engine.model.config
     matrices = list(dict.fromkeys(map(linear_of, config.adapted_shapes())))
     values: list[list[float | None]] = [[None] * len(matrices) for _ in range(config.num_layers)]
-    for module, distance in _distances(bank.expert(name)).items():
+    entry = bank.registered(name)
+    for module, distance in _distances(entry.read()).items():
         values[layer_of(module)][matrices.index(linear_of(module))] = distance
-    return {"layers": config.num_layers, "matrices": matrices, "values": values}
+    return {"kind": entry.kind, "layers": config.num_layers, "matrices": matrices, "values": values}
 
 
-def _distances(expert: Expert) -> dict[str, float]:
-    return {module: float((z - 1).abs().mean()) for module, z in expert.z.items()}
+def _distances(changes: Expert | Lora) -> dict[str, float]:
+    if isinstance(changes, Lora):
+        return {module: pair.norm for module, pair in changes.pairs.items()}
+    return {module: float((z - 1).abs().mean()) for module, z in changes.z.items()}

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Query
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
+from ...adapters.peft_directory import WEIGHTS
 from ...errors import ZweaveError, shortened
 from ...experts.mixture import check_name
 from ..errors import ApiError
@@ -29,6 +30,7 @@ def experts(http: HttpRequest) -> JSONResponse:
             "experts": [
                 {
                     "name": entry.name,
+                    "kind": entry.kind,
                     "digest": entry.digest,
                     "scope": entry.scope,
                     "first_layer": entry.first_layer,
@@ -65,14 +67,14 @@ async def unload(name: str, http: HttpRequest) -> dict[str, Any]:
 
 @admin_router.post("/v1/load_lora_adapter")
 async def load_from_directory(body: Annotated[LoadBody, Body()], http: HttpRequest) -> dict[str, Any]:
-    """Loads an expert file of the server's directory of experts; vLLM's call for adapters."""
+    """Loads an expert file or a LoRA of the server's directory of experts; vLLM's call for adapters."""
     server = served(http)
     check_name(body.lora_name)
     _check_not_taken(server, body.lora_name)
     if body.lora_name in server.engine.bank and not body.load_inplace:
         raise ApiError(400, f"{body.lora_name!r} is loaded already: unload it, or give load_inplace")
-    file = _file_of(server, body.lora_path)
-    entry = await asyncio.to_thread(server.engine.bank.load, body.lora_name, file)
+    source = _source_of(server, body.lora_path)
+    entry = await asyncio.to_thread(server.engine.bank.load, body.lora_name, source)
     await asyncio.to_thread(server.uploads.note_replaced, body.lora_name)
     return {"name": entry.name, "digest": entry.digest}
 
@@ -99,12 +101,15 @@ def _check_not_taken(server: Served, name: str) -> None:
         raise ApiError(400, f"{name!r} names a model of this server: choose another name")
 
 
-def _file_of(server: Served, path: str) -> Path:
-    """An expert file of the directory, or in an adapter's folder there."""
+def _source_of(server: Served, path: str) -> Path:
+    """A LoRA or an expert file of the directory, or the expert file in an adapter's folder there."""
     if server.directory is None:
         raise ApiError(403, "this server has no directory of experts: start it with --experts DIR")
-    for candidate in (Path(path), Path(path) / "adapter_model.safetensors"):
+    lora = server.directory.lora(Path(path))
+    if lora is not None:
+        return lora
+    for candidate in (Path(path), Path(path) / WEIGHTS):
         file = server.directory.inside(candidate)
         if file is not None:
             return file
-    raise ApiError(404, "lora_path names no expert file in the server's directory of experts")
+    raise ApiError(404, "lora_path names no expert file and no LoRA in the server's directory of experts")

@@ -1,6 +1,5 @@
-"""/v1/models: the base model, its experts, aliases, and "auto"."""
+"""/v1/models: the base model, its experts and LoRAs, aliases, and "auto"."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,7 +7,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
 
 from ...errors import shortened
-from ...experts.bank import Entry
+from ...experts.lora_entry import LoraEntry
 from ..errors import ApiError
 from ..json_route import JsonRoute
 from ..served import Served, served
@@ -20,37 +19,37 @@ router = APIRouter(tags=["models"], route_class=JsonRoute)
 def models(http: HttpRequest) -> JSONResponse:
     """What `model` may name."""
     server = served(http)
-    loaded = _loaded(server)
-    return JSONResponse(
-        {"object": "list", "data": [_model(server, name, loaded) for name in _names(server, loaded)]}
-    )
+    known = _Known(server)
+    return JSONResponse({"object": "list", "data": [_model(server, name, known) for name in known.names]})
 
 
 @router.get("/v1/models/{name:path}", response_model=None)
 def model(name: str, http: HttpRequest) -> JSONResponse:
     """One of them."""
     server = served(http)
-    loaded = _loaded(server)
-    if name not in _names(server, loaded):
+    known = _Known(server)
+    if name not in known.names:
         raise ApiError(404, f"there is no model {shortened(name)}: GET /v1/models lists them")
-    return JSONResponse(_model(server, name, loaded))
+    return JSONResponse(_model(server, name, known))
 
 
-def _names(server: Served, loaded: Iterable[str]) -> list[str]:
-    """In the order of the list; what the directory holds and is not loaded yet goes last."""
-    names = [server.settings.model_name, *server.settings.aliases, *loaded]
-    if server.engine.dispatcher is not None:
-        names.append("auto")
-    if server.directory is not None:
-        names += server.directory.names()
-    return list(dict.fromkeys(names))
+class _Known:
+    """What a server can serve now.
+
+    names: in the order of the list; what the directory holds and is not loaded yet goes last.
+    loaded: experts by name.
+    in_directory: kinds by name.
+    """
+
+    def __init__(self, server: Served) -> None:
+        self.loaded = {entry.name: entry for entry in server.engine.bank.entries()}
+        self.in_directory = {} if server.directory is None else server.directory.kinds()
+        auto = [] if server.engine.dispatcher is None else ["auto"]
+        names = [server.settings.model_name, *server.settings.aliases, *self.loaded, *auto]
+        self.names = list(dict.fromkeys([*names, *self.in_directory]))
 
 
-def _loaded(server: Served) -> dict[str, Entry]:
-    return {entry.name: entry for entry in server.engine.bank.entries()}
-
-
-def _model(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, Any]:
+def _model(server: Served, name: str, known: _Known) -> dict[str, Any]:
     base = server.settings.model_name
     return {
         "id": name,
@@ -60,24 +59,25 @@ def _model(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, 
         "root": base,
         "parent": None if name == base else base,
         "max_model_len": server.engine.max_length,
-        "zweave": _facts(server, name, loaded),
+        "zweave": _facts(server, name, known),
     }
 
 
-def _facts(server: Served, name: str, loaded: Mapping[str, Entry]) -> dict[str, Any]:
-    """What kind of model it is, and of an expert what its file says."""
+def _facts(server: Served, name: str, known: _Known) -> dict[str, Any]:
+    """What kind of model it is, and of an expert or a LoRA what its files say."""
     if name == server.settings.model_name:
         return {"kind": "base"}
     if name in server.settings.aliases:
         return {"kind": "alias", "expert": server.settings.aliases[name]}
     if name == "auto":
         return {"kind": "auto"}
-    entry = loaded.get(name)
+    entry = known.loaded.get(name)
     if entry is None:
-        return {"kind": "expert", "loaded": False}
+        return {"kind": known.in_directory[name], "loaded": False}
     return {
-        "kind": "expert",
+        "kind": entry.kind,
         "loaded": True,
+        **({"rank": entry.rank} if isinstance(entry, LoraEntry) else {}),
         "description": entry.description,
         "scope": entry.scope,
         "first_layer": entry.first_layer,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from zweave.adapters.lora import Lora, LoraPair
 from zweave.engine import Engine
 from zweave.engine.gpu.backend import ReferenceBackend
 from zweave.experts import Expert
@@ -17,8 +18,8 @@ from zweave.request import Request
 
 # Of a layer of decoding: two norms, rope and store, attention (which combines its splits in one more launch), and the
 # products: qkv, o, gate and up with their gate, down. Factors take two launches a product, and deltas of integers one
-# for the gate.
-BUDGET = {"dense": 8, "delta": 8, "factored": 12, "integers": 9}
+# for the gate. LoRAs add two launches a product, and one for the gate.
+BUDGET = {"dense": 8, "delta": 8, "factored": 12, "integers": 9, "lora": 17}
 
 
 def integer_plan(shapes: dict[str, tuple[int, int]], *_: Any) -> dict[str, MatrixPlan]:
@@ -47,14 +48,18 @@ def test_launches_of_a_step(
     monkeypatch.setattr("zweave.engine.gpu.build.backend_of", lambda *_: backend)
     if mode == "integers":
         monkeypatch.setattr("zweave.engine.engine_parts.plan_for", integer_plan)
-    engine = tiny_engine(device="reference")
+    engine = tiny_engine(device="reference", lora_components=16)
     shapes = engine.model.config.adapted_shapes()
     few = {
         name: torch.cat([torch.full((min(s) // 8,), 1.5), torch.ones(min(s) - min(s) // 8)])
         for name, s in shapes.items()
     }
     engine.load_expert("few", Expert(few))
-    expert = {"dense": None, "delta": "few", "factored": "a", "integers": "a"}[mode]
+    engine.load_expert(
+        "lora",
+        Lora({name: LoraPair(torch.ones(2, N), torch.ones(M, 2), 1.0) for name, (M, N) in shapes.items()}),
+    )
+    expert = {"lora": "lora", "dense": None, "delta": "few", "factored": "a", "integers": "a"}[mode]
     for i in range(4):
         engine.add(Request([3 + i, 4, 5], expert=expert, max_tokens=3, ignore_eos=True))
     engine.step()  # launches the prompts
@@ -64,4 +69,4 @@ def test_launches_of_a_step(
     layers = engine.model.config.num_layers
     assert calls.pop("sample") == 1 and calls.pop("linear") == 1  # the head
     assert calls["add_rms_norm"] == 2 * layers + 1
-    assert calls.total() - 1 == BUDGET[mode] * layers
+    assert calls.total() + calls["add_components"] - 1 == BUDGET[mode] * layers

@@ -52,7 +52,7 @@ def compiled(
     if "PDL" in names:
         constants = {"PDL": arch >= 90} | constants
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    odd = {"T", "S", "E", "P", "H", "eps", "scale", "window"} | set(constants)
+    odd = {"T", "S", "A", "E", "P", "H", "eps", "scale", "window"} | set(constants)
     odd |= {name for name in names if name.endswith(("splits", "steps", "tiles", "parts"))}
     attributes = {
         path: [["tt.divisibility", 16]]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from zweave.kernels.add_components import BLOCK_M, BLOCK_N, STEPS, tile_tokens
 from zweave.kernels.mix import _mix_kernel, mix_config
 from zweave.kernels.pool_states import BLOCK_N as POOL_BLOCK_N
 from zweave.kernels.pool_states import _pool_states_kernel
@@ -19,6 +20,7 @@ from zweave.kernels.sample import sample_config
 from zweave.kernels.scale_by_slot import _scale_by_slot_kernel
 from zweave.kernels.silu_mul import _silu_mul_kernel
 from zweave.kernels.triton.attention_config import decode_config, prefill_config
+from zweave.kernels.triton.component_tile import _add_components_kernel, _component_sums_kernel
 from zweave.kernels.triton.decode_attention import (
     BLOCK_S,
     SPLIT_SIZE,
@@ -148,3 +150,37 @@ def test_sample(arch: int, tmp_path: Path) -> None:
         binary = compiled(_sample_kernel, arch, types, constants, False, num_warps=config.num_warps)
         used = check_resources(binary, arch, tmp_path, f"sample {config}")
         assert used["SHARED"] <= 4096
+
+
+def component_targets() -> Iterator[Any]:
+    """Architecture, dtype, linears, tokens and inputs."""
+    for target in product(SHARED_MEMORY, VALUE, ((3, 1, 4096), (2, 17, 4096), (1, 4096, 14336))):
+        arch, dtype, (groups, tokens, inputs) = target
+        marks = () if target == (90, torch.bfloat16, (3, 1, 4096)) else pytest.mark.exhaustive
+        yield pytest.param(
+            arch, dtype, groups, tokens, inputs, id=f"sm_{arch}-{VALUE[dtype][1:]}-{groups}", marks=marks
+        )
+
+
+@pytest.mark.parametrize(("arch", "dtype", "groups", "tokens", "inputs"), list(component_targets()))
+def test_components(
+    arch: int, dtype: torch.dtype, groups: int, tokens: int, inputs: int, tmp_path: Path
+) -> None:
+    types: dict[str, Any] = dict.fromkeys(("x", "y"), VALUE[dtype]) | {
+        "h": "*fp32",
+        "outputs": ("i32",) * groups,
+    }
+    types |= {"vt": (VALUE[dtype],) * groups, "u": (VALUE[dtype],) * groups, "scale": ("*fp32",) * groups}
+    types |= {"slot": "*i32", "pages": "*i32"}
+    tile: dict[str, object] = {
+        "SPLITS": -(-inputs // (BLOCK_N * STEPS)),
+        "BLOCK_T": tile_tokens(tokens, dtype),
+    }
+    for kernel, constants in (
+        (_component_sums_kernel, {"BLOCK_N": BLOCK_N, "STEPS": STEPS}),
+        (_add_components_kernel, {"BLOCK_M": BLOCK_M}),
+    ):
+        binary = compiled(kernel, arch, types, tile | constants, True, num_warps=4, num_stages=3)
+        check_resources(binary, arch, tmp_path, f"{kernel.__name__} {tile}", FEW_WORDS)
+        ptx = binary.asm["ptx"]
+        assert ("fma.rn.f32" if dtype == torch.float32 else "mma") in ptx

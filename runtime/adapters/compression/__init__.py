@@ -1,0 +1,1 @@
+"""Many LoRAs over one basis."""
