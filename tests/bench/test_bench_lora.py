@@ -10,7 +10,12 @@ import torch
 
 from zweave.bench.serving.lora import loading
 from zweave.bench.serving.lora.lora_peers import alone_peers, batch_peers
-from zweave.bench.serving.peers.lora_files import lora_changes, write_lora
+from zweave.bench.serving.peers.lora_files import (
+    compressed_changes,
+    lora_changes,
+    write_compressed,
+    write_lora,
+)
 from zweave.bench.serving.peers.peer_worker import _turns
 from zweave.cli.main import main
 
@@ -30,11 +35,13 @@ def test_more_adapters_than_requests_take_turns() -> None:
 
 
 def test_who_is_asked() -> None:
-    found = dict(batch_peers(["zweave", "vllm"], 64, [1, 128], [8, 32], requests=16))
+    found = dict(batch_peers(["zweave", "compressed", "vllm"], 64, 32, [1, 128], [8, 32], requests=16))
     assert list(found) == [
-        "zweave", "zweave-lora1", "zweave-lora128", "vllm", "vllm-lora0", "vllm-lora8", "vllm-lora32",
+        "zweave", "zweave-lora1", "zweave-lora128", "zweave-compressed1", "zweave-compressed128", "vllm", "vllm-lora0",
+        "vllm-lora8", "vllm-lora32",
     ]  # fmt: skip
     assert found["zweave-lora128"].adapters == 128 and found["zweave-lora128"].rank == 64
+    assert found["zweave-compressed128"].rank == 32
     assert found["vllm-lora32"].options == {
         "enable_lora": True, "max_loras": 16, "max_cpu_loras": 32, "max_lora_rank": 64,
     }  # fmt: skip
@@ -43,12 +50,17 @@ def test_who_is_asked() -> None:
 
 @pytest.mark.parametrize("rank", [4, 64])
 def test_random_adapters_of_any_rank_change_a_matrix_as_much(rank: int, tmp_path: Path) -> None:
+    # An element is a sum of products of A, variance 1 / 300, and B, which together have that of rank 16.
+    std = pytest.approx(0.02 * (16 / 300) ** 0.5, rel=0.1)
     base = {"model.layers.0.mlp.up_proj": torch.zeros(200, 100)}
     directory = write_lora(tmp_path / "lora", dict.fromkeys(base, (200, 100)), 0, rank)
     (change,) = lora_changes(directory, base).values()
     assert json.loads((directory / "adapter_config.json").read_text())["r"] == rank
-    # An element is a sum of products of A, variance 1 / 300, and B, which together have that of rank 16.
-    assert change.std().item() == pytest.approx(0.02 * (16 / 300) ** 0.5, rel=0.1)
+    assert change.std().item() == std
+    file = write_compressed(tmp_path / "many", dict.fromkeys(base, (200, 100)), 2, rank)
+    (change,) = compressed_changes(file, 1, base).values()
+    # Of four components the singular values are few draws.
+    assert change.std().item() == pytest.approx(std.expected, rel=0.5)
 
 
 @pytest.mark.slow
@@ -59,12 +71,24 @@ def test_every_part_answers_right(
     monkeypatch.delenv("ZWEAVE_VLLM_PYTHON", raising=False)
     model = tiny_model("llama", vocab_size=264)
     status, lines, line = bench(
-        capsys, "--model", model, *SIZES, "--ranks", 4, "--adapters", "1,6", "--peer-adapters", 2
+        capsys,
+        "--model",
+        model,
+        *SIZES,
+        "--ranks",
+        4,
+        "--adapters",
+        "1,6",
+        "--peer-adapters",
+        2,
+        "--basis",
+        20,
     )
     assert status == 0, line["rows"]
     rows = {(row["provider"], row["work"], row["adapters"]): row for row in line["rows"]}
     assert set(rows) == {
         ("zweave", "batch", 0), ("zweave-lora1", "batch", 1), ("zweave-lora6", "batch", 6),
+        ("zweave-compressed1", "batch", 1), ("zweave-compressed6", "batch", 6),
         ("transformers", "batch", 0), ("peft-lora2", "batch", 2),
         ("zweave-alone", "alone", 1), ("zweave-alone", "alone", 32),
         ("zweave step", "no load", 8), ("zweave step", "while loading", 8),

@@ -29,6 +29,7 @@ COLUMNS = (
     Column("vs_vllm", "x vllm", ".2f"),
     Column("vs_vllm_lora", "x vllm-lora", ".2f"),
     Column("vs_peft", "x peft", ".2f"),
+    Column("vs_compressed", "x compressed", ".3f"),
     Column("vs_one", "time / one resident", ".3f"),
     Column("slowest", "slowest s", ".3f"),
     Column("slowest_ratio", "slowest / median", ".2f"),
@@ -62,11 +63,12 @@ def _batch_rows(
     args: argparse.Namespace, rank: int, fixtures: Fixtures, files: AdapterFiles, notes: list[str]
 ) -> list[Row]:
     workload = Workload(args.requests, args.prompt, args.new)
-    peers = batch_peers(args.parts, rank, args.adapters, args.peer_adapters, args.requests)
+    peers = batch_peers(args.parts, rank, args.basis, args.adapters, args.peer_adapters, args.requests)
     outcomes = _measured(peers, "batch", rank, fixtures, workload, files, pace(args, warmup=0), notes)
     few = args.peer_adapters[0]
     bases = {
         "vs_base": "zweave", "vs_vllm": "vllm", "vs_vllm_lora": f"vllm-lora{few}", "vs_peft": f"peft-lora{few}",
+        "vs_compressed": f"zweave-compressed{few}",
     }  # fmt: skip
     return [
         outcome.row()
@@ -105,7 +107,7 @@ def _measured(
     with ExitStack() as stack:
         providers = []
         for name, peer in peers:
-            labels = {"work": work, "rank": rank, "adapters": peer.adapters}
+            labels = {"work": work, "rank": peer.rank if peer.adapters else rank, "adapters": peer.adapters}
             try:
                 providers.append(peer_provider(name, peer, fixtures, workload, files, stack, **labels))
             except ZweaveError as error:

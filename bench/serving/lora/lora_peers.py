@@ -10,13 +10,19 @@ ALONE_BESIDE = (1, 32)
 
 
 def batch_peers(
-    parts: Sequence[str], rank: int, ours: Sequence[int], others: Sequence[int], requests: int
+    parts: Sequence[str], rank: int, basis: int, ours: Sequence[int], others: Sequence[int], requests: int
 ) -> Iterator[tuple[str, Peer]]:
-    """Those that answer all requests, each with its name: ours with each number of adapters, others with fewer."""
+    """Those that answer all requests, each with its name: ours with each number of adapters, others with fewer.
+
+    basis: components that compressed adapters share.
+    """
     if "zweave" in parts:
         yield "zweave", Peer("zweave")
         for count in ours:
             yield f"zweave-lora{count}", Peer("zweave", count, "lora", rank)
+    if "compressed" in parts:
+        for count in ours:
+            yield f"zweave-compressed{count}", Peer("zweave", count, "compressed", basis)
     if "vllm" in parts:
         yield "vllm", Peer("vllm")
         yield "vllm-lora0", Peer("vllm", options=_vllm_options(1, rank, requests))

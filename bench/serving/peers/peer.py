@@ -16,7 +16,7 @@ from ...harness.harness import Provider
 from ..fixtures import Answers, Fixtures
 from ..reference_model import Changes
 from ..workload import Workload
-from .lora_files import lora_changes, write_lora
+from .lora_files import compressed_changes, lora_changes, write_compressed, write_lora
 from .peer_process import PeerProcess
 from .peer_providers import LORA_RANK
 from .vllm_environment import vllm_environment, vllm_python
@@ -28,8 +28,9 @@ class Peer:
 
     kind: which function of peer_worker serves it.
     adapters: how many, each request under one of them; more than there are requests take turns.
-    changed: what the adapters are: our experts, "always" or "leading" (an eighth of the components), or "lora".
-    rank: of LoRAs.
+    changed: what the adapters are: our experts, "always" or "leading" (an eighth of the components), "lora", or
+        "compressed", LoRAs in one file.
+    rank: of LoRAs, or of the basis of compressed ones.
     options: of vLLM.
     """
 
@@ -51,10 +52,18 @@ class AdapterFiles:
         self._folder, self._fixtures = folder, fixtures
 
     def paths(self, peer: Peer) -> list[Path]:
-        """Of the adapters of a peer that reads them from files."""
+        """Of the adapters of a peer that reads them from files; one file holds all compressed ones."""
+        if peer.changed == "compressed":
+            return [self._compressed(peer)]
         if peer.in_vllm or peer.changed == "lora":
             return [self._path(peer, index) for index in range(peer.adapters)]
         return []
+
+    def _compressed(self, peer: Peer) -> Path:
+        path = self._folder / f"compressed-{peer.adapters}-{peer.rank}.safetensors"
+        if not path.is_file():
+            write_compressed(path, self._fixtures.config.adapted_shapes(), peer.adapters, peer.rank)
+        return path
 
     def _path(self, peer: Peer, index: int) -> Path:
         if peer.changed == "lora":
@@ -91,6 +100,7 @@ def peer_provider(
         "threads": torch.get_num_threads(),
         "experts": peer.adapters,
         "leading": peer.changed == "leading",
+        "compressed": peer.changed == "compressed",
         "adapters": list(map(str, paths)),
         "rank": peer.rank,
         "options": dict(peer.options),
@@ -110,6 +120,8 @@ def _regret(
             return None
         if peer.changed == "lora":
             return lora_changes(paths[index], fixtures.reference_model.base)
+        if peer.changed == "compressed":
+            return compressed_changes(paths[0], index, fixtures.reference_model.base)
         # Made anew for each peer: kept, the weights of all experts would take more memory than the peers do.
         return fixtures.reference_model.svf(fixtures.expert(peer.changed, index))
 

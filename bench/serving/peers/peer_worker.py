@@ -64,9 +64,12 @@ def _zweave(job: dict[str, Any]) -> Serve:
         slots=max(1, job["experts"]),
         lora_components=PAGE * pages_of_rank(job["rank"]) * len(job["adapters"]),
     )
-    names = [f"expert{index}" for index in range(job["experts"])]
-    for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
-        engine.load_expert(name, adapter)
+    if job["compressed"]:
+        names = engine.load_adapters(job["adapters"][0])
+    else:
+        names = [f"expert{index}" for index in range(job["experts"])]
+        for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
+            engine.load_expert(name, adapter)
     turns = _turns(names, workload.requests)
     return lambda: EngineServer(engine, workload, next(turns))()
 
