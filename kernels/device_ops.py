@@ -13,6 +13,8 @@ from .decode_attention import decode_attention_ref, decode_attention_triton
 from .grouped_linear import (
     grouped_delta_linear_ref,
     grouped_delta_linear_triton,
+    grouped_factored_linear_ref,
+    grouped_factored_linear_triton,
     grouped_linear_ref,
     grouped_linear_triton,
 )
@@ -33,6 +35,7 @@ class DeviceOps:
     linear: Callable[..., Tensor]
     grouped_linear: Callable[..., Tensor]
     grouped_delta_linear: Callable[..., Tensor]
+    grouped_factored_linear: Callable[..., Tensor]
     add_components: Callable[..., None]
     add_rms_norm: Callable[..., Tensor]
     silu_mul: Callable[..., Tensor]
@@ -48,6 +51,7 @@ REFERENCE_OPS = DeviceOps(
     linear=linear_ref,
     grouped_linear=grouped_linear_ref,
     grouped_delta_linear=grouped_delta_linear_ref,
+    grouped_factored_linear=grouped_factored_linear_ref,
     add_components=add_components_ref,
     add_rms_norm=add_rms_norm_ref,
     silu_mul=silu_mul_ref,
@@ -66,6 +70,7 @@ def triton_ops() -> DeviceOps:
         linear=linear_triton,
         grouped_linear=grouped_linear_triton,
         grouped_delta_linear=grouped_delta_linear_triton,
+        grouped_factored_linear=grouped_factored_linear_triton,
         add_components=add_components_triton,
         add_rms_norm=add_rms_norm_triton,
         silu_mul=silu_mul_triton,

@@ -2,6 +2,7 @@
 
     y_g[t] = (w_g x_g[t]) * table[slot[t], columns of g] + bias_g
     y_g[t] = w_g x[t] + (u_g h_g[t] if slot[t] != 0) + bias_g        h_g[t] = (vt_g x[t]) * table[slot[t], columns of g]
+    y_g[t] = u_g h_g[t] + bias_g
     y = [y_0 | y_1 | ...]    or, of two groups,    silu(y_0) * y_1
 
     x [T, N], or [T, sum of N_g]   w_g [M_g, N_g]   vt_g [K_g, N]   u_g [M_g, K_g]   table [S, sum of M_g or of K_g]
@@ -63,6 +64,21 @@ def grouped_delta_linear_ref(
     h = grouped_linear_ref(x, vt, table=table, slot=slot)
     y = torch.where((slot != 0)[:, None], y + _block_diagonal(h, u, False), y)
     return _finished(y, bias, silu).to(x.dtype)
+
+
+def grouped_factored_linear_ref(
+    x: Tensor,
+    vt: Sequence[Factor],
+    u: Sequence[Factor],
+    table: Tensor,
+    slot: Tensor,
+    *,
+    bias: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Semantics: as `grouped_factored_linear_triton`, in float32 but for h, then x's dtype."""
+    h = grouped_linear_ref(x, vt, table=table, slot=slot)
+    return grouped_linear_ref(h, u, shared=False, bias=bias, silu=silu)
 
 
 def _block_diagonal(x: Tensor, weights: Sequence[Factor], shared: bool) -> Tensor:
@@ -144,25 +160,82 @@ def grouped_delta_linear_triton(
     Other arguments, result and errors as in `grouped_linear_triton`.
     """
     op = "grouped_delta_linear"
-    products, firsts = _operands(op, x, weights, True), _operands(op, x, vt, True, "x", "vt")
-    _check_epilogue(op, x, weights, bias, silu)
-    if any(isinstance(matrix, Quantized) for matrix in (*weights, *((*vt, *u) if silu else ()))):
-        raise ValueError(f"{op}: weights must be plain, and vt and u with silu")
+    products = _operands(op, x, weights, True)
+    if any(isinstance(matrix, Quantized) for matrix in weights):
+        raise ValueError(f"{op}: weights must be plain")
+    if len(u) != len(weights):
+        raise ValueError(f"{op}: u must be as many matrices as weights")
+    rows = [weight.shape[0] for weight in weights]
+    firsts = _factors(op, x, vt, u, rows, table, slot, bias, silu)
+    with on_device_of(x):
+        if table.shape[1] == 0:
+            return grouped_linear_triton(x, weights, bias=bias, silu=silu)
+        return _launched(x, products, firsts, u, table, slot, bias, silu)
+
+
+def grouped_factored_linear_triton(
+    x: Tensor,
+    vt: Sequence[Factor],
+    u: Sequence[Factor],
+    table: Tensor,
+    slot: Tensor,
+    *,
+    bias: Tensor | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """Semantics: y = [u_0 h_0 | ...] + bias, with [h_0 | ...] = [vt_0 x | ...] * table[slot] in x's dtype; in one launch
+    on a CUDA device, with the bits of two.
+
+    Arguments, result and errors as in `grouped_delta_linear_triton`, but that slot 0 is a slot as any other.
+    """
+    op = "grouped_factored_linear"
+    if not 1 <= len(u) <= MAX_GROUPS:
+        raise ValueError(f"{op}: u must be 1 to {MAX_GROUPS} matrices, not {len(u)}")
+    rows = [matrix_shape(op, f"u[{i}]", matrix)[0] for i, matrix in enumerate(u)]
+    firsts = _factors(op, x, vt, u, rows, table, slot, bias, silu)
+    with on_device_of(x):
+        return _launched(x, [], firsts, u, table, slot, bias, silu)
+
+
+def _factors(
+    op: str,
+    x: Tensor,
+    vt: Sequence[Factor],
+    u: Sequence[Factor],
+    rows: Sequence[int],
+    table: Tensor,
+    slot: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+) -> list[Operand]:
+    """Checks factors and what goes with them, and gives the operands of vt. rows: of each u."""
+    firsts = _operands(op, x, vt, True, "x", "vt")
+    _check_epilogue(op, x, u, bias, silu)
+    if silu and any(isinstance(matrix, Quantized) for matrix in vt):
+        raise ValueError(f"{op}: silu wants plain vt")
     ranks, columns = [matrix.shape[1] for matrix in u], sum(matrix.shape[0] for matrix in vt)
     if sum(ranks) != columns or (silu and ranks != [matrix.shape[0] for matrix in vt]):
         raise ValueError(f"{op}: u must have as many columns as vt has rows, {columns}, not {sum(ranks)}")
-    if len(u) != len(weights):
-        raise ValueError(f"{op}: u must be as many matrices as weights")
-    for i, (matrix, weight, rank) in enumerate(zip(u, weights, ranks, strict=True)):
-        check_factor(op, f"u[{i}]", matrix, (weight.shape[0], rank), x)
+    for i, (matrix, m, rank) in enumerate(zip(u, rows, ranks, strict=True)):
+        check_factor(op, f"u[{i}]", matrix, (m, rank), x)
     check_tensor(op, "table", table, (table.shape[0], columns), torch.float32, x)
     check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
-    y = _result(x, weights, silu)
-    with on_device_of(x):
-        if columns == 0:
-            return grouped_linear_triton(x, weights, bias=bias, silu=silu)
-        launch_delta = launch_silu_delta_gemm if silu else launch_delta_gemm
-        launch_delta(y, products, firsts, u, table=table, slot=slot, bias=bias)
+    return firsts
+
+
+def _launched(
+    x: Tensor,
+    products: Sequence[Operand],
+    firsts: Sequence[Operand],
+    u: Sequence[Factor],
+    table: Tensor,
+    slot: Tensor,
+    bias: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    y = _result(x, u, silu)
+    launch = launch_silu_delta_gemm if silu else launch_delta_gemm
+    launch(y, products, firsts, u, table=table, slot=slot, bias=bias)
     return y
 
 

@@ -129,8 +129,9 @@ class StackedLinear:
         if mode == LinearMode.DELTA:
             return self._with_delta(x, slot)
         assert self.vt is not None
-        h = ops.grouped_linear(x, self.vt.parts, table=self.scale, slot=slot)
-        return ops.grouped_linear(h, self.u, shared=False, bias=self.bias, silu=self.silu)
+        return ops.grouped_factored_linear(
+            x, self.vt.parts, self.u, self.scale, slot, bias=self.bias, silu=self.silu
+        )
 
     def _with_delta(self, x: Tensor, slot: Tensor) -> Tensor:
         """As `__call__`, in delta mode."""

@@ -11,6 +11,7 @@ of 2 M N R. The transposes are packed too, which doubles the memory of the facto
 SmolLM2-135M: 316 MB more in bf16). Kept for the backward pass: h, T R float32.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +66,21 @@ def svf_linear_train_ref(
 
 
 def svf_linear_train(
-    x: Tensor, factors: TrainingFactors, scale: Tensor, slot: Tensor | None = None, bias: Tensor | None = None
+    x: Tensor,
+    factors: TrainingFactors,
+    scale: Tensor,
+    slot: Tensor | None = None,
+    bias: Tensor | None = None,
+    lengths: Sequence[int] | None = None,
 ) -> Tensor:
     """Semantics: y[t] = (W x[t] +) u (scale[slot[t]] * (vt x[t])) + bias, differentiable in x and scale.
 
     x: [tokens, in_features], bf16 or float32, as the factors.
     scale: [slots, rank], float32: sigma * z, or sigma * (z - 1) where the factors hold W.
-    slot: [tokens], int32, 0 <= slot < slots; None where there is one slot.
+    slot: [tokens], int32, 0 <= slot < slots; None where there is one slot, or lengths are given.
     bias: [out_features], x's dtype, or None; frozen.
+    lengths: tokens of each slot, where those of one lie together and the slots in order. Gradients then have the bits
+        that they have for the tokens of each slot alone.
     Returns [tokens, out_features] in x's dtype. Without W its bits are those of `svf_linear`. Sums are float32, the
     gradient of a scale too, over its tokens in order: the same input gives the same bits.
     Raises: ValueError or RuntimeError on a wrong shape or dtype, or if a frozen argument wants a gradient.
@@ -89,7 +97,13 @@ def svf_linear_train(
             f"svf_linear_train: x {list(x.shape)} and scale {scale.dtype} {list(scale.shape)} do not fit "
             f"vt {list(factors.vt.shape)}: want [T, N] and float32 [S, R]"
         )
-    if slot is None and scale.shape[0] != 1:
+    if lengths is not None and (
+        slot is not None or len(lengths) != scale.shape[0] or sum(lengths) != x.shape[0]
+    ):
+        raise ValueError(
+            f"svf_linear_train: lengths {list(lengths)} do not divide {x.shape[0]} tokens among {scale.shape[0]} slots"
+        )
+    if slot is None and lengths is None and scale.shape[0] != 1:
         raise ValueError(f"svf_linear_train: {scale.shape[0]} slots and no slot of each token")
     if slot is not None and slot.shape != x.shape[:1]:
         raise ValueError(
@@ -97,16 +111,32 @@ def svf_linear_train(
         )
     if bias is not None and bias.requires_grad:
         raise ValueError("svf_linear_train: the bias is frozen, call requires_grad_(False) on it")
-    return _SvfLinear.apply(x, factors, scale, slot, bias)
+    return _SvfLinear.apply(x, factors, scale, slot, bias, lengths)
 
 
 def _widened(x: Tensor, scaled: Tensor, factors: TrainingFactors) -> Tensor:
     return torch.cat([x, scaled], 1) if factors.has_weight else scaled
 
 
-def _scaled(hidden: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """hidden * scale, multiplied in float32 and rounded once."""
-    return torch.mul(hidden, scale, out=torch.empty(hidden.shape, dtype=dtype, device=hidden.device))
+def _scaled(
+    hidden: Tensor, scale: Tensor, slot: Tensor | None, lengths: Sequence[int] | None, dtype: torch.dtype
+) -> Tensor:
+    """hidden times each token's row of scale, multiplied in float32 and rounded once."""
+    out = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
+    if lengths is None:
+        return torch.mul(hidden, scale if slot is None else scale[slot.long()], out=out)
+    for part, row, target in zip(hidden.split(lengths), scale, out.split(lengths), strict=True):
+        torch.mul(part, row, out=target)
+    return out
+
+
+def _summed(terms: Tensor, slots: int, slot: Tensor | None, lengths: Sequence[int] | None) -> Tensor:
+    """[slots, R]: the sum of the terms [T, R] over the tokens of each slot."""
+    if lengths is not None:
+        return torch.stack([part.sum(0) for part in terms.split(lengths)])
+    if slot is None:
+        return terms.sum(0, keepdim=True)
+    return terms.new_zeros(slots, terms.shape[1]).index_add_(0, slot.long(), terms)
 
 
 class _SvfLinear(torch.autograd.Function):
@@ -118,12 +148,13 @@ class _SvfLinear(torch.autograd.Function):
         scale: Tensor,
         slot: Tensor | None,
         bias: Tensor | None,
+        lengths: Sequence[int] | None,
     ) -> Tensor:
         hidden = linear(x, factors.vt, out_dtype=torch.float32)
-        rows = scale if slot is None else scale[slot.long()]
-        ctx.factors = factors
+        ctx.factors, ctx.lengths = factors, lengths
         ctx.save_for_backward(hidden if scale.requires_grad else None, scale, slot)
-        return linear(_widened(x, _scaled(hidden, rows, x.dtype), factors), factors.u, bias)
+        scaled = _scaled(hidden, scale, slot, lengths, x.dtype)
+        return linear(_widened(x, scaled, factors), factors.u, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -133,12 +164,8 @@ class _SvfLinear(torch.autograd.Function):
         grad_hidden = linear(grad, factors.ut, out_dtype=torch.float32)
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
-            rows = scale if slot is None else scale[slot.long()]
-            grad_x = linear(_widened(grad, _scaled(grad_hidden, rows, grad.dtype), factors), factors.v)
+            scaled = _scaled(grad_hidden, scale, slot, ctx.lengths, grad.dtype)
+            grad_x = linear(_widened(grad, scaled, factors), factors.v)
         if ctx.needs_input_grad[2]:
-            terms = grad_hidden.mul_(hidden)
-            if slot is None:
-                grad_scale = terms.sum(0, keepdim=True)
-            else:
-                grad_scale = torch.zeros_like(scale).index_add_(0, slot.long(), terms)
-        return grad_x, None, grad_scale, None, None
+            grad_scale = _summed(grad_hidden.mul_(hidden), len(scale), slot, ctx.lengths)
+        return grad_x, None, grad_scale, None, None, None

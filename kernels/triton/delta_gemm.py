@@ -1,15 +1,16 @@
-"""The delta linear in Triton, in one launch.
+"""The delta linear in Triton, in one launch, and the factored one.
 
     h[t, k] = (sum over n of vt[k, n] x[t, n]) * table[slot[t], k]
     y[t, m] = sum over n of w[m, n] x[t, n] + (sum over k of u[m, k] h[t, k] if slot[t] != 0) + bias[m]
+    y[t, m] = sum over k of u[m, k] h[t, k] + bias[m]    without w
 
     x [T, N]   w [M, N]   vt [K, N]   u [M, K]   table [S, K]   slot [T]   bias [M]   ->   y [T, M]
 
 W x does not wait for h: who computes which, and who waits for whom, is told in delta_roles.py. The delta is more splits
 of the sum of W x. A token in slot 0 gets the bits of the plain linear, whatever h holds. Up to three such products are
-groups of one launch, as in gemm.py. Bytes: M N + K (N + M) weights once, T (2 N + 2 K + M) activations; FLOPs:
-2 T (M N + K (N + M)). References: `svf_delta_linear_ref`, `grouped_delta_linear_ref`. See
-docs/kernels/svf_delta_linear.md.
+groups of one launch, as in gemm.py, whose bits two launches would give. Bytes: M N + K (N + M) weights once,
+T (2 N + 2 K + M) activations; FLOPs: 2 T (M N + K (N + M)). References: `svf_delta_linear_ref`,
+`grouped_delta_linear_ref`, `grouped_factored_linear_ref`. See docs/kernels/svf_delta_linear.md.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ from .split_k import reduce_partials, store_partial
     ]
 )  # fmt: skip
 def _delta_gemm_kernel(
-    # Operands of all groups, see gemm_tile.py: x and w; x and vt, whose groups may be others; h and u.
+    # Operands of all groups, see gemm_tile.py: x and w, or None; x and vt, whose groups may be others; h and u.
     products: tl.tuple,
     firsts: tl.tuple,
     deltas: tl.tuple,
@@ -89,22 +90,27 @@ def _delta_gemm_kernel(
     group, tile, column, width = group_of_role(of_h, tile_m, ranks, outputs, BLOCK_M)
     t, m = tile_t * BLOCK_T + tl.arange(0, BLOCK_T), tile * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < width
-    product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, 0)
     matrix = either(of_h, pick_operand(firsts, group), pick_operand(deltas, group))
+    if products is None:
+        sums_w: tl.constexpr = False
+    else:
+        product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, 0)
+        sums_w = w_first < w_last
     if PDL:
         launch_dependents()
-        if w_first < w_last:
+        if sums_w:
             prefetch_weights(product, first_number(w_first, steps, "plain", BLOCK_N))
         else:
             factor = tile_operand(matrix, t, in_t, m, in_m, GROUP)
             prefetch_weights(factor, first_number(first, steps, FORMAT, BLOCK_N))
         wait_for_predecessor()
-    adapted = adapted_tokens(slot, t, in_t)
+    adapted = in_t if products is None else adapted_tokens(slot, t, in_t)
     if of_h & (any_of(adapted) == 0):
         return
 
     acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-    acc = sum_of_splits(acc, product, w_first, w_last, steps, "plain", 0, BLOCK_N)
+    if products is not None:
+        acc = sum_of_splits(acc, product, w_first, w_last, steps, "plain", 0, BLOCK_N)
     reads_h = (of_h == 0) & (first < last)
     wait_for_h(semaphores + tile_t, adapted, reads_h, h_tiles, y_tiles, y_parts, u_splits)
     # Not before: where a factor lies would take registers from the sum of W.
@@ -140,7 +146,7 @@ def launch_delta_gemm(
 ) -> None:
     """Launches one to three groups, which write consecutive columns of y; once where the factors are of one format.
 
-    products: plain weights of each group.
+    products: plain weights of each group; none for the factored linear.
     firsts: of factors Vt, of one format, which give consecutive columns of h.
     u: of each group, of one format.
     """

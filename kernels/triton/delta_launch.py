@@ -1,4 +1,4 @@
-"""Plans and launches a kernel of the delta linear: how the tiles of h and of y are cut, and into how many programs."""
+"""Plans and launches a kernel of the delta or the factored linear: how the tiles of h and of y are cut, and into how many programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,19 +56,20 @@ def launch_delta(
     """Launches h and y as one, or not at all where y is empty; h before y where its factors are of another format.
 
     Arguments as in delta_gemm.py's `launch_delta_gemm`.
+    products: none for the factored linear.
     sums: those that a program makes side by side, 1 or 2: of groups whose tiles lie at the same place.
     constants: the kernel's own.
     """
     if y.numel() == 0:
         return
-    x, ranks = products[0].x, tuple(first.out_features for first in firsts)
+    x, ranks = firsts[0].x, tuple(first.out_features for first in firsts)
     h = x.new_empty(len(x), sum(ranks))
     deltas = [Operand.of(*pair) for pair in zip(h.split([k.shape[1] for k in u], 1), u, strict=True)]
     h_outputs: tuple[int, ...] = ranks
     if (firsts[0].format, firsts[0].group) != (deltas[0].format, deltas[0].group):
-        launch_gemm(h, firsts, table=table, slot=slot, skip_base=True)
+        launch_gemm(h, firsts, table=table, slot=slot, skip_base=bool(products))
         firsts, h_outputs = deltas, tuple(0 for _ in deltas)
-    outputs = tuple(product.out_features for product in products)
+    outputs = tuple(delta.out_features for delta in deltas)
     device, aligned = device_of(y.device.index), all_aligned([*products, *firsts, *deltas])
     tiled: tuple[int, ...]
     h_tiled: tuple[int, ...]
@@ -81,16 +82,16 @@ def launch_delta(
         tiled, h_tiled = outputs, h_outputs
         scales = "group" if deltas[0].scales == "group" else "none"
         config = tile_config(len(x), sum(outputs), x.dtype, scales, device, aligned)
-    h_size = split_size(sum(ranks), products[0].in_features, device)
+    h_size = split_size(sum(ranks), x.shape[1], device)
     h_cut = Cut.of(config.tiles(len(x), h_tiled), h_size, max(1, splits_of(firsts, h_size)), device)
     # Splits of u are as long as those of w, so that no program waits for a longer one.
-    size = split_size(sum(tiled), products[0].in_features, device)
-    w_splits, u_splits = max(1, splits_of(products, size)), splits_of(deltas, size)
-    cut = Cut.of(config.tiles(len(x), tiled), size, w_splits + u_splits, device)
+    size = split_size(sum(tiled), max(operand.in_features for operand in products or deltas), device)
+    w_splits, u_splits = splits_of(products, size), splits_of(deltas, size)
+    cut = Cut.of(config.tiles(len(x), tiled), size, max(1, w_splits + u_splits), device)
     programs = h_cut.programs + cut.programs
     cells = h_cut.programs if cut.parts == 1 else programs
     kernel[(programs,)](
-        kernel_operands(products),
+        kernel_operands(products) if products else None,
         kernel_operands(firsts),
         kernel_operands(deltas),
         outputs,

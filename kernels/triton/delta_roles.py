@@ -1,12 +1,12 @@
-"""Who computes what in a launch of the delta linear, in both of its kernels.
+"""Who computes what in a launch of the delta linear, in both of its kernels. Without W x it is the factored linear.
 
-    programs of h    h = delta * (Vt x)        h_parts for each of its tiles
+    programs of h    h = table * (Vt x)        h_parts for each of its tiles
     programs of y    y = W x + U h             y_parts for each of its tiles
 
 A tile has BLOCK_T tokens and BLOCK_M components or outputs. The splits of a sum of y are those of W x and behind them
 those of U h. A tile's parts take equal shares of its splits, in their order; the last one to finish adds them up.
 Programs of h have the lowest numbers; those of y that read h wait for its tiles of their tokens, see handover.py. A
-tile of tokens that are all in slot 0 has no h: nobody computes it, and nobody waits for it.
+tile of tokens that are all in slot 0 has no h in a delta: nobody computes it, and nobody waits for it.
 """
 
 from .gemm_tile import any_of, group_of
@@ -76,7 +76,7 @@ def wait_for_h(
     """Waits for the tiles of h, if a program reads any and there are any.
 
     ready: the counter of the program's tile of tokens.
-    adapted: which of these are not in slot 0.
+    adapted: which of these have an h.
     """
     if reads_h & any_of(adapted):
         wait_for_tiles(ready, h_tiles, y_tiles * tl.where(y_parts > 1, u_splits, 1))

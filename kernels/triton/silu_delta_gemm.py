@@ -1,10 +1,10 @@
-"""Two delta linears in Triton whose results meet in the epilogue: the gated product of an MLP, in one launch.
+"""Two delta linears in Triton, or factored ones, whose results meet in the epilogue: the gated product of an MLP.
 
     y[t, m] = silu(y_0[t, m]) * y_1[t, m]        silu(a) = a / (1 + exp(-a))
 
 y_0 [T, M] and y_1 [T, M] are what delta_gemm.py makes of two groups of equal M and plain weights, of the same order of
-sums. A program sums both of a tile, of h as of y, in two accumulators. Reference: `grouped_delta_linear_ref`. See
-docs/kernels/grouped_linear.md.
+sums. A program sums both of a tile, of h as of y, in two accumulators. One launch. References:
+`grouped_delta_linear_ref`, `grouped_factored_linear_ref`. See docs/kernels/grouped_linear.md.
 """
 
 from collections.abc import Sequence
@@ -80,13 +80,17 @@ def _silu_delta_gemm_kernel(
     steps = tl.where(of_h, h_steps, y_steps)
     t, m = tile_t * BLOCK_T + tl.arange(0, BLOCK_T), tile * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_gate, in_up = t < T, m < tl.where(of_h, ranks[0], M), m < tl.where(of_h, ranks[1], M)
-    gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_gate, 0)
-    up = tile_operand(pick_operand(products, 1), t, in_t, m, in_up, 0)
     gate_matrix = either(of_h, pick_operand(firsts, 0), pick_operand(deltas, 0))
     up_matrix = either(of_h, pick_operand(firsts, 1), pick_operand(deltas, 1))
+    if products is None:
+        sums_w: tl.constexpr = False
+    else:
+        gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_gate, 0)
+        up = tile_operand(pick_operand(products, 1), t, in_t, m, in_up, 0)
+        sums_w = w_first < w_last
     if PDL:
         launch_dependents()
-        if w_first < w_last:
+        if sums_w:
             prefetch_weights(gate, first_number(w_first, steps, "plain", BLOCK_N))
             prefetch_weights(up, first_number(w_first, steps, "plain", BLOCK_N))
         else:
@@ -94,13 +98,14 @@ def _silu_delta_gemm_kernel(
             prefetch_weights(tile_operand(gate_matrix, t, in_t, m, in_gate, 0), number)
             prefetch_weights(tile_operand(up_matrix, t, in_t, m, in_up, 0), number)
         wait_for_predecessor()
-    adapted = adapted_tokens(slot, t, in_t)
+    adapted = in_t if products is None else adapted_tokens(slot, t, in_t)
     if of_h & (any_of(adapted) == 0):
         return
 
     gate_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
     up_acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
-    gate_acc, up_acc = sums_of_splits(gate_acc, up_acc, gate, up, w_first, w_last, steps, True, BLOCK_N)
+    if products is not None:
+        gate_acc, up_acc = sums_of_splits(gate_acc, up_acc, gate, up, w_first, w_last, steps, True, BLOCK_N)
     reads_h = (of_h == 0) & (first < last)
     wait_for_h(semaphores + tile_t, adapted, reads_h, h_tiles, y_tiles, y_parts, u_splits)
     seen = tl.where(of_h, in_t, adapted)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from ..errors import ZweaveError, shortened
 from ..io.json_text import parse_json
@@ -61,7 +61,7 @@ class LoraRecord:
         if not isinstance(training, dict):
             raise ZweaveError("its training is not a JSON object")
         return cls(
-            scope=scope,
+            scope=cast(Scope, scope),
             description=description,
             training=training,
             prompt_template=None if template is None else PromptTemplate.from_json(json.dumps(template)),

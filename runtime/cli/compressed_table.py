@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..adapters.compression.compressed import CompressedLoras
+from ..checkpoint.module_name import layer_of, linear_of
 
 _FULL = (
-    "the full variant: each adapter is served as a plain LoRA of its own rank, and only the file is smaller; "
+    "the full variant: each adapter is served as a plain LoRA of its own rank, so that only the file is smaller; "
     "adapters of the diagonal variant share what is resident"
 )
 
@@ -22,18 +23,17 @@ def print_compressed(compressed: CompressedLoras, file: Path, as_json: bool) -> 
     if as_json:
         print(json.dumps(facts))
         return
-    console = Console(highlight=False)
-    console.print(_table(facts["adapters"]))
+    Console(highlight=False).print(_table(facts["adapters"]))
     worst = max(facts["matrices"], key=lambda module: facts["matrices"][module])
-    console.print(
-        f"{file}: {len(compressed.adapters)} adapters over {_plural(len(compressed.clusters), 'basis', 'bases')} of "
-        f"{compressed.rank} components, {compressed.variant}, {facts['bytes'] / (1 << 20):.1f} MiB",
-        f"for the weights {compressed.base_digest or 'unknown'}",
-        f"relative error of all: {facts['error']:.4f}; most in {worst}: {facts['matrices'][worst]:.4f}",
-        sep="\n",
+    print(f"relative error of all: {facts['error']:.4f}; largest in {worst}: {facts['matrices'][worst]:.4f}")
+    bases = "a basis" if facts["clusters"] == 1 else f"{facts['clusters']} bases"
+    print(
+        f"{file}: {len(compressed.adapters)} adapters over {bases} of {compressed.rank} components, "
+        f"{compressed.variant}, {facts['bytes'] / (1 << 20):.1f} MiB"
     )
+    print(f"base {facts['base']}")
     if compressed.variant == "full":
-        console.print(_FULL)
+        print(_FULL)
 
 
 def _facts(compressed: CompressedLoras, file: Path) -> dict[str, Any]:
@@ -76,20 +76,18 @@ def _mean_square(errors: list[float]) -> float:
 
 
 def _table(adapters: list[dict[str, Any]]) -> Table:
+    """Scope and cluster are told where adapters differ in them."""
+    told = [field for field in ("scope", "cluster") if len({adapter[field] for adapter in adapters}) > 1]
     table = Table(box=None)
-    for heading in ("adapter", "scope"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("rank", "cluster", "error"):
-        table.add_column(heading, justify="right")
-    table.add_column("worst matrix", no_wrap=True)
-    table.add_column("its error", justify="right")
+    table.add_column("adapter", overflow="fold")
+    for heading in (*told, "rank", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("worst matrix")
+    table.add_column("its error", justify="right", no_wrap=True)
     for adapter in adapters:
         errors = adapter["errors"]
-        worst = max(errors, key=errors.get, default="-")
-        row = (adapter["name"], adapter["scope"], str(adapter["rank"]), str(adapter["cluster"]))
-        table.add_row(*row, f"{adapter['error']:.4f}", worst, f"{errors.get(worst, 0):.4f}")
+        worst = max(errors, key=errors.get, default="")
+        where = f"{layer_of(worst)} {linear_of(worst)}" if worst else "-"
+        row = (adapter["name"], *(str(adapter[field]) for field in (*told, "rank")))
+        table.add_row(*row, f"{adapter['error']:.4f}", where, f"{errors.get(worst, 0):.4f}")
     return table
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

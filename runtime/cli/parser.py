@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from ..options.file_options import check_input, check_named_file, check_output, destination
+from ..options.file_options import check_input, check_named_expert, check_output, destination
 
 # Each is a module of `arguments`, whose `add_arguments(parser)` also names what runs it.
 COMMANDS = {
@@ -44,7 +44,7 @@ class Deferred:
         for option in self.inputs:
             check_input(option, getattr(args, destination(option)))
         for item in getattr(args, "load", ()):
-            check_named_file("--load", item)
+            check_named_expert("--load", item)
         for option in self.outputs:
             check_output(args, option, getattr(args, destination(option)), getattr(args, "resume", False))
 

@@ -5,7 +5,7 @@ import socket
 from importlib.util import find_spec
 
 from ..errors import ZweaveError
-from ..options.engine_options import check_named, stderr
+from ..options.engine_options import stderr
 
 
 def run(args: argparse.Namespace) -> int:
@@ -15,7 +15,6 @@ def run(args: argparse.Namespace) -> int:
     from ..server.run import run_server
 
     settings = server_settings(args)
-    check_named(args, [])
     _check_port(args.host, args.port)
     engine = open_serving_engine(args)
     where = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"

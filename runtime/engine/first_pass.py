@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..dispatcher import Dispatch, Dispatcher, Prompt, ReadScores, ReadState, StateClassifier, probe_method
 from ..errors import ZweaveError
-from ..experts.bank import Bank, ResolvedMixture
+from ..experts.bank import Bank
 from ..experts.mixture import Mixture
+from ..experts.resolved_mixture import ResolvedMixture
 from ..request import Request
 from ..scheduler.scheduler import Scheduler
 from ..scheduler.sequence import Sequence

@@ -5,7 +5,8 @@ from functools import cached_property
 from itertools import count
 
 from ..errors import ZweaveError, shortened
-from ..experts.bank import Bank, ResolvedMixture
+from ..experts.bank import Bank
+from ..experts.resolved_mixture import ResolvedMixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
 from ..text.detokenizer import IncrementalDetokenizer, StopChecker

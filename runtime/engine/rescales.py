@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from ..experts.bank import ResolvedMixture
+from ..experts.resolved_mixture import ResolvedMixture
 from ..scheduler.scheduler import Scheduler
 from .first_pass import FirstPassManager
 from .input_processor import InputProcessor

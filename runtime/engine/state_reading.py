@@ -6,8 +6,9 @@ import torch
 
 from ..dispatcher import Prompt, ReadState, StateClassifier
 from ..errors import ZweaveError, one_line
-from ..experts.bank import Bank, ResolvedMixture
+from ..experts.bank import Bank
 from ..experts.mixture import ExpertChoice, Mixture
+from ..experts.resolved_mixture import ResolvedMixture
 from ..request import Request
 from ..scheduler.choice import Choice
 from ..scheduler.pooling import Pooling

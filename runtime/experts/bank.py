@@ -1,35 +1,33 @@
 """The bank: registered experts, and the slots of those in use."""
 
-import hashlib
 import warnings
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from functools import partial
-from heapq import nsmallest
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..adapters.component_pool import ComponentOrder, ComponentPool, PackedLora, Share
-from ..adapters.compression.compressed_file import is_compressed, load_compressed
+from ..adapters.component_pool import ComponentPool
+from ..adapters.compression.compressed_file import is_compressed
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import lora_directory
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
-from ..text.prompt_template import PromptTemplate
 from .byte_cache import ByteCache
-from .expert import Expert, Scope
+from .expert import Expert
 from .expert_entry import ExpertEntry
-from .lora_entry import LoraEntry, compressed_entries
-from .mixture import BASE_DIGEST, Mixture, check_name, check_same_kind, common_template, mix_z
+from .lora_entry import LoraEntry
+from .lora_store import LoraStore
+from .mixture import BASE_DIGEST, Mixture, check_name, mix_z
+from .registry import Registry
+from .resolved_mixture import Entry, ResolvedMixture, rows_digest
 from .row_holders import RowHolders
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
@@ -37,47 +35,10 @@ from .slot_tables import SlotTables
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
 _MAX_PREPARED = 1024
-# Memory for components of LoRAs that are not resident, ready to be written: of a hundred of rank 16 for a small model.
-PACKED_BYTES = 1 << 30
-# Names that an unknown one is compared with: more would hold up who asks.
-_MAX_COMPARED = 1000
-
-
-# What a name stands for.
-Entry: TypeAlias = ExpertEntry | LoraEntry
-Part: TypeAlias = tuple[Entry, tuple[float, ...]]
 
 
 class BankFullError(ZweaveError):
     """Every slot of the bank is in use: a release frees one."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
-class ResolvedMixture:
-    """A mixture whose names have been looked up: unloading or reloading a name does not change it.
-
-    digest: of everything that changes what it computes; for a single expert that expert's digest.
-    scope: from which token on it acts.
-    first_layer: it adapts nothing below this layer.
-    parts: experts of distinct content, sorted by digest, each with its weights, one a layer; empty for the base.
-    prompt_template: of its experts, if all have the same.
-    invocation_tokens: from whose last occurrence in a prompt on it acts; empty if `scope` alone says so.
-    held: rows of its slot, once they are kept elsewhere than there: what runs under it goes on whatever becomes of the
-        experts' files.
-    """
-
-    digest: str
-    scope: Scope
-    first_layer: int
-    parts: tuple[Part, ...]
-    prompt_template: PromptTemplate | None = None
-    invocation_tokens: tuple[int, ...] = ()
-    held: list[SlotRows] = field(default_factory=list, repr=False)
-
-    @property
-    def rows_digest(self) -> str:
-        """Of what the rows of its slot follow from."""
-        return _rows_digest([part for part, _ in self.parts], self.digest)
 
 
 class Bank:
@@ -94,7 +55,6 @@ class Bank:
     The other arguments are those of `SlotTables`.
 
     tables: the rows of the slots.
-    first_layers: the first layers above 0 of registered experts, ascending.
     """
 
     def __init__(
@@ -113,19 +73,26 @@ class Bank:
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
         self.tables = SlotTables(sigmas, slots, device, plan, max_error)
-        self._experts: dict[str, Entry] = {}
-        self.first_layers: tuple[int, ...] = ()
-        self._first_layer_counts: Counter[int] = Counter()
+        self._registry = Registry(self._num_layers)
         self._free = list(range(slots - 1, 0, -1))
         self._slot_of: dict[str, int] = {BASE_DIGEST: 0}
         self._digest_of: dict[int, str] = {0: BASE_DIGEST}
         self._ref_counts: dict[int, int] = {}
         self._unreferenced: OrderedDict[int, None] = OrderedDict()
         self._holders = RowHolders()
-        self.components = components
         self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
-        self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PREPARED)
         self._lock = RLock()
+        self._loras = LoraStore(components, self._lock)
+
+    @property
+    def components(self) -> ComponentPool | None:
+        """The pages of LoRAs."""
+        return self._loras.pool
+
+    @property
+    def first_layers(self) -> tuple[int, ...]:
+        """The first layers above 0 of registered experts, ascending."""
+        return self._registry.first_layers
 
     @property
     def num_slots(self) -> int:
@@ -157,7 +124,7 @@ class Bank:
             )
         lora = expert if isinstance(expert, Lora) else lora_directory(expert)
         if lora is not None:
-            entry: Entry = self._load_lora(name, lora)
+            entry: Entry = self._loras.load(name, lora)
         else:
             assert not isinstance(expert, Lora)
             entry = ExpertEntry.of(name, expert, self.tables.layout, self._base_digest)
@@ -168,25 +135,12 @@ class Bank:
 
         Raises ZweaveError as `load` does.
         """
-        path = Path(path)
-        pool = self._pool_for(path)
-        compressed = load_compressed(path)
-        entries: list[LoraEntry] = []
-        try:
-            compressed.check(pool.shapes, self._base_digest)
-            for adapter in compressed.adapters:
-                check_name(adapter.name)
-            for entry, basis in compressed_entries(compressed, path):
-                pool.check([entry.rank])
-                self._keep_packed(pool, entry, basis)
-                entries.append(entry)
-        except ZweaveError as error:
-            raise ZweaveError(f"{path}: {error}") from None
+        entries = self._loras.load_file(Path(path), self._base_digest)
         return [self._register(entry) for entry in entries]
 
     def _register(self, entry: Entry) -> Entry:
         """Makes an entry known by its name; it is returned with what was worked out for its rows."""
-        digest = _rows_digest([entry], entry.digest)
+        digest = rows_digest([entry], entry.digest)
         with self._lock:
             rows = self._prepared.get(digest)
         # What its first request would wait for. An expert that this plan refuses is told to whoever asks for it.
@@ -195,63 +149,34 @@ class Bank:
             if isinstance(entry, ExpertEntry) and self.tables.may_write_z(entry.renormalise):
                 entry = replace(entry, modes=rows.modes)
         with self._lock:
-            self._note_first_layers(self._experts.get(entry.name), entry)
-            self._experts[entry.name] = entry
+            self._registry.add(entry)
             if rows is not None:
                 self._prepared.put(digest, rows)
         return entry
 
-    def _load_lora(self, name: str, source: Lora | Path) -> LoraEntry:
-        """The entry of a LoRA, whose components are resident already if there is room that nobody asks for."""
-        pool = self._pool_for(name)
-        entry, lora = LoraEntry.of(name, source, pool.shapes)
-        pool.check([entry.rank])
-        self._keep_packed(pool, entry, lora)
-        return entry
-
-    def _pool_for(self, name: object) -> ComponentPool:
-        if self.components is None:
-            raise ZweaveError(
-                f"{str(name)!r} is a LoRA, and this engine keeps no components of LoRAs: give it lora_components "
-                "(--lora-components), 512 for 32 adapters of rank 16"
-            )
-        return self.components
-
-    def _keep_packed(self, pool: ComponentPool, entry: LoraEntry, basis: Lora) -> None:
-        """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
-        with self._lock:
-            packed = self._packed.get(entry.basis)
-        packed = packed or PackedLora.of(basis, entry.basis, pool.order)
-        with self._lock:
-            self._packed.put(entry.basis, packed)
-            # A device is written to by the engine's thread alone, which may be capturing a graph.
-            if pool.order.device.type == "cpu" and pool.has_free(packed):
-                pool.place([packed])
-
     def unload(self, name: str) -> None:
         """Forgets a name at once; slots in use stay until they are released."""
         with self._lock:
-            self._note_first_layers(self._find(name), None)
-            del self._experts[name]
+            self._registry.remove(name)
 
     def experts(self) -> list[str]:
         """Names of the registered experts, in the order of their first loading."""
         with self._lock:
-            return list(self._experts)
+            return list(self._registry.entries)
 
     def __contains__(self, name: str) -> bool:
         """Whether an expert of this name is registered."""
-        return name in self._experts
+        return name in self._registry.entries
 
     def entries(self) -> list[Entry]:
         """The registered experts, in the same order."""
         with self._lock:
-            return list(self._experts.values())
+            return list(self._registry.entries.values())
 
     def registered(self, name: str) -> Entry:
         """The entry of a registered expert; ZweaveError if there is none of that name."""
         with self._lock:
-            return self._find(name)
+            return self._registry.find(name)
 
     def expert(self, name: str) -> Expert:
         """A registered expert; ZweaveError if there is none of that name, it is a LoRA, or its file was changed."""
@@ -268,52 +193,31 @@ class Bank:
         """
         if isinstance(mixture, ResolvedMixture):
             return mixture
-        if mixture is None:
-            return ResolvedMixture(BASE_DIGEST, "always", self._num_layers, ())
-        with self._lock:
-            found = [self._find(name) for name in mixture.names]
-        check_same_kind([(part.name, part.scope, part.renormalise) for part in found])
-        invocation_tokens = _common_invocation(found)
-        if self.components is not None:
-            self.components.check({p.basis: p.rank for p in found if isinstance(p, LoraEntry)}.values())
-        # The same content under two names is one expert with the sum of the weights.
-        merged: dict[str, Part] = {}
-        for part, weights in zip(found, mixture.weights(self._num_layers), strict=True):
-            if part.digest in merged:
-                weights = tuple(a + b for a, b in zip(merged[part.digest][1], weights, strict=True))
-            merged[part.digest] = (part, weights)
-        parts = tuple(merged[digest] for digest in sorted(merged))
-        resolved = ResolvedMixture(
-            _digest(parts),
-            found[0].scope,
-            min(part.first_layer for part in found),
-            parts,
-            common_template(part.prompt_template for part in found),
-            invocation_tokens,
-        )
+        resolved = self.look_up(mixture)
         self._hold_rows(resolved)
         return resolved
 
+    def look_up(self, mixture: Mixture | None) -> ResolvedMixture:
+        """Like `resolve`, without a look at any file: enough to know whether there is such a mixture."""
+        if mixture is None:
+            return ResolvedMixture.base(self._num_layers)
+        with self._lock:
+            found = [self._registry.find(name) for name in mixture.names]
+        self._loras.check(found)
+        return ResolvedMixture.of(mixture, found, self._num_layers)
+
     def unread(self, mixture: Mixture | None) -> list[LoraEntry]:
         """LoRAs of a mixture whose components are neither resident nor ready to be: `prepare` reads them."""
+        known = self._registry.entries
         with self._lock:
-            found = [self._experts.get(name) for name in (mixture.names if mixture else ())]
-            return [
-                part
-                for part in found
-                if isinstance(part, LoraEntry)
-                and self.components is not None
-                and not self.components.is_resident(part.basis)
-                and self._packed.get(part.basis) is None
-            ]
+            return self._loras.unread(
+                known[name] for name in (mixture.names if mixture else ()) if name in known
+            )
 
     def prepare(self, loras: Iterable[LoraEntry]) -> None:
         """Reads LoRAs, so that whoever acquires them need not; ZweaveError as `acquire` raises it."""
         for lora in loras:
-            assert self.components is not None
-            packed = PackedLora.of(lora.read(), lora.basis, self.components.order)
-            with self._lock:
-                self._packed.put(lora.basis, packed)
+            self._loras.read(lora)
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""
@@ -344,14 +248,10 @@ class Bank:
             if slot is None:
                 if not self._free and not self._unreferenced:
                     return None
-                loras = [(part, weights) for part, weights in resolved.parts if isinstance(part, LoraEntry)]
-                if not self._place(loras):
+                if not self._make_room(resolved):
                     return None
                 slot = self._fill_slot(resolved)
-                if self.components is not None:
-                    self.components.assign(
-                        slot, [Share(part.basis, weights, part.scales) for part, weights in loras]
-                    )
+                self._loras.assign(slot, resolved.parts)
                 self._slot_of[resolved.digest] = slot
                 self._digest_of[slot] = resolved.digest
             self._holders.add(slot, resolved)
@@ -371,30 +271,6 @@ class Bank:
                 del self._ref_counts[slot]
                 self._unreferenced[slot] = None
 
-    def _note_first_layers(self, gone: Entry | None, new: Entry | None) -> None:
-        """Keeps `first_layers` true when an entry goes and another comes, however many there are."""
-        counts = self._first_layer_counts
-        for entry, by in ((gone, -1), (new, 1)):
-            if entry is not None:
-                counts[entry.first_layer] += by
-        self.first_layers = tuple(
-            sorted(layer for layer, count in counts.items() if count and 0 < layer < self._num_layers)
-        )
-
-    def _find(self, name: str) -> Entry:
-        if name in self._experts:
-            return self._experts[name]
-        few = len(self._experts) <= _MAX_COMPARED
-        close = get_close_matches(name, self._experts, n=3) if few else []
-        if close:
-            hint = f"did you mean {' or '.join(map(repr, close))}?"
-        elif self._experts:
-            rest = f" and {len(self._experts) - 8} more" if len(self._experts) > 8 else ""
-            hint = f"loaded: {', '.join(nsmallest(8, self._experts))}{rest}"
-        else:
-            hint = "none is loaded"
-        raise ZweaveError(f"there is no expert {name!r}: {hint}")
-
     def _take_slot(self) -> int:
         if self._free:
             return self._free.pop()
@@ -406,32 +282,18 @@ class Bank:
         """Forgets what an unreferenced slot holds."""
         self._holders.evict(slot, lambda: self.tables.rows_in(slot))
         del self._slot_of[self._digest_of.pop(slot)]
-        if self.components is not None:
-            self.components.release(slot)
+        self._loras.release(slot)
 
-    def _place(self, loras: Sequence[tuple[LoraEntry, tuple[float, ...]]]) -> bool:
-        """Makes LoRAs' bases resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
-        pool = self.components
-        if not loras or pool is None:
-            return True
-        packed = [
-            self._packed_of(part, pool.order) for part in {part.basis: part for part, _ in loras}.values()
-        ]
-        while not pool.place(packed):
-            slot = next((slot for slot in self._unreferenced if pool.holds(slot)), None)
+    def _make_room(self, resolved: ResolvedMixture) -> bool:
+        """Makes LoRAs resident, at the cost of unreferenced slots; False if referenced ones hold the room."""
+        while not self._loras.place(resolved.parts):
+            slot = next(filter(self._loras.holds, self._unreferenced), None)
             if slot is None:
                 return False
             del self._unreferenced[slot]
             self._clear(slot)
             self._free.append(slot)
         return True
-
-    def _packed_of(self, entry: LoraEntry, order: ComponentOrder) -> PackedLora:
-        packed = self._packed.get(entry.basis)
-        if packed is None:
-            packed = PackedLora.of(entry.read(), entry.basis, order)
-            self._packed.put(entry.basis, packed)
-        return packed
 
     def _fill_slot(self, resolved: ResolvedMixture) -> int:
         """Writes the rows of a mixture to a slot that is taken for it."""
@@ -471,31 +333,6 @@ class Bank:
             return self.tables.rows_of(parts[0], first.renormalise)
         z = mix_z([part.by_module(layout) for part in parts], [weights for _, weights in resolved.parts])
         return self.tables.rows_of(z, first.renormalise)
-
-
-def _common_invocation(parts: Sequence[Entry]) -> tuple[int, ...]:
-    """What activates all parts of a mixture; ZweaveError if they differ."""
-    first = parts[0]
-    for part in parts[1:]:
-        if part.invocation_tokens != first.invocation_tokens:
-            raise ZweaveError(
-                f"{first.name!r} and {part.name!r} cannot be mixed: they are activated by different tokens"
-            )
-    return first.invocation_tokens
-
-
-def _rows_digest(entries: Sequence[Entry], digest: str) -> str:
-    """Digest of what a mixture's rows follow from, given its own: LoRAs leave z = 1, all alike."""
-    return "z = 1" if all(isinstance(entry, LoraEntry) for entry in entries) else digest
-
-
-def _digest(parts: tuple[Part, ...]) -> str:
-    if len(parts) == 1 and set(parts[0][1]) == {1.0}:
-        return parts[0][0].digest
-    hashed = hashlib.sha256(b"zweave-mixture-1")
-    for part, weights in parts:
-        hashed.update(f"\n{part.digest} {' '.join(weight.hex() for weight in weights)}".encode())
-    return hashed.hexdigest()
 
 
 def __getattr__(name: str) -> object:

@@ -2,11 +2,14 @@
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 from ..errors import shortened
 
 # Of the largest number of 64 bits; no option takes a larger one.
 _MOST_DIGITS = 20
+T = TypeVar("T")
 
 
 def positive_whole(text: str) -> int:
@@ -33,6 +36,18 @@ def number_from_zero(text: str) -> float:
     if not number >= 0:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
     return number
+
+
+def several(kind: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Values of a kind, separated by commas, none of them twice."""
+
+    def parse(text: str) -> list[T]:
+        values = [kind(item.strip()) for item in text.split(",")]
+        if len(set(values)) < len(values):
+            raise argparse.ArgumentTypeError(f"{shortened(text)} names a value twice")
+        return values
+
+    return parse
 
 
 def _whole(text: str, least: int) -> int:

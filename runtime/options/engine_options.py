@@ -49,8 +49,8 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="load an expert file, or a LoRA as PEFT saves it, under a name; or FILE: compressed LoRAs under their "
-        "own; repeatable",
+        help="load an expert file, an expert that comes with zweave, or a LoRA as PEFT saves it, under a name; or "
+        "FILE: compressed LoRAs under their own; repeatable",
     )
     parser.add_argument(
         "--kv-tokens",

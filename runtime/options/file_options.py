@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ZweaveError
+from ..names import BUNDLED_EXPERTS
 
 # Arguments that name a model, whose directory holds files that are read.
 _MODELS = ("model", "from_model", "to_model")
@@ -28,14 +29,15 @@ def check_input(option: str, path: str | Path | None) -> None:
     raise ZweaveError(f"{option}: there is no file {path}")
 
 
-def check_named_file(option: str, text: str) -> None:
-    """Raises ZweaveError unless a text is NAME=PATH of what is there, or a file that holds names."""
+def check_named_expert(option: str, text: str) -> None:
+    """Raises ZweaveError unless a text is NAME=PATH of what is there or comes with zweave, or a file of names."""
     name, separator, path = text.partition("=")
     if not separator and os.path.isfile(text):
         return
     if not (separator and name and path):
         raise ZweaveError(f"{option} takes NAME=PATH, not {text!r}")
-    check_input(option, path)
+    if path not in BUNDLED_EXPERTS:
+        check_input(option, path)
 
 
 def check_output(

@@ -13,6 +13,9 @@ from ..server.experts.expert_choice import expert_choice
 from ..server.settings import ServerSettings
 from .engine_options import open_engine
 
+# As many of the largest size are held at once.
+_BODIES = 32
+
 
 def server_settings(args: argparse.Namespace, replicated: bool = False) -> ServerSettings:
     """Checked before a model is loaded.
@@ -29,6 +32,7 @@ def server_settings(args: argparse.Namespace, replicated: bool = False) -> Serve
         request_timeout=args.request_timeout,
         drain_timeout=args.drain_timeout,
         max_body=args.max_body_mb << 20,
+        max_bodies=_BODIES * args.max_body_mb << 20,
         replicated=replicated,
     )
 

@@ -1,7 +1,7 @@
 """What steps on a GPU are predicted to take: bytes and operations over rates, and a fixed cost a launch.
 
     decoding  = max(weights / read, operations / rate) + keys and values / attention + products * launch
-                + products of a delta * handover + small kernels * small + rest
+                + sums of many rows * many_rows + handovers * handover + small kernels * small + rest
     a prompt  = max(weights / read, operations / rate) + activations / read + products * launch + small * small
 
 Rates and costs of launches were fitted to single products, measured one at a time. What a whole step takes was never
@@ -19,10 +19,12 @@ from .plan import MatrixPlan, Plan
 MANY_ROWS = 17
 # Of a layer of decoding: two norms, rope and store, attention and the sum of its splits.
 _SMALL_KERNELS = 5
-# Of a layer: q, k and v are one product, gate and up another. Factors are two launches a product.
-_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 4, LinearMode.FACTORED: 8}
+# Of a layer: launches, where q, k and v are one product, gate and up another.
+_PRODUCTS = 4
+# Of a layer: sums one after the other. That of a delta's h is made beside W x.
+_SUMS = {LinearMode.DENSE: 4, LinearMode.DELTA: 4, LinearMode.FACTORED: 8}
 # Of a layer: products whose programs wait for others of their launch.
-_HANDOVERS = {LinearMode.DELTA: 4}
+_HANDOVERS = {LinearMode.DELTA: 4, LinearMode.FACTORED: 4}
 # Of a layer of a prompt by a library: products, where k and v are one batch and gate and up another, and kernels
 # between them.
 _LIBRARY_PRODUCTS = {LinearMode.DENSE: 4, LinearMode.DELTA: 14, LinearMode.FACTORED: 9}
@@ -56,9 +58,9 @@ class DeviceRates:
     rate, library_rate: operations a second of our products of bf16, and of a library's
     launch: seconds that a product takes besides reading
     dependent_launch: the same where it is launched before the kernel ahead of it ends
-    many_rows: further seconds of our product of many rows, which the sum of its splits takes
+    many_rows: further seconds of a sum of ours of many rows, which its splits take
     library_launch: seconds that a library's product of a prompt takes besides its operations
-    handover: seconds that a product of a delta takes besides, whose U waits for h; assumed
+    handover: seconds that a product takes besides whose U waits for h; assumed
     small: seconds of a kernel that reads little
     rest: seconds of a step's embedding and sampling
     ideal_rest: the same of a server without a kernel for sampling
@@ -144,6 +146,7 @@ class StepCost:
     weights, integers, cache: bytes of weights with the experts' rows, of integer weights, and of keys and values
     operations: of the products
     products, small: kernels
+    sums: of the products, one after the other
     handovers: products that wait for a part of themselves
     rows: of the step
     is_ideal: whether the step is that of the ideal server
@@ -154,6 +157,7 @@ class StepCost:
     cache: float
     operations: float
     products: int
+    sums: int
     handovers: int
     small: int
     rows: int
@@ -182,7 +186,8 @@ class StepCost:
             integers=float(read.integers),
             cache=float(shape.rows * shape.context * position * itemsize),
             operations=shape.rows * (2.0 * head + read.operations),
-            products=_PRODUCTS[mode] * decoder.num_layers + 1,
+            products=_PRODUCTS * decoder.num_layers + 1,
+            sums=_SUMS[mode] * decoder.num_layers + 1,
             handovers=_HANDOVERS.get(mode, 0) * decoder.num_layers,
             small=(_SMALL_KERNELS + own_gate) * decoder.num_layers,
             rows=shape.rows,
@@ -208,11 +213,10 @@ class StepCost:
                 rates.library_rate,
                 rates.ideal_rest,
             )
-        elif many:
-            launch += rates.many_rows
         reading = self.weights / read + self.integers / rates.integer_read
         products = max(reading, self.operations / rate) + self.products * launch
         products += self.handovers * rates.handover
+        products += self.sums * rates.many_rows if many and not self.is_ideal else 0.0
         return products + self.cache / rates.attention + self.small * rates.small + rest
 
 
@@ -224,6 +228,7 @@ class PromptCost:
     activations: bytes that are read and written between the products of a linear
     operations: of the products
     products, small: kernels
+    sums: of our products
     by_library: whether the products are a library's, or ours as in a step of decoding
     """
 
@@ -231,6 +236,7 @@ class PromptCost:
     activations: float
     operations: float
     products: int
+    sums: int
     small: int
     by_library: bool
 
@@ -254,14 +260,16 @@ class PromptCost:
             weights=read.elements * itemsize + read.integers * (1 + 2.0 * itemsize),
             activations=float(tokens * itemsize * passes.get(mode, 0)) if by_library else 0.0,
             operations=tokens * read.operations,
-            products=(_LIBRARY_PRODUCTS if by_library else _PRODUCTS)[mode] * decoder.num_layers,
+            products=(_LIBRARY_PRODUCTS[mode] if by_library else _PRODUCTS) * decoder.num_layers,
+            sums=0 if by_library else _SUMS[mode] * decoder.num_layers,
             small=small * decoder.num_layers if by_library else 0,
             by_library=by_library,
         )
 
     def seconds(self, rates: DeviceRates) -> float:
         """Predicted."""
-        launch = rates.library_launch if self.by_library else rates.launch + rates.many_rows
+        launch = rates.library_launch if self.by_library else rates.launch
         rate = rates.library_rate if self.by_library else rates.rate
         products = max(self.weights / rates.read, self.operations / rate) + self.products * launch
+        products += self.sums * rates.many_rows
         return products + self.activations / rates.read + self.small * rates.small

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..dispatcher import StateClassifier
 from ..errors import ZweaveError
-from ..experts.bank import Bank, ResolvedMixture
+from ..experts.bank import Bank
+from ..experts.resolved_mixture import ResolvedMixture
 from .pooling import Pooling
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from ..experts.bank import ResolvedMixture
+from ..experts.resolved_mixture import ResolvedMixture
 from ..kv_cache.layer_reuse import LayerHit, LayerReuse
 from ..kv_cache.prefix_key import KEY_BYTES, PrefixKeys
 from ..kv_cache.prefix_sums import num_summed_nodes, summed_prefix

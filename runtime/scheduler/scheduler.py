@@ -6,7 +6,8 @@ from dataclasses import replace
 from itertools import islice, pairwise
 
 from ..errors import ZweaveError
-from ..experts.bank import Bank, ResolvedMixture
+from ..experts.bank import Bank
+from ..experts.resolved_mixture import ResolvedMixture
 from ..kv_cache.prefix_key import common_prefix_length
 from .block_manager import BlockManager
 from .chunk import Chunk

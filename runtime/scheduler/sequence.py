@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..dispatcher import Dispatch
-from ..experts.bank import ResolvedMixture
+from ..experts.resolved_mixture import ResolvedMixture
 from ..kv_cache.kv_state import KVState
 from ..kv_cache.layer_states import LayerStates
 from ..kv_cache.prefix_key import KEY_BYTES

@@ -38,15 +38,16 @@ class JsonRoute(APIRoute):
     """A route for clients, whose JSON is read so."""
 
     def check(self, request: Request) -> None:
-        """Raises ApiError for a stranger."""
-        served(request).keys.tenant(request.headers)
+        """Raises ApiError for a stranger; notes whose the request is."""
+        request.state.tenant = served(request).keys.tenant(request.headers)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
             self.check(request)
-            return await handler(_JsonRequest(request.scope, request.receive))
+            with served(request).bodies.hold() as request.state.held_body:
+                return await handler(_JsonRequest(request.scope, request.receive))
 
         return handle
 
@@ -57,3 +58,9 @@ class AdminRoute(JsonRoute):
     def check(self, request: Request) -> None:
         """Raises ApiError for everybody else."""
         served(request).keys.check_admin(request.headers)
+
+
+def tenant(request: Request) -> str | None:
+    """The salt of the cache of the client that a JsonRoute let in."""
+    found: str | None = request.state.tenant
+    return found

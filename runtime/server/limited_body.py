@@ -10,6 +10,7 @@ from .errors import ApiError
 async def limited_body(http: Request, most: int, what: str, seconds: float) -> bytes:
     """The body; ApiError 413 as soon as it is known to be larger, so that no more of it is held.
 
+    http: of a JsonRoute; ApiError 429 if the bodies of all requests are too many.
     most: bytes.
     what: how large it may be, for the message.
     seconds: in which it has to be there; ApiError 408 after them.
@@ -28,6 +29,7 @@ async def _read(http: Request, most: int, too_large: ApiError) -> bytes:
         raise too_large
     body = bytearray()
     async for part in http.stream():
+        http.state.held_body.grow(len(part))
         body += part
         if len(body) > most:
             raise too_large

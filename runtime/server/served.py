@@ -9,8 +9,8 @@ from fastapi import Request as HttpRequest
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from ..errors import ZweaveError
-from ..experts.bank import Entry
 from ..experts.mixture import ExpertChoice, Mixture
+from ..experts.resolved_mixture import Entry
 from ..request import Request
 from .answers.admission import Admission
 from .answers.running import Running
@@ -19,6 +19,7 @@ from .errors import ApiError
 from .experts.expert_choice import expert_choice
 from .experts.expert_directory import ExpertDirectory
 from .experts.uploads import Uploads
+from .held_bodies import HeldBodies
 from .metrics import Metrics
 from .protocol.expert_field import ExpertField
 from .settings import ServerSettings
@@ -37,6 +38,7 @@ class Served:
         self.engine, self.settings = engine, settings
         self.keys = Keys(settings)
         self.admission = Admission(settings.max_waiting)
+        self.bodies = HeldBodies(settings.max_bodies)
         self.running = Running()
         self.metrics = Metrics(engine, self.admission)
         self.directory = None if settings.experts is None else ExpertDirectory(engine, settings.experts)
@@ -74,7 +76,7 @@ class Served:
         names = mixture.names if mixture else ()
         await self.ensure(*names)
         try:
-            self.engine.bank.resolve(mixture)
+            self.engine.bank.look_up(mixture)
         except ZweaveError as error:
             is_unknown = any(name not in self.engine.bank for name in names)
             raise ApiError(404 if is_unknown else 400, str(error)) from None

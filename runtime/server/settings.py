@@ -23,6 +23,7 @@ class ServerSettings:
     request_timeout: seconds that a request may take.
     drain_timeout: seconds that unfinished requests have when the server is told to stop.
     max_body: bytes of a JSON body.
+    max_bodies: bytes of the bodies of all requests that are read or worked on; more get status 429.
     max_prompts: prompts of a body.
     max_uploads: bytes of experts that are kept in memory because they came over HTTP.
     replicated: it is one of several servers behind one address, so that no expert comes or goes over HTTP: the others
@@ -38,6 +39,7 @@ class ServerSettings:
     request_timeout: float = 600.0
     drain_timeout: float = 30.0
     max_body: int = 8 << 20
+    max_bodies: int = 256 << 20
     max_prompts: int = 128
     max_uploads: int = 1 << 30
     replicated: bool = False
@@ -47,7 +49,7 @@ class ServerSettings:
             check_name(name)
         if self.experts is not None and not self.experts.is_dir():
             raise ZweaveError(f"--experts: {self.experts} is no directory: make it, or leave the option out")
-        for name in ("max_waiting", "max_body", "max_prompts"):
+        for name in ("max_waiting", "max_body", "max_bodies", "max_prompts"):
             check_integer(name, getattr(self, name), 1)
         check_integer("max_uploads", self.max_uploads, 0)
         for name in ("request_timeout", "drain_timeout"):

@@ -13,7 +13,7 @@ from ..experts.expert import Expert
 from ..experts.support import Support
 from ..text.prompt_template import PromptTemplate
 from .recipe import Recipe
-from .svf import Factors, adapt
+from .svf import Factors, Packs, adapt
 
 
 class Adapter(Protocol):
@@ -52,11 +52,16 @@ class SvfAdapter:
     """
 
     def __init__(
-        self, model: nn.Module, factors: Factors, recipe: Recipe, base_digest: str | None = None
+        self,
+        model: nn.Module,
+        factors: Factors,
+        recipe: Recipe,
+        base_digest: str | None = None,
+        packs: Packs | None = None,
     ) -> None:
         self._recipe, self._digest = recipe, base_digest
         self._support = Support.parse(recipe.support)
-        self.linears = adapt(model, factors, recipe.first_layer, self._support)
+        self.linears = adapt(model, factors, recipe.first_layer, self._support, packs)
         if not self.linears:
             raise ZweaveError(f"the model has no layer {recipe.first_layer}: lower first_layer")
         self._kept = {name: torch.ones_like(linear.z) for name, linear in self.linears.items()}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import islice
@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import ZweaveError
 from ..io.atomic_write import atomic_write
 from ..tasks.task import Sample, Task, balanced
-from .objective import accuracy, batch_loss
+from .objective import Loss, PendingLoss, accuracy, pending_loss
 from .policy import Policy
 from .recipe import Recipe
 
@@ -76,28 +76,34 @@ def train(
     Raises ZweaveError, with the last good state kept: when a gradient is not finite, when all answers of ten steps
         in a row got the same reward, and for what the task's reward raises.
     """
-    if not samples or not validation:
-        raise ZweaveError(
-            f"the task {task.name} has no samples to {'train' if not samples else 'validate'} on"
-        )
-    training = _Training(policy, task, validation, recipe, state)
-    stream = balanced(samples, task.labels, recipe.seed)
-    batches = (list(islice(stream, recipe.batch)) for _ in range(recipe.steps))
-    for index, batch in islice(enumerate(batches), training.progress.step, None):
-        if training.progress.validations_without_gain >= recipe.patience:
-            break
-        yield training.step(index, batch)
-    policy.adapter.load_state(training.best)
+    training = Training(policy, task, samples, validation, recipe, state)
+    while not training.is_done:
+        yield training.step()
+    training.load_best()
 
 
-class _Training:
-    """The optimizer, the progress and the best adapter of a training; loads and saves them."""
+class Training:
+    """A training between its steps: the optimizer, the progress and the best adapter; loads and saves them.
+
+    It is made as `train` is called.
+    """
 
     def __init__(
-        self, policy: Policy, task: Task, validation: Sequence[Sample], recipe: Recipe, state: Path | None
+        self,
+        policy: Policy,
+        task: Task,
+        samples: list[Sample],
+        validation: list[Sample],
+        recipe: Recipe,
+        state: Path | None = None,
     ) -> None:
-        self._policy, self._task, self._recipe = policy, task, recipe
-        self._validation, self._path = list(validation), state
+        if not samples or not validation:
+            raise ZweaveError(
+                f"the task {task.name} has no samples to {'train' if not samples else 'validate'} on"
+            )
+        self.policy = policy
+        self._task, self._recipe = task, recipe
+        self._validation, self._path = validation, state
         self._parameters = policy.adapter.parameters()
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
@@ -105,17 +111,44 @@ class _Training:
         self.progress, self.best = Progress(), policy.adapter.state()
         if state is not None and state.exists():
             self._load(state)
+        stream = balanced(samples, task.labels, recipe.seed)
+        batches = (list(islice(stream, recipe.batch)) for _ in range(recipe.steps))
+        self._batches = islice(batches, self.progress.step, None)
 
-    def step(self, index: int, batch: list[Sample]) -> Step:
-        """One update on a batch, a validation if one is due, and the state saved."""
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are made, or the patience is at its end."""
+        progress, recipe = self.progress, self._recipe
+        return progress.step >= recipe.steps or progress.validations_without_gain >= recipe.patience
+
+    def load_best(self) -> None:
+        """Has the policy answer with the best adapter."""
+        self.policy.adapter.load_state(self.best)
+
+    def step(self) -> Step:
+        """One update on the next batch, a validation if one is due, and the state saved."""
         start = time.perf_counter()
-        loss = batch_loss(self._policy, self._task, self._recipe, index, batch)
+        pending = self.draw()
+        loss = pending.of(self.policy.hidden(pending.prompts, pending.nodes))
         loss.value.backward()
+        return self.update(loss, time.perf_counter() - start)
+
+    def draw(self) -> PendingLoss:
+        """The next batch and the answers to it; the first half of a step."""
+        batch = next(self._batches)
+        return pending_loss(self.policy, self._task, self._recipe, self.progress.step, batch)
+
+    def update(self, loss: Loss, seconds: float) -> Step:
+        """The second half of a step, after the backward pass.
+
+        seconds: that the step has taken until now.
+        """
+        start, index = time.perf_counter(), self.progress.step
         norm = self._update(index)
         self.progress.step = index + 1
         self.progress.no_signal_steps = self.progress.no_signal_steps + 1 if loss.no_signal else 0
         self._check_signal(loss.reward)
-        seconds = time.perf_counter() - start
+        seconds += time.perf_counter() - start
         validation, improved = self._validate() if _validates(self._recipe, index) else (None, False)
         # After the first step, too: whatever has a log can be gone on from.
         if self._path is not None and (index == 0 or (index + 1) % SAVE_EVERY == 0 or validation is not None):
@@ -125,7 +158,7 @@ class _Training:
 
     def _update(self, step: int) -> float:
         """Steps the optimizer; returns the norm of the gradient."""
-        self._policy.adapter.before_step()
+        self.policy.adapter.before_step()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip).item()
         if not math.isfinite(norm):
             raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
@@ -133,7 +166,7 @@ class _Training:
             group["lr"] = self._recipe.lr_at(step)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._policy.adapter.after_step(step)
+        self.policy.adapter.after_step(step)
         return norm
 
     def _check_signal(self, reward: float) -> None:
@@ -146,20 +179,20 @@ class _Training:
     def _validate(self) -> tuple[float, bool]:
         """The accuracy, and whether it is the best so far."""
         progress = self.progress
-        found = accuracy(self._policy, self._task, self._validation)
+        found = accuracy(self.policy, self._task, self._validation)
         progress.validations_without_gain = (
             0 if found > progress.best else progress.validations_without_gain + 1
         )
         # Of equals the later, which has trained longer.
         improved = found >= progress.best
         if improved:
-            progress.best, self.best = found, self._policy.adapter.state()
+            progress.best, self.best = found, self.policy.adapter.state()
         return found, improved
 
     def _save(self, path: Path) -> None:
         """Writes the state, whole or not at all."""
         state: dict[str, Any] = {
-            "adapter": self._policy.adapter.state(),
+            "adapter": self.policy.adapter.state(),
             "optimizer": self._optimizer.state_dict(),
             "progress": asdict(self.progress),
             "best": self.best,
@@ -174,7 +207,7 @@ class _Training:
         try:
             saved = torch.load(path, weights_only=True)
             self._optimizer.load_state_dict(saved["optimizer"])
-            self._policy.adapter.load_state(saved["adapter"])
+            self.policy.adapter.load_state(saved["adapter"])
             self.progress, self.best = Progress(**saved["progress"]), saved["best"]
         # A file that is no state fails in any way that torch can.
         except Exception as error:

@@ -1,5 +1,6 @@
 """The loss of a batch under each objective."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..tasks.task import Sample, Task
 from . import estimators
 from .policy import Policy, PromptTree
 from .recipe import Recipe
-from .rollout import Rollout, add_answer, sample_answers, teacher_forced
+from .rollout import Answer, Rollout, add_answer, sample_answers, teacher_forced
 
 # Nodes whose logits are in memory at once: 100 MB at a vocabulary of 49,152.
 CHUNK = 512
@@ -34,8 +35,27 @@ class Loss:
     no_signal: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PendingLoss:
+    """A loss that waits for the hidden states of its nodes.
+
+    prompts, nodes: as `Policy.hidden` takes them.
+    of: the loss, given those states [nodes, hidden].
+    """
+
+    prompts: PromptTree
+    nodes: list[int]
+    of: Callable[[Tensor], Loss]
+
+
 def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample]) -> Loss:
     """The loss of one step. All random draws follow from the recipe's seed and the step alone."""
+    pending = pending_loss(policy, task, recipe, step, batch)
+    return pending.of(policy.hidden(pending.prompts, pending.nodes))
+
+
+def pending_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample]) -> PendingLoss:
+    """`batch_loss` up to its forward pass with gradient, the answers drawn."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     if recipe.objective == "sft":
         return _likelihood(policy, task, batch)
@@ -51,17 +71,20 @@ def batch_loss(policy: Policy, task: Task, recipe: Recipe, step: int, batch: lis
         advantage = estimators.group_normalised(grouped)
     else:
         advantage = estimators.leave_one_out(grouped)
-    value = answer_loss(
-        policy, rollout, advantage.flatten(), recipe.kl if recipe.objective == "plain" else 0.0
-    )
     # The bare reward has a gradient even where all answers got the same.
     no_signal = recipe.objective != "plain" and bool((grouped == grouped[:, :1]).all())
-    return Loss(value, reward.mean().item(), (reward > 0).float().mean().item(), no_signal)
+    kl = recipe.kl if recipe.objective == "plain" else 0.0
+
+    def loss(hidden: Tensor) -> Loss:
+        value = _answer_loss(policy, hidden, rollout, advantage.flatten(), kl)
+        return Loss(value, reward.mean().item(), (reward > 0).float().mean().item(), no_signal)
+
+    return PendingLoss(rollout.prompts, _drawn_at(rollout.steps), loss)
 
 
 def _labels(
     policy: Policy, task: Task, recipe: Recipe, step: int, batch: list[Sample], generator: torch.Generator
-) -> Loss:
+) -> PendingLoss:
     tokens = label_tokens(policy.tokenizer, task)
     reward = torch.tensor([[task.reward(sample, label) for label in task.labels] for sample in batch])
     prompts = policy.prefill([sample.prompt for sample in batch])
@@ -72,19 +95,29 @@ def _labels(
         "balance": recipe.balance,
         "generator": generator,
     }
-    if all(len(ids) == 1 for ids in tokens):
+
+    def loss(value: Tensor, scores: Tensor, is_greedy: Tensor) -> Loss:
+        with torch.no_grad():
+            expected = (scores.softmax(-1) * reward).sum(-1).mean().item()
+            right = (is_greedy & (reward > 0)).any(-1).float().mean().item()
+        return Loss(value, expected, right, bool((reward == reward[:, :1]).all()))
+
+    def single(hidden: Tensor) -> Loss:
         labels = torch.tensor(tokens).flatten()
-        logits = policy.logits(policy.hidden(prompts, prompts.leaves)).cpu()
+        logits = policy.logits(hidden).cpu()
         value = estimators.label_loss(logits, labels, reward, **weights)
-        scores, is_greedy = logits[:, labels], logits.argmax(-1, keepdim=True) == labels
-    else:
-        targets = target_tokens(policy.tokenizer, task, task.labels)
-        scores, is_greedy = label_log_probs(policy, prompts, targets)
-        value = estimators.choice_loss(scores, scores.logsumexp(-1), reward, **weights)
-    with torch.no_grad():
-        expected = (scores.softmax(-1) * reward).sum(-1).mean().item()
-        right = (is_greedy & (reward > 0)).any(-1).float().mean().item()
-    return Loss(value, expected, right, bool((reward == reward[:, :1]).all()))
+        return loss(value, logits[:, labels], logits.argmax(-1, keepdim=True) == labels)
+
+    def several(hidden: Tensor) -> Loss:
+        scores, is_greedy = (part.view(reward.shape) for part in _log_probs(policy, hidden, answers))
+        return loss(
+            estimators.choice_loss(scores, scores.logsumexp(-1), reward, **weights), scores, is_greedy
+        )
+
+    if all(len(ids) == 1 for ids in tokens):
+        return PendingLoss(prompts, prompts.leaves, single)
+    answers = _label_answers(prompts, target_tokens(policy.tokenizer, task, task.labels))
+    return PendingLoss(prompts, _drawn_at(answers), several)
 
 
 def label_log_probs(policy: Policy, prompts: PromptTree, labels: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -94,10 +127,27 @@ def label_log_probs(policy: Policy, prompts: PromptTree, labels: list[list[int]]
 
     labels: token ids of each, its end token included where it has one.
     """
-    answers = [add_answer(prompts, leaf, label) for leaf in prompts.leaves for label in labels]
-    steps = sorted({step for answer in answers for step in answer})
-    nodes = sorted({node for node, _ in steps})
-    hidden = policy.hidden(prompts, nodes)
+    answers = _label_answers(prompts, labels)
+    scores, is_greedy = _log_probs(policy, policy.hidden(prompts, _drawn_at(answers)), answers)
+    shape = (len(prompts.leaves), len(labels))
+    return scores.view(shape), is_greedy.view(shape)
+
+
+def _label_answers(prompts: PromptTree, labels: list[list[int]]) -> list[Answer]:
+    return [add_answer(prompts, leaf, label) for leaf in prompts.leaves for label in labels]
+
+
+def _drawn_at(answers: Iterable[Answer]) -> list[int]:
+    """The nodes at which a token of an answer was drawn, in order."""
+    return sorted({node for answer in answers for node, _ in answer})
+
+
+def _log_probs(policy: Policy, hidden: Tensor, answers: Sequence[Answer]) -> tuple[Tensor, Tensor]:
+    """Log-probability [answers] of each, and whether it is the greedy one.
+
+    hidden: states of `_drawn_at(answers)`.
+    """
+    steps, nodes = sorted({step for answer in answers for step in answer}), _drawn_at(answers)
     parts = []
     for start in range(0, len(nodes), CHUNK):
         row = {node: i for i, node in enumerate(nodes[start : start + CHUNK])}
@@ -116,8 +166,7 @@ def label_log_probs(policy: Policy, prompts: PromptTree, labels: list[list[int]]
     owner = torch.tensor([i for i, answer in enumerate(answers) for _ in answer])
     scores = torch.zeros(len(answers)).index_add(0, owner, log_p[taken])
     misses = torch.zeros(len(answers)).index_add(0, owner, (~is_likeliest[taken]).float())
-    shape = (len(prompts.leaves), len(labels))
-    return scores.view(shape), (misses == 0).view(shape)
+    return scores, misses == 0
 
 
 def _chunk_log_probs(policy: Policy, hidden: Tensor, at: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,12 +174,17 @@ def _chunk_log_probs(policy: Policy, hidden: Tensor, at: Tensor, token: Tensor) 
     return log_policy[at, token], log_policy.argmax(-1)[at] == token
 
 
-def _likelihood(policy: Policy, task: Task, batch: list[Sample]) -> Loss:
+def _likelihood(policy: Policy, task: Task, batch: list[Sample]) -> PendingLoss:
     rollout = teacher_forced(policy, task, batch)
     tokens = sum(map(len, rollout.steps))
-    value = answer_loss(policy, rollout, torch.ones(len(batch)) * len(batch) / tokens)
-    # The geometric mean of the tokens' probabilities stands for a reward.
-    return Loss(value, value.neg().exp().item(), value.neg().exp().item())
+    advantage = torch.ones(len(batch)) * len(batch) / tokens
+
+    def loss(hidden: Tensor) -> Loss:
+        value = _answer_loss(policy, hidden, rollout, advantage)
+        # The geometric mean of the tokens' probabilities stands for a reward.
+        return Loss(value, value.neg().exp().item(), value.neg().exp().item())
+
+    return PendingLoss(rollout.prompts, _drawn_at(rollout.steps), loss)
 
 
 def answer_loss(policy: Policy, rollout: Rollout, advantage: Tensor, kl: float = 0.0) -> Tensor:
@@ -139,6 +193,14 @@ def answer_loss(policy: Policy, rollout: Rollout, advantage: Tensor, kl: float =
 
     advantage: [answers], float32
     """
+    hidden = policy.hidden(rollout.prompts, _drawn_at(rollout.steps))
+    return _answer_loss(policy, hidden, rollout, advantage, kl)
+
+
+def _answer_loss(
+    policy: Policy, hidden: Tensor, rollout: Rollout, advantage: Tensor, kl: float = 0.0
+) -> Tensor:
+    """`answer_loss`, given the hidden states of the nodes at which tokens were drawn."""
     weights: dict[tuple[int, int], float] = {}
     visits: dict[int, int] = {}
     for steps, weight in zip(rollout.steps, advantage.tolist(), strict=True):
@@ -146,7 +208,6 @@ def answer_loss(policy: Policy, rollout: Rollout, advantage: Tensor, kl: float =
             weights[step] = weights.get(step, 0.0) + weight
             visits[step[0]] = visits.get(step[0], 0) + 1
     nodes = sorted(visits)
-    hidden = policy.hidden(rollout.prompts, nodes)
     base = None
     if kl:
         with torch.no_grad(), policy.adapter.base():

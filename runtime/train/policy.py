@@ -11,7 +11,7 @@ from ..experts.expert import Scope
 from ..tasks.render import prompt_ids
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter
-from .forward import TreeCache, hidden_states
+from .forward import Part, TreeCache, hidden_states, joint_hidden_states
 from .token_tree import TokenTree
 
 
@@ -69,7 +69,11 @@ class Policy:
 
     def hidden(self, prompts: PromptTree, nodes: Sequence[int]) -> Tensor:
         """Final hidden states [nodes, hidden] of adapted nodes, with gradient where it is enabled."""
-        return hidden_states(self.model, prompts.tree, nodes, prompts.cache)
+        return joint_hidden_states([self.part(prompts, nodes)])[0]
+
+    def part(self, prompts: PromptTree, nodes: Sequence[int]) -> Part:
+        """The same as a part of a pass with other policies over the same frozen weights."""
+        return Part(self.model, prompts.tree, nodes, prompts.cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [nodes, vocabulary]; ZweaveError when they are not finite."""

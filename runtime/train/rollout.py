@@ -1,6 +1,7 @@
 """Rollouts: answers sampled from the current policy, or given, as branches of a prompt tree."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -10,18 +11,21 @@ from ..text.detokenizer import IncrementalDetokenizer, StopChecker
 from .forward import hidden_states
 from .policy import Policy, PromptTree
 
+# The steps of an answer: the node that the token was drawn at, and the token.
+Answer: TypeAlias = list[tuple[int, int]]
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """Answers on a prompt tree.
 
     prompts: the tree, which holds the answers but for their last tokens.
-    steps: the steps of each answer, (the node that the token was drawn at, the token), the end token included.
+    steps: of each answer, the end token included.
     texts: the answers as the reward reads them and the engine would show them, cut before the task's stop strings.
     """
 
     prompts: PromptTree
-    steps: list[list[tuple[int, int]]]
+    steps: list[Answer]
     texts: list[str]
 
 
@@ -44,7 +48,7 @@ def sample_answers(
     # Otherwise an answer could share nodes of another prompt, which are not computed with it.
     tree.seal()
     leaves = [leaf for leaf in prompts.leaves for _ in range(draws or 1)]
-    steps: list[list[tuple[int, int]]] = [[] for _ in leaves]
+    steps: list[Answer] = [[] for _ in leaves]
     texts = [
         StopChecker(IncrementalDetokenizer(policy.tokenizer, context=[tree.tokens[leaf]]), task.stop)
         for leaf in leaves
@@ -106,7 +110,7 @@ def teacher_forced(policy: Policy, task: Task, samples: list[Sample]) -> Rollout
     return Rollout(prompts, steps, [sample.answer for sample in samples])
 
 
-def add_answer(prompts: PromptTree, leaf: int, tokens: list[int]) -> list[tuple[int, int]]:
+def add_answer(prompts: PromptTree, leaf: int, tokens: list[int]) -> Answer:
     """Adds an answer below a prompt, shared with others that begin alike; returns its steps."""
     nodes = [leaf]
     for token in tokens[:-1]:

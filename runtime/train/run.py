@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,22 @@ from ..checkpoint.tensor_files import is_listed
 from ..decomposition.decomposition import decompose
 from ..device import parse_device
 from ..errors import ZweaveError
-from ..io.atomic_write import write_text
-from ..io.cache_dir import disk_errors
 from ..io.json_text import has_byte_order_mark
 from ..tasks.render import expert_template
 from ..tasks.task import Task
-from ..text.prompt_template import PromptTemplate
 from ..text.tokenizer import Tokenizer
 from .adapter import Adapter, SvfAdapter
 from .curves import save_curves
-from .loop import Step, train
+from .joint.packed_linear import pack_linears
+from .joint.twins import twins
+from .loop import Step, Training
 from .lora import LoraAdapter
 from .objective import accuracy
 from .policy import Policy
 from .recipe import Recipe
 from .run_files import RunFiles
+from .run_log import Log
+from .svf import Packs
 
 Report = Callable[[Step], None]
 
@@ -73,24 +73,46 @@ def open_policy(model: str, recipe: Recipe, dtype: torch.dtype, device: str = "c
     device: "cpu" or "cuda"; a model that was never decomposed is decomposed there.
     Raises ZweaveError for a device that is not there, a model that cannot be opened and a recipe that does not fit it.
     """
+    return open_policies(model, [recipe], dtype, device)[0]
+
+
+def open_policies(
+    model: str, recipes: Sequence[Recipe], dtype: torch.dtype, device: str = "cpu"
+) -> list[Policy]:
+    """A policy for each recipe, as `open_policy` returns it; they share the model's weights."""
     place = parse_device(device)
     checkpoint = resolve_model(model)
     config = checkpoint.config
-    if recipe.first_layer >= config.num_layers:
-        raise ZweaveError(
-            f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
-        )
+    for recipe in recipes:
+        if recipe.first_layer >= config.num_layers:
+            raise ZweaveError(
+                f"first_layer {recipe.first_layer}: the model has layers 0 to {config.num_layers - 1}"
+            )
     module = load_model(checkpoint, dtype).requires_grad_(False)
-    adapter: Adapter
-    if recipe.adapter == "lora":
-        adapter = LoraAdapter(module.to(place), recipe)
-    else:
-        # Before the model takes the device's memory.
-        factors = decompose(checkpoint, device=device).factors
-        adapter = SvfAdapter(module.to(place), factors, recipe, checkpoint.digest())
+    needs_factors = any(recipe.adapter == "svf" for recipe in recipes)
+    # Before the model takes the device's memory.
+    factors = decompose(checkpoint, device=device).factors if needs_factors else None
+    module.to(place)
+    if len(recipes) > 1 and any(recipe.adapter == "lora" for recipe in recipes):
+        pack_linears(module)
+    packs: Packs = {}
     # Training attends to the whole sequence, which therefore must fit into every sliding window.
     longest = min([config.default_max_model_len, *(window for window in config.sliding_window if window)])
-    return Policy(module, adapter, Tokenizer(checkpoint.directory), recipe.scope, longest)
+    tokenizer = Tokenizer(checkpoint.directory)
+    policies = []
+    for recipe, twin in zip(recipes, twins(module, len(recipes)), strict=True):
+        adapter: Adapter
+        if recipe.adapter == "lora" or factors is None:
+            adapter = LoraAdapter(twin, recipe)
+        else:
+            adapter = SvfAdapter(twin, factors, recipe, checkpoint.digest(), packs)
+        policies.append(Policy(twin, adapter, tokenizer, recipe.scope, longest))
+    return policies
+
+
+def run_record(task: Task, recipe: Recipe, model: str, dtype: str) -> dict[str, Any]:
+    """What a training follows from, as its expert file says it."""
+    return asdict(recipe) | {"task": task.name, "model": model, "dtype": dtype}
 
 
 def run_digest(task: Task, recipe: Recipe, model: str, dtype: str) -> str:
@@ -125,74 +147,59 @@ class Run:
         file.
         Raises ZweaveError as `zweave.train.train` does; the best expert and the last state are kept then.
         """
-        train_samples = self.task.samples("train", self.data, self.recipe.seed)
-        validation = self.task.samples("validation", self.data)[: self.recipe.validation]
-        test = self.task.samples("test", self.data)[: self.held_out] if self.held_out else []
-        template = expert_template(self.task, train_samples, self.policy.tokenizer)
-        record = asdict(self.recipe) | {"task": self.task.name, "model": self.model, "dtype": self.dtype}
-        state, policy = self.files.state, self.policy
-        log = Log(self.files.log, keep=state.exists())
-        for step in train(policy, self.task, train_samples, validation, self.recipe, state):
-            log.add(step)
-            if step.improved:
-                record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
-                self._save(record | {"unfinished": True}, template)
+        recorder = Recorder(self)
+        while not recorder.training.is_done:
+            step = recorder.training.step()
+            recorder.add(step)
             report(step)
+        return recorder.finish()
+
+
+class Recorder:
+    """A run that is under way, and the files that it writes.
+
+    training: its steps are to be made, each of them added, and the run finished when it is done.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        train_samples = run.task.samples("train", run.data, run.recipe.seed)
+        validation = run.task.samples("validation", run.data)[: run.recipe.validation]
+        self._test = run.task.samples("test", run.data)[: run.held_out] if run.held_out else []
+        self._template = expert_template(run.task, train_samples, run.policy.tokenizer)
+        self._record = run_record(run.task, run.recipe, run.model, run.dtype)
+        state = run.files.state
+        self._log = Log(run.files.log, keep=state.exists())
+        self.training = Training(run.policy, run.task, train_samples, validation, run.recipe, state)
+
+    def add(self, step: Step) -> None:
+        """Logs a step that was made, and saves the expert if it is the best so far."""
+        self._log.add(step)
+        if step.improved:
+            self._record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
+            self._save(self._record | {"unfinished": True})
+
+    def finish(self) -> dict[str, Any]:
+        """Writes the best expert with its record, which is returned, and the curves; drops the state."""
+        self.training.load_best()
+        policy, log, record = self._run.policy, self._log, self._record
         improvements = [line for line in log.lines if line["improved"]]
         # Empty if a kill came after the state was saved and before its line was written.
         if improvements:
             best = improvements[-1]
             record |= {"validation_accuracy": best["validation"], "best_step": best["step"] + 1}
         record |= {"seconds": round(log.seconds()), "steps_done": len(log.lines)}
-        if test:
+        if self._test:
             with policy.adapter.base():
-                before = accuracy(policy, self.task, test)
-            after = accuracy(policy, self.task, test)
-            record |= {"held_out": len(test)}
+                before = accuracy(policy, self._run.task, self._test)
+            after = accuracy(policy, self._run.task, self._test)
+            record |= {"held_out": len(self._test)}
             record |= {"accuracy_before": round(before, 4), "accuracy_after": round(after, 4)}
-        self._save(record, template)
-        save_curves(log.lines, self.files.curves, self.files.name)
-        state.unlink(missing_ok=True)
+        self._save(record)
+        save_curves(log.lines, self._run.files.curves, self._run.files.name)
+        self._run.files.state.unlink(missing_ok=True)
         return record
 
-    def _save(self, record: dict[str, Any], template: PromptTemplate) -> None:
-        self.policy.adapter.save(self.files.expert, self.task.description, record, template)
-
-
-class Log:
-    """A file of one JSON line for each step. A training that continues drops the lines of steps that it repeats.
-
-    The first step rewrites the file, whole or not at all, so that an older log stays until then. The others append.
-    """
-
-    def __init__(self, path: Path, keep: bool) -> None:
-        self._path = path
-        self._is_begun = False
-        self.lines: list[dict[str, Any]] = []
-        if keep and path.exists():
-            # The last line may have been cut off by what ended the process.
-            for line in path.read_text("utf-8").splitlines():
-                try:
-                    self.lines.append(json.loads(line))
-                except ValueError:
-                    break
-
-    def add(self, step: Step) -> None:
-        """Writes a step's line; steps come in ascending order."""
-        line = asdict(step) | {"time": round(time.time(), 1)}
-        if self._is_begun:
-            self.lines.append(line)
-            with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.write(_written(line))
-            return
-        self.lines = [*(kept for kept in self.lines if kept["step"] < step.step), line]
-        write_text(self._path, "".join(map(_written, self.lines)))
-        self._is_begun = True
-
-    def seconds(self) -> float:
-        """Time of all steps, those before an interruption included."""
-        return sum(line["seconds"] for line in self.lines)
-
-
-def _written(line: dict[str, Any]) -> str:
-    return json.dumps(line) + "\n"
+    def _save(self, record: dict[str, Any]) -> None:
+        files, task = self._run.files, self._run.task
+        self._run.policy.adapter.save(files.expert, task.description, record, self._template)

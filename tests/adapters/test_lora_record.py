@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from zweave.adapters.lora_record import LoraRecord
 from zweave.adapters.peft_directory import read_peft
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
@@ -94,10 +95,9 @@ def greedy_from(adapted: Any, prompt: list[int], start: int, count: int) -> list
         ('{"scope": "always", "prompt_template": "Say {text}"}', "template is not a JSON object"),
     ],
 )
-def test_a_damaged_record_is_one_line(text: str, words: str, save_lora: Callable[..., Any]) -> None:
-    directory, _ = save_lora("one", 1, r=1, merge=False, target_modules=["q_proj"])
-    (directory / "zweave.json").write_bytes(text.encode("latin-1"))
+def test_a_damaged_record_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "zweave.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ZweaveError) as refused:
-        read_peft(directory)
+        LoraRecord.read(tmp_path)
     told = str(refused.value)
-    assert words in told and told.startswith(f"{directory}: zweave.json ") and "\n" not in told
+    assert words in told and told.startswith("zweave.json ") and "\n" not in told

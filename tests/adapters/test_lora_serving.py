@@ -102,6 +102,25 @@ def add_lora(model: Any, directory: Path, weight: float | list[float]) -> None:
             model.get_submodule(module).weight.data += scaled * config["lora_alpha"] / config["r"] * (b @ a)
 
 
+def test_loras_stand_beside_every_form_of_the_weights(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    directory, merged = save_lora("one", 1, r=4)
+    merging = {"batch_invariant": False, "merge_memory": 10**7}
+    plain, small, merger = (
+        tiny_engine(prefix_cache=False, **options) for options in ({}, {"max_memory": 70_000}, merging)
+    )
+    for engine in (plain, small, merger):
+        engine.load_expert("one", directory)
+        assert answers(engine, ["one"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]
+    # The weights of a mixture in steady use are merged; what a LoRA adds is not.
+    mixture = [{"one": 0.5, "a": 0.5}] * 9
+    wanted = answers(plain, mixture)
+    for _ in range(6):
+        assert answers(merger, mixture) == wanted
+    assert merger._runner._merger.slots
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_answer_does_not_depend_on_the_batch(
     dtype: str, save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
@@ -192,9 +211,9 @@ def test_the_engines_thread_reads_no_lora(
         other, _ = save_lora(f"other{seed}", seed, merge=False, r=16)
         engine.load_expert(f"other{seed}", other)
     answers(engine, ["other2", "other3"], PROMPTS[:2])
-    engine.bank._packed = ByteCache(1, 1024)
+    engine.bank._loras._packed = ByteCache(1, 1024)
     assert [entry.name for entry in engine.bank.unread(Mixture.parse("one"))] == ["one"]
-    engine.bank._packed = ByteCache(1 << 30, 1024)
+    engine.bank._loras._packed = ByteCache(1 << 30, 1024)
     readers, read = [], LoraEntry.read
 
     def watched(entry: LoraEntry) -> Lora:

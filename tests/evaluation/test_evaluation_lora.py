@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from zweave import Engine
 from zweave.cli.main import main
 from zweave.errors import ZweaveError
+from zweave.evaluation import ExpertMethod
 from zweave.evaluation.lora import LoraModel
 from zweave.tasks import Sample, Splits, Task
 from zweave.train import Recipe, open_policy, train
@@ -84,7 +86,13 @@ def test_an_adapter_that_acts_after_the_prompt_is_answered_so(model: str, make: 
     lora = LoraModel(model, torch.float32)
     methods = [lora.method(name, directory) for name, directory in (("always", always), ("late", late))]
     assert [method.scope for method in methods] == ["always", "after_prompt"]
-    assert methods[0].answers(TASK, SAMPLES) != methods[1].answers(TASK, SAMPLES)
+    found = [method.answers(TASK, SAMPLES) for method in methods]
+    assert found[0] != found[1]
+    engine = Engine(model, dtype="float32", kv_tokens=2048)
+    for directory in (always, late):
+        engine.load_expert(directory.name, directory)
+    served = [ExpertMethod("", engine, directory.name) for directory in (always, late)]
+    assert [method.answers(TASK, SAMPLES) for method in served] == found
     (always / "zweave.json").unlink()
     assert lora.method("peft's own", always).scope == "always"
 

@@ -24,6 +24,13 @@ def test_a_name_is_the_expert_that_comes_with_zweave() -> None:
     assert Expert.load("sst2").digest == Expert.load(bundled_expert("sst2")).digest
 
 
+def test_load_takes_such_a_name(capsys: pytest.CaptureFixture) -> None:
+    assert main(["generate", "x", "--load", "mine=sst2", "--expert", "mine", "--model", "no-model"]) == 1
+    assert "no-model" in capsys.readouterr().err
+    assert main(["generate", "x", "--load", "mine=sst3", "--model", "no-model"]) == 1
+    assert "--load: there is no file sst3" in capsys.readouterr().err
+
+
 def test_a_file_goes_before_a_name_and_a_folder_does_not() -> None:
     Path("sst2").mkdir()
     assert expert_file("sst2") == bundled_expert("sst2")

@@ -11,6 +11,8 @@ from torch import Tensor
 from zweave.kernels.grouped_linear import (
     grouped_delta_linear_ref,
     grouped_delta_linear_triton,
+    grouped_factored_linear_ref,
+    grouped_factored_linear_triton,
     grouped_linear_ref,
     grouped_linear_triton,
 )
@@ -89,6 +91,13 @@ def expected_delta(p: SimpleNamespace, silu: bool, to: Callable[..., Tensor]) ->
     return gated(y) if silu else y
 
 
+def expected_factored(p: SimpleNamespace, silu: bool, to: Callable[..., Tensor]) -> Tensor:
+    """to: brings h to x's dtype, as float64."""
+    h = to(stacked(p.x, p.vt, True) * p.deltas.double()[p.slot.long()], p.x.dtype)
+    y = stacked(h, p.u, False) + p.bias.double()
+    return gated(y) if silu else y
+
+
 def rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype).double()
 
@@ -103,6 +112,10 @@ def delta_of(p: SimpleNamespace, launcher: Callable[..., Tensor], silu: bool) ->
     return partial(launcher, bias=p.bias, silu=silu), p.x, p.w, p.vt, p.u, p.deltas, p.slot
 
 
+def factored_of(p: SimpleNamespace, launcher: Callable[..., Tensor], silu: bool) -> tuple:
+    return partial(launcher, bias=p.bias, silu=silu), p.x, p.vt, p.u, p.deltas, p.slot
+
+
 def poison_base(p: SimpleNamespace) -> None:
     """What stands in the table for the base is not looked at."""
     p.deltas[0] = float("nan")
@@ -115,6 +128,10 @@ def test_references(dtype, silu, tolerance) -> None:
     for shared in (True, False):
         launch, *operands = product_of(p, grouped_linear_ref, shared, silu)
         torch.testing.assert_close(launch(*operands).double(), expected(p, shared, silu), **tolerance(dtype))
+    launch, *operands = factored_of(p, grouped_factored_linear_ref, silu)
+    torch.testing.assert_close(
+        launch(*operands).double(), expected_factored(p, silu, rounded), **tolerance(dtype)
+    )
     poison_base(p)
     launch, *operands = delta_of(p, grouped_delta_linear_ref, silu)
     torch.testing.assert_close(
@@ -144,6 +161,16 @@ def test_interpreted_deltas(shape, dtype, interpreted, tolerance) -> None:
 @pytest.mark.combinations(shape=PAIRS, dtype=FLOATS)
 def test_interpreted_silu_of_two_deltas(shape, dtype, interpreted, tolerance) -> None:
     check_deltas(problem(*shape, dtype), True, interpreted, tolerance(dtype))
+
+
+@pytest.mark.combinations(shape=SHAPES, dtype=FLOATS)
+def test_interpreted_factored(shape, dtype, interpreted, tolerance) -> None:
+    check_factored(problem(*shape, dtype), False, interpreted, tolerance(dtype))
+
+
+@pytest.mark.combinations(shape=PAIRS, dtype=FLOATS)
+def test_interpreted_silu_of_two_factored(shape, dtype, interpreted, tolerance) -> None:
+    check_factored(problem(*shape, dtype), True, interpreted, tolerance(dtype))
 
 
 def quantised(p: SimpleNamespace, format: Format) -> SimpleNamespace:
@@ -192,6 +219,16 @@ def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[st
     assert torch.equal(y[p.slot == 0], dense[p.slot == 0])
 
 
+def check_factored(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
+    """The values, and the bits of two launches where their tiles are the same: NumPy's sums depend on these."""
+    y = interpreted(*factored_of(p, grouped_factored_linear_triton, silu))
+    torch.testing.assert_close(y.double(), cut(expected_factored(p, silu, cut), p.x.dtype), **tolerance)
+    if not silu:
+        h = interpreted(partial(grouped_linear_triton, table=p.deltas, slot=p.slot), p.x, p.vt)
+        alone = interpreted(partial(grouped_linear_triton, shared=False, bias=p.bias), h, p.u)
+        assert torch.equal(y, alone)
+
+
 @pytest.mark.parametrize("silu", [False, True], ids=["", "silu"])
 def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, on_few_sms) -> None:
     p = problem(20, 520, (40, 40), (30, 17), torch.float32)
@@ -201,6 +238,17 @@ def test_interpreted_bits_depend_on_no_plan_and_no_other_row(silu, interpreted, 
     assert torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
     p.slot[0] = 1
     assert not torch.equal(interpreted(*delta_of(p, grouped_delta_linear_triton, silu))[0], whole[0])
+
+
+@pytest.mark.parametrize("silu", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["", "silu"])
+def test_interpreted_bits_of_the_factored_depend_on_no_plan_and_no_other_row(
+    silu, interpreted, on_few_sms
+) -> None:
+    p = problem(3, 48, (40, 40), (528, 16), torch.float32)
+    whole = interpreted(*factored_of(p, grouped_factored_linear_triton, silu))
+    assert torch.equal(on_few_sms(*factored_of(p, grouped_factored_linear_triton, silu)), whole)
+    p.x[1:] = 3.0
+    assert torch.equal(interpreted(*factored_of(p, grouped_factored_linear_triton, silu))[0], whole[0])
 
 
 def test_interpreted_one_group_is_the_plain_linear(interpreted) -> None:
@@ -252,3 +300,9 @@ def test_groups_on_a_gpu(tokens, dtype, silu, tolerance, poisoned_outputs) -> No
     dense = grouped_linear_triton(on_gpu.x, on_gpu.w, bias=on_gpu.bias, silu=silu)
     assert torch.equal(y[on_gpu.slot == 0], dense[on_gpu.slot == 0])
     assert torch.equal(grouped_linear_triton(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias, silu=silu), dense[:1])
+    p.deltas[0] = on_gpu.deltas[0] = 0.5
+    launch, *operands = factored_of(on_gpu, grouped_factored_linear_triton, silu)
+    y = launch(*operands)
+    torch.testing.assert_close(y.cpu().double(), expected_factored(p, silu, rounded), **tolerance(dtype))
+    h = grouped_linear_triton(on_gpu.x, on_gpu.vt, table=on_gpu.deltas, slot=on_gpu.slot)
+    assert torch.equal(y, grouped_linear_triton(h, on_gpu.u, shared=False, bias=on_gpu.bias, silu=silu))

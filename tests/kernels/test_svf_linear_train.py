@@ -150,6 +150,23 @@ def test_a_slot_learns_from_its_own_tokens_alone() -> None:
 
 
 @DTYPES
+@FORMS
+def test_slots_that_lie_together_have_the_bits_that_each_has_alone(delta: bool, dtype: torch.dtype) -> None:
+    case = problem((199, 33, 40, 18, 3), dtype, delta)
+    factors, lengths = case.factors(), (20, 0, 179)
+    x, scale = case.x.clone().requires_grad_(), case.scale.clone().requires_grad_()
+    y = svf_linear_train(x, factors, scale, bias=case.bias, lengths=lengths)
+    grads = torch.autograd.grad(y, (x, scale), case.target)
+    parts = zip(*(part.split(lengths) for part in (case.x, y, grads[0], case.target)), strict=True)
+    for slot, (own_x, own_y, own_grad, target) in enumerate(parts):
+        alone, row = own_x.clone().requires_grad_(), case.scale[slot : slot + 1].clone().requires_grad_()
+        found = svf_linear_train(alone, factors, row, bias=case.bias)
+        expected = torch.autograd.grad(found, (alone, row), target)
+        for one, other in ((own_y, found), (own_grad, expected[0]), (grads[1][slot : slot + 1], expected[1])):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@DTYPES
 def test_the_same_batch_gives_the_same_bits(dtype: torch.dtype) -> None:
     case = problem((199, 33, 18, 18, 1), dtype, False)
     for one, other in zip(case.gradients(), case.gradients(), strict=True):
@@ -173,5 +190,8 @@ def test_what_does_not_fit_is_refused() -> None:
         svf_linear_train(case.x, factors, case.scale)
     with pytest.raises(ValueError, match="not one for each"):
         svf_linear_train(case.x, factors, case.scale, case.slot[1:])
+    for wrong in ((4,), (3, 2), (1, 1, 2)):
+        with pytest.raises(ValueError, match="4 tokens among 2 slots"):
+            svf_linear_train(case.x, factors, case.scale, lengths=wrong)
     with pytest.raises(ValueError, match="frozen"):
         svf_linear_train(case.x, factors, case.scale, case.slot, case.bias.clone().requires_grad_())

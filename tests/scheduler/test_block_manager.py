@@ -13,7 +13,7 @@ import torch
 
 from zweave import Request
 from zweave.checkpoint import ModelConfig
-from zweave.experts.bank import ResolvedMixture
+from zweave.experts.resolved_mixture import ResolvedMixture
 from zweave.kernels.layout.kv_layout import read_kv, store_kv
 from zweave.kv_cache import KVCache
 from zweave.scheduler import BlockManager, Scheduler, Sequence

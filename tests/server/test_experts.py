@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from zweave import Engine, Expert, Request
+from zweave.experts.expert_file import ExpertFile
 
 ADMIN = {"Authorization": "Bearer admin"}
 BODY = {"prompt": list(range(3, 40)), "max_tokens": 8, "temperature": 0, "ignore_eos": True}
@@ -107,9 +108,12 @@ def test_a_directory_is_loaded_by_name_when_first_asked(
     (folder / "team").mkdir(parents=True)
     (folder / "team" / "x.safetensors").write_bytes(experts[0].read_bytes())
     (folder / "link.safetensors").symlink_to(experts[1])
+    (folder / "same.safetensors").symlink_to(folder / "team" / "x.safetensors")
     server = start_server(experts=folder)
     listed = {model["id"]: model["zweave"] for model in server.http().get("/v1/models").json()["data"]}
     assert listed["team/x"] == {"kind": "expert", "loaded": False}
+    assert "same" in listed
+    assert "link" not in listed, "it leads out of the directory"
     assert answer(server, "team/x")["text"] == direct(tiny_engine, experts[0])
     assert server.http().get("/v1/models/team/x").json()["zweave"]["description"] == "number 0"
     (folder / "team" / "x.safetensors").write_bytes(experts[1].read_bytes())
@@ -122,6 +126,23 @@ def test_a_directory_is_loaded_by_name_when_first_asked(
     told = server.http().post("/v1/completions", json=BODY | {"model": "broken"})
     assert told.status_code == 400
     assert told.json()["error"]["message"].startswith("broken.safetensors: is not a whole safetensors file")
+
+
+def test_a_request_looks_once_whether_a_file_is_unchanged(
+    start_server: Any, experts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start_server(experts=experts[0].parent)
+    first = answer(server, "x:0.5+y:1")
+    looks: list[Path] = []
+    is_unchanged = ExpertFile.is_unchanged.fget
+
+    def counted(file: ExpertFile) -> bool:
+        looks.append(file.path)
+        return is_unchanged(file)
+
+    monkeypatch.setattr(ExpertFile, "is_unchanged", property(counted))
+    assert answer(server, "x:0.5+y:1")["text"] == first["text"]
+    assert sorted(looks) == sorted(experts)
 
 
 def test_vllms_calls_load_from_the_directory_alone(start_server: Any, experts: tuple[Path, Path]) -> None:

@@ -39,6 +39,9 @@ def test_raw_responses_and_models(server: Any) -> None:
 
     names, whole, streamed = asyncio.run(ask())
     assert names[0] == "tiny" and "a" in names and whole == streamed
+    for name in ("tiny", "base"):
+        found = server.openai().models.retrieve(name)
+        assert (found.id, found.zweave, found.parent) == (name, {"kind": "base"}, None)
 
 
 def test_refusals_are_the_clients_own_errors(start_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

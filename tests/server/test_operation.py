@@ -10,6 +10,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from zweave.server.auth import Keys
+
 LONG = {"model": "a", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
 SHORT = {"model": "a", "prompt": list(range(3, 40)), "max_tokens": 2, "temperature": 0, "ignore_eos": True}
 
@@ -48,6 +50,21 @@ def test_clients_of_different_keys_share_no_cache(start_server: Any) -> None:
         reused.append(told["usage"]["prompt_tokens_details"]["cached_tokens"])
     assert reused == [0, 36, 0, 36]
     assert server.openai("one").models.list().data[0].id == "tiny"
+
+
+def test_a_key_is_compared_once(start_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start_server(api_keys=("one",))
+    compared: list[str] = []
+    tenant = Keys.tenant
+
+    def counted(keys: Keys, headers: Any) -> str | None:
+        compared.append(headers["authorization"])
+        return tenant(keys, headers)
+
+    monkeypatch.setattr(Keys, "tenant", counted)
+    http = server.http(headers={"Authorization": "Bearer one"})
+    assert http.post("/v1/completions", json=SHORT).status_code == 200
+    assert compared == ["Bearer one"]
 
 
 def test_a_stranger_is_turned_away_before_the_body_is_read(start_server: Any) -> None:
@@ -123,6 +140,25 @@ def test_a_body_that_does_not_come(start_server: Any) -> None:
         end.sendall(HEAD.format("/v1/completions", 500).encode() + b'{"prompt"')
         told = b"".join(iter(lambda: end.recv(1000), b"")).decode()
     assert "408" in told.splitlines()[0] and "the body was not there within 0.05 seconds" in told
+
+
+def test_bodies_that_are_too_many_together(start_server: Any) -> None:
+    server = start_server(max_bodies=1000)
+    held = server.uvicorn.config.app.state.served.bodies
+    body = json.dumps(SHORT).encode() + b" " * 600
+    headers = {"Content-Type": "application/json"}
+    with connected(server) as end:
+        end.sendall(HEAD.format("/v1/completions", len(body)).encode() + body[:500])
+        wait_until(lambda: held.count == 500)
+        told = server.http().post("/v1/completions", content=body, headers=headers)
+        assert (told.status_code, told.headers["retry-after"]) == (429, "1")
+        assert "of other requests take 500 of the 1000 bytes" in told.json()["error"]["message"]
+        end.sendall(body[500:])
+        assert end.recv(100).startswith(b"HTTP/1.1 200")
+    # One that is alone may be larger.
+    body += b" " * 1000
+    assert server.http().post("/v1/completions", content=body, headers=headers).status_code == 200
+    assert held.count == 0
 
 
 def test_a_client_that_stops_reading_holds_no_place_for_ever(start_server: Any) -> None:

@@ -24,6 +24,8 @@ from .compressed_matrix import CompressedMatrix, DiagonalMatrix, FullMatrix
 FORMAT = "zweave-compressed-loras-1"
 _KINDS: Mapping[str, type[CompressedMatrix]] = {"diagonal": DiagonalMatrix, "full": FullMatrix}
 _KEY = re.compile(r"(?P<cluster>0|[1-9][0-9]{0,4})\.(?P<module>.+)\.(?P<part>[a-z]+)")
+_NAME = re.compile(r"[A-Za-z0-9._/-]{1,255}")
+_DIGEST = re.compile("[0-9a-f]{64}")
 _MAX_ADAPTERS = 100_000
 
 
@@ -65,15 +67,18 @@ def load_compressed(path: Path) -> CompressedLoras:
     Raises ZweaveError if it is missing, truncated, of another format, or what it holds does not fit together.
     """
     with _opened(path) as (handle, metadata):
-        variant = metadata.get("variant")
+        variant: CompressionVariant = metadata.get("variant", "")
         if variant not in get_args(CompressionVariant):
             raise ZweaveError(f"the variant must be diagonal or full, not {shortened(variant)}")
+        base = metadata.get("base_digest")
+        if base is not None and not _DIGEST.fullmatch(base):
+            raise ZweaveError(f"base_digest must be 64 hexadecimal digits, not {shortened(base)}")
         adapters = _adapters(metadata)
         return CompressedLoras(
             variant=variant,
             rank=_whole("rank", metadata.get("rank"), 1, MAX_RANK),
             seed=_whole("seed", metadata.get("seed"), 0, 2**63 - 1),
-            base_digest=metadata.get("base_digest"),
+            base_digest=base,
             adapters=adapters,
             clusters=_clusters(handle, _KINDS[variant], [adapter.cluster for adapter in adapters]),
         )
@@ -128,9 +133,9 @@ def _adapter(entry: object) -> CompressedLora:
         "scope": entry["scope"] in get_args(Scope),
         "invocation_tokens": isinstance(tokens, list) and all(is_integer(t) and t >= 0 for t in tokens),
         "error": as_number(entry["error"]) is not None and entry["error"] >= 0,
-    } | {
-        field: isinstance(entry[field], str) for field in ("name", "digest", "description", "prompt_template")
-    }
+        "name": isinstance(entry["name"], str) and _NAME.fullmatch(entry["name"]) is not None,
+        "digest": isinstance(entry["digest"], str) and _DIGEST.fullmatch(entry["digest"]) is not None,
+    } | {field: isinstance(entry[field], str) for field in ("description", "prompt_template")}
     for field, is_right in checks.items():
         if not is_right:
             raise ZweaveError(f"the {field} of an adapter cannot be {shortened(entry[field])}")

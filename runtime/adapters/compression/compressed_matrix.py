@@ -32,8 +32,12 @@ class DiagonalMatrix:
     def of(cls, basis: Diagonal, stack: Stack) -> "DiagonalMatrix":
         sigma = basis.coefficients(stack)
         order = sigma.square().sum(0).argsort(descending=True, stable=True)
-        parts = (basis.u[:, order], basis.v[:, order].T, (sigma * stack.norms[:, None])[:, order])
-        return cls(*map(_stored, parts), _stored(basis.squared_errors(stack).sqrt()))
+        return cls(
+            u=_stored(basis.u[:, order]),
+            v=_stored(basis.v[:, order].T),
+            sigma=_stored((sigma * stack.norms[:, None])[:, order]),
+            error=_stored(basis.squared_errors(stack).sqrt()),
+        )
 
     def check(self) -> None:
         """Raises ZweaveError unless the shapes fit each other."""
@@ -69,9 +73,14 @@ class FullMatrix:
     @classmethod
     def of(cls, basis: Full, stack: Stack) -> "FullMatrix":
         left, right = basis.cores(stack)
-        parts = (basis.u, basis.v.T, left * stack.norms[stack.owner][:, None], right)
-        error = _stored(basis.squared_errors(stack).sqrt())
-        return cls(*map(_stored, parts), stack.owner.int(), error)
+        return cls(
+            u=_stored(basis.u),
+            v=_stored(basis.v.T),
+            left=_stored(left * stack.norms[stack.owner][:, None]),
+            right=_stored(right),
+            owner=stack.owner.int(),
+            error=_stored(basis.squared_errors(stack).sqrt()),
+        )
 
     def check(self) -> None:
         """Raises ZweaveError unless the shapes fit each other."""

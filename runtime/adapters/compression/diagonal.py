@@ -20,6 +20,8 @@ from .stack import Stack
 _LEAST_GAIN = 1e-4
 _NO_ERROR = 1e-7
 _MAX_SWEEPS = 500
+# After so many the better of two starts is known.
+_TRIAL_SWEEPS = 10
 # Of the mean of the normal equations' diagonal: parallel components have no single solution.
 _RIDGE = 1e-12
 # Products with a matrix and its transpose that find its leading singular vectors, about.
@@ -55,19 +57,21 @@ class Diagonal:
 
 
 def fit_diagonal(stack: Stack, rank: int, generator: torch.Generator) -> Diagonal:
-    """The better of two fits: from the singular vectors of a random sum, and from the adapters' largest components.
+    """The better of two fits: from the adapters' largest components, and from the singular vectors of a random sum.
 
-    The second keeps all of them if K is at least the sum of their ranks, and then nothing is lost.
+    The first keeps all of them if K is at least the sum of their ranks, and then nothing is lost.
     """
     starts = (_of_largest(stack, rank, generator), _of_random_sum(stack, rank, generator))
-    fits = [_fit(stack, start) for start in starts]
-    return min(fits, key=lambda fit: fit[1])[0]
+    trials = [_fit(stack, start, _TRIAL_SWEEPS) for start in starts]
+    better, _ = min(trials, key=lambda trial: trial[1])
+    return _fit(stack, better, _MAX_SWEEPS)[0]
 
 
-def _fit(stack: Stack, basis: Diagonal) -> tuple[Diagonal, float]:
+def _fit(stack: Stack, basis: Diagonal, sweeps: int) -> tuple[Diagonal, float]:
+    """A basis after at most so many sweeps, and its error."""
     sigma = basis.coefficients(stack)
     error = _error(stack, basis, sigma)
-    for _ in range(_MAX_SWEEPS):
+    for _ in range(sweeps):
         if error < _NO_ERROR:
             break
         swept = _sweep(stack, basis, sigma)

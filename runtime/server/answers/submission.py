@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from ...engine.delta_stream import DeltaStream
 from ...errors import ZweaveError
-from ...experts.bank import Entry
+from ...experts.resolved_mixture import Entry
 from ...request import Delta, Request
 from ..served import Served
 

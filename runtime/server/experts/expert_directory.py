@@ -26,13 +26,13 @@ class ExpertDirectory:
         self._lock = Lock()
 
     def kinds(self) -> dict[str, Kind]:
-        """What is there, sorted by name."""
+        """What is there, sorted by name; links that lead out of the directory are nothing."""
         found: dict[str, Kind] = {}
         for file in self.path.rglob("*.safetensors"):
             folder = file.parent
             if file.name == WEIGHTS and folder != self.path and lora_directory(folder) is not None:
                 found.setdefault(str(folder.relative_to(self.path)), "lora")
-            else:
+            elif not file.is_symlink() or self.inside(file):
                 found[str(file.relative_to(self.path).with_suffix(""))] = "expert"
         return dict(sorted(found.items()))
 

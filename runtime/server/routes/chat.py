@@ -7,7 +7,7 @@ from fastapi import Request as HttpRequest
 
 from ..answers.answering import Answering, answered
 from ..answers.event_stream import event_stream
-from ..json_route import JsonRoute
+from ..json_route import JsonRoute, tenant
 from ..protocol.chat import ChatBody
 from ..responses.chat import ChatResponse
 from ..served import served
@@ -20,7 +20,7 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 async def chat(body: ChatBody, http: HttpRequest) -> Any:
     """Answers a conversation."""
     server = served(http)
-    salt = server.keys.tenant(http.headers)
+    salt = tenant(http)
     choice = await server.choose(body.model, body.expert)
     request = chat_request(body, choice, salt, server.engine)
     response = ChatResponse(

@@ -7,7 +7,7 @@ from fastapi import Request as HttpRequest
 
 from ..answers.answering import Answering, answered
 from ..answers.event_stream import event_stream
-from ..json_route import JsonRoute
+from ..json_route import JsonRoute, tenant
 from ..protocol.completion import CompletionBody
 from ..responses.completion import CompletionResponse
 from ..served import served
@@ -20,7 +20,7 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 async def completions(body: CompletionBody, http: HttpRequest) -> Any:
     """Continues prompts."""
     server = served(http)
-    salt = server.keys.tenant(http.headers)
+    salt = tenant(http)
     choice = await server.choose(body.model, body.expert)
     requests = completion_requests(body, choice, salt, server.settings.max_prompts)
     response = CompletionResponse(body, server.engine.tokenizer)

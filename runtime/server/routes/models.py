@@ -28,7 +28,7 @@ def model(name: str, http: HttpRequest) -> JSONResponse:
     """One of them."""
     server = served(http)
     known = _Known(server)
-    if name not in known.names:
+    if name not in (*server.base_names, *known.names):
         raise ApiError(404, f"there is no model {shortened(name)}: GET /v1/models lists them")
     return JSONResponse(_model(server, name, known))
 
@@ -57,7 +57,7 @@ def _model(server: Served, name: str, known: _Known) -> dict[str, Any]:
         "created": server.started,
         "owned_by": "zweave",
         "root": base,
-        "parent": None if name == base else base,
+        "parent": None if name in server.base_names else base,
         "max_model_len": server.engine.max_length,
         "zweave": _facts(server, name, known),
     }
@@ -65,7 +65,7 @@ def _model(server: Served, name: str, known: _Known) -> dict[str, Any]:
 
 def _facts(server: Served, name: str, known: _Known) -> dict[str, Any]:
     """What kind of model it is, and of an expert or a LoRA what its files say."""
-    if name == server.settings.model_name:
+    if name in server.base_names:
         return {"kind": "base"}
     if name in server.settings.aliases:
         return {"kind": "alias", "expert": server.settings.aliases[name]}

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 
-from ..json_route import JsonRoute
+from ..json_route import JsonRoute, tenant
 from ..protocol.rescale import RescaleBody
 from ..served import served
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["completions"], route_class=JsonRoute)
 async def rescale(response_id: str, body: RescaleBody, http: HttpRequest) -> dict[str, Any]:
     """Changes who computes the next tokens of all answers of a response."""
     server = served(http)
-    salt = server.keys.tenant(http.headers)
+    salt = tenant(http)
     choice = await server.choose(body.model or "base", body.expert)
     for request_id in server.running.request_ids(response_id, salt):
         server.engine.rescale(request_id, choice)

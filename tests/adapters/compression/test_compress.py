@@ -147,6 +147,12 @@ def test_broken_files_are_told_in_one_line(compressed: CompressedLoras, tmp_path
         (lambda found: None, {"variant": "both"}, "the variant must be diagonal or full, not 'both'"),
         (lambda found: None, {"rank": "9" * 30}, "rank must be a number from 1 to 4096"),
         (lambda found: None, {"adapters": "[" * 9999}, "its adapters are no list of JSON objects"),
+        (lambda found: None, {"base_digest": "\x1b[31m"}, "base_digest must be 64 hexadecimal digits"),
+        (
+            lambda found: None,
+            {"adapters": listed.replace('"c"', '"[c]"')},
+            "the name of an adapter cannot be",
+        ),
         (lambda found: None, {"adapters": "[1]"}, "does not hold the fields of one"),
         (lambda found: None, {"adapters": listed.replace('"b"', '"a"')}, "two adapters have the same name"),
         (

@@ -153,7 +153,7 @@ def test_a_basis_that_was_evicted_is_read_again_if_its_file_is_the_same(
     tiny_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("zweave.experts.bank.PACKED_BYTES", 0)
+    monkeypatch.setattr("zweave.experts.lora_store.PACKED_BYTES", 0)
     engine = tiny_engine(prefix_cache=False, lora_components=16)
     engine.load_adapters(file(variant))
     first = answers(engine, ["one", "two", "three"])

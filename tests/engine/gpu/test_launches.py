@@ -17,9 +17,9 @@ from zweave.planner import MatrixPlan
 from zweave.request import Request
 
 # Of a layer of decoding: two norms, rope and store, attention (which combines its splits in one more launch), and the
-# products: qkv, o, gate and up with their gate, down. Factors take two launches a product, and deltas of integers one
-# for the gate. LoRAs add two launches a product, and one for the gate.
-BUDGET = {"dense": 8, "delta": 8, "factored": 12, "integers": 9, "lora": 17}
+# products: qkv, o, gate and up with their gate, down. Deltas of integers take one more, for the gate, and LoRAs add two
+# launches a product, and one for the gate.
+BUDGET = {"dense": 8, "delta": 8, "factored": 8, "integers": 9, "lora": 17}
 
 
 def integer_plan(shapes: dict[str, tuple[int, int]], *_: Any) -> dict[str, MatrixPlan]:

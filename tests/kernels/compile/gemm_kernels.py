@@ -80,15 +80,21 @@ def delta_gemm_kernel(
     groups: int = 1,
     pdl: bool = False,
     silu: bool = False,
+    factored: bool = False,
 ) -> Any:
-    """The delta linear compiled, its handover checked. w: plain weights; u: of both factors; silu: gated."""
-    types: dict[str, Types] = {"products": operands(w, groups), "outputs": ("i32",) * groups}
+    """The delta linear compiled, its handover checked.
+
+    w: plain weights, or with `factored` the tokens alone; u: of both factors; silu: gated
+    """
+    types: dict[str, Types] = {"outputs": ("i32",) * groups}
+    types |= {} if factored else {"products": operands(w, groups)}
     types |= dict.fromkeys(("firsts", "deltas"), operands(u, groups)) | {"ranks": ("i32",) * groups}
     types |= dict.fromkeys(("y", "h", "bias"), VALUE[w.dtype]) | dict.fromkeys(
         ("table", "workspace"), "*fp32"
     )
     types |= dict.fromkeys(("slot", "semaphores"), "*i32")
     constants = {"FORMAT": u.kind, "GROUP": u.group, "PDL": pdl} | tile_constants(tile)
+    constants |= {"products": None} if factored else {}
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     kernel = _silu_delta_gemm_kernel if silu else _delta_gemm_kernel
     binary = compiled(kernel, arch, types, constants, aligned, **options)

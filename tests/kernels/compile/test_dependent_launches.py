@@ -38,10 +38,12 @@ def test_products_prefetch_weights_before_they_wait(arch, name, tmp_path) -> Non
         for plan, by_slot in (("parallel", True), ("serial", False))
     ]
     if w.kind == "plain":
-        binaries.append(delta_gemm_kernel(arch, True, tile, w, w, groups=3, pdl=True))
         pair = paired_tile_config(16, 576, w.dtype, DEVICES[arch], True)
         binaries.append(silu_gemm_kernel(arch, True, pair, w, "parallel", False, pdl=True))
-        binaries.append(delta_gemm_kernel(arch, True, pair, w, w, groups=2, silu=True, pdl=True))
+        for factored in (False, True):
+            options = {"pdl": True, "factored": factored}
+            binaries.append(delta_gemm_kernel(arch, True, tile, w, w, groups=3, **options))
+            binaries.append(delta_gemm_kernel(arch, True, pair, w, w, groups=2, silu=True, **options))
     for binary in binaries:
         used = check_resources(binary, arch, tmp_path, f"dependent {name}", FEW_WORDS)
         assert used["SHARED"] <= SHARED_BYTES

@@ -109,8 +109,8 @@ def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
     tiles = by_size(
         tile_config(t, m, w.dtype, "none", DEVICES[arch], aligned) for t, m in product(TOKENS, OUT_FEATURES)
     )
-    for tile in (tiles[0], tiles[-1]):
-        binary = delta_gemm_kernel(arch, aligned, tile, w, w, groups=3)
+    for tile, factored in product((tiles[0], tiles[-1]), (False, True)):
+        binary = delta_gemm_kernel(arch, aligned, tile, w, w, groups=3, factored=factored)
         # Triton 3.6 has two words more wait on sm_100 in float32, which is there to compare with.
         stack = 24 if w.dtype == torch.float32 else FEW_WORDS
         check(binary, arch, w.dtype, tmp_path, f"groups {name} {tile}", stack)
@@ -148,8 +148,9 @@ def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
     for tile, plan, shared in ((tiles[0], "parallel", False), (tiles[-1], "serial", True)):
         binary = silu_gemm_kernel(arch, aligned, tile, w, plan, shared)
         check(binary, arch, w.dtype, tmp_path, f"gated {name} {tile} {plan}", FEW_WORDS)
-        binary = delta_gemm_kernel(arch, aligned, tile, w, w, groups=2, silu=True)
-        check(binary, arch, w.dtype, tmp_path, f"gated delta {name} {tile}", FEW_WORDS)
+        for factored in (False, True):
+            binary = delta_gemm_kernel(arch, aligned, tile, w, w, groups=2, silu=True, factored=factored)
+            check(binary, arch, w.dtype, tmp_path, f"gated delta {name} {tile}", FEW_WORDS)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8"])

@@ -1,0 +1,1 @@
+"""Several trainings in one run, over weights that are in memory once."""
