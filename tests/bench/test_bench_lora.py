@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zweave.bench.serving.lora import loading
-from zweave.bench.serving.lora.lora_peers import alone_peers, batch_peers
+from zweave.bench.serving.lora.lora_peers import alone_peers, batch_peers, compressed_peers
 from zweave.bench.serving.peers.lora_files import (
     compressed_changes,
     lora_changes,
@@ -35,13 +35,15 @@ def test_more_adapters_than_requests_take_turns() -> None:
 
 
 def test_who_is_asked() -> None:
-    found = dict(batch_peers(["zweave", "compressed", "vllm"], 64, 32, [1, 128], [8, 32], requests=16))
+    found = dict(batch_peers(["zweave", "vllm"], 64, [1, 128], [8, 32], requests=16))
     assert list(found) == [
-        "zweave", "zweave-lora1", "zweave-lora128", "zweave-compressed1", "zweave-compressed128", "vllm", "vllm-lora0",
-        "vllm-lora8", "vllm-lora32",
+        "zweave", "zweave-lora1", "zweave-lora128", "vllm", "vllm-lora0", "vllm-lora8", "vllm-lora32",
     ]  # fmt: skip
     assert found["zweave-lora128"].adapters == 128 and found["zweave-lora128"].rank == 64
-    assert found["zweave-compressed128"].rank == 32
+    over_one_basis = dict(compressed_peers(32, [8, 128]))
+    assert [(peer.adapters, peer.rank) for name, peer in over_one_basis.items() if name != "zweave"] == [
+        (8, 32), (128, 32),
+    ]  # fmt: skip
     assert found["vllm-lora32"].options == {
         "enable_lora": True, "max_loras": 16, "max_cpu_loras": 32, "max_lora_rank": 64,
     }  # fmt: skip
@@ -88,7 +90,7 @@ def test_every_part_answers_right(
     rows = {(row["provider"], row["work"], row["adapters"]): row for row in line["rows"]}
     assert set(rows) == {
         ("zweave", "batch", 0), ("zweave-lora1", "batch", 1), ("zweave-lora6", "batch", 6),
-        ("zweave-compressed1", "batch", 1), ("zweave-compressed6", "batch", 6),
+        ("zweave", "compressed", 0), ("zweave-compressed1", "compressed", 1), ("zweave-compressed6", "compressed", 6),
         ("transformers", "batch", 0), ("peft-lora2", "batch", 2),
         ("zweave-alone", "alone", 1), ("zweave-alone", "alone", 32),
         ("zweave step", "no load", 8), ("zweave step", "while loading", 8),

@@ -10,19 +10,13 @@ ALONE_BESIDE = (1, 32)
 
 
 def batch_peers(
-    parts: Sequence[str], rank: int, basis: int, ours: Sequence[int], others: Sequence[int], requests: int
+    parts: Sequence[str], rank: int, ours: Sequence[int], others: Sequence[int], requests: int
 ) -> Iterator[tuple[str, Peer]]:
-    """Those that answer all requests, each with its name: ours with each number of adapters, others with fewer.
-
-    basis: components that compressed adapters share.
-    """
+    """Those that answer all requests, each with its name: ours with each number of adapters, others with fewer."""
     if "zweave" in parts:
         yield "zweave", Peer("zweave")
         for count in ours:
             yield f"zweave-lora{count}", Peer("zweave", count, "lora", rank)
-    if "compressed" in parts:
-        for count in ours:
-            yield f"zweave-compressed{count}", Peer("zweave", count, "compressed", basis)
     if "vllm" in parts:
         yield "vllm", Peer("vllm")
         yield "vllm-lora0", Peer("vllm", options=_vllm_options(1, rank, requests))
@@ -34,6 +28,13 @@ def batch_peers(
     if "peft" in parts:
         for count in others:
             yield f"peft-lora{count}", Peer("peft", count, "lora", rank)
+
+
+def compressed_peers(basis: int, counts: Sequence[int]) -> Iterator[tuple[str, Peer]]:
+    """Ours with each number of adapters over one basis of so many components, and without any."""
+    yield "zweave", Peer("zweave")
+    for count in counts:
+        yield f"zweave-compressed{count}", Peer("zweave", count, "compressed", basis)
 
 
 def alone_peers(rank: int) -> Iterator[tuple[str, Peer]]:

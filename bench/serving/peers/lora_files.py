@@ -82,8 +82,8 @@ def write_compressed(
         )
     entries = tuple(
         CompressedLora(
-            name=f"adapter{index}", cluster=0, digest=f"{index:064x}", rank=LORA_RANK, scope="always", invocation_tokens=(),
-            description="", prompt_template="", error=0.0,
+            name=f"adapter{index}", cluster=0, digest=f"{index:064x}", rank=LORA_RANK, scope="always",
+            invocation_tokens=(), description="", prompt_template="", error=0.0,
         )
         for index in range(adapters)
     )  # fmt: skip
