@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from zweave.adapters.peft_directory import read_peft
 from zweave.bench.serving.lora import loading
 from zweave.bench.serving.lora.lora_peers import alone_peers, batch_peers, compressed_peers
 from zweave.bench.serving.peers.lora_files import (
@@ -17,6 +19,7 @@ from zweave.bench.serving.peers.lora_files import (
     write_lora,
 )
 from zweave.bench.serving.peers.peer_worker import _turns
+from zweave.checkpoint import Checkpoint
 from zweave.cli.main import main
 
 SIZES = ("--dtype", "float32", "--requests", "4", "--prompt", "8", "--new", "6", "--rounds", "1")
@@ -65,12 +68,49 @@ def test_random_adapters_of_any_rank_change_a_matrix_as_much(rank: int, tmp_path
     assert change.std().item() == pytest.approx(std.expected, rel=0.5)
 
 
+def test_llama_cpp_gets_the_weights_and_adapters(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    from zweave.bench.serving.peers.gguf_files import write_gguf, write_gguf_lora
+
+    def tensors(file: Path) -> dict[str, torch.Tensor]:
+        return {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader(file).tensors}
+
+    checkpoint = Checkpoint(tiny_model("llama", vocab_size=264))
+    weights = load_file(checkpoint.directory / "model.safetensors")
+    model = tensors(write_gguf(checkpoint, tmp_path / "model.gguf", "float32"))
+    assert len(model) == len(weights)
+    for theirs, ours in {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output.weight": "lm_head.weight",
+        "output_norm.weight": "model.norm.weight",
+        "blk.1.attn_v.weight": "model.layers.1.self_attn.v_proj.weight",
+        "blk.0.ffn_norm.weight": "model.layers.0.post_attention_layernorm.weight",
+    }.items():
+        assert torch.equal(model[theirs], weights[ours])
+    # Heads of 8: rows 0 and 4, 1 and 5 of a head are rotated together, and stand side by side there.
+    rows = [head * 8 + i + half * 4 for head in range(4) for i in range(4) for half in range(2)]
+    assert torch.equal(model["blk.1.attn_q.weight"], weights["model.layers.1.self_attn.q_proj.weight"][rows])
+    keys = weights["model.layers.1.self_attn.k_proj.weight"][rows[:16]]
+    assert torch.equal(model["blk.1.attn_k.weight"], keys)
+
+    directory = write_lora(tmp_path / "lora", checkpoint.config.adapted_shapes(), 0, rank=4)
+    file = write_gguf_lora(directory, tmp_path / "lora.gguf", checkpoint.config)
+    assert gguf.GGUFReader(file).get_field("adapter.lora.alpha").contents() == 4
+    found, pairs = tensors(file), read_peft(directory).pairs
+    assert len(found) == 2 * len(pairs)
+    down, query = (pairs[f"model.layers.1.{name}"] for name in ("mlp.down_proj", "self_attn.q_proj"))
+    assert torch.equal(found["blk.1.ffn_down.weight.lora_a"], down.a)
+    assert torch.equal(found["blk.1.ffn_down.weight.lora_b"], down.b)
+    assert torch.equal(found["blk.1.attn_q.weight.lora_b"], query.b[rows])
+
+
 @pytest.mark.slow
 def test_every_part_answers_right(
     capsys: pytest.CaptureFixture[str], tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("peft")
     monkeypatch.delenv("ZWEAVE_VLLM_PYTHON", raising=False)
+    monkeypatch.setattr("zweave.bench.serving.peers.peer.find_spec", lambda module: None)
     model = tiny_model("llama", vocab_size=264)
     status, lines, line = bench(
         capsys,
@@ -99,8 +139,9 @@ def test_every_part_answers_right(
     assert rows["zweave", "batch", 0]["vs_base"] == rows["peft-lora2", "batch", 2]["vs_peft"] == 1
     assert rows["zweave-alone", "alone", 1]["vs_one"] == 1
     assert rows["zweave step", "while loading", 8]["load_seconds"] > 0
-    left_out = [text for text in lines if text.startswith("Left out vllm")]
-    assert len(left_out) == 3
+    left_out = [text for text in lines if text.startswith("Left out ")]
+    assert sum("vllm_environment.sh" in text for text in left_out) == 3
+    assert sum("needs llama-cpp-python: pip install" in text for text in left_out) == 2
 
 
 @pytest.mark.slow

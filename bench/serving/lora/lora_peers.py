@@ -28,6 +28,10 @@ def batch_peers(
     if "peft" in parts:
         for count in others:
             yield f"peft-lora{count}", Peer("peft", count, "lora", rank)
+    if "llama.cpp" in parts:
+        yield "llama.cpp", Peer("llama.cpp")
+        for count in others:
+            yield f"llama.cpp-lora{count}", Peer("llama.cpp", count, "lora", rank)
 
 
 def compressed_peers(basis: int, counts: Sequence[int]) -> Iterator[tuple[str, Peer]]:

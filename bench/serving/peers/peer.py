@@ -5,11 +5,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zweave.errors import ZweaveError
 from zweave.integrations.vllm import save_adapter
 
 from ...harness.harness import Provider
@@ -59,6 +61,22 @@ class AdapterFiles:
             return [self._path(peer, index) for index in range(peer.adapters)]
         return []
 
+    def gguf(self, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+        """The model and adapters in the files that llama.cpp reads; ZweaveError if it is not installed."""
+        for module, package in (("llama_cpp", "llama-cpp-python"), ("gguf", "gguf")):
+            if find_spec(module) is None:
+                raise ZweaveError(f"it needs {package}: pip install {package}")
+        from .gguf_files import write_gguf, write_gguf_lora
+
+        checkpoint, model = self._fixtures.checkpoint, self._folder / "model.gguf"
+        if not model.is_file():
+            write_gguf(checkpoint, model, self._fixtures.dtype)
+        files = [(path, path.with_suffix(".gguf")) for path in paths]
+        for path, file in files:
+            if not file.is_file():
+                write_gguf_lora(path, file, checkpoint.config)
+        return model, [file for _, file in files]
+
     def _compressed(self, peer: Peer) -> Path:
         path = self._folder / f"compressed-{peer.adapters}-{peer.rank}.safetensors"
         if not path.is_file():
@@ -93,6 +111,7 @@ def peer_provider(
     else:
         python, environment = Path(sys.executable), dict(os.environ)
     paths = files.paths(peer)
+    model, served = files.gguf(paths) if peer.kind == "llama.cpp" else (None, paths)
     job = {
         "peer": peer.kind,
         "model": str(fixtures.checkpoint.directory),
@@ -101,7 +120,8 @@ def peer_provider(
         "experts": peer.adapters,
         "leading": peer.changed == "leading",
         "compressed": peer.changed == "compressed",
-        "adapters": list(map(str, paths)),
+        "adapters": list(map(str, served)),
+        "gguf": str(model),
         "rank": peer.rank,
         "options": dict(peer.options),
         **workload.labels(),
