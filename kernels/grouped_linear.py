@@ -183,8 +183,9 @@ def grouped_factored_linear_triton(
     bias: Tensor | None = None,
     silu: bool = False,
 ) -> Tensor:
-    """Semantics: y = [u_0 h_0 | ...] + bias, with [h_0 | ...] = [vt_0 x | ...] * table[slot] in x's dtype; in one launch
-    on a CUDA device, with the bits of two.
+    """Semantics: y = [u_0 h_0 | ...] + bias, with [h_0 | ...] = [vt_0 x | ...] * table[slot] in x's dtype.
+
+    In one launch on a CUDA device, with the bits of two.
 
     Arguments, result and errors as in `grouped_delta_linear_triton`, but that slot 0 is a slot as any other.
     """

@@ -184,7 +184,7 @@ def _error(call: Call, x: Tensor, slot: Tensor, some: Tensor, truth: Tensor) -> 
 
 
 def predicted(provider: Provider, forms: Sequence[StageForm], rates: DeviceRates) -> float | None:
-    """Seconds that a form was predicted to take: bytes over the rate of reading, and a cost a launch."""
+    """Seconds that a form was predicted to take: bytes over the rate of reading, a launch, and that U waits."""
     name, _, mode = provider.name.rpartition(" ")
     form = next(form for form in forms if form.name == name)
     tokens = provider.labels["T"]
@@ -192,4 +192,4 @@ def predicted(provider: Provider, forms: Sequence[StageForm], rates: DeviceRates
     if not form.is_predicted or tokens > PREDICTED_TOKENS:
         return None
     launch = rates.dependent_launch if form.dependent else rates.launch
-    return provider.moved / rates.read + (1 if mode == "dense" else 2) * launch
+    return provider.moved / rates.read + launch + (0.0 if mode == "dense" else rates.handover)

@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> Report:
     return Report("train", title, COLUMNS, [_row(outcome, batch, base) for outcome in outcomes])
 
 
-def make_batch(prompts: int, length: int, vocabulary: int) -> Batch:
+def make_batch(prompts: int, length: int, vocabulary: int, seed: int = 0) -> Batch:
     """Random prompts of 3/4 to 5/4 of a length that begin alike, as those of a task do: a tenth of the length."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> list[int]:
         return torch.randint(0, vocabulary, (count,), generator=random).tolist()
@@ -87,7 +87,7 @@ def tree_score(model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
     def score() -> Tensor:
         tree = TokenTree()
         leaves = [tree.add(prompt) for prompt in batch]
-        return _scored(model, hidden_states(model, tree, leaves, TreeCache()))
+        return scored(model, hidden_states(model, tree, leaves, TreeCache()))
 
     return score
 
@@ -101,12 +101,13 @@ def padded_score(model: Any, batch: Batch) -> Callable[[], Tensor]:
 
     def score() -> Tensor:
         hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return _scored(model, hidden[torch.arange(len(batch)), last])
+        return scored(model, hidden[torch.arange(len(batch)), last])
 
     return score
 
 
-def _scored(model: nn.Module, hidden: Tensor) -> Tensor:
+def scored(model: nn.Module, hidden: Tensor) -> Tensor:
+    """A loss of hidden states [prompts, hidden]."""
     log_policy = model.get_submodule("lm_head")(hidden).float().log_softmax(-1)
     return log_policy[:, :6].sum()
 

@@ -1,4 +1,4 @@
-"""Plans and launches a kernel of the delta or the factored linear: how the tiles of h and of y are cut, and into how many programs."""
+"""Plans and launches a kernel of the delta or the factored linear: how the tiles of h and of y are cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -42,14 +42,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _figures(entry: Kept) -> dict[str, object]:
-    return {"module": entry.module, "norm": math.sqrt(entry.squared), "kept": entry.share}
+    return {
+        "module": entry.module,
+        "norm": math.sqrt(entry.squared),
+        "kept": entry.share,
+        "chance": entry.chance,
+    }
 
 
 def _table(found: Iterable[Kept]) -> Table:
     table = Table(box=None)
     table.add_column("matrix", no_wrap=True)
-    for heading in ("||B A||", "kept of its square"):
+    for heading in ("||B A||", "kept of its square", "by chance"):
         table.add_column(heading, justify="right")
     for entry in found:
-        table.add_row(entry.module, f"{math.sqrt(entry.squared):.4f}", f"{entry.share:.4f}")
+        table.add_row(
+            entry.module, f"{math.sqrt(entry.squared):.4f}", f"{entry.share:.4f}", f"{entry.chance:.4f}"
+        )
     return table

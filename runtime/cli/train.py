@@ -16,27 +16,26 @@ from ..options.engine_options import stderr
 from ..options.task_options import data_folder
 from ..tasks.task import Task
 from ..train.recipe import default_objective
+from ..train.run import Run, open_policies
 from ..train.run_files import compared
 from .train_bars import Bars
+from .train_plans import Plan, check_files, plans_of
 
 
 def run(args: argparse.Namespace) -> int:
     from ..tasks import resolve_task
     from ..train.joint.runs import train_runs
-    from ..train.run import Run, open_policies
-    from .train_plans import check_files, plans_of
 
     if args.threads:
         torch.set_num_threads(args.threads)
     tasks = [resolve_task(name) for name in args.task]
-    data = data_folder(args)
     # Missing task files and empty splits are told before the model loads.
     needed: list[Split] = ["train", "validation"]
     if args.held_out:
         needed.append("test")
     for task in tasks:
         for split in needed:
-            task.samples(split, data)
+            task.samples(split, data_folder(args))
     dtype = args.dtype or default_dtype(args.device)
     plans = plans_of(args, tasks, dtype)
     if args.objective is None:
@@ -45,41 +44,52 @@ def run(args: argparse.Namespace) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ZweaveError(f"--out: cannot make the directory {args.out}: {error.strerror or error}") from None
-    # Of a run that was interrupted, some may have come to their end.
+    # Of a run that was interrupted some trainings may have come to their end.
     resumes = any(plan.resumes for plan in plans)
-    kept = [plan for plan in plans if resumes and plan.is_finished]
-    plans = [plan for plan in plans if plan not in kept]
-    for plan in plans:
+    unfinished = [plan for plan in plans if not (resumes and plan.is_finished)]
+    for plan in unfinished:
         check_files(args, plan)
-    policies = open_policies(args.model, [plan.recipe for plan in plans], getattr(torch, dtype), args.device)
-    runs = [
-        Run(policy, plan.task, plan.recipe, args.model, dtype, data, plan.files, args.held_out)
-        for policy, plan in zip(policies, plans, strict=True)
-    ]
-    for plan in kept:
-        stderr.print(f"{plan.name}: finished before the interruption, kept as it is", markup=False)
+    runs = _open_runs(args, plans, dtype)
     for plan in plans:
-        if plan.resumes:
+        if plan not in unfinished:
+            stderr.print(f"{plan.name}: finished already, kept as it is", markup=False)
+        elif plan.resumes:
             stderr.print(f"{plan.name}: going on with the unfinished training in {args.out}", markup=False)
     try:
-        with Bars({plan.name: plan.recipe.steps for plan in plans}) as bars:
-            records = train_runs(runs, bars.show)
+        with Bars({plan.name: plan.recipe.steps for plan in unfinished}) as bars:
+            results = train_runs([runs[plan.name] for plan in unfinished], bars.show)
     except KeyboardInterrupt:
         stderr.print("interrupted: the same command goes on from the last saved step")
         return 130
+    found = {plan.name: plan.earlier for plan in plans}
     failed = []
-    for plan, record, improved in zip(plans, records, bars.improved, strict=True):
-        if isinstance(record, ZweaveError):
+    for plan, result, improved in zip(unfinished, results, bars.improved, strict=True):
+        if isinstance(result, ZweaveError):
+            del found[plan.name]
             own = improved or (plan.resumes and plan.earlier)
-            text = f"{record} (the best expert so far is kept in {plan.files.expert})" if own else f"{record}"
-            failed.append(text if len(plans) == 1 else f"{plan.name}: {text}")
+            kept = f" (the best expert so far is kept in {plan.files.expert})" if own else ""
+            failed.append(f"{result}{kept}" if len(plans) == 1 else f"{plan.name}: {result}{kept}")
             continue
-        print(json.dumps(record) if args.json else _summary(plan.files.expert, record))
-        if not plan.resumes and (verdict := compared(plan.earlier, record)):
+        found[plan.name] = result
+        if not plan.resumes and (verdict := compared(plan.earlier, result)):
             stderr.print(f"{plan.name}: {verdict}", markup=False)
+    for name, record in found.items():
+        print(json.dumps(record) if args.json else _summary(runs[name].files.expert, record))
     if failed:
         raise ZweaveError("; ".join(failed))
     return 0
+
+
+def _open_runs(args: argparse.Namespace, plans: Sequence[Plan], dtype: str) -> dict[str, Run]:
+    """The runs by their names; those that are finished are opened, too, since what a LoRA computes follows from how
+    many share the weights: one alone is PEFT's own."""
+    policies = open_policies(args.model, [plan.recipe for plan in plans], getattr(torch, dtype), args.device)
+    return {
+        plan.name: Run(
+            policy, plan.task, plan.recipe, args.model, dtype, data_folder(args), plan.files, args.held_out
+        )
+        for policy, plan in zip(policies, plans, strict=True)
+    }
 
 
 def _tell_objectives(tasks: Sequence[Task]) -> None:

@@ -12,7 +12,9 @@ from ..adapters.compression.compressed import CompressedLoras
 from ..adapters.compression.compressed_file import load_compressed
 from ..adapters.lora import Lora
 from ..adapters.peft_directory import read_peft
+from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
+from ..names import CompressionVariant
 from ..text.prompt_template import PromptTemplate
 from .expert import Scope
 from .flat_layout import FlatLayout
@@ -98,49 +100,80 @@ class LoraEntry:
         return entry, lora
 
 
-def compressed_entries(compressed: CompressedLoras, path: Path) -> Iterator[tuple[LoraEntry, Lora]]:
-    """The entries of a file of compressed LoRAs that was loaded, and the basis of each.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Served:
+    """What serves an adapter.
 
-    Adapters of the full variant, whose K x K matrices are no scales, have their own: each is the LoRA that its factors
-    multiply out to.
+    digest, first_layer: of the adapter.
+    number: of its basis in the file: a cluster, or in the full variant the adapter.
+    basis, basis_digest: what is resident.
+    scales: of that, see `Share.scales`.
     """
+
+    digest: str
+    first_layer: int
+    number: int
+    basis: Lora
+    basis_digest: str
+    scales: Tensor | None
+
+
+def compressed_entries(compressed: CompressedLoras, path: Path) -> Iterator[tuple[LoraEntry, Lora]]:
+    """The entry of each adapter of a file that was loaded, and its basis."""
     path = path.absolute()
-    is_shared = compressed.variant == "diagonal"
-    bases = [compressed.basis(number) for number in range(len(compressed.clusters))] if is_shared else []
-    digests = [basis.digest for basis in bases]
-    for index, adapter in enumerate(compressed.adapters):
-        if is_shared:
-            basis, digest = bases[adapter.cluster], digests[adapter.cluster]
-        else:
-            basis = compressed.lora(index)
-            digest = basis.digest
+    served = (
+        _over_shared_bases(compressed) if compressed.variant == "diagonal" else _multiplied_out(compressed)
+    )
+    for adapter, found in zip(compressed.adapters, served, strict=True):
+        template = adapter.prompt_template
         entry = LoraEntry(
             name=adapter.name,
-            digest=compressed.digest(index, digest) if is_shared else digest,
+            digest=found.digest,
             scope=adapter.scope,
-            first_layer=compressed.first_layer(index),
+            first_layer=found.first_layer,
             description=adapter.description,
             invocation_tokens=adapter.invocation_tokens,
-            rank=basis.rank,
-            basis=digest,
-            source=partial(_read_compressed, path, adapter.cluster if is_shared else index, is_shared),
+            rank=found.basis.rank,
+            basis=found.basis_digest,
+            source=partial(_read_compressed, path, compressed.variant, found.number),
             path=path,
-            scales=compressed.scales(index) if is_shared else None,
-            prompt_template=_template(adapter.prompt_template),
+            scales=found.scales,
+            prompt_template=PromptTemplate.from_json(template) if template else None,
         )
-        yield entry, basis
+        yield entry, found.basis
 
 
-def _template(text: str) -> PromptTemplate | None:
-    return PromptTemplate.from_json(text) if text else None
+def _over_shared_bases(compressed: CompressedLoras) -> Iterator[_Served]:
+    numbers = range(len(compressed.clusters))
+    bases, scales_of = [*map(compressed.basis, numbers)], [*map(compressed.scales, numbers)]
+    digests = [basis.digest for basis in bases]
+    for index, (adapter, row) in enumerate(zip(compressed.adapters, compressed.rows, strict=True)):
+        number = adapter.cluster
+        scales = scales_of[number][row]
+        used = zip(bases[number].pairs, scales.any(1).tolist(), strict=True)
+        yield _Served(
+            digest=compressed.digest(index, digests[number], scales),
+            first_layer=min((layer_of(module) for module, is_used in used if is_used), default=0),
+            number=number,
+            basis=bases[number],
+            basis_digest=digests[number],
+            scales=scales,
+        )
 
 
-def _read_compressed(path: Path, number: int, is_shared: bool) -> Lora:
-    """The basis of a cluster, or an adapter of the full variant."""
+def _multiplied_out(compressed: CompressedLoras) -> Iterator[_Served]:
+    """K x K matrices are no scales of components: each adapter is the LoRA that its factors multiply out to."""
+    for index in range(len(compressed.adapters)):
+        lora = compressed.lora(index)
+        digest = lora.digest
+        yield _Served(digest, lora.first_layer, index, lora, digest, None)
+
+
+def _read_compressed(path: Path, variant: CompressionVariant, number: int) -> Lora:
     compressed = load_compressed(path)
     try:
-        if is_shared == (compressed.variant == "diagonal"):
-            return compressed.basis(number) if is_shared else compressed.lora(number)
+        if compressed.variant == variant:
+            return compressed.basis(number) if variant == "diagonal" else compressed.lora(number)
     except IndexError:
         pass
     raise ZweaveError(f"{path} changed since it was loaded: load it again")

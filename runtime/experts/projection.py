@@ -30,15 +30,22 @@ class Kept:
     module: the matrix, or a kind of them.
     squared: ||B A||^2.
     kept: of it, the projection's.
+    by_chance: of it, what is kept of a random matrix, on average.
     """
 
     module: str
     squared: float
     kept: float
+    by_chance: float
 
     @property
     def share(self) -> float:
         return self.kept / self.squared if self.squared else 1.0
+
+    @property
+    def chance(self) -> float:
+        """The share that is kept of a random matrix."""
+        return self.by_chance / self.squared if self.squared else 1.0
 
 
 def project(lora: Lora, decomposition: Decomposition, report: Report = silent) -> tuple[Expert, list[Kept]]:
@@ -53,8 +60,10 @@ def project(lora: Lora, decomposition: Decomposition, report: Report = silent) -
     z, kept = {}, []
     for done, module in enumerate(modules):
         report("projecting", done, len(modules))
-        z[module], found = project_pair(lora.pairs[module], decomposition.factors(module))
-        kept.append(Kept(module, *found))
+        z[module], squared, part = project_pair(lora.pairs[module], decomposition.factors(module))
+        # R of the M N dimensions, R being the smaller side.
+        chance = squared / max(decomposition.matrices[module].shape)
+        kept.append(Kept(module, squared, part, chance))
     report("projecting", len(modules), len(modules))
     whole = total(kept)
     expert = Expert(
@@ -68,9 +77,7 @@ def project(lora: Lora, decomposition: Decomposition, report: Report = silent) -
     return expert, kept
 
 
-def project_pair(
-    pair: LoraPair, factors: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, tuple[float, float]]:
+def project_pair(pair: LoraPair, factors: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, float, float]:
     """z [R] of one matrix, float32, and the squared norms of the product and its projection.
 
     factors: u [M, R], sigma [R], vt [R, N].
@@ -81,12 +88,13 @@ def project_pair(
     along = torch.where(sigma > _LEAST_SIGMA * sigma.max(), along, 0)
     z = torch.where(along != 0, 1 + along / sigma.clamp(min=1e-300), 1).float()
     squared = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0)
-    return z, (squared.item(), along.square().sum().item())
+    return z, squared.item(), along.square().sum().item()
 
 
 def total(kept: Sequence[Kept], module: str = "all") -> Kept:
     """Of several matrices together."""
-    return Kept(module, sum(entry.squared for entry in kept), sum(entry.kept for entry in kept))
+    sums = (sum(getattr(entry, field) for entry in kept) for field in ("squared", "kept", "by_chance"))
+    return Kept(module, *sums)
 
 
 def by_kind(kept: Sequence[Kept]) -> Iterator[Kept]:

@@ -101,8 +101,8 @@ class Training:
             raise ZweaveError(
                 f"the task {task.name} has no samples to {'train' if not samples else 'validate'} on"
             )
-        self.policy = policy
-        self._task, self._recipe = task, recipe
+        self.policy, self.recipe = policy, recipe
+        self._task = task
         self._validation, self._path = validation, state
         self._parameters = policy.adapter.parameters()
         self._optimizer = torch.optim.AdamW(
@@ -118,7 +118,7 @@ class Training:
     @property
     def is_done(self) -> bool:
         """Whether all steps are made, or the patience is at its end."""
-        progress, recipe = self.progress, self._recipe
+        progress, recipe = self.progress, self.recipe
         return progress.step >= recipe.steps or progress.validations_without_gain >= recipe.patience
 
     def load_best(self) -> None:
@@ -136,7 +136,7 @@ class Training:
     def draw(self) -> PendingLoss:
         """The next batch and the answers to it; the first half of a step."""
         batch = next(self._batches)
-        return pending_loss(self.policy, self._task, self._recipe, self.progress.step, batch)
+        return pending_loss(self.policy, self._task, self.recipe, self.progress.step, batch)
 
     def update(self, loss: Loss, seconds: float) -> Step:
         """The second half of a step, after the backward pass.
@@ -149,21 +149,21 @@ class Training:
         self.progress.no_signal_steps = self.progress.no_signal_steps + 1 if loss.no_signal else 0
         self._check_signal(loss.reward)
         seconds += time.perf_counter() - start
-        validation, improved = self._validate() if _validates(self._recipe, index) else (None, False)
+        validation, improved = self._validate() if _validates(self.recipe, index) else (None, False)
         # After the first step, too: whatever has a log can be gone on from.
         if self._path is not None and (index == 0 or (index + 1) % SAVE_EVERY == 0 or validation is not None):
             self._save(self._path)
-        rate = self._recipe.lr_at(index)
+        rate = self.recipe.lr_at(index)
         return Step(index, loss.reward, loss.accuracy, rate, norm, seconds, validation, improved)
 
     def _update(self, step: int) -> float:
         """Steps the optimizer; returns the norm of the gradient."""
         self.policy.adapter.before_step()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip).item()
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip).item()
         if not math.isfinite(norm):
             raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.lr_at(step)
+            group["lr"] = self.recipe.lr_at(step)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.policy.adapter.after_step(step)

@@ -119,6 +119,7 @@ def test_requests_name_the_adapters_of_a_file(
     assert "there is no expert 'four'" in refused(*said, "--load", file, "--expert", "four")
     assert "--load FILE" in refused(*said, "--load", f"x={file}", "--expert", "x")
     assert "--load takes NAME=FILE, or FILE of compressed LoRAs" in refused(*said, "--load", __file__)
+    assert "holds LoRAs, which have none" in refused("expert", "show", file, "--png", tmp_path / "map.png")
 
 
 def test_what_cannot_be_compressed_is_told_in_one_line(

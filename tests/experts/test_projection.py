@@ -39,7 +39,7 @@ def test_a_lora_of_an_experts_own_components_gives_back_the_expert(tiny_model) -
 def test_it_is_the_least_squares_solution() -> None:
     weight, pair = values(9, 14).double(), LoraPair(values(3, 14, seed=1), values(9, 3, seed=2), 0.5)
     u, sigma, vt = torch.linalg.svd(weight, full_matrices=False)
-    z, (squared, kept) = project_pair(pair, (u.float(), sigma.float(), vt.float()))
+    z, squared, kept = project_pair(pair, (u.float(), sigma.float(), vt.float()))
     product = 0.5 * pair.b.double() @ pair.a.double()
     columns = torch.stack([(sigma[j] * torch.outer(u[:, j], vt[j])).flatten() for j in range(9)], 1)
     wanted = torch.linalg.lstsq(columns, product.flatten()[:, None]).solution.flatten()
@@ -52,20 +52,35 @@ def test_it_is_the_least_squares_solution() -> None:
 def test_components_without_a_singular_value_stay_as_they_are() -> None:
     u, _, vt = torch.linalg.svd(values(6, 8), full_matrices=False)
     sigma = torch.tensor([3.0, 2.0, 1.0, 0.5, 1e-9, 0.0])
-    z, (_, kept) = project_pair(LoraPair(vt[3:], u[:, 3:], 1.0), (u, sigma, vt))
+    z, _, kept = project_pair(LoraPair(vt[3:], u[:, 3:], 1.0), (u, sigma, vt))
     torch.testing.assert_close(z, torch.tensor([1.0, 1.0, 1.0, 3.0, 1.0, 1.0]), rtol=1e-5, atol=1e-5)
     assert kept == pytest.approx(1)
 
 
 def test_shares_of_kinds_are_of_their_sums() -> None:
     kept = [
-        Kept(f"model.layers.{i}.mlp.{kind}", 4.0 * i, i) for i in (1, 2) for kind in ("up_proj", "down_proj")
+        Kept(f"model.layers.{i}.mlp.{kind}", 4.0 * i, i, i / 10)
+        for i in (1, 2)
+        for kind in ("up_proj", "down_proj")
     ]
     assert [(entry.module, entry.squared, entry.kept) for entry in by_kind(kept)] == [
         ("up_proj", 12, 3),
         ("down_proj", 12, 3),
     ]
-    assert total(kept).share == 0.25 and Kept("none", 0.0, 0.0).share == 1
+    assert total(kept).share == 0.25 and total(kept).chance == pytest.approx(0.025)
+    assert Kept("none", 0.0, 0.0, 0.0).share == 1
+
+
+def test_of_random_matrices_chance_is_kept(tiny_model) -> None:
+    decomposition = decompose(Checkpoint(tiny_model("llama")))
+    module = decomposition.names[-1]
+    rows, columns = decomposition.matrices[module].shape
+    shares = []
+    for seed in range(100):
+        pair = LoraPair(values(4, columns, seed=seed), values(rows, 4, seed=seed + 1000), 1.0)
+        _, (kept,) = project(Lora({module: pair}), decomposition)
+        shares.append(kept.share)
+    assert sum(shares) / 100 == pytest.approx(kept.chance, rel=0.1)
 
 
 def test_what_is_activated_by_tokens_cannot_be_an_expert(tiny_model) -> None:

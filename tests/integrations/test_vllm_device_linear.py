@@ -312,7 +312,7 @@ def test_launches_of_a_fused_linear(mode: LinearMode, forms: Forms, count: int) 
             sum(products.calls[name] for name in ("mm", "addmm_", "bmm", "baddbmm_")),
         )
         if tokens < LIBRARY_FROM:
-            assert launches == (2 if mode == FACTORED else 1, 0)
+            assert launches == (1, 0)
         elif mode == DENSE:
             assert launches == (0, 1)
         elif forms == "leading:int8":

@@ -31,7 +31,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def test_a_split_that_is_wanted_and_empty_is_told_before_the_model_loads(
     zweave: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zweave.train.run.open_policy", None)
+    monkeypatch.setattr("zweave.cli.train.open_policies", None)
     lines = [{"prompt": f"{i}?", "answer": "b", "split": "train"} for i in range(10)]
     (tmp_path / "letters.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     done = zweave("letters.jsonl", *QUICK)

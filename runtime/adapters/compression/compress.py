@@ -47,7 +47,7 @@ def compress(
             scope=lora.scope,
             invocation_tokens=lora.invocation_tokens,
             description=lora.description,
-            prompt_template="",
+            prompt_template=lora.prompt_template.to_json() if lora.prompt_template else "",
             error=error,
         )
         for (name, lora), cluster, error in zip(

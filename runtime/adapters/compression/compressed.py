@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ...checkpoint.module_name import layer_of
 from ...errors import ZweaveError
 from ...names import CompressionVariant, Scope
 from ..lora import Lora, LoraPair
@@ -47,6 +47,7 @@ class CompressedLoras:
     base_digest: of the weights that the adapters are for, if known.
     adapters: in a cluster they have rows of its matrices in this order.
     clusters: each cluster's matrices by module.
+    rows: each adapter's row in the matrices of its cluster.
     """
 
     variant: CompressionVariant
@@ -55,15 +56,14 @@ class CompressedLoras:
     base_digest: str | None
     adapters: tuple[CompressedLora, ...]
     clusters: tuple[Mapping[str, CompressedMatrix], ...]
+    rows: tuple[int, ...] = field(init=False)
 
-    def rows(self) -> list[int]:
-        """Each adapter's row in the matrices of its cluster."""
-        counts = [0] * len(self.clusters)
-        rows = []
+    def __post_init__(self) -> None:
+        counts, rows = [0] * len(self.clusters), []
         for adapter in self.adapters:
             rows.append(counts[adapter.cluster])
             counts[adapter.cluster] += 1
-        return rows
+        object.__setattr__(self, "rows", tuple(rows))
 
     def check(self, shapes: Mapping[str, tuple[int, int]], base_digest: str | None = None) -> None:
         """Raises ZweaveError unless the adapters fit a model, as `Lora.check` and `Expert.check` do."""
@@ -80,13 +80,13 @@ class CompressedLoras:
 
     def errors(self, index: int) -> dict[str, float]:
         """The relative error of each matrix that an adapter changes."""
-        row = self.rows()[index]
+        row = self.rows[index]
         matrices = self.clusters[self.adapters[index].cluster]
         return {module: matrix.error[row].item() for module, matrix in matrices.items() if matrix.uses(row)}
 
     def lora(self, index: int) -> Lora:
         """What stands for an adapter, as a LoRA of its own."""
-        row, adapter = self.rows()[index], self.adapters[index]
+        row, adapter = self.rows[index], self.adapters[index]
         matrices = self.clusters[adapter.cluster]
         return Lora(
             {module: matrix.pair(row) for module, matrix in matrices.items() if matrix.uses(row)},
@@ -102,26 +102,23 @@ class CompressedLoras:
             {module: LoraPair(matrices[module].v, matrices[module].u, 1.0) for module in sorted(matrices)}
         )
 
-    def scales(self, index: int) -> Tensor:
-        """sigma of an adapter of the diagonal variant [matrices, K], in the order of its basis."""
-        row = self.rows()[index]
-        matrices = self.clusters[self.adapters[index].cluster]
-        scales = torch.zeros(len(matrices), max(matrix.u.shape[1] for matrix in matrices.values()))
-        for at, module in enumerate(sorted(matrices)):
+    def scales(self, cluster: int) -> Tensor:
+        """sigma of the adapters of a cluster of the diagonal variant [n, matrices, K], in the order of its basis."""
+        matrices = self.clusters[cluster]
+        most = max(matrix.u.shape[1] for matrix in matrices.values())
+        sigmas = []
+        for module in sorted(matrices):
             matrix = matrices[module]
             assert isinstance(matrix, DiagonalMatrix)
-            scales[at, : matrix.u.shape[1]] = matrix.sigma[row]
-        return scales
+            sigmas.append(pad(matrix.sigma, (0, most - matrix.sigma.shape[1])))
+        return torch.stack(sigmas, 1)
 
-    def first_layer(self, index: int) -> int:
-        """An adapter changes nothing below this layer."""
-        return min(map(layer_of, self.errors(index)), default=0)
-
-    def digest(self, index: int, basis: str) -> str:
+    def digest(self, index: int, basis: str, scales: Tensor) -> str:
         """sha256 of everything that changes what an adapter of the diagonal variant computes.
 
         basis: digest of its basis.
+        scales: its own, [matrices, K].
         """
         adapter = self.adapters[index]
         text = f"zweave-compressed-lora-1 {basis} {adapter.scope} {adapter.invocation_tokens}\n"
-        return hashlib.sha256(text.encode() + self.scales(index).numpy().tobytes()).hexdigest()
+        return hashlib.sha256(text.encode() + scales.contiguous().numpy().tobytes()).hexdigest()

@@ -105,7 +105,10 @@ CompressedMatrix: TypeAlias = DiagonalMatrix | FullMatrix
 
 
 def _stored(values: Tensor) -> Tensor:
-    return values.float().contiguous()
+    stored = values.float().contiguous()
+    if not stored.isfinite().all():
+        raise ZweaveError("an adapter is too large for float32: leave it out")
+    return stored
 
 
 def _check(*tensors_and_shapes: object) -> None:

@@ -22,8 +22,8 @@ _NO_ERROR = 1e-7
 _MAX_SWEEPS = 500
 # After so many the better of two starts is known.
 _TRIAL_SWEEPS = 10
-# Of the mean of the normal equations' diagonal: parallel components have no single solution.
-_RIDGE = 1e-12
+# Of the trace of the normal equations, well above its rounding: parallel components have no single solution.
+_RIDGE = 1e-14
 # Products with a matrix and its transpose that find its leading singular vectors, about.
 _POWERS = 4
 
@@ -100,7 +100,7 @@ def _sweep(stack: Stack, basis: Diagonal, sigma: Tensor) -> Diagonal:
 def _solved(gram: Tensor, right: Tensor) -> Tensor:
     """Y of the normal equations Y gram = right."""
     K = len(gram)
-    ridge = _RIDGE * gram.diagonal().mean().clamp(min=1e-300)
+    ridge = _RIDGE * gram.trace().clamp(min=1e-280)
     factor = torch.linalg.cholesky(gram + ridge * torch.eye(K, dtype=gram.dtype))
     return torch.cholesky_solve(right.T, factor).T
 

@@ -37,6 +37,10 @@ BENCHES = {
         "How long does it take to find a prompt among many whose keys and values are cached?",
     ),
     "train": ("learning.train", "How long does a training step take, against one that rebuilds the weights?"),
+    "train-together": (
+        "learning.train_together",
+        "What do several trainings gain by sharing their passes?",
+    ),
     "few-shot": (
         "learning.few_shot",
         "How long does a few-shot search take for a candidate, against rebuilding the weights for each?",

@@ -24,7 +24,8 @@ def train_together(trainings: Sequence[Training]) -> Iterator[tuple[int, Outcome
     trainings: their policies are of one `open_policies`.
     Yields the index of a training and its next step, or what ended it before its time.
     """
-    live = dict(enumerate(trainings))
+    # Neighbours share their products, see `joint_linear`.
+    live = dict(sorted(enumerate(trainings), key=lambda item: item[1].recipe.support))
     while live := {index: training for index, training in live.items() if not training.is_done}:
         for index, outcome in _step(dict(live)):
             if isinstance(outcome, ZweaveError):

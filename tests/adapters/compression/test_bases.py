@@ -81,6 +81,15 @@ def test_a_shared_diagonal_basis_is_found_again(rank: int) -> None:
             assert (found - dense(pair)).norm() < 1e-6 * dense(pair).norm()
 
 
+@pytest.mark.parametrize("variant", ["diagonal", "full"])
+@pytest.mark.parametrize("rank", [3, 6])
+def test_copies_of_an_adapter_take_no_components(variant: str, rank: int) -> None:
+    (pair,) = unrelated([3])
+    larger = LoraPair(pair.a * 1e6, pair.b, pair.scaling)
+    stack = Stack.of([pair, pair, larger, pair])
+    assert fit(stack, Plan(variant, rank, 0)).squared_errors(stack).max() < 1e-12
+
+
 def test_shared_subspaces_are_found_again() -> None:
     u, v = values(M, 7), values(7, N, seed=1)
     pairs = [LoraPair(values(4, 7, seed=i) @ v, u @ values(7, 4, seed=50 + i), 1.0) for i in range(12)]

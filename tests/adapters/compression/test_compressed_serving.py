@@ -1,6 +1,7 @@
 """Compressed LoRAs in a batch: the tokens of transformers with what they stand for merged in, on pages taken once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from zweave.errors import ZweaveError
 from zweave.experts import Expert
 from zweave.experts.mixture import Mixture
 from zweave.request import Request
+from zweave.text.prompt_template import PromptTemplate
 
 NEW = 12
 PROMPTS = [list(range(3 + index, 20 + 2 * index)) for index in range(8)]
@@ -188,3 +190,61 @@ def test_what_cannot_be_loaded_is_told_in_one_line_and_nothing_is_loaded(
     with pytest.raises(ZweaveError, match="trained for other weights"):
         Engine(tiny_model("llama"), kv_tokens=64).load_adapters(path)
     assert engine.experts() == before
+
+
+def test_an_answer_in_bfloat16_does_not_depend_on_the_batch(
+    file: Callable[..., Path], tiny_engine: Callable[..., Engine]
+) -> None:
+    engine = tiny_engine("bfloat16", prefix_cache=False)
+    engine.load_adapters(file())
+    experts: list[Any] = [
+        "one",
+        None,
+        "two",
+        {"one": 0.3, "b": 0.6},
+        "three",
+        "late",
+        {"one": 1.0, "two": -1.0},
+    ]
+    together = answers(engine, experts)
+    for prompt, expert, tokens in zip(PROMPTS, experts, together, strict=False):
+        (alone,) = engine.generate(Request(prompt, expert=expert, max_tokens=NEW, ignore_eos=True))
+        assert alone.token_ids == tokens
+
+
+def test_a_file_that_is_loaded_again_serves_no_stale_keys(
+    file: Callable[..., Path], tiny_engine: Callable[..., Engine]
+) -> None:
+    engine = tiny_engine()
+    for rank in (5, 1):
+        path = file(rank=rank)
+        engine.load_adapters(path)
+        fresh = tiny_engine()
+        fresh.load_adapters(path)
+        assert answers(engine, ["one", "two"]) == answers(fresh, ["one", "two"])
+
+
+@pytest.mark.parametrize("variant", ["diagonal", "full"])
+def test_what_an_adapter_says_of_itself_is_kept(
+    variant: str, model: Path, tiny_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    engine, shapes = tiny_engine(), Checkpoint(model).adapted_shapes()
+    upper = {module: shape for module, shape in shapes.items() if "layers.1." in module}
+    loras = {
+        "always": random_lora(shapes, 1),
+        "late": replace(
+            random_lora(upper, 3),
+            scope="after_prompt",
+            description="of the upper layer",
+            prompt_template=PromptTemplate("Say {text}!", "So"),
+        ),
+        "activated": replace(random_lora(shapes, 4), scope="after_prompt", invocation_tokens=(7, 9)),
+    }
+    save_compressed(compress(loras, shapes, rank=9, variant=variant), tmp_path / "many")
+    entries = engine.bank.load_adapters(tmp_path / "many")
+    said = ("scope", "first_layer", "description", "invocation_tokens", "prompt_template")
+    for entry, lora in zip(entries, loras.values(), strict=True):
+        assert [getattr(entry, name) for name in said] == [getattr(lora, name) for name in said]
+    assert len({entry.digest for entry in entries}) == 3
+    with pytest.raises(ZweaveError, match=r"does not hold the tokens that activate 'activated': \[7, 9\]"):
+        engine.check(Request([20, 21], expert="activated"))

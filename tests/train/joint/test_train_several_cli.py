@@ -17,17 +17,14 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_each_training_leaves_the_files_that_it_leaves_alone(zweave: Run, tmp_path: Path) -> None:
-    done = zweave("letters.jsonl", *QUICK, "--support", "full,leading:R/4", "--seed", "0,1", "--json")
+    done = zweave("letters.jsonl", *QUICK, "--support", "full,leading:R/4", "--seed", 1, "--json")
     assert done.returncode == 0, done.stderr
-    names = [f"letters-{support}-seed-{seed}" for support in ("full", "leading-R-4") for seed in (0, 1)]
-    assert [f"{name}: step 2 of 2" in done.stderr for name in names] == [True] * 4
+    names = ["letters-full", "letters-leading-R-4"]
+    assert all(f"{name}: step 2 of 2" in done.stderr for name in names)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     for name, record in zip(names, records, strict=True):
         expert = Expert.load(tmp_path / "out" / f"{name}.safetensors")
-        assert expert.training == record and (record["support"], record["seed"]) == (
-            expert.support,
-            int(name[-1]),
-        )
+        assert expert.training == record and (record["support"], record["seed"]) == (expert.support, 1)
         log = (tmp_path / "out" / f"{name}.log.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in log] == [0, 1]
     files = {path.name for path in (tmp_path / "out").iterdir()}
@@ -54,7 +51,11 @@ def test_what_was_finished_before_an_interruption_is_kept(
     assert [path.name[:4] for path in (tmp_path / "out").glob("*.state")] == ["two-"]
     done = zweave(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "one: finished before the interruption" in done.stderr and "two: going on" in done.stderr
+    assert "one: finished already, kept as it is" in done.stderr and "two: going on" in done.stderr
+    assert [line.split(":")[0][-15:] for line in done.stdout.splitlines()] == [
+        "one.safetensors",
+        "two.safetensors",
+    ]
     assert (tmp_path / "out" / "one.safetensors").read_bytes() == first
     assert Expert.load(tmp_path / "out" / "two.safetensors").training["steps_done"] == 2
     again = zweave(*arguments)

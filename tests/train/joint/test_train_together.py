@@ -11,9 +11,11 @@ import torch
 
 from zweave.tasks.task import Sample, Splits, Task
 from zweave.train import Policy, Recipe, open_policy
+from zweave.train.forward import joint_hidden_states
 from zweave.train.joint.loop import train_together
 from zweave.train.loop import Step, Training, train
 from zweave.train.run import open_policies
+from zweave.train.svf import SvfLinear, svf_rows
 
 pytest.importorskip("transformers")
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -101,6 +103,45 @@ def test_each_learns_the_bits_that_it_learns_alone(model: str, cases: list[Case]
         assert_same(bits(training.policy), learnt)
 
 
+def test_those_of_one_support_share_their_products(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    def spied(linears: Sequence[SvfLinear], x: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        seen.add(tuple(len(linear.z) for linear in linears))
+        return svf_rows(linears, x, rows)
+
+    monkeypatch.setattr("zweave.train.joint.linear.svf_rows", spied)
+    recipes = [
+        replace(QUICK, support=support, steps=1) for support in ("full", "leading:5", "full", "leading:5")
+    ]
+    list(train_together(trainings(model, [(LETTERS, recipe) for recipe in recipes], torch.float32)))
+    # Of rank 16 are the keys' and values' matrices.
+    assert seen == {(32, 32), (16, 16), (5, 5)}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_nodes_of_several_trees_have_the_states_that_they_have_alone(
+    tiny_model: Callable[..., Path], kind: str
+) -> None:
+    policies = open_policies(
+        str(tiny_model(kind)), [QUICK, replace(QUICK, support="leading:5"), QUICK], torch.float32
+    )
+    random = torch.Generator().manual_seed(0)
+    for policy in policies:
+        for z in policy.adapter.parameters():
+            z.data += 0.1 * torch.randn(z.shape, generator=random)
+    prompts = [
+        policy.prefill([sample.prompt for sample in SAMPLES[: i + 2]]) for i, policy in enumerate(policies)
+    ]
+    parts = [policy.part(tree, tree.leaves) for policy, tree in zip(policies, prompts, strict=True)]
+    with torch.no_grad():
+        together = joint_hidden_states(parts)
+        assert_same(
+            together,
+            [policy.hidden(tree, tree.leaves) for policy, tree in zip(policies, prompts, strict=True)],
+        )
+
+
 def learnt_together(model: str, cases: Sequence[Case]) -> list[list[torch.Tensor]]:
     together = trainings(model, cases, torch.float32)
     assert all(isinstance(outcome, Step) for _, outcome in train_together(together))
@@ -112,23 +153,16 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_loras_learn_what_they_learn_alone(model: str) -> None:
-    for found, case in zip(learnt_together(model, LORAS), LORAS, strict=True):
-        _, expected = alone(model, case, torch.float32)
-        assert any(
-            (parameter == 0).all()
-            for parameter in open_policy(model, case[1], torch.float32).adapter.parameters()
-        )
+def test_loras_learn_what_they_learn_alone_whatever_trains_beside_them(model: str) -> None:
+    together = learnt_together(model, LORAS)
+    for found, case in zip(together, LORAS, strict=True):
         assert all(parameter.any() for parameter in found)
         # Together their base weights are packed: sums in another order than torch's, through which AdamW makes steps
-        # of up to lr. A wrong row would be off by as much as the steps themselves, .06.
-        for one, other in zip(found, expected, strict=True):
+        # of up to lr. Another's rows would be off by as much as the steps themselves, .06.
+        for one, other in zip(found, alone(model, case, torch.float32)[1], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-
-
-def test_a_lora_does_not_depend_on_what_trains_beside_it(model: str) -> None:
     longer = replace(LORAS[1][1], steps=6, batch=1)
-    assert_same(learnt_together(model, LORAS)[0], learnt_together(model, [LORAS[0], (TEXTS, longer)])[0])
+    assert_same(together[0], learnt_together(model, [LORAS[0], (TEXTS, longer)])[0])
 
 
 def test_one_that_is_done_or_fails_leaves_the_others_as_they_are(model: str) -> None:

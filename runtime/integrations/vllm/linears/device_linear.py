@@ -24,7 +24,7 @@ class DeviceLinear:
         delta     y = W x + U_K (delta[slot] * (Vt_K x)) + b, if its adapters change at most K leading components
         factored  y = U (scale[slot] * (Vt x)) + b
 
-    Factors take two launches, the other modes one, whatever the number of matrices. A CUDA graph that was captured
+    Each mode takes one launch, whatever the number of matrices. A CUDA graph that was captured
     with adapters is factored, or a delta if the forms are leading ones.
 
     dense: W [sum of M, N], on the device, in the model's dtype
