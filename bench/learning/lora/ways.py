@@ -87,11 +87,12 @@ def compressed(rank: int) -> Way:
 
 
 def _compressed_file(args: argparse.Namespace, asked: Sequence[Asked], rank: int, progress: Progress) -> Path:
-    key = hashlib.sha256(" ".join(one.name for one in asked).encode()).hexdigest()[:16]
+    loras = {one.name: read_peft(one.directory) for one in asked}
+    content = " ".join(f"{name} {lora.digest}" for name, lora in loras.items())
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
     file = asked[0].directory.parent / f"compressed-{rank}-{key}.safetensors"
     if not file.is_file():
         checkpoint = resolve_model(args.model)
-        loras = {one.name: read_peft(one.directory) for one in asked}
         digest = checkpoint.digest()
         found = compress(loras, checkpoint.adapted_shapes(), rank=rank, base_digest=digest, report=progress)
         save_compressed(found, file)
