@@ -1,8 +1,9 @@
 """What are trained LoRA adapters worth in each way of serving them?
 
 Those that `zweave bench lora-adapters` has made answer test samples of their tasks: without the adapter (base), alone
-in PEFT, and in one batch of ours that holds them all (exact). A column says which share of the answers is right,
-another which is word for word PEFT's.
+in PEFT, and in one batch of ours that holds them all: as they are (exact), over one basis of 64, 128 or 256 components
+(compressed), and as the experts that come closest to them (projected). A column says which share of the answers is
+right, another which is word for word PEFT's.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from zweave.options.task_options import add_data_option
 from ..harness.options import add_model, names_of
 from .lora_adapters import add_set
 
-WAYS = ("base", "peft", "exact")
+WAYS = ("base", "peft", "exact", "compressed-64", "compressed-128", "compressed-256", "projected")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -131,6 +131,8 @@ def test_a_batch_of_ours_answers_as_peft(
     adapters = {name: row for name, row in rows.items() if row["kind"] == "adapter"}
     assert [row["n"] for row in adapters.values()] == [6, 6, 6, 4]
     assert all(row["exact_same"] == 1 and row["exact"] == row["peft"] for row in adapters.values())
+    # Four adapters of rank 16: a basis of 64 components loses nothing of them.
+    assert all(row["compressed-64_same"] == 1 for row in adapters.values())
     assert any(row["base_same"] < 1 for row in adapters.values())
     assert rows["mean of 1 trec-r16"]["exact"] == rows["trec-r16-s0"]["exact"]
     assert make("lora-accuracy", "--seeds", "7", "--generated", "0") == 1

@@ -1,6 +1,7 @@
 """Ways of serving trained LoRA adapters: each answers the test samples of all of them."""
 
 import argparse
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,14 @@ from typing import TypeAlias
 import torch
 
 from zweave.adapters.component_pool import pages_of_rank
+from zweave.adapters.compression.compress import compress
+from zweave.adapters.compression.compressed_file import save_compressed
+from zweave.adapters.peft_directory import read_peft
+from zweave.checkpoint import resolve_model
+from zweave.decomposition import decompose
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
+from zweave.experts.projection import project
 from zweave.io.progress import Report as Progress
 from zweave.kernels import PAGE
 from zweave.request import Request
@@ -64,6 +71,44 @@ def exact(args: argparse.Namespace, asked: Sequence[Asked], progress: Progress) 
     return answer_together(engine, asked, {one.name: one.name for one in asked}, progress, "exact")
 
 
+def compressed(rank: int) -> Way:
+    """All adapters over one basis of K components, in one batch of ours; the file is kept beside the adapters."""
+
+    def way(args: argparse.Namespace, asked: Sequence[Asked], progress: Progress) -> Answers:
+        engine = Engine(
+            args.model, dtype=args.dtype, slots=len(asked), lora_components=PAGE * pages_of_rank(rank)
+        )
+        engine.load_adapters(_compressed_file(args, asked, rank, progress))
+        return answer_together(
+            engine, asked, {one.name: one.name for one in asked}, progress, f"compressed-{rank}"
+        )
+
+    return way
+
+
+def _compressed_file(args: argparse.Namespace, asked: Sequence[Asked], rank: int, progress: Progress) -> Path:
+    loras = {one.name: read_peft(one.directory) for one in asked}
+    content = " ".join(f"{name} {lora.digest}" for name, lora in loras.items())
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    file = asked[0].directory.parent / f"compressed-{rank}-{key}.safetensors"
+    if not file.is_file():
+        checkpoint = resolve_model(args.model)
+        digest = checkpoint.digest()
+        found = compress(loras, checkpoint.adapted_shapes(), rank=rank, base_digest=digest, report=progress)
+        save_compressed(found, file)
+    return file
+
+
+def projected(args: argparse.Namespace, asked: Sequence[Asked], progress: Progress) -> Answers:
+    """The experts that come closest to the adapters, in one batch of ours."""
+    engine = Engine(args.model, dtype=args.dtype, slots=len(asked))
+    decomposition = decompose(resolve_model(args.model))
+    for index, one in enumerate(asked):
+        progress("projecting the adapters", index, len(asked))
+        engine.load_expert(one.name, project(read_peft(one.directory), decomposition)[0])
+    return answer_together(engine, asked, {one.name: one.name for one in asked}, progress, "projected")
+
+
 def answer_together(
     engine: Engine, asked: Sequence[Asked], experts: Mapping[str, str], progress: Progress, stage: str
 ) -> Answers:
@@ -98,4 +143,10 @@ def _request(engine: Engine, asked: Asked, row: int, expert: str | None) -> Requ
     )
 
 
-WAYS: dict[str, Way] = {"base": base, "peft": peft, "exact": exact}
+WAYS: dict[str, Way] = {
+    "base": base,
+    "peft": peft,
+    "exact": exact,
+    **{f"compressed-{rank}": compressed(rank) for rank in (64, 128, 256)},
+    "projected": projected,
+}

@@ -28,6 +28,17 @@ def batch_peers(
     if "peft" in parts:
         for count in others:
             yield f"peft-lora{count}", Peer("peft", count, "lora", rank)
+    if "llama.cpp" in parts:
+        yield "llama.cpp", Peer("llama.cpp")
+        for count in others:
+            yield f"llama.cpp-lora{count}", Peer("llama.cpp", count, "lora", rank)
+
+
+def compressed_peers(basis: int, counts: Sequence[int]) -> Iterator[tuple[str, Peer]]:
+    """Ours with each number of adapters over one basis of so many components, and without any."""
+    yield "zweave", Peer("zweave")
+    for count in counts:
+        yield f"zweave-compressed{count}", Peer("zweave", count, "compressed", basis)
 
 
 def alone_peers(rank: int) -> Iterator[tuple[str, Peer]]:

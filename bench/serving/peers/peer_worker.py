@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,9 +64,12 @@ def _zweave(job: dict[str, Any]) -> Serve:
         slots=max(1, job["experts"]),
         lora_components=PAGE * pages_of_rank(job["rank"]) * len(job["adapters"]),
     )
-    names = [f"expert{index}" for index in range(job["experts"])]
-    for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
-        engine.load_expert(name, adapter)
+    if job["compressed"]:
+        names = engine.load_adapters(job["adapters"][0])
+    else:
+        names = [f"expert{index}" for index in range(job["experts"])]
+        for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
+            engine.load_expert(name, adapter)
     turns = _turns(names, workload.requests)
     return lambda: EngineServer(engine, workload, next(turns))()
 
@@ -133,12 +136,33 @@ def _vllm(job: dict[str, Any]) -> Serve:
     return serve
 
 
+def _llama_cpp(job: dict[str, Any]) -> Serve:
+    from llama_cpp import Llama
+
+    workload, prompts = _workload(job)
+    options = {
+        "model_path": job["gguf"], "n_ctx": workload.prompt + workload.new, "n_batch": workload.prompt,
+        "n_threads": job["threads"], "n_threads_batch": job["threads"], "verbose": False,
+    }  # fmt: skip
+    # A context has one adapter; they share the weights, which are mapped.
+    models = [Llama(lora_path=path, **options) for path in job["adapters"]] or [Llama(**options)]
+    turns = _turns(models, workload.requests)
+
+    def answer(model: Any, prompt: list[int]) -> list[int]:
+        # Otherwise it would go on from what it remembers of the last prompt.
+        model.reset()
+        return list(islice(model.generate(prompt, temp=0.0, repeat_penalty=1.0), workload.new))
+
+    return lambda: [answer(model, prompt) for model, prompt in zip(next(turns), prompts, strict=True)]
+
+
 PEERS: dict[str, Callable[[dict[str, Any]], Serve]] = {
     "zweave": _zweave,
     "transformers": _transformers,
     "attached": _attached,
     "peft": _peft,
     "vllm": _vllm,
+    "llama.cpp": _llama_cpp,
 }
 
 if __name__ == "__main__":
