@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=positive_whole, help="CPU threads")
-    parser.add_argument("--json", action="store_true", help="print the record of each expert as a line of JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print the record of each expert as a line of JSON"
+    )
     parser.set_defaults(run=Deferred("train"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from zweave.experts import Expert
 from zweave.train.run import Recorder
@@ -32,6 +33,19 @@ def test_each_training_leaves_the_files_that_it_leaves_alone(zweave: Run, tmp_pa
     alone = zweave("letters.jsonl", *QUICK, "--support", "leading:R/4", "--seed", 1, "--name", "alone")
     assert alone.returncode == 0
     assert Expert.load(tmp_path / "out" / "alone.safetensors").digest == expert.digest
+
+
+@pytest.mark.slow
+def test_loras_of_several_ranks_leave_peft_directories(zweave: Run, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    done = zweave("letters.jsonl", *QUICK, "--adapter", "lora", "--rank", "2,4")
+    assert done.returncode == 0, done.stderr
+    for rank in (2, 4):
+        folder = tmp_path / "out" / f"letters-rank-{rank}"
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == rank
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            shapes = {file.get_slice(key).get_shape()[0] for key in file.keys() if "lora_A" in key}
+        assert shapes == {rank}
 
 
 def test_what_was_finished_before_an_interruption_is_kept(
