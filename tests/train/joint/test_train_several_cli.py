@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from zweave.experts import Expert
 from zweave.train.run import Recorder
@@ -43,9 +43,8 @@ def test_loras_of_several_ranks_leave_peft_directories(zweave: Run, tmp_path: Pa
     for rank in (2, 4):
         folder = tmp_path / "out" / f"letters-rank-{rank}"
         assert json.loads((folder / "adapter_config.json").read_text())["r"] == rank
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            shapes = {file.get_slice(key).get_shape()[0] for key in file.keys() if "lora_A" in key}
-        assert shapes == {rank}
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert {len(tensor) for key, tensor in tensors.items() if "lora_A" in key} == {rank}
 
 
 def test_what_was_finished_before_an_interruption_is_kept(
