@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from zweave.experts import Expert
 from zweave.train.run import Recorder
@@ -32,6 +33,18 @@ def test_each_training_leaves_the_files_that_it_leaves_alone(zweave: Run, tmp_pa
     alone = zweave("letters.jsonl", *QUICK, "--support", "leading:R/4", "--seed", 1, "--name", "alone")
     assert alone.returncode == 0
     assert Expert.load(tmp_path / "out" / "alone.safetensors").digest == expert.digest
+
+
+@pytest.mark.slow
+def test_loras_of_several_ranks_leave_peft_directories(zweave: Run, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    done = zweave("letters.jsonl", *QUICK, "--adapter", "lora", "--rank", "2,4")
+    assert done.returncode == 0, done.stderr
+    for rank in (2, 4):
+        folder = tmp_path / "out" / f"letters-rank-{rank}"
+        assert json.loads((folder / "adapter_config.json").read_text())["r"] == rank
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert {len(tensor) for key, tensor in tensors.items() if "lora_A" in key} == {rank}
 
 
 def test_what_was_finished_before_an_interruption_is_kept(
