@@ -89,7 +89,8 @@ def launch_delta(
     w_splits, u_splits = splits_of(products, size), splits_of(deltas, size)
     cut = Cut.of(config.tiles(len(x), tiled), size, max(1, w_splits + u_splits), device)
     programs = h_cut.programs + cut.programs
-    cells = h_cut.programs if cut.parts == 1 else programs
+    # The programs that store parts, those of h first: none of a prompt's.
+    cells = programs if cut.parts > 1 else h_cut.programs if h_cut.parts > 1 else 0
     kernel[(programs,)](
         kernel_operands(products) if products else None,
         kernel_operands(firsts),

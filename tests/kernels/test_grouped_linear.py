@@ -220,7 +220,7 @@ def check_deltas(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[st
 
 
 def check_factored(p: SimpleNamespace, silu: bool, interpreted, tolerance: dict[str, float]) -> None:
-    """The values, and in float32 the bits of two launches, whose tiles are others with `silu`: NumPy's sums show that."""
+    """The values, and in float32 the bits of two launches; with `silu` these have other tiles."""
     y = interpreted(*factored_of(p, grouped_factored_linear_triton, silu))
     torch.testing.assert_close(y.double(), cut(expected_factored(p, silu, cut), p.x.dtype), **tolerance)
     if not silu and y.dtype == torch.float32:
