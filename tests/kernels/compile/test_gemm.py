@@ -111,8 +111,8 @@ def test_tiles_of_three_groups(arch, aligned, name, tmp_path) -> None:
     )
     for tile, factored in product((tiles[0], tiles[-1]), (False, True)):
         binary = delta_gemm_kernel(arch, aligned, tile, w, w, groups=3, factored=factored)
-        # Triton 3.6 has two words more wait on sm_100 in float32, which is there to compare with.
-        stack = 24 if w.dtype == torch.float32 else FEW_WORDS
+        # In float32, which is there to compare with, eight words: on sm_120 out of line, under Triton 3.6 on sm_90.
+        stack = 32 if w.dtype == torch.float32 else FEW_WORDS
         # On sm_120 under Triton 3.6 ten words of the factored one wait from split to split. Its steps touch none of
         # them, as nvdisasm's listing shows.
         stack = 40 if factored and arch == 120 else stack
