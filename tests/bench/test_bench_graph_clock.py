@@ -24,7 +24,7 @@ ran: list[str] = []
 
 
 @contextmanager
-def capturing(graph: Graph, pool: object) -> Iterator[None]:
+def capturing(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
     ran.append("capture")
     yield
     ran.append("captured")
