@@ -327,7 +327,7 @@ def _write_tokenizer(directory: Path, size: int) -> None:
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     common = "ĠĊ" + string.ascii_letters + string.digits + string.punctuation
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: (common + c).index(c))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=lambda c: ((common + c).index(c), c))
     vocabulary = {token: index for index, token in enumerate((special + alphabet)[:size])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
