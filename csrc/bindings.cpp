@@ -79,9 +79,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("shape"), py::arg("dtype"));
 
   py::class_<PageTensors>(m, "ComponentPages")
-      .def(py::init([](at::Tensor vt, at::Tensor u, at::Tensor scale, at::Tensor pages_of, at::Tensor adapted) {
-             return PageTensors{vt, u, scale, pages_of, adapted};
-           }),
+      .def(py::init([](at::Tensor vt, at::Tensor u, at::Tensor scale, at::Tensor pages_of,
+                       at::Tensor adapted) { return PageTensors{vt, u, scale, pages_of, adapted}; }),
            py::kw_only(), py::arg("vt"), py::arg("u"), py::arg("scale"), py::arg("pages_of"),
            py::arg("adapted"));
 
@@ -93,8 +92,8 @@ PYBIND11_MODULE(_C, m) {
              std::optional<PackedMatrix> packed_vt, packed_u;
              if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
              if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
-             return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,
-                                  scale,       delta,        bias,  modes,     supports,  std::move(pages)};
+             return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,        scale,
+                                  delta,       bias,         modes, supports,  std::move(pages)};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
            py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("modes"),

@@ -1,7 +1,7 @@
 // Components that single slots bring along, beside those of the decomposition: y += U (scale[slot] * V^T x).
 //
-// They lie in pages of kPanel components, of which a slot has some: a batch computes the pages of its slots and no
-// others. A LoRA is such components: the rows of A are V^T, the columns of B are U.
+// They lie in pages of kPanel components, of which a slot has some: a batch computes the pages of its slots
+// and no others. A LoRA is such components: the rows of A are V^T, the columns of B are U.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct ComponentPages {
   SlotTable scale;          // [S, pages * kPanel]
   const int32_t* pages_of;  // [S, most], the pages of each slot, then -1
   int64_t most;
-  const uint8_t* adapted;   // [S], whether a slot's components act on this linear
+  const uint8_t* adapted;  // [S], whether a slot's components act on this linear
 
   // The pages of some rows, ascending, each once.
   std::vector<int32_t> of_rows(const int32_t* slot, int64_t begin, int64_t end) const {
@@ -36,8 +36,8 @@ struct ComponentPages {
     return found;
   }
 
-  // Adds the products that turn rows [begin, end) of x into `hidden` [T, pages * kPanel], the given pages side by
-  // side.
+  // Adds the products that turn rows [begin, end) of x into `hidden` [T, pages * kPanel], the given pages
+  // side by side.
   void add_first(Phase<T>& phase, const LinearOperands<T>& a, const std::vector<int32_t>& pages,
                  Buffer<T> hidden, int64_t begin, int64_t end) const {
     for (size_t i = 0, next; i < pages.size(); i = next) {

@@ -131,8 +131,8 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }
 
-// A few rows under many panels: one term of all panels, then the other, then the pages, so that memory is read
-// in long streams.
+// A few rows under many panels: one term of all panels, then the other, then the pages, so that memory is
+// read in long streams.
 template <class T>
 void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                    int64_t panel_end) {

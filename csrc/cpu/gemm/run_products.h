@@ -10,7 +10,8 @@ namespace zweave {
 // to kMemoryBoundRows rows.
 constexpr int64_t kWorthWaking = 100000;
 
-// Computes a phase and then one that reads what it writes. wake(run) calls run(team) on every thread of a team.
+// Computes a phase and then one that reads what it writes. wake(run) calls run(team) on every thread of a
+// team.
 template <class T, class Wake>
 void run_phases(const TypedKernels<T>& kernel, const Phase<T> (&phases)[2], Wake wake) {
   const auto run = [&](const Team& team) {
