@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .component_pages import ComponentPages
+from .component_pages import PAGE, ComponentPages
+from .grouped_linear import MAX_GROUPS
 from .triton.checks import check_input, check_tensor, on_device_of
-from .triton.component_tile import PAGE, _add_components_kernel, _component_sums_kernel
+from .triton.component_tile import _add_components_kernel, _component_sums_kernel
 from .triton.optional_triton import triton
 from .triton.pdl import launch_options
 
@@ -44,7 +45,7 @@ def add_components_ref(
         column += part.u.shape[2]
         added = torch.zeros(target.shape, device=y.device)
         for page in pages[1 : 1 + int(pages[0])].tolist():
-            scales = part.scale[rows, page * 16 : (page + 1) * 16]
+            scales = part.scale[rows, page * PAGE : (page + 1) * PAGE]
             scales = scales.where(known[:, None], torch.nan)
             sums = torch.where(scales != 0, (x.float() @ part.vt[page].float().T) * scales, 0.0)
             added += sums.to(x.dtype).float() @ part.u[page].float()
@@ -70,7 +71,7 @@ def add_components_triton(
         return
     first = components[0]
     splits = max(1, triton.cdiv(N, BLOCK_N * STEPS))
-    h = torch.empty(splits, most, groups, T, PAGE.value, dtype=torch.float32, device=x.device)
+    h = torch.empty(splits, most, groups, T, PAGE, dtype=torch.float32, device=x.device)
     block_t = tile_tokens(T, x.dtype)
     scale = tuple(part.scale for part in components)
     tiles_t = triton.cdiv(T, block_t)
@@ -119,19 +120,18 @@ def add_components_triton(
 def _check(y: Tensor, x: Tensor, components: Sequence[ComponentPages], slot: Tensor, pages: Tensor) -> None:
     op = "add_components"
     check_input(op, x)
-    if not 1 <= len(components) <= 3:
-        raise ValueError(f"{op}: components must be of 1 to 3 linears, not {len(components)}")
+    if not 1 <= len(components) <= MAX_GROUPS:
+        raise ValueError(f"{op}: components must be of 1 to {MAX_GROUPS} linears, not {len(components)}")
     count, table = len(components[0].vt), components[0].scale
     strides = {(part.vt.stride(0), part.u.stride(0), part.scale.stride(0)) for part in components}
     if len(strides) > 1 or components[0].vt.stride(0) != components[0].u.stride(0):
         raise ValueError(f"{op}: the pages of all components must lie in one allocation")
     for g, part in enumerate(components):
-        if part.vt[0].is_contiguous() and part.u[0].is_contiguous():
-            check_tensor(op, f"vt of {g}", part.vt, (count, PAGE.value, x.shape[1]), x.dtype, x)
-            check_tensor(op, f"u of {g}", part.u, (count, PAGE.value, part.u.shape[2]), x.dtype, x)
-        else:
+        if not (part.vt[0].is_contiguous() and part.u[0].is_contiguous()):
             raise ValueError(f"{op}: vt and u of {g} must be contiguous within a page")
-        check_tensor(op, f"scale of {g}", part.scale, (len(table), count * PAGE.value), torch.float32, x)
+        check_tensor(op, f"vt of {g}", part.vt, (count, PAGE, x.shape[1]), x.dtype, x)
+        check_tensor(op, f"u of {g}", part.u, (count, PAGE, part.u.shape[2]), x.dtype, x)
+        check_tensor(op, f"scale of {g}", part.scale, (len(table), count * PAGE), torch.float32, x)
     check_tensor(op, "y", y, (len(x), sum(part.u.shape[2] for part in components)), x.dtype, x)
     check_tensor(op, "slot", slot, (len(x),), torch.int32, x)
     check_tensor(op, "pages", pages, (len(pages),), torch.int32, x)

@@ -1,11 +1,12 @@
 """The two products of `add_components`: sums over the inputs first, then the outputs."""
 
+from ..layout.packed import PANEL
 from .gemm_tile import any_of, group_of, pick
 from .optional_triton import INTERPRETED, tl, triton
 from .pdl import wait_at_start
 
 # Components of a page, see component_pages.py.
-PAGE = tl.constexpr(16)
+PAGE = tl.constexpr(PANEL)
 
 
 @triton.jit

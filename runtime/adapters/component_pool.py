@@ -178,9 +178,12 @@ class ComponentPool:
         """Whether a slot has adapters."""
         return slot in self._held
 
-    def place(self, adapters: Sequence[PackedLora]) -> bool:
-        """Makes adapters resident that are not; False, and nothing is changed, if slots hold too many pages."""
-        wanted = {adapter.digest for adapter in adapters}
+    def place(self, adapters: Sequence[PackedLora], keep: Iterable[str] = ()) -> bool:
+        """Makes adapters resident that are not; False, and nothing is changed, if slots hold too many pages.
+
+        keep: digests of others that must not go for them.
+        """
+        wanted = {adapter.digest for adapter in adapters} | {*keep}
         missing = [adapter for adapter in adapters if adapter.digest not in self._resident]
         idle = [
             digest

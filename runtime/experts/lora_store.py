@@ -1,6 +1,6 @@
 """The LoRAs of a bank: ready to be written in memory, and resident in pages while slots want them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import RLock
 
@@ -77,17 +77,15 @@ class LoraStore:
     def read(self, lora: LoraEntry) -> PackedLora:
         """A LoRA's basis, ready to be written; ZweaveError if its file is gone or was changed."""
         assert self.pool is not None
-        packed = self._packed.get(lora.basis)
-        if packed is None:
-            packed = PackedLora.of(lora.read(), lora.basis, self.pool.order)
-            with self._lock:
-                self._packed.put(lora.basis, packed)
-        return packed
+        return self._packed_of(self.pool, lora, lora.read)
 
     def place(self, parts: Sequence[Part]) -> bool:
         """Makes the LoRAs of a mixture resident; False if slots hold too much of the room."""
-        loras = {part.basis: part for part, _ in parts if isinstance(part, LoraEntry)}
-        return self.pool is None or not loras or self.pool.place([*map(self.read, loras.values())])
+        pool, loras = self.pool, {part.basis: part for part, _ in parts if isinstance(part, LoraEntry)}
+        if pool is None:
+            return True
+        missing = [self.read(lora) for basis, lora in loras.items() if not pool.is_resident(basis)]
+        return pool.place(missing, keep=loras)
 
     def assign(self, slot: int, parts: Sequence[Part]) -> None:
         """Gives a slot the LoRAs of a mixture, all resident."""
@@ -114,11 +112,18 @@ class LoraStore:
 
     def _keep(self, pool: ComponentPool, entry: LoraEntry, basis: Lora) -> None:
         """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
+        packed = self._packed_of(pool, entry, lambda: basis)
         with self._lock:
-            packed = self._packed.get(entry.basis)
-        packed = packed or PackedLora.of(basis, entry.basis, pool.order)
-        with self._lock:
-            self._packed.put(entry.basis, packed)
             # A device is written to by the engine's thread alone, which may be capturing a graph.
             if pool.order.device.type == "cpu" and pool.has_free(packed):
                 pool.place([packed])
+
+    def _packed_of(self, pool: ComponentPool, entry: LoraEntry, basis: Callable[[], Lora]) -> PackedLora:
+        """A basis ready to be written: the one that is kept, or else made and kept. From any thread."""
+        with self._lock:
+            packed = self._packed.get(entry.basis)
+        if packed is None:
+            packed = PackedLora.of(basis(), entry.basis, pool.order)
+            with self._lock:
+                self._packed.put(entry.basis, packed)
+        return packed

@@ -233,3 +233,14 @@ def test_the_engines_thread_reads_no_lora(
     tokens, thread = asyncio.run(main())
     assert tokens == greedy(merged, PROMPTS[0])
     assert len(readers) == 1 and readers[0] is not thread
+
+
+def test_a_resident_lora_is_not_read_again(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, merged = save_lora("one", 1)
+    engine = tiny_engine(prefix_cache=False)
+    engine.load_expert("one", directory)
+    engine.bank._loras._packed = ByteCache(1, 1024)
+    monkeypatch.delattr(LoraEntry, "read")
+    assert answers(engine, ["one"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]

@@ -123,8 +123,11 @@ def _cases(choices: dict[str, dict[str, object]]) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def interpreted() -> Iterator[Launch]:
-    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN."""
+def interpreter() -> Iterator[Launch]:
+    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN.
+
+    Tensors go there as shared memory: what a launcher changes in place is changed here.
+    """
     with ProcessPoolExecutor(
         1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
     ) as pool:
@@ -132,6 +135,12 @@ def interpreted() -> Iterator[Launch]:
             patch.setenv("TRITON_INTERPRET", "1")
             pool.submit(mix_triton, torch.ones(1, 1), torch.ones(1, 1)).result()
         yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
+
+
+@pytest.fixture(scope="session")
+def interpreted(interpreter) -> Launch:
+    """The same, for tests without a parameter of this name."""
+    return interpreter
 
 
 @pytest.fixture

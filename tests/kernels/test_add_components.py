@@ -1,8 +1,6 @@
 """Components added to a product on a GPU, interpreted on a CPU, against float64."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -26,18 +24,6 @@ SHAPES = {
     "splits": (5, 2100, (40,), [2, 0, 4, 4, 3]),
     "no token": (0, 24, (16,), [0]),
 }
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Callable[..., None]]:
-    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN."""
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
-    ) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(abs, 1).result()
-        yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
 
 
 def components_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list[ComponentPages]:

@@ -1,15 +1,12 @@
 """The Triton kernels between the products of a layer, interpreted on a CPU; see also compile/test_layer.py."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from zweave.kernels.mix import mix_triton
 from zweave.kernels.pool_states import pool_states_ref, pool_states_triton
 from zweave.kernels.rms_norm import add_rms_norm_ref, add_rms_norm_triton, rms_norm_ref, rms_norm_triton
 from zweave.kernels.rope_store import rope_store_ref, rope_store_triton
@@ -29,21 +26,6 @@ SHAPES = {
     "2100 wide": (5, 2100),
 }
 HOW = {"interpreted": True, "reference": False}
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Callable[..., Tensor | None]]:
-    """Runs a launcher in a process whose Triton interprets, with outputs that are born as NaN.
-
-    Tensors go there as shared memory: what a launcher changes in place is changed here.
-    """
-    with ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=torch.use_deterministic_algorithms, initargs=(True,)
-    ) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(mix_triton, torch.ones(1, 1), torch.ones(1, 1)).result()
-        yield lambda launcher, *arguments: pool.submit(launcher, *arguments).result()
 
 
 @pytest.fixture
