@@ -100,7 +100,7 @@ def _tell_objectives(tasks: Sequence[Task]) -> None:
 
 def default_dtype(device: str) -> str:
     """The dtype that the device multiplies fast: without AVX-512's bfloat16, torch's products in it are far slower."""
-    return "bfloat16" if device != "cpu" or cpu_isa() == "avx512" else "float32"
+    return "bfloat16" if device != "cpu" or cpu_isa() in ("avx512", "amx") else "float32"
 
 
 def _summary(path: Path, record: dict[str, Any]) -> str:

@@ -186,6 +186,7 @@ def step_of(index: int, reward: float = 0.0) -> Step:
 
 def test_what_the_processor_multiplies_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for isa, device, dtype in (
+        ("amx", "cpu", "bfloat16"),
         ("avx512", "cpu", "bfloat16"),
         ("avx2", "cpu", "float32"),
         ("scalar", "cpu", "float32"),

@@ -194,6 +194,7 @@ const Kernels& kernels_scalar();
 #ifdef ZWEAVE_X86
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+const Kernels& kernels_amx();
 #endif
 
 }  // namespace zweave

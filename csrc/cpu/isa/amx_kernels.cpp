@@ -1,0 +1,36 @@
+#include "cpu/simd/kernels.h"
+
+#ifdef ZWEAVE_X86
+// These come before the pragma: what they define is shared with files for lesser processors.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+// GCC 12 takes the deliberately undefined operands of its own intrinsics for mistakes (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,amx-tile,amx-bf16")
+#include "cpu/simd/avx512_simd.h"
+
+// Made of what stands above.
+#include "cpu/gemm/matmul_amx.h"
+
+namespace zweave {
+namespace {
+
+// All but the products of bf16 is AVX-512's.
+Kernels with_tiles(Kernels kernels) {
+  kernels.name = "amx";
+  kernels.b16.matmul = matmul_amx;
+  return kernels;
+}
+
+}  // namespace
+
+const Kernels& kernels_amx() {
+  static const Kernels kernels = with_tiles(kernels_avx512());
+  return kernels;
+}
+}  // namespace zweave
+#endif
