@@ -116,23 +116,24 @@ void fetch_scales(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
 // How the plain terms and the pages are computed: in vectors.
 struct VectorTiles {
   template <class T>
-  static bool is_streamed(const Matmul<T>& m, int64_t rows) {
+  bool is_streamed(const Matmul<T>& m, int64_t rows) const {
     return zweave::is_streamed(m, rows);
   }
   template <int panels, class T>
-  static void multiply(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel,
-                       const char* next, float* sums) {
+  void multiply(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                float* sums) const {
     plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
   }
 };
 
 // All rows under the panels of one tile.
-template <class T, class Tiles, int panels>
-void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next) {
+template <int panels, class T, class Tiles>
+void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                   const Tiles& tiles) {
   alignas(64) float sums[kRows * kTileOutputs];
   if (m.scale) fetch_scales(m, row_begin, row_end, panel);
   // Without plain terms this writes zeros.
-  Tiles::template multiply<panels>(m, row_begin, row_end, panel, next, sums);
+  tiles.template multiply<panels>(m, row_begin, row_end, panel, next, sums);
   for (int64_t i = 0; i < m.num_terms; ++i) {
     const Term<T>& term = m.terms[i];
     const char* then = i == 0 ? next : term.weights.panels + (panel + panels) * term.weights.panel_bytes;
@@ -171,12 +172,13 @@ void stream_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
   }
 }
 
-template <class T, class Tiles = VectorTiles>
-void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+template <class T, class Tiles>
+void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end,
+            const Tiles& tiles) {
   const Weights& first = m.terms[0].weights;
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int64_t end = row + kRows < row_end ? row + kRows : row_end;
-    if (Tiles::is_streamed(m, end - row)) {
+    if (tiles.is_streamed(m, end - row)) {
       stream_panels(m, row, end, panel_begin, panel_end);
       continue;
     }
@@ -185,12 +187,17 @@ void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t pane
       const void* next = after < panel_end || !m.next ? first.panels + after * first.panel_bytes : m.next;
       const char* then = static_cast<const char*>(next);
       if (after <= panel_end) {
-        matmul_panels<T, Tiles, Simd::tile_panels>(m, row, end, panel, then);
+        matmul_panels<Simd::tile_panels>(m, row, end, panel, then, tiles);
       } else {
-        matmul_panels<T, Tiles, 1>(m, row, end, panel, then);
+        matmul_panels<1>(m, row, end, panel, then, tiles);
       }
     }
   }
+}
+
+template <class T>
+void matmul(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
+  matmul(m, row_begin, row_end, panel_begin, panel_end, VectorTiles{});
 }
 
 }  // namespace

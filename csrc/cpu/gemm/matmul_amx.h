@@ -1,7 +1,7 @@
 // Products of bf16 with packed weights in AMX's tile registers.
 //
-// Every output is one chain here too: the whole and half tiles of all terms and pages in order, then the
-// packs of each that no tile covers. It depends on neither the other rows nor the split between threads.
+// Every output is one chain here too: the whole tiles of all terms and pages in order, then their half tiles,
+// then the packs that neither covers. It depends on neither the other rows nor the split between threads.
 #pragma once
 
 #include "cpu/gemm/amx_tiles.h"
@@ -10,52 +10,79 @@
 namespace zweave {
 namespace {
 
-// The packs of a term that tiles cover.
-inline int64_t tiled_packs(const Term<bf16>& term) { return term.inputs / 2 / kHalfPacks * kHalfPacks; }
+// Packs of a tile. Half of them are a page of components, or what is left of a term.
+constexpr int64_t kTilePacks = 16, kHalfPacks = kTilePacks / 2;
 
-inline const Term<bf16>& term_or_page(const Matmul<bf16>& m, int64_t i) {
-  return i < m.num_terms ? m.terms[i] : m.pages[i - m.num_terms];
+// The packs of a term that tiles of a size cover, after those of the next larger one.
+template <int64_t packs>
+inline int64_t covered_packs(const Term<bf16>& term) {
+  return term.inputs / kPack<bf16> / packs * packs;
 }
 
-// One term's tiles of the rows from `row` on and of those that come `others` rows later.
-template <int row_tiles, int panels>
+// Where the tiles of a block of rows lie: the first ones and, `others` rows later, as many again.
+struct TileBlock {
+  int64_t row, height, others;
+};
+
+// The rows of a product in tiles of one height: one tile, or blocks of two. Tiles overlap where their height
+// does not divide the rows; what is computed twice is the same both times.
+class TileSplit {
+ public:
+  explicit TileSplit(int64_t rows)
+      : row_tiles(rows <= kPanel ? 1 : 2),
+        blocks(divide_up(rows, 2 * kPanel)),
+        height_(divide_up(rows, row_tiles * blocks)),
+        block_rows_(row_tiles * height_ < rows ? row_tiles * height_ : rows),
+        last_(rows - block_rows_) {}
+
+  TileBlock block(int64_t i) const {
+    const int64_t row = i * block_rows_;
+    return {row < last_ ? row : last_, height_, block_rows_ - height_};
+  }
+
+  const int64_t row_tiles, blocks;
+
+ private:
+  int64_t height_, block_rows_, last_;
+};
+
+// The tiles of `size` packs of one term, rows from `row` on.
+template <int64_t size, int row_tiles, int panels>
 void add_tiles(const Term<bf16>& term, int64_t row, int64_t others, int64_t panel, Ahead ahead) {
-  const int64_t bytes = term.weights.panel_bytes, packs = tiled_packs(term);
-  const char* weights = term.weights.panels + panel * bytes;
-  TileRows rows{term.x + row * term.x_stride, term.x_stride, others * term.x_stride};
-  const auto fetch = [&](int64_t lines) {
-    for (int64_t i = 0; i < lines; ++i, ahead.at += ahead.step) {
+  const int64_t bytes = term.weights.panel_bytes;
+  const int64_t begin = size == kTilePacks ? 0 : covered_packs<2 * size>(term);
+  const char* weights = term.weights.panels + panel * bytes + begin * kLine;
+  const bf16* x = term.x + row * term.x_stride + begin * kPack<bf16>;
+  for (int64_t pack = begin; pack < covered_packs<size>(term); pack += size) {
+    multiply_tiles<row_tiles, panels>(x, term.x_stride, others * term.x_stride, weights, bytes);
+    for (int64_t line = 0; line < size; ++line, ahead.at += ahead.step) {
       prefetch(ahead.at);
       if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
     }
-  };
-  for (int64_t pack = 0; pack + kTilePacks <= packs; pack += kTilePacks) {
-    multiply_tiles<false, row_tiles, panels>(rows, weights, bytes);
-    fetch(kTilePacks);
-    rows.x += kTilePacks * 2;
-    weights += kTilePacks * kLine;
-  }
-  if (packs % kTilePacks) {
-    multiply_tiles<true, row_tiles, panels>(rows, weights, bytes);
-    fetch(kHalfPacks);
+    x += size * kPack<bf16>;
+    weights += size * kLine;
   }
 }
 
-// The plain terms and pages of a tile of rows from `row` on and of the tile that begins `others` rows later,
-// to `sums`.
-template <int row_tiles, int panels>
-void tile_block(const Matmul<bf16>& m, int64_t row, int64_t others, int64_t panel, const Fetch& fetch,
-                float* sums) {
-  clear_sums();
+// The tiles of `size` packs of all plain terms and pages, to `sums`, or added to them where they are not the
+// first.
+template <int64_t size, int row_tiles, int panels>
+void add_block(const Matmul<bf16>& m, TileRegisters& registers, int64_t row_begin, const TileBlock& block,
+               int64_t panel, const Fetch& fetch, float* sums) {
+  float* to = sums + block.row * kTileOutputs;
+  float* others = to + block.others * kTileOutputs;
+  registers.configure(block.height, size);
+  if constexpr (size < kTilePacks) load_tiles<row_tiles, panels>(to, others);
   for (int64_t i = 0; i < m.num_terms + m.num_pages; ++i) {
-    const Term<bf16>& term = term_or_page(m, i);
+    const Term<bf16>& term = i < m.num_terms ? m.terms[i] : m.pages[i - m.num_terms];
     if (term.weights.storage != Storage::plain) continue;
     const int64_t bytes = term.weights.panel_bytes;
     const char* here = term.weights.panels + panel * bytes;
     const char* then = i == 0 ? fetch.next : here + Simd::tile_panels * bytes;
-    add_tiles<row_tiles, panels>(term, row, others, panel, fetch.ahead(here, then, tiled_packs(term), bytes));
+    const Ahead ahead = fetch.ahead(here, then, covered_packs<size>(term), bytes);
+    add_tiles<size, row_tiles, panels>(term, row_begin + block.row, block.others, panel, ahead);
   }
-  store_tiles<row_tiles, panels>(sums, sums + others * kTileOutputs);
+  store_tiles<row_tiles, panels>(to, others);
 }
 
 // Adds the packs that no tile covers, of all rows.
@@ -63,7 +90,8 @@ template <int panels>
 void add_remainders(const Matmul<bf16>& m, int64_t row_begin, int64_t row_end, int64_t panel, float* sums) {
   for (int64_t i = 0; i < m.num_terms; ++i) {
     const Term<bf16>& term = m.terms[i];
-    const int64_t begin = tiled_packs(term), end = packs_of(term), bytes = term.weights.panel_bytes;
+    const int64_t begin = covered_packs<kHalfPacks>(term), end = packs_of(term);
+    const int64_t bytes = term.weights.panel_bytes;
     if (term.weights.storage != Storage::plain || begin == end) continue;
     for (int64_t row = row_begin; row < row_end; row += Simd::max_rows<bf16>) {
       const int64_t left = row_end - row;
@@ -80,32 +108,36 @@ void add_remainders(const Matmul<bf16>& m, int64_t row_begin, int64_t row_end, i
   }
 }
 
-// How the rows of a product are dealt to tiles of one height: one tile, or blocks of two. Tiles overlap where
-// their height does not divide the rows; what is computed twice is the same both times.
-struct TileSplit {
-  explicit TileSplit(int64_t rows)
-      : row_tiles(rows <= kPanel ? 1 : 2),
-        blocks(divide_up(rows, 2 * kPanel)),
-        height(divide_up(rows, row_tiles * blocks)),
-        block_rows(row_tiles * height < rows ? row_tiles * height : rows) {}
+inline bool has_half_tiles(const Matmul<bf16>& m) {
+  const auto has = [](const Term<bf16>& term) {
+    return term.weights.storage == Storage::plain &&
+           covered_packs<kHalfPacks>(term) > covered_packs<kTilePacks>(term);
+  };
+  for (int64_t i = 0; i < m.num_terms; ++i) {
+    if (has(m.terms[i])) return true;
+  }
+  return m.num_pages > 0;
+}
 
-  int64_t row_tiles, blocks, height, block_rows;
-};
-
+// How matmul.h computes plain terms and pages with tile registers.
 struct AmxTiles {
-  static bool is_streamed(const Matmul<bf16>&, int64_t) { return false; }
+  TileRegisters& registers;
+
+  bool is_streamed(const Matmul<bf16>&, int64_t) const { return false; }
 
   template <int panels>
-  static void multiply(const Matmul<bf16>& m, int64_t row_begin, int64_t row_end, int64_t panel,
-                       const char* next, float* sums) {
+  void multiply(const Matmul<bf16>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                float* sums) const {
     const TileSplit split(row_end - row_begin);
-    const int64_t last = row_end - row_begin - split.block_rows;
-    for (int64_t block = 0; block < split.blocks; ++block) {
-      const int64_t at = block * split.block_rows, row = at < last ? at : last;
-      const int64_t others = split.block_rows - split.height;
-      const Fetch fetch{next, block, split.blocks};
-      const auto compute = split.row_tiles == 1 ? tile_block<1, panels> : tile_block<2, panels>;
-      compute(m, row_begin + row, others, panel, fetch, sums + row * kTileOutputs);
+    const bool has_halves = has_half_tiles(m);
+    for (int64_t i = 0; i < split.blocks; ++i) {
+      const auto add = [&]<int64_t size>() {
+        const Fetch fetch{next, i, split.blocks};
+        const auto add_rows = split.row_tiles == 1 ? add_block<size, 1, panels> : add_block<size, 2, panels>;
+        add_rows(m, registers, row_begin, split.block(i), panel, fetch, sums);
+      };
+      add.template operator()<kTilePacks>();
+      if (has_halves) add.template operator()<kHalfPacks>();
     }
     add_remainders<panels>(m, row_begin, row_end, panel, sums);
   }
@@ -113,11 +145,8 @@ struct AmxTiles {
 
 inline void matmul_amx(const Matmul<bf16>& m, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                        int64_t panel_end) {
-  for (int64_t row = row_begin; row < row_end; row += kRows) {
-    const int64_t end = row + kRows < row_end ? row + kRows : row_end;
-    const TileRegisters registers(TileSplit(end - row).height);
-    matmul<bf16, AmxTiles>(m, row, end, panel_begin, panel_end);
-  }
+  TileRegisters registers;
+  matmul(m, row_begin, row_end, panel_begin, panel_end, AmxTiles{registers});
 }
 
 }  // namespace
