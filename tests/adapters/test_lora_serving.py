@@ -21,23 +21,7 @@ from zweave.experts.lora_entry import LoraEntry
 from zweave.experts.mixture import Mixture
 from zweave.request import Request
 
-NEW = 12
-PROMPTS = [list(range(3 + index, 20 + 2 * index)) for index in range(9)]
-
-
-def answers(engine: Engine, experts: list[Any], prompts: list[list[int]] = PROMPTS) -> list[list[int]]:
-    requests = [
-        Request(prompt, expert=expert, max_tokens=NEW, ignore_eos=True)
-        for prompt, expert in zip(prompts, experts, strict=True)
-    ]
-    return [result.token_ids for result in engine.generate(requests)]
-
-
-def greedy(model: Any, prompt: list[int]) -> list[int]:
-    whole = model.generate(
-        torch.tensor([prompt]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None
-    )
-    return whole[0, len(prompt) :].tolist()
+from .greedy_answers import NEW, PROMPTS, answers, greedy
 
 
 @pytest.mark.parametrize(
