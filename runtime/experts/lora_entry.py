@@ -84,15 +84,16 @@ class LoraEntry:
             lora.check(shapes)
         except ZweaveError as error:
             raise ZweaveError(f"{path or f'the adapter {name!r}'}: {error}") from None
+        digest = lora.digest
         entry = cls(
             name=name,
-            digest=lora.digest,
+            digest=digest,
             scope=lora.scope,
             first_layer=lora.first_layer,
             description=lora.description,
             invocation_tokens=lora.invocation_tokens,
             rank=lora.rank,
-            basis=lora.digest,
+            basis=digest,
             source=(lambda: lora) if path is None else partial(read_peft, path),
             path=path,
             prompt_template=lora.prompt_template,

@@ -123,7 +123,7 @@ class LoraStore:
         with self._lock:
             packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = PackedLora.of(basis(), entry.basis, pool.order)
+            packed = pool.packed(basis(), entry.basis)
             with self._lock:
                 self._packed.put(entry.basis, packed)
         return packed
