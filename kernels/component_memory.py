@@ -102,9 +102,9 @@ def pack_components(
         alike.setdefault((vt.shape, u.shape), []).append(index)
     parts: list[tuple[Tensor, Tensor]] = [(vt, vt) for vt in vts]
     for indices in alike.values():
-        vt, u = torch.stack([vts[i] for i in indices]), torch.stack([us[i] for i in indices])
         factor = torch.tensor([scales[i] for i in indices], dtype=torch.float32)[:, None, None]
-        vt, u = vt.to(dtype), (u.float() * factor).to(dtype)
+        vt = torch.stack([vts[i] for i in indices]).to(dtype)
+        u = torch.stack([us[i] for i in indices]).float().mul_(factor).to(dtype)
         if missing := pages * PAGE - vt.shape[1]:
             vt, u = pad(vt, (0, 0, 0, missing)), pad(u, (0, missing))
         ordered = (part.flatten(2) for part in _ordered(vt, u, in_panels))
