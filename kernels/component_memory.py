@@ -126,4 +126,6 @@ def _ordered(vt: Tensor, u: Tensor, in_panels: bool) -> tuple[Tensor, Tensor]:
     # Whole panels, which no two linears share.
     u = pad(u, (0, 0, 0, -u.shape[1] % PAGE)).unflatten(2, (pages, PAGE)).transpose(1, 2)
     panels = pack(u.reshape(-1, PAGE)).data
-    return pack(vt.flatten(0, 1)).data.unflatten(0, (linears, pages)), panels.unflatten(0, (linears, pages, -1))
+    return pack(vt.flatten(0, 1)).data.unflatten(0, (linears, pages)), panels.unflatten(
+        0, (linears, pages, -1)
+    )
