@@ -11,7 +11,8 @@ from . import registration  # noqa: F401  of the ops
 from ._C import cpu_isa, empty_in_huge_pages
 from .adapted_linear import AdaptedLinear, LinearMode
 from .attention import paged_attention, paged_attention_ref, write_kv, write_kv_ref
-from .component_pages import PAGE, ComponentPages, PackedComponents, component_pages_ref
+from .component_memory import ComponentMemory, pack_components
+from .component_pages import PAGE, ComponentPages, component_pages_ref
 from .components import gather_components
 from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .device_ops import REFERENCE_OPS, DeviceOps, triton_ops
@@ -34,6 +35,7 @@ __all__ = [
     "PAGE",
     "REFERENCE_OPS",
     "AdaptedLinear",
+    "ComponentMemory",
     "ComponentPages",
     "Decoder",
     "DecoderConfig",
@@ -43,7 +45,6 @@ __all__ = [
     "DeviceOps",
     "LinearMode",
     "Packed",
-    "PackedComponents",
     "Quantized",
     "Stack",
     "StackedLinear",
@@ -63,6 +64,7 @@ __all__ = [
     "mix",
     "mix_ref",
     "pack",
+    "pack_components",
     "paged_attention",
     "paged_attention_ref",
     "quantize",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zweave.kernels import PAGE, ComponentPages, mix, mix_ref
+from zweave.kernels import PAGE, ComponentMemory, mix, mix_ref
 
 from .check_case import CheckSource, KernelCheck
 
@@ -67,7 +67,8 @@ def _add_components(source: CheckSource, tokens: int, width: int) -> Made:
     scale[:, own] = source.normal(2, int(own.sum()), dtype=torch.float32)
     absent = torch.empty(0)
     shapes = [(M, width) for M in outputs]
-    parts = ComponentPages.empty(shapes, 4, x.dtype, scale, absent, torch.empty(2, 0), packed=False)
+    memory = ComponentMemory.empty(shapes, 4, x.dtype, scale, absent, torch.empty(2, 0), in_panels=False)
+    parts = memory.linears
     for part in parts:
         part.vt.copy_(source.normal(*part.vt.shape) / width**0.5)
         part.u.copy_(source.normal(*part.u.shape) / 8)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from zweave.kernels import PAGE, ComponentPages, PackedComponents
+from zweave.kernels import PAGE, ComponentMemory, ComponentPages, pack_components
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
@@ -26,32 +25,25 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedLora:
-    """A LoRA in kernel order.
+    """A LoRA in kernel order, alpha / r among its numbers; zero beyond the ranks of its matrices.
 
     digest: of the LoRA.
-    pages: that it wants.
-    parts: adapted matrix -> its components, alpha / r among them; zero beyond its own rank.
+    modules: the adapted matrices, in the LoRA's order.
+    components: [pages, ...], of these in the model's order, see `pack_components`.
     """
 
     digest: str
-    pages: int
-    parts: Mapping[str, PackedComponents]
+    modules: Sequence[str]
+    components: Tensor
 
-    @classmethod
-    def of(cls, lora: Lora, digest: str, order: "ComponentOrder") -> "PackedLora":
-        """B is scaled in float32 before it is rounded."""
-        rank, dtype = lora.rank, order.dtype
-        parts = {}
-        for module, pair in lora.pairs.items():
-            a, b = pair.a.to(dtype), (pair.b.float() * pair.scaling).to(dtype)
-            if missing := rank - pair.rank:
-                a, b = pad(a, (0, 0, 0, missing)), pad(b, (0, missing))
-            parts[module] = order.packed(a, b)
-        return cls(digest, pages_of_rank(rank), parts)
+    @property
+    def pages(self) -> int:
+        """That it wants."""
+        return len(self.components)
 
     @property
     def nbytes(self) -> int:
-        return sum(part.vt.nbytes + part.u.nbytes for part in self.parts.values())
+        return self.components.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,17 +78,6 @@ class ComponentOrder:
     device: torch.device = _CPU
     for_cpu: bool = True
 
-    def packed(self, vt: Tensor, u: Tensor) -> PackedComponents:
-        """Components in this order, still on the host; for a GPU where it can copy them from."""
-        if self.for_cpu:
-            return PackedComponents.of(vt, u)
-        rows = PackedComponents.rows(vt, u)
-        return (
-            PackedComponents(rows.vt.pin_memory(), rows.u.pin_memory())
-            if self.device.type == "cuda"
-            else rows
-        )
-
 
 @dataclass(slots=True)
 class _Resident:
@@ -117,7 +98,7 @@ def pool_bytes(shapes: Iterable[tuple[int, int]], components: int, value_bytes: 
 
 
 class ComponentPool:
-    """Assigns pages to adapters, and adapters to slots. Not thread-safe: the bank's lock covers it.
+    """Assigns pages to adapters, and adapters to slots. Not thread-safe, but for `packed`: the bank's lock covers it.
 
     shapes: adaptable matrix -> (out_features, in_features), in layer order.
     components: that stay resident, rounded down to whole pages; on a CPU memory is taken as they are written.
@@ -135,23 +116,22 @@ class ComponentPool:
         self._pages_of = torch.full((slots, self.num_pages), -1, dtype=torch.int32)
         self._index = {module: index for index, module in enumerate(shapes)}
         self._adapted = torch.zeros(len(self._index), slots, dtype=torch.uint8)
-        linears = ComponentPages.empty(
+        self._memory = ComponentMemory.empty(
             [*shapes.values()],
             self.num_pages,
             order.dtype,
             self._scale,
             self._pages_of,
             self._adapted,
-            packed=order.for_cpu,
+            in_panels=order.for_cpu,
         )
-        self._linears = dict(zip(shapes, linears, strict=True))
         self._free = list(range(self.num_pages - 1, -1, -1))
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._held: dict[int, tuple[str, ...]] = {}
 
     def linear(self, module: str) -> ComponentPages:
         """The pages of a matrix, which its linear reads."""
-        return self._linears[module]
+        return self._memory.linears[self._index[module]]
 
     def pages_of(self, slots: Sequence[int]) -> list[int]:
         """The pages of some slots, ascending, each once."""
@@ -169,6 +149,22 @@ class ComponentPool:
 
     def is_resident(self, digest: str) -> bool:
         return digest in self._resident
+
+    def packed(self, lora: Lora, digest: str) -> PackedLora:
+        """A LoRA ready to be written, still on the host; for a GPU where it can copy from. From any thread.
+
+        digest: of the LoRA.
+        """
+        pairs = [lora.pairs[module] for module in sorted(lora.pairs, key=self._index.__getitem__)]
+        components = pack_components(
+            [pair.a for pair in pairs],
+            [pair.b for pair in pairs],
+            [pair.scaling for pair in pairs],
+            self.order.dtype,
+            self.order.for_cpu,
+        )
+        pinned = not self.order.for_cpu and self.order.device.type == "cuda"
+        return PackedLora(digest, [*lora.pairs], components.pin_memory() if pinned else components)
 
     def has_free(self, adapter: PackedLora) -> bool:
         """Whether an adapter fits pages that nobody has."""
@@ -232,7 +228,6 @@ class ComponentPool:
         """Writes an adapter to free pages; neighbours where there are."""
         self._free.sort(reverse=True)
         pages = sorted(self._free.pop() for _ in range(adapter.pages))
-        for module, part in adapter.parts.items():
-            self._linears[module].write(pages, part)
-        index = torch.tensor([self._index[module] for module in adapter.parts])
-        self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.parts)])
+        index = torch.tensor([self._index[module] for module in adapter.modules])
+        self._memory.write(pages, sorted(index.tolist()), adapter.components)
+        self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.modules)])

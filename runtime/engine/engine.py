@@ -271,7 +271,8 @@ class Engine:
         try:
             start = time.perf_counter()
             self._is_launching = True
-            step = self._runner.launch(chunks)
+            with self.bank.turns.step():
+                step = self._runner.launch(chunks)
             self._launched.append((step, self._spans(step.chunks), start))
             self._is_launching = False
             self._num_steps += 1

@@ -31,6 +31,7 @@ from .resolved_mixture import Entry, ResolvedMixture, rows_digest
 from .row_holders import RowHolders
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
+from .step_turns import StepTurns
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20
@@ -55,6 +56,7 @@ class Bank:
     The other arguments are those of `SlotTables`.
 
     tables: the rows of the slots.
+    turns: of the steps that read them, and of loads beside these.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class Bank:
         self._holders = RowHolders()
         self._prepared: ByteCache[SlotRows] = ByteCache(PREPARED_BYTES, _MAX_PREPARED)
         self._lock = RLock()
-        self._loras = LoraStore(components, self._lock)
+        self.turns = StepTurns()
+        self._loras = LoraStore(components, self._lock, self.turns)
 
     @property
     def components(self) -> ComponentPool | None:
@@ -217,7 +220,7 @@ class Bank:
     def prepare(self, loras: Iterable[LoraEntry]) -> None:
         """Reads LoRAs, so that whoever acquires them need not; ZweaveError as `acquire` raises it."""
         for lora in loras:
-            self._loras.read(lora)
+            self._loras.prepare(lora)
 
     def bind(self, mixture: Mixture | ResolvedMixture | None) -> ResolvedMixture:
         """The old name of `resolve`."""

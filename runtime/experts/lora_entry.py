@@ -66,33 +66,46 @@ class LoraEntry:
         """It scales no component of the base model: z is 1 everywhere."""
         return FlatZ.of({}, layout, out)
 
-    def read(self) -> Lora:
-        """Its basis; ZweaveError if its directory or file is gone or was changed."""
+    def read(self, rest: Callable[[], None] = lambda: None) -> Lora:
+        """Its basis; ZweaveError if its directory or file is gone or was changed.
+
+        rest: called when it is read, before it is looked at whether it was changed.
+        """
         lora = self.source()
+        rest()
         if self.path is not None and lora.digest != self.basis:
             raise ZweaveError(f"{self.path} changed since it was loaded as {self.name!r}: load it again")
         return lora
 
     @classmethod
     def of(
-        cls, name: str, source: Lora | Path, shapes: Mapping[str, tuple[int, int]]
+        cls,
+        name: str,
+        source: Lora | Path,
+        shapes: Mapping[str, tuple[int, int]],
+        rest: Callable[[], None] = lambda: None,
     ) -> tuple["LoraEntry", Lora]:
-        """The entry of a LoRA or its directory, and the LoRA; ZweaveError if it does not fit the model."""
+        """The entry of a LoRA or its directory, and the LoRA; ZweaveError if it does not fit the model.
+
+        rest: called when it is read, before its digest is worked out.
+        """
         path = None if isinstance(source, Lora) else source.absolute()
         lora = source if isinstance(source, Lora) else read_peft(source)
         try:
             lora.check(shapes)
         except ZweaveError as error:
             raise ZweaveError(f"{path or f'the adapter {name!r}'}: {error}") from None
+        rest()
+        digest = lora.digest
         entry = cls(
             name=name,
-            digest=lora.digest,
+            digest=digest,
             scope=lora.scope,
             first_layer=lora.first_layer,
             description=lora.description,
             invocation_tokens=lora.invocation_tokens,
             rank=lora.rank,
-            basis=lora.digest,
+            basis=digest,
             source=(lambda: lora) if path is None else partial(read_peft, path),
             path=path,
             prompt_template=lora.prompt_template,

@@ -12,6 +12,7 @@ from .byte_cache import ByteCache
 from .lora_entry import LoraEntry, compressed_entries
 from .mixture import check_name
 from .resolved_mixture import Entry, Part
+from .step_turns import StepTurns
 
 # Memory for components that are not resident, ready to be written: of a hundred LoRAs of rank 16 for a small model.
 PACKED_BYTES = 1 << 30
@@ -25,18 +26,21 @@ class LoraStore:
 
     pool: whose pages they take; None refuses LoRAs.
     lock: of the bank.
+    turns: with the engine's steps.
     """
 
-    def __init__(self, pool: ComponentPool | None, lock: RLock) -> None:
+    def __init__(self, pool: ComponentPool | None, lock: RLock, turns: StepTurns) -> None:
         self.pool = pool
+        self._turns = turns
         self._lock = lock
         self._packed: ByteCache[PackedLora] = ByteCache(PACKED_BYTES, _MAX_PACKED)
 
     def load(self, name: str, source: Lora | Path) -> LoraEntry:
         """The entry of a LoRA or its directory; ZweaveError if it does not fit the model or the pool."""
         pool = self._pool_for(name)
-        entry, lora = LoraEntry.of(name, source, pool.shapes)
+        entry, lora = LoraEntry.of(name, source, pool.shapes, self._turns.rest)
         pool.check([entry.rank])
+        self._turns.rest()
         self._keep(pool, entry, lora)
         return entry
 
@@ -74,17 +78,27 @@ class LoraStore:
             and self._packed.get(part.basis) is None
         ]
 
-    def read(self, lora: LoraEntry) -> PackedLora:
-        """A LoRA's basis, ready to be written; ZweaveError if its file is gone or was changed."""
+    def prepare(self, lora: LoraEntry) -> None:
+        """Makes a LoRA's basis ready to be written, beside steps; ZweaveError if its file is gone or was changed."""
         assert self.pool is not None
-        return self._packed_of(self.pool, lora, lora.read)
+
+        def read() -> Lora:
+            basis = lora.read(self._turns.rest)
+            self._turns.rest()
+            return basis
+
+        self._packed_of(self.pool, lora, read)
 
     def place(self, parts: Sequence[Part]) -> bool:
         """Makes the LoRAs of a mixture resident; False if slots hold too much of the room."""
         pool, loras = self.pool, {part.basis: part for part, _ in parts if isinstance(part, LoraEntry)}
         if pool is None:
             return True
-        missing = [self.read(lora) for basis, lora in loras.items() if not pool.is_resident(basis)]
+        missing = [
+            self._packed_of(pool, lora, lora.read)
+            for basis, lora in loras.items()
+            if not pool.is_resident(basis)
+        ]
         return pool.place(missing, keep=loras)
 
     def assign(self, slot: int, parts: Sequence[Part]) -> None:
@@ -123,7 +137,7 @@ class LoraStore:
         with self._lock:
             packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = PackedLora.of(basis(), entry.basis, pool.order)
+            packed = pool.packed(basis(), entry.basis)
             with self._lock:
                 self._packed.put(entry.basis, packed)
         return packed

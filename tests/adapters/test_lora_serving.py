@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from zweave.adapters.component_pool import ComponentPool
 from zweave.adapters.lora import Lora
 from zweave.checkpoint.module_name import layer_of
 from zweave.engine import AsyncEngine, Engine
 from zweave.errors import ZweaveError
-from zweave.experts import Expert
+from zweave.experts import Expert, lora_entry
 from zweave.experts.byte_cache import ByteCache
 from zweave.experts.lora_entry import LoraEntry
 from zweave.experts.mixture import Mixture
@@ -200,9 +201,9 @@ def test_the_engines_thread_reads_no_lora(
     engine.bank._loras._packed = ByteCache(1 << 30, 1024)
     readers, read = [], LoraEntry.read
 
-    def watched(entry: LoraEntry) -> Lora:
+    def watched(entry: LoraEntry, *rest: Callable[[], None]) -> Lora:
         readers.append(threading.current_thread())
-        return read(entry)
+        return read(entry, *rest)
 
     monkeypatch.setattr(LoraEntry, "read", watched)
 
@@ -217,6 +218,29 @@ def test_the_engines_thread_reads_no_lora(
     tokens, thread = asyncio.run(main())
     assert tokens == greedy(merged, PROMPTS[0])
     assert len(readers) == 1 and readers[0] is not thread
+
+
+def test_whoever_loads_rests_between_reading_digest_and_order(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = save_lora("one", 1, merge=False)
+    engine, done = tiny_engine(), []
+    for owner, piece in ((lora_entry, "read_peft"), (ComponentPool, "packed")):
+        whole = getattr(owner, piece)
+        monkeypatch.setattr(
+            owner, piece, lambda *a, whole=whole, piece=piece: done.append(piece) or whole(*a)
+        )
+    digest = Lora.digest.fget
+    monkeypatch.setattr(Lora, "digest", property(lambda lora: done.append("digest") or digest(lora)))
+    monkeypatch.setattr(engine.bank.turns, "rest", lambda: done.append("rest"))
+    engine.load_expert("one", directory)
+    pieces = ["read_peft", "rest", "digest", "rest", "packed"]
+    assert done == pieces
+    # Again, for a request that comes when its components are gone.
+    done.clear()
+    engine.bank._loras._packed = ByteCache(1 << 30, 1024)
+    engine.bank.prepare([engine.bank.registered("one")])
+    assert done == pieces
 
 
 def test_a_resident_lora_is_not_read_again(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave.kernels import PAGE, ComponentPages, PackedComponents
+from zweave.kernels import PAGE, ComponentMemory, ComponentPages, pack_components
 from zweave.kernels.add_components import add_components_ref, add_components_triton
 
 pytest.importorskip("triton")
@@ -26,7 +26,7 @@ SHAPES = {
 }
 
 
-def components_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list[ComponentPages]:
+def components_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Sequence[ComponentPages]:
     """Random components; pages that no slot has are NaN."""
     random = torch.Generator().manual_seed(len(shapes))
     scale = torch.zeros(len(shapes), SLOTS, PAGES * PAGE)
@@ -36,16 +36,16 @@ def components_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list
     # A slot may leave one of the linears alone.
     scale[-1, 3] = 0
     unused = torch.empty(0, dtype=torch.int32)
-    found = ComponentPages.empty(
-        shapes, PAGES, dtype, scale, unused, torch.empty(len(shapes), 0), packed=False
+    memory = ComponentMemory.empty(
+        shapes, PAGES, dtype, scale, unused, torch.empty(len(shapes), 0), in_panels=False
     )
-    for pages, (M, N) in zip(found, shapes, strict=True):
+    for index, (pages, (M, N)) in enumerate(zip(memory.linears, shapes, strict=True)):
         pages.vt.fill_(NAN), pages.u.fill_(NAN)
         for page in (1, 5, 6):
             rank = 9 if page == 6 else PAGE
             a, b = torch.randn(rank, N, generator=random) / N**0.5, torch.randn(M, rank, generator=random)
-            pages.write([page], PackedComponents.rows(a.to(dtype), b.to(dtype)))
-    return found
+            memory.write([page], [index], pack_components([a], [b], [1.0], dtype, in_panels=False))
+    return memory.linears
 
 
 def exact(x: Tensor, components: Sequence[ComponentPages], slot: Tensor) -> tuple[Tensor, Tensor]:

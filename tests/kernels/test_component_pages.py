@@ -7,12 +7,12 @@ from torch import Tensor
 from zweave.kernels import (
     PAGE,
     AdaptedLinear,
-    ComponentPages,
+    ComponentMemory,
     LinearMode,
-    PackedComponents,
     Quantized,
     component_pages_ref,
     pack,
+    pack_components,
     quantize,
 )
 
@@ -56,9 +56,10 @@ def adapted_linear(
         for page in own:
             scale[slot, page * PAGE : (page + 1) * PAGE] = torch.randn(PAGE, generator=random)
     adapted = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.uint8)
-    other, pages = ComponentPages.empty(
+    memory = ComponentMemory.empty(
         [(24, 40), (M, N)], PAGES, dtype, scale.expand(2, -1, -1), pages_of, adapted.expand(2, -1)
     )
+    other, pages = memory.linears
     other.vt.fill_(torch.nan), other.u.fill_(torch.nan)
     # A page that nobody has is never read.
     pages.vt[4], pages.u[4] = torch.nan, torch.nan
@@ -66,7 +67,7 @@ def adapted_linear(
         # The last adapters end within a page.
         rank = PAGE if page < 7 else 5
         a, b = torch.randn(rank, N, generator=random) / N**0.5, torch.randn(M, rank, generator=random)
-        pages.write([page], PackedComponents.of(a.to(dtype), b.to(dtype)))
+        memory.write([page], [1], pack_components([a], [b], [1.0], dtype))
     parts = {
         "shape": (M, N),
         "dense": pack(weight.to(dtype)),
