@@ -5,7 +5,7 @@ those of its matrices that have one shape together, so that it takes a few dozen
 matrices it adapts: whoever loads it runs beside the engine's steps, and each call may keep these from the interpreter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,6 +16,9 @@ from torch.nn.functional import pad
 from . import _C
 from .component_pages import PAGE, ComponentPages
 from .layout.packed import pack
+
+# Linears of a model, one after the other, that are put into order at once: a few milliseconds' work.
+_TOGETHER = 56
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +92,19 @@ def pack_components(
     scales: Sequence[float],
     dtype: torch.dtype,
     in_panels: bool = True,
+    rest: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Semantics: scales[i] U_i Vt_i as components of linear i, in the order of `ComponentMemory`, zero padded.
 
     vts: [r, N] each; us: [M, r] each, floats; linears differ in all of them.
     scales: multiplied in float32, before the product is rounded to `dtype`.
+    rest: called between pieces of the work.
     Returns [pages, ...], the linears one after the other, in as many pages as the largest r fills.
     """
     pages = -(-max(map(len, vts)) // PAGE)
     alike: dict[object, list[int]] = {}
     for index, (vt, u) in enumerate(zip(vts, us, strict=True)):
-        alike.setdefault((vt.shape, u.shape), []).append(index)
+        alike.setdefault((vt.shape, u.shape, index // _TOGETHER), []).append(index)
     parts: list[tuple[Tensor, Tensor]] = [(vt, vt) for vt in vts]
     for indices in alike.values():
         factor = torch.tensor([scales[i] for i in indices], dtype=torch.float32)[:, None, None]
@@ -110,6 +115,7 @@ def pack_components(
         ordered = (part.flatten(2) for part in _ordered(vt, u, in_panels))
         for index, part in zip(indices, zip(*ordered, strict=True), strict=True):
             parts[index] = part
+        rest()
     return torch.cat([half for part in parts for half in part], 1)
 
 

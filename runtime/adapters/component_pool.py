@@ -8,7 +8,7 @@ A basis that many adapters share is resident as one adapter is; each of them sca
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,10 +150,11 @@ class ComponentPool:
     def is_resident(self, digest: str) -> bool:
         return digest in self._resident
 
-    def packed(self, lora: Lora, digest: str) -> PackedLora:
+    def packed(self, lora: Lora, digest: str, rest: Callable[[], None] = lambda: None) -> PackedLora:
         """A LoRA ready to be written, still on the host; for a GPU where it can copy from. From any thread.
 
         digest: of the LoRA.
+        rest: called between pieces of the work.
         """
         pairs = [lora.pairs[module] for module in sorted(lora.pairs, key=self._index.__getitem__)]
         components = pack_components(
@@ -162,6 +163,7 @@ class ComponentPool:
             [pair.scaling for pair in pairs],
             self.order.dtype,
             self.order.for_cpu,
+            rest,
         )
         pinned = not self.order.for_cpu and self.order.device.type == "cuda"
         return PackedLora(digest, [*lora.pairs], components.pin_memory() if pinned else components)

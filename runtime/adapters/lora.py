@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,10 @@ class Lora:
     @property
     def digest(self) -> str:
         """sha256 of everything that changes what it computes."""
+        return self.hashed()
+
+    def hashed(self, rest: Callable[[], None] = lambda: None) -> str:
+        """`digest`; rest: called between pieces of the work."""
         hashed = hashlib.sha256(f"zweave-lora-1 {self.scope} {self.invocation_tokens}".encode())
         for module in sorted(self.pairs):
             pair = self.pairs[module]
@@ -84,6 +88,7 @@ class Lora:
             for part in (pair.a, pair.b):
                 hashed.update(f"{part.dtype}".encode())
                 hashed.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            rest()
         return hashed.hexdigest()
 
     def check(self, shapes: Mapping[str, tuple[int, int]]) -> None:

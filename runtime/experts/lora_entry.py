@@ -69,11 +69,11 @@ class LoraEntry:
     def read(self, rest: Callable[[], None] = lambda: None) -> Lora:
         """Its basis; ZweaveError if its directory or file is gone or was changed.
 
-        rest: called when it is read, before it is looked at whether it was changed.
+        rest: called between pieces of the work.
         """
         lora = self.source()
         rest()
-        if self.path is not None and lora.digest != self.basis:
+        if self.path is not None and lora.hashed(rest) != self.basis:
             raise ZweaveError(f"{self.path} changed since it was loaded as {self.name!r}: load it again")
         return lora
 
@@ -87,16 +87,15 @@ class LoraEntry:
     ) -> tuple["LoraEntry", Lora]:
         """The entry of a LoRA or its directory, and the LoRA; ZweaveError if it does not fit the model.
 
-        rest: called when it is read, before its digest is worked out.
+        rest: called between pieces of the work.
         """
         path = None if isinstance(source, Lora) else source.absolute()
-        lora = source if isinstance(source, Lora) else read_peft(source)
+        lora = source if isinstance(source, Lora) else read_peft(source, rest)
         try:
             lora.check(shapes)
         except ZweaveError as error:
             raise ZweaveError(f"{path or f'the adapter {name!r}'}: {error}") from None
-        rest()
-        digest = lora.digest
+        digest = lora.hashed(rest)
         entry = cls(
             name=name,
             digest=digest,

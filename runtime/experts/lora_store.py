@@ -1,6 +1,7 @@
 """The LoRAs of a bank: ready to be written in memory, and resident in pages while slots want them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -40,7 +41,6 @@ class LoraStore:
         pool = self._pool_for(name)
         entry, lora = LoraEntry.of(name, source, pool.shapes, self._turns.rest)
         pool.check([entry.rank])
-        self._turns.rest()
         self._keep(pool, entry, lora)
         return entry
 
@@ -82,12 +82,7 @@ class LoraStore:
         """Makes a LoRA's basis ready to be written, beside steps; ZweaveError if its file is gone or was changed."""
         assert self.pool is not None
 
-        def read() -> Lora:
-            basis = lora.read(self._turns.rest)
-            self._turns.rest()
-            return basis
-
-        self._packed_of(self.pool, lora, read)
+        self._packed_of(self.pool, lora, partial(lora.read, self._turns.rest), self._turns.rest)
 
     def place(self, parts: Sequence[Part]) -> bool:
         """Makes the LoRAs of a mixture resident; False if slots hold too much of the room."""
@@ -126,18 +121,25 @@ class LoraStore:
 
     def _keep(self, pool: ComponentPool, entry: LoraEntry, basis: Lora) -> None:
         """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
-        packed = self._packed_of(pool, entry, lambda: basis)
+        packed = self._packed_of(pool, entry, lambda: basis, self._turns.rest)
+        self._turns.rest()
         with self._lock:
             # A device is written to by the engine's thread alone, which may be capturing a graph.
             if pool.order.device.type == "cpu" and pool.has_free(packed):
                 pool.place([packed])
 
-    def _packed_of(self, pool: ComponentPool, entry: LoraEntry, basis: Callable[[], Lora]) -> PackedLora:
+    def _packed_of(
+        self,
+        pool: ComponentPool,
+        entry: LoraEntry,
+        basis: Callable[[], Lora],
+        rest: Callable[[], None] = lambda: None,
+    ) -> PackedLora:
         """A basis ready to be written: the one that is kept, or else made and kept. From any thread."""
         with self._lock:
             packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = pool.packed(basis(), entry.basis)
+            packed = pool.packed(basis(), entry.basis, rest)
             with self._lock:
                 self._packed.put(entry.basis, packed)
         return packed

@@ -1,7 +1,7 @@
 """Safetensors files on their own: read with one clear line on any fault, written whole or not at all."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -30,14 +30,17 @@ def open_tensors(path: Path, framework: Literal["pt", "np"] = "pt") -> Iterator[
         yield handle
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, rest: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
     """All tensors of a safetensors file, copied; nothing of them stays behind when they go.
 
+    rest: called between pieces of the work.
     Raises ZweaveError as `open_tensors` does, and if a tensor is of a dtype that torch does not have.
     """
     with _told(path):
         try:
-            return load(path.read_bytes())
+            data = path.read_bytes()
+            rest()
+            return load(data)
         except KeyError as error:
             raise ZweaveError(f"{path}: a tensor is of dtype {shortened(error.args[0])}") from None
 

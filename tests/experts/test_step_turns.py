@@ -6,7 +6,7 @@ from zweave.experts.step_turns import StepTurns
 
 
 def test_a_piece_waits_for_the_step_in_flight() -> None:
-    turns, seen = StepTurns(longest=60), []
+    turns, seen = StepTurns(piece=0, longest=60), []
 
     def load() -> None:
         turns.rest()
@@ -23,13 +23,19 @@ def test_a_piece_waits_for_the_step_in_flight() -> None:
 
 
 def test_a_step_that_does_not_end_is_given_up() -> None:
-    turns = StepTurns(longest=0.01)
+    turns = StepTurns(piece=0, longest=0.01)
+    with turns.step():
+        turns.rest()
+
+
+def test_less_than_a_piece_does_not_wait() -> None:
+    turns = StepTurns(piece=float("inf"), longest=float("inf"))
     with turns.step():
         turns.rest()
 
 
 def test_a_step_that_fails_has_ended() -> None:
-    turns = StepTurns(longest=float("inf"))
+    turns = StepTurns(piece=0, longest=float("inf"))
     try:
         with turns.step():
             raise KeyboardInterrupt

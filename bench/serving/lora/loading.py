@@ -10,6 +10,7 @@ from threading import Thread
 
 from zweave.adapters.component_pool import pages_of_rank
 from zweave.engine import Engine
+from zweave.engine.gc_heap import freeze_heap
 from zweave.kernels import PAGE
 from zweave.request import Request
 
@@ -42,7 +43,8 @@ class _Pass:
 def loading_rows(fixtures: Fixtures, workload: Workload, rank: int, rounds: int, folder: Path) -> list[Row]:
     """A row of the steps without loads, and one of those while adapters are loaded, in turn.
 
-    Each loaded adapter gets a request of one token, which makes it resident if it is not.
+    Each loaded adapter gets a request of one token, which makes it resident if it is not. The heap is frozen, as
+    `zweave serve` does.
     """
     count = SERVED + LOADED * rounds
     shapes = fixtures.config.adapted_shapes()
@@ -55,6 +57,7 @@ def loading_rows(fixtures: Fixtures, workload: Workload, rank: int, rounds: int,
         engine.load_expert(f"served{index}", file)
     server = EngineServer(engine, workload, engine.experts())
     _answer(server, [])
+    freeze_heap()
     quiet, busy = _Pass(), _Pass()
     wrong = 0
     for index in range(rounds):

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...engine.gc_heap import freeze_heap
 from ...errors import ZweaveError
 from ...options.server_options import open_serving_engine, server_settings
 from ...server.app import create_app
@@ -23,6 +24,7 @@ class Replica:
         settings = server_settings(options, replicated=True)
         self._application = create_app(open_serving_engine(options), settings)
         self._served: Served = self._application.state.served
+        freeze_heap()
         self._metrics = RayMetrics(self._served.metrics.registry)
         self._application.add_middleware(_Named, name=serve.get_replica_context().replica_id.unique_id)
 
