@@ -33,7 +33,7 @@ class LoraEntry:
     invocation_tokens: of the LoRA.
     rank: of its basis.
     basis: digest of the LoRA that is resident for it: itself, or the components that it shares with others.
-    source: reads that LoRA.
+    source: reads that LoRA, and calls what it is given between pieces of the work.
     path: its directory or file, read again when its basis is wanted; None if that is in memory.
     scales: of a shared basis' components, see `Share.scales`.
     prompt_template: of the LoRA.
@@ -49,7 +49,7 @@ class LoraEntry:
     invocation_tokens: tuple[int, ...]
     rank: int
     basis: str
-    source: Callable[[], Lora]
+    source: Callable[[Callable[[], None]], Lora]
     path: Path | None
     scales: Tensor | None = None
     prompt_template: PromptTemplate | None = None
@@ -71,8 +71,7 @@ class LoraEntry:
 
         rest: called between pieces of the work.
         """
-        lora = self.source()
-        rest()
+        lora = self.source(rest)
         if self.path is not None and lora.hashed(rest) != self.basis:
             raise ZweaveError(f"{self.path} changed since it was loaded as {self.name!r}: load it again")
         return lora
@@ -105,7 +104,7 @@ class LoraEntry:
             invocation_tokens=lora.invocation_tokens,
             rank=lora.rank,
             basis=digest,
-            source=(lambda: lora) if path is None else partial(read_peft, path),
+            source=(lambda rest: lora) if path is None else partial(read_peft, path),
             path=path,
             prompt_template=lora.prompt_template,
         )
@@ -181,8 +180,9 @@ def _multiplied_out(compressed: CompressedLoras) -> Iterator[_Served]:
         yield _Served(digest, lora.first_layer, index, lora, digest, None)
 
 
-def _read_compressed(path: Path, variant: CompressionVariant, number: int) -> Lora:
+def _read_compressed(path: Path, variant: CompressionVariant, number: int, rest: Callable[[], None]) -> Lora:
     compressed = load_compressed(path)
+    rest()
     try:
         if compressed.variant == variant:
             return compressed.basis(number) if variant == "diagonal" else compressed.lora(number)

@@ -81,7 +81,6 @@ class LoraStore:
     def prepare(self, lora: LoraEntry) -> None:
         """Makes a LoRA's basis ready to be written, beside steps; ZweaveError if its file is gone or was changed."""
         assert self.pool is not None
-
         self._packed_of(self.pool, lora, partial(lora.read, self._turns.rest), self._turns.rest)
 
     def place(self, parts: Sequence[Part]) -> bool:

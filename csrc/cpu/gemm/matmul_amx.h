@@ -13,7 +13,7 @@ namespace {
 // Packs of a tile. Half of them are a page of components, or what is left of a term.
 constexpr int64_t kTilePacks = 16, kHalfPacks = kTilePacks / 2;
 
-// The packs of a term that tiles of a size cover, after those of the next larger one.
+// The packs of a term that tiles of a size and of the larger one cover.
 template <int64_t packs>
 inline int64_t covered_packs(const Term<bf16>& term) {
   return term.inputs / kPack<bf16> / packs * packs;
