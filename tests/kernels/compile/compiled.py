@@ -1,7 +1,6 @@
 """A Triton kernel compiled ahead of time for an architecture, and what it takes there."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,12 +11,13 @@ from zweave.kernels.triton.gemm_config import Device
 from zweave.kernels.triton.optional_triton import triton
 
 from .ptx import check_dependent_launch
+from .sass import listing, stack_accesses_in_loops
 
 # Shared memory that one program may use, in KiB (CUDA programming guide, technical specifications).
 SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 VALUE = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-# Bytes of addresses that wait on the stack for the end of a sum, stored and loaded once a tile.
-FEW_WORDS = 16
+# Bytes of the stack, which addresses may take that wait for the end of a sum.
+MOST_STACK = 72
 DEVICES = {arch: Device(divmod(arch, 10), 132) for arch in SHARED_MEMORY}
 Types: TypeAlias = "str | tuple[Types, ...]"
 
@@ -71,16 +71,21 @@ def resources(binary: Any, folder: Path) -> dict[str, int]:
     """Registers, stack, local and shared memory of a compiled kernel, as cuobjdump sees them."""
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(binary.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    listing = subprocess.check_output([tool, "--dump-resource-usage", cubin], text=True)
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
-    return found | {"SHARED": binary.metadata.shared}
+    usage = listing("cuobjdump", "--dump-resource-usage", cubin)
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    waiting = stack_accesses_in_loops(cubin) if found["STACK"] else 0
+    return found | {"SHARED": binary.metadata.shared, "STACK IN LOOPS": waiting}
 
 
-def check_resources(binary: Any, arch: int, folder: Path, name: str, stack: int = 0) -> dict[str, int]:
-    """Prints and returns what a kernel takes; it spills nothing beyond so many bytes of stack, and fits the device."""
+def check_resources(binary: Any, arch: int, folder: Path, name: str) -> dict[str, int]:
+    """Prints and returns what a kernel takes: it fits the device, and spills nothing that a loop would wait for.
+
+    Addresses for after a sum may lie on the stack meanwhile: stored and loaded once a tile.
+    """
     used = resources(binary, folder)
     print(f"sm_{arch} {name}: {used}")
-    assert used["STACK"] <= stack and used["LOCAL"] == 0, f"{name} spills"
+    assert used["STACK"] <= MOST_STACK and used["LOCAL"] == 0 and used["STACK IN LOOPS"] == 0, (
+        f"{name} spills"
+    )
     assert used["SHARED"] <= 1024 * SHARED_MEMORY[arch]
     return used

@@ -9,7 +9,7 @@ import pytest
 
 from zweave.kernels.triton.gemm_config import paired_tile_config, tile_config
 
-from .compiled import DEVICES, FEW_WORDS, check_resources
+from .compiled import DEVICES, check_resources
 from .gemm_kernels import WEIGHTS, delta_gemm_kernel, gemm_kernel, silu_gemm_kernel
 from .ptx import check_dependent_launch, check_handover
 
@@ -45,7 +45,7 @@ def test_products_prefetch_weights_before_they_wait(arch, name, tmp_path) -> Non
             binaries.append(delta_gemm_kernel(arch, True, tile, w, w, groups=3, **options))
             binaries.append(delta_gemm_kernel(arch, True, pair, w, w, groups=2, silu=True, **options))
     for binary in binaries:
-        used = check_resources(binary, arch, tmp_path, f"dependent {name}", FEW_WORDS)
+        used = check_resources(binary, arch, tmp_path, f"dependent {name}")
         assert used["SHARED"] <= SHARED_BYTES
         before, _, after = binary.asm["ptx"].partition("griddepcontrol.wait")
         assert "prefetch.global.L2" in before and "prefetch.global.L2" not in after

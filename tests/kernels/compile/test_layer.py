@@ -30,7 +30,7 @@ from zweave.kernels.triton.decode_attention import (
 from zweave.kernels.triton.row_config import row_config, whole_row_config
 from zweave.kernels.triton.sample import _sample_kernel
 
-from .compiled import DEVICES, FEW_WORDS, SHARED_MEMORY, VALUE, check_resources, compiled
+from .compiled import DEVICES, SHARED_MEMORY, VALUE, check_resources, compiled
 
 pytest.importorskip("triton")
 
@@ -102,7 +102,7 @@ def attention_targets() -> Iterator[Any]:
 
 def check_attention(binary: Any, arch: int, dtype: torch.dtype, folder: Path, name: str) -> None:
     """Checks what a kernel takes, and that it copies pages asynchronously and multiplies by tensor cores."""
-    check_resources(binary, arch, folder, name, FEW_WORDS)
+    check_resources(binary, arch, folder, name)
     ptx = binary.asm["ptx"]
     assert "cp.async.c" in ptx
     assert ("fma.rn.f32" if dtype == torch.float32 else "mma") in ptx
@@ -181,6 +181,6 @@ def test_components(
         (_add_components_kernel, {"BLOCK_M": BLOCK_M}),
     ):
         binary = compiled(kernel, arch, types, tile | constants, True, num_warps=4, num_stages=3)
-        check_resources(binary, arch, tmp_path, f"{kernel.__name__} {tile}", FEW_WORDS)
+        check_resources(binary, arch, tmp_path, f"{kernel.__name__} {tile}")
         ptx = binary.asm["ptx"]
         assert ("fma.rn.f32" if dtype == torch.float32 else "mma") in ptx
