@@ -5,9 +5,9 @@ those of its matrices that have one shape together, so that it takes a few dozen
 matrices it adapts: whoever loads it runs beside the engine's steps, and each call may keep these from the interpreter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from . import _C
 from .component_pages import PAGE, ComponentPages
 from .layout.packed import pack
 
-# Linears of a model, one after the other, that are put into order at once: a few milliseconds' work.
-_TOGETHER = 56
+# Linears of a model, one after the other, that are put into order or written at once: a millisecond or two of work.
+_TOGETHER = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +71,20 @@ class ComponentMemory:
         ]
         return cls(rows, starts, linears)
 
-    def write(self, pages: Sequence[int], linears: Sequence[int], components: Tensor) -> None:
+    def write(self, pages: Sequence[int], linears: Sequence[int], components: Tensor) -> Iterator[None]:
         """Writes components to pages that no step in flight reads; on a GPU without waiting, if they are pinned.
 
         linears: whose they are, ascending.
         components: of `pack_components`, for as many pages.
+        Yields between pieces of the work.
         """
         column = 0
-        for _, run in groupby(enumerate(linears), lambda item: item[1] - item[0]):
+        for _, run in groupby(enumerate(linears), lambda item: (item[1] - item[0], item[0] // _TOGETHER)):
             neighbours = [linear for _, linear in run]
             start, end = self.starts[neighbours[0]], self.starts[neighbours[-1] + 1]
             for page, row in zip(pages, components, strict=True):
                 self.rows[page, start:end].copy_(row[column : column + end - start], non_blocking=True)
+                yield
             column += end - start
 
 
@@ -116,7 +118,14 @@ def pack_components(
         for index, part in zip(indices, zip(*ordered, strict=True), strict=True):
             parts[index] = part
         rest()
-    return torch.cat([half for part in parts for half in part], 1)
+    halves = [half for part in parts for half in part]
+    ends = [0, *accumulate(half.shape[1] for half in halves)]
+    components = torch.empty(pages, ends[-1], dtype=dtype)
+    for first in range(0, len(halves), 2 * _TOGETHER):
+        some = halves[first : first + 2 * _TOGETHER]
+        torch.cat(some, 1, out=components[:, ends[first] : ends[first + len(some)]])
+        rest()
+    return components
 
 
 def _ordered(vt: Tensor, u: Tensor, in_panels: bool) -> tuple[Tensor, Tensor]:

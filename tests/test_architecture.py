@@ -30,7 +30,7 @@ LAYERS = (
     ("zweave.planner", "zweave.checkpoint"),
     ("zweave.io",),
     ("zweave.kernels",),
-    ("zweave.validation", "zweave.device"),
+    ("zweave.validation", "zweave.device", "zweave.step_turns"),
     ("zweave.errors", "zweave.names", "zweave._moved"),
 )
 LEVEL = {part: len(LAYERS) - index for index, parts in enumerate(LAYERS) for part in parts}

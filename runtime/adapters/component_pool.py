@@ -8,7 +8,7 @@ A basis that many adapters share is resident as one adapter is; each of them sca
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from zweave.kernels import PAGE, ComponentMemory, ComponentPages, pack_component
 
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
+from ..step_turns import rest
 from .lora import Lora
 
 _CPU = torch.device("cpu")
@@ -126,6 +127,7 @@ class ComponentPool:
             in_panels=order.for_cpu,
         )
         self._free = list(range(self.num_pages - 1, -1, -1))
+        self._unfinished: list[list[int]] = []
         self._resident: OrderedDict[str, _Resident] = OrderedDict()
         self._held: dict[int, tuple[str, ...]] = {}
 
@@ -150,11 +152,10 @@ class ComponentPool:
     def is_resident(self, digest: str) -> bool:
         return digest in self._resident
 
-    def packed(self, lora: Lora, digest: str, rest: Callable[[], None] = lambda: None) -> PackedLora:
+    def packed(self, lora: Lora, digest: str) -> PackedLora:
         """A LoRA ready to be written, still on the host; for a GPU where it can copy from. From any thread.
 
         digest: of the LoRA.
-        rest: called between pieces of the work.
         """
         pairs = [lora.pairs[module] for module in sorted(lora.pairs, key=self._index.__getitem__)]
         components = pack_components(
@@ -167,10 +168,6 @@ class ComponentPool:
         )
         pinned = not self.order.for_cpu and self.order.device.type == "cuda"
         return PackedLora(digest, [*lora.pairs], components.pin_memory() if pinned else components)
-
-    def has_free(self, adapter: PackedLora) -> bool:
-        """Whether an adapter fits pages that nobody has."""
-        return adapter.pages <= len(self._free)
 
     def holds(self, slot: int) -> bool:
         """Whether a slot has adapters."""
@@ -189,13 +186,27 @@ class ComponentPool:
             if not resident.holders and digest not in wanted
         ]
         need = sum(adapter.pages for adapter in missing)
-        if need > len(self._free) + sum(len(self._resident[digest].pages) for digest in idle):
+        held = sum(len(self._resident[digest].pages) for digest in self._resident.keys() - {*idle})
+        if need > self.num_pages - held:
             return False
+        if need > len(self._free):
+            self._free.extend(page for pages in self._unfinished for page in pages)
+            self._unfinished.clear()
         while need > len(self._free):
             self._free.extend(self._resident.pop(idle.pop(0)).pages)
         for adapter in missing:
-            self._write(adapter)
+            for _ in self._write(adapter):
+                pass
         return True
+
+    def place_gradually(self, adapter: PackedLora) -> Iterator[None]:
+        """Makes an adapter resident on pages that nobody has, or leaves it if there are not enough.
+
+        Yields between pieces of the work, each of which wants the lock. `place` may take the pages away meanwhile;
+        then it ends.
+        """
+        if adapter.digest not in self._resident and adapter.pages <= len(self._free):
+            yield from self._write(adapter)
 
     def assign(self, slot: int, shares: Sequence[Share]) -> None:
         """Gives a slot that has none its adapters, all resident; those that share a basis add up."""
@@ -226,10 +237,18 @@ class ComponentPool:
         self._pages_of[slot] = -1
         self._adapted[:, slot] = 0
 
-    def _write(self, adapter: PackedLora) -> None:
-        """Writes an adapter to free pages; neighbours where there are."""
+    def _write(self, adapter: PackedLora) -> Iterator[None]:
+        """Writes an adapter to free pages; neighbours where there are. Yields between pieces of the work."""
         self._free.sort(reverse=True)
         pages = sorted(self._free.pop() for _ in range(adapter.pages))
+        self._unfinished.append(pages)
         index = torch.tensor([self._index[module] for module in adapter.modules])
-        self._memory.write(pages, sorted(index.tolist()), adapter.components)
-        self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.modules)])
+        for _ in self._memory.write(pages, sorted(index.tolist()), adapter.components):
+            yield
+            if all(pages is not unfinished for unfinished in self._unfinished):
+                return
+        self._unfinished = [unfinished for unfinished in self._unfinished if unfinished is not pages]
+        if adapter.digest in self._resident:
+            self._free.extend(pages)
+        else:
+            self._resident[adapter.digest] = _Resident(pages, index, [*map(layer_of, adapter.modules)])

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError, shortened
 from ..names import Scope
+from ..step_turns import rest
 from ..text.prompt_template import PromptTemplate
 
 
@@ -77,10 +78,6 @@ class Lora:
     @property
     def digest(self) -> str:
         """sha256 of everything that changes what it computes."""
-        return self.hashed()
-
-    def hashed(self, rest: Callable[[], None] = lambda: None) -> str:
-        """`digest`; rest: called between pieces of the work."""
         hashed = hashlib.sha256(f"zweave-lora-1 {self.scope} {self.invocation_tokens}".encode())
         for module in sorted(self.pairs):
             pair = self.pairs[module]
@@ -116,8 +113,11 @@ def _check_shapes(module: str, pair: LoraPair) -> None:
 
 def _check_values(pairs: Mapping[str, LoraPair]) -> None:
     # The extremes keep NaN, and are looked at together: `isfinite` of each costs more than its matrix.
-    parts = [part for pair in pairs.values() for part in (pair.a, pair.b)]
-    finite = torch.stack([extreme for part in parts for extreme in part.aminmax()]).isfinite()
+    extremes: list[Tensor] = []
+    for pair in pairs.values():
+        extremes += (*pair.a.aminmax(), *pair.b.aminmax())
+        rest()
+    finite = torch.stack(extremes).isfinite()
     if not finite.all():
         first = int(finite.view(-1, 2).all(1).int().argmin())
         module, name = [*pairs][first // 2], ("lora_A", "lora_B")[first % 2]

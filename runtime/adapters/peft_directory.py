@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,9 @@ def lora_directory(path: object) -> Path | None:
     return None if isinstance(config, dict) and "zweave" in config else Path(path)
 
 
-def read_peft(directory: Path, rest: Callable[[], None] = lambda: None) -> Lora:
+def read_peft(directory: Path) -> Lora:
     """The LoRA in a directory that PEFT's `save_pretrained` or `zweave train` has written; no code in it is run.
 
-    rest: called between pieces of the work.
     Raises ZweaveError if a file is missing, truncated or not what its name says, the adapter is of a kind that
     cannot be served as it is, or its tensors do not fit each other.
     """
@@ -68,8 +67,7 @@ def read_peft(directory: Path, rest: Callable[[], None] = lambda: None) -> Lora:
         raise ZweaveError(f"{directory}: holds no {WEIGHTS}{why}: save it again as safetensors")
     try:
         config = peft_config(config_file)
-        tensors = _tensors(weights_file, rest)
-        rest()
+        tensors = _tensors(weights_file)
         invocation = _invocation_tokens(config)
         record = LoraRecord.read(directory) or LoraRecord(description=_text(config.get("description")))
         return Lora(
@@ -113,10 +111,10 @@ def peft_config(file: Path) -> Mapping[str, Any]:
     return config
 
 
-def _tensors(file: Path, rest: Callable[[], None]) -> dict[str, dict[str, Tensor]]:
+def _tensors(file: Path) -> dict[str, dict[str, Tensor]]:
     """Module -> "lora_A" and "lora_B"."""
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_tensors(file, rest).items():
+    for key, tensor in read_tensors(file).items():
         match = _KEY.fullmatch(key.removeprefix(_PREFIX))
         if match is None:
             raise ZweaveError(f"{shortened(key)} is neither lora_A nor lora_B of a linear layer")

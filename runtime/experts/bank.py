@@ -20,6 +20,7 @@ from ..adapters.peft_directory import lora_directory
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..planner.plan import Plan
+from ..step_turns import StepTurns
 from .byte_cache import ByteCache
 from .expert import Expert
 from .expert_entry import ExpertEntry
@@ -31,7 +32,6 @@ from .resolved_mixture import Entry, ResolvedMixture, rows_digest
 from .row_holders import RowHolders
 from .slot_rows import SlotRows
 from .slot_tables import SlotTables
-from .step_turns import StepTurns
 
 # Memory for the rows of experts that have no slot: of some hundred experts of a small model.
 PREPARED_BYTES = 256 << 20

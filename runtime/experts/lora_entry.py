@@ -15,6 +15,7 @@ from ..adapters.peft_directory import read_peft
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from ..names import CompressionVariant
+from ..step_turns import rest
 from ..text.prompt_template import PromptTemplate
 from .expert import Scope
 from .flat_layout import FlatLayout
@@ -33,7 +34,7 @@ class LoraEntry:
     invocation_tokens: of the LoRA.
     rank: of its basis.
     basis: digest of the LoRA that is resident for it: itself, or the components that it shares with others.
-    source: reads that LoRA, and calls what it is given between pieces of the work.
+    source: reads that LoRA.
     path: its directory or file, read again when its basis is wanted; None if that is in memory.
     scales: of a shared basis' components, see `Share.scales`.
     prompt_template: of the LoRA.
@@ -49,7 +50,7 @@ class LoraEntry:
     invocation_tokens: tuple[int, ...]
     rank: int
     basis: str
-    source: Callable[[Callable[[], None]], Lora]
+    source: Callable[[], Lora]
     path: Path | None
     scales: Tensor | None = None
     prompt_template: PromptTemplate | None = None
@@ -66,13 +67,10 @@ class LoraEntry:
         """It scales no component of the base model: z is 1 everywhere."""
         return FlatZ.of({}, layout, out)
 
-    def read(self, rest: Callable[[], None] = lambda: None) -> Lora:
-        """Its basis; ZweaveError if its directory or file is gone or was changed.
-
-        rest: called between pieces of the work.
-        """
-        lora = self.source(rest)
-        if self.path is not None and lora.hashed(rest) != self.basis:
+    def read(self) -> Lora:
+        """Its basis; ZweaveError if its directory or file is gone or was changed."""
+        lora = self.source()
+        if self.path is not None and lora.digest != self.basis:
             raise ZweaveError(f"{self.path} changed since it was loaded as {self.name!r}: load it again")
         return lora
 
@@ -82,19 +80,15 @@ class LoraEntry:
         name: str,
         source: Lora | Path,
         shapes: Mapping[str, tuple[int, int]],
-        rest: Callable[[], None] = lambda: None,
     ) -> tuple["LoraEntry", Lora]:
-        """The entry of a LoRA or its directory, and the LoRA; ZweaveError if it does not fit the model.
-
-        rest: called between pieces of the work.
-        """
+        """The entry of a LoRA or its directory, and the LoRA; ZweaveError if it does not fit the model."""
         path = None if isinstance(source, Lora) else source.absolute()
-        lora = source if isinstance(source, Lora) else read_peft(source, rest)
+        lora = source if isinstance(source, Lora) else read_peft(source)
         try:
             lora.check(shapes)
         except ZweaveError as error:
             raise ZweaveError(f"{path or f'the adapter {name!r}'}: {error}") from None
-        digest = lora.hashed(rest)
+        digest = lora.digest
         entry = cls(
             name=name,
             digest=digest,
@@ -104,7 +98,7 @@ class LoraEntry:
             invocation_tokens=lora.invocation_tokens,
             rank=lora.rank,
             basis=digest,
-            source=(lambda rest: lora) if path is None else partial(read_peft, path),
+            source=(lambda: lora) if path is None else partial(read_peft, path),
             path=path,
             prompt_template=lora.prompt_template,
         )
@@ -180,7 +174,7 @@ def _multiplied_out(compressed: CompressedLoras) -> Iterator[_Served]:
         yield _Served(digest, lora.first_layer, index, lora, digest, None)
 
 
-def _read_compressed(path: Path, variant: CompressionVariant, number: int, rest: Callable[[], None]) -> Lora:
+def _read_compressed(path: Path, variant: CompressionVariant, number: int) -> Lora:
     compressed = load_compressed(path)
     rest()
     try:

@@ -1,7 +1,6 @@
 """The LoRAs of a bank: ready to be written in memory, and resident in pages while slots want them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from threading import RLock
 
@@ -9,11 +8,11 @@ from ..adapters.component_pool import ComponentPool, PackedLora, Share
 from ..adapters.compression.compressed_file import load_compressed
 from ..adapters.lora import Lora
 from ..errors import ZweaveError
+from ..step_turns import StepTurns, rest
 from .byte_cache import ByteCache
 from .lora_entry import LoraEntry, compressed_entries
 from .mixture import check_name
 from .resolved_mixture import Entry, Part
-from .step_turns import StepTurns
 
 # Memory for components that are not resident, ready to be written: of a hundred LoRAs of rank 16 for a small model.
 PACKED_BYTES = 1 << 30
@@ -39,27 +38,29 @@ class LoraStore:
     def load(self, name: str, source: Lora | Path) -> LoraEntry:
         """The entry of a LoRA or its directory; ZweaveError if it does not fit the model or the pool."""
         pool = self._pool_for(name)
-        entry, lora = LoraEntry.of(name, source, pool.shapes, self._turns.rest)
-        pool.check([entry.rank])
-        self._keep(pool, entry, lora)
+        with self._turns.beside():
+            entry, lora = LoraEntry.of(name, source, pool.shapes)
+            pool.check([entry.rank])
+            self._keep(pool, entry, lora)
         return entry
 
     def load_file(self, path: Path, base_digest: str | None) -> list[LoraEntry]:
         """The entries of a file of compressed LoRAs; ZweaveError as `load` raises it."""
         pool = self._pool_for(path)
-        compressed = load_compressed(path)
-        entries = []
-        try:
-            compressed.check(pool.shapes, base_digest)
-            for adapter in compressed.adapters:
-                check_name(adapter.name)
-            for entry, basis in compressed_entries(compressed, path):
-                pool.check([entry.rank])
-                self._keep(pool, entry, basis)
-                entries.append(entry)
-        except ZweaveError as error:
-            raise ZweaveError(f"{path}: {error}") from None
-        return entries
+        with self._turns.beside():
+            compressed = load_compressed(path)
+            entries = []
+            try:
+                compressed.check(pool.shapes, base_digest)
+                for adapter in compressed.adapters:
+                    check_name(adapter.name)
+                for entry, basis in compressed_entries(compressed, path):
+                    pool.check([entry.rank])
+                    self._keep(pool, entry, basis)
+                    entries.append(entry)
+            except ZweaveError as error:
+                raise ZweaveError(f"{path}: {error}") from None
+            return entries
 
     def check(self, found: Iterable[Entry]) -> None:
         """Raises ZweaveError if the LoRAs among the parts of a mixture do not fit the pool together."""
@@ -81,7 +82,8 @@ class LoraStore:
     def prepare(self, lora: LoraEntry) -> None:
         """Makes a LoRA's basis ready to be written, beside steps; ZweaveError if its file is gone or was changed."""
         assert self.pool is not None
-        self._packed_of(self.pool, lora, partial(lora.read, self._turns.rest), self._turns.rest)
+        with self._turns.beside():
+            self._packed_of(self.pool, lora, lora.read)
 
     def place(self, parts: Sequence[Part]) -> bool:
         """Makes the LoRAs of a mixture resident; False if slots hold too much of the room."""
@@ -120,25 +122,23 @@ class LoraStore:
 
     def _keep(self, pool: ComponentPool, entry: LoraEntry, basis: Lora) -> None:
         """Keeps a basis ready to be written, and writes it if there is room that nobody asks for."""
-        packed = self._packed_of(pool, entry, lambda: basis, self._turns.rest)
-        self._turns.rest()
-        with self._lock:
-            # A device is written to by the engine's thread alone, which may be capturing a graph.
-            if pool.order.device.type == "cpu" and pool.has_free(packed):
-                pool.place([packed])
+        packed = self._packed_of(pool, entry, lambda: basis)
+        # A device is written to by the engine's thread alone, which may be capturing a graph.
+        if pool.order.device.type != "cpu":
+            return
+        pieces = pool.place_gradually(packed)
+        is_done: bool | None = False
+        while not is_done:
+            rest()
+            with self._lock:
+                is_done = next(pieces, True)
 
-    def _packed_of(
-        self,
-        pool: ComponentPool,
-        entry: LoraEntry,
-        basis: Callable[[], Lora],
-        rest: Callable[[], None] = lambda: None,
-    ) -> PackedLora:
+    def _packed_of(self, pool: ComponentPool, entry: LoraEntry, basis: Callable[[], Lora]) -> PackedLora:
         """A basis ready to be written: the one that is kept, or else made and kept. From any thread."""
         with self._lock:
             packed = self._packed.get(entry.basis)
         if packed is None:
-            packed = pool.packed(basis(), entry.basis, rest)
+            packed = pool.packed(basis(), entry.basis)
             with self._lock:
                 self._packed.put(entry.basis, packed)
         return packed

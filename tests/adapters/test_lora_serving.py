@@ -231,11 +231,11 @@ def test_whoever_loads_rests_between_reading_digest_and_order(
         monkeypatch.setattr(
             owner, piece, lambda *a, whole=whole, piece=piece: done.append(piece) or whole(*a)
         )
-    hashed = Lora.hashed
-    monkeypatch.setattr(Lora, "hashed", lambda *a: done.append("hashed") or hashed(*a))
+    digest = Lora.digest.fget
+    monkeypatch.setattr(Lora, "digest", property(lambda lora: done.append("digest") or digest(lora)))
     monkeypatch.setattr(engine.bank.turns, "rest", lambda: done.append("rest"))
     engine.load_expert("one", directory)
-    pieces = ["read_peft", "rest", "hashed", "rest", "packed", "rest"]
+    pieces = ["read_peft", "rest", "digest", "rest", "packed", "rest"]
     assert [piece for piece, _ in groupby(done)] == pieces
     # Again, for a request that comes when its components are gone.
     done.clear()

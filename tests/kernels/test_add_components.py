@@ -44,7 +44,7 @@ def components_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Sequ
         for page in (1, 5, 6):
             rank = 9 if page == 6 else PAGE
             a, b = torch.randn(rank, N, generator=random) / N**0.5, torch.randn(M, rank, generator=random)
-            memory.write([page], [index], pack_components([a], [b], [1.0], dtype, in_panels=False))
+            list(memory.write([page], [index], pack_components([a], [b], [1.0], dtype, in_panels=False)))
     return memory.linears
 
 

@@ -52,7 +52,7 @@ def test_every_linear_has_its_own(
     pages = [1, 4][: len(components)]
     assert len(pages) == (2 if 1 in adapted else 1)
     memory = memory_of(dtype, in_panels)
-    memory.write(pages, adapted, components)
+    list(memory.write(pages, adapted, components))
     for vt, u, scale, index in zip(vts, us, scales, adapted, strict=True):
         found = [read(memory, index, page, in_panels) for page in pages]
         rank = len(vt)
@@ -89,7 +89,7 @@ def test_more_linears_of_one_shape_are_no_more_calls() -> None:
         )
         vts, us = [torch.ones(16, 48)] * count, [torch.ones(32, 16)] * count
         with _Counted() as counted:
-            memory.write([0], range(count), pack_components(vts, us, [1.0] * count, torch.float32))
+            list(memory.write([0], range(count), pack_components(vts, us, [1.0] * count, torch.float32)))
         return counted.count
 
     assert calls(20) == calls(2) > 0

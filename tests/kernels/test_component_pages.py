@@ -67,7 +67,7 @@ def adapted_linear(
         # The last adapters end within a page.
         rank = PAGE if page < 7 else 5
         a, b = torch.randn(rank, N, generator=random) / N**0.5, torch.randn(M, rank, generator=random)
-        memory.write([page], [1], pack_components([a], [b], [1.0], dtype))
+        list(memory.write([page], [1], pack_components([a], [b], [1.0], dtype)))
     parts = {
         "shape": (M, N),
         "dense": pack(weight.to(dtype)),

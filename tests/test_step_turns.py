@@ -2,7 +2,7 @@
 
 from threading import Thread
 
-from zweave.experts.step_turns import StepTurns
+from zweave.step_turns import StepTurns
 
 
 def test_a_piece_waits_for_the_step_in_flight() -> None:

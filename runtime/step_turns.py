@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 # Seconds between two looks at whether a step has ended.
 _LOOK = 0.002
@@ -19,7 +20,7 @@ class StepTurns:
     longest: seconds that it waits for the end of a step.
     """
 
-    def __init__(self, piece: float = 0.004, longest: float = 0.2) -> None:
+    def __init__(self, piece: float = 0.002, longest: float = 0.2) -> None:
         self._piece = piece
         self._longest = longest
         self._thread = threading.local()
@@ -36,6 +37,15 @@ class StepTurns:
         finally:
             self._is_running = False
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Work of this thread that rests, see `rest`, wherever a piece of it ends."""
+        token = _BESIDE.set(self)
+        try:
+            yield
+        finally:
+            _BESIDE.reset(token)
+
     def rest(self) -> None:
         """Waits until the step in flight has ended if the thread has computed a piece since it last did.
 
@@ -47,3 +57,12 @@ class StepTurns:
         while self._is_running and self._begun == begun and time.monotonic() < end:
             time.sleep(_LOOK)
         self._thread.rested = time.thread_time()
+
+
+_BESIDE: ContextVar[StepTurns | None] = ContextVar("beside", default=None)
+
+
+def rest() -> None:
+    """Rests if this is work beside steps; between pieces of what may be, of a few milliseconds each."""
+    if (turns := _BESIDE.get()) is not None:
+        turns.rest()
