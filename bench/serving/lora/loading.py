@@ -25,6 +25,8 @@ NAME = "zweave step"
 SERVED, LOADED = 8, 4
 # Seconds from one load to the next.
 _PAUSE = 0.1
+# Seconds between two looks for a request when there is none.
+_IDLE = 0.001
 
 
 @dataclass(slots=True)
@@ -95,6 +97,10 @@ def _answer(server: EngineServer, files: Sequence[Path]) -> _Pass:
         while loaded:
             prompt = server.workload.prompts(engine.model.config)[0][:1]
             engine.add(Request(prompt, expert=loaded.popleft(), max_tokens=1, ignore_eos=True))
+        if not engine.has_work:
+            # A server's thread sleeps then, too, and leaves the interpreter to the loader.
+            time.sleep(_IDLE)
+            continue
         start = time.perf_counter()
         deltas = engine.step()
         if begun and ended < len(ids):
