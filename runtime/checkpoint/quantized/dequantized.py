@@ -44,7 +44,7 @@ def dequantized(directory: Path, stored: Mapping[str, StoredTensor]) -> dict[str
     read, parts = _METHODS[method]
     matrices = read(config, QuantizedFiles(directory, stored, _dtype(raw)))
     used = tuple(f".{part}" for part in parts)
-    return {name: tensor for name, tensor in stored.items() if not name.endswith(used)} | matrices
+    return {name: tensor for name, tensor in stored.items() if not name.endswith(used)} | dict(matrices)
 
 
 def _refuse_unexplained(directory: Path, stored: Mapping[str, StoredTensor]) -> None:
