@@ -18,7 +18,7 @@ LAYERS = (
     ("zweave.options",),
     ("zweave.server",),
     ("zweave.search", "zweave.dispatch"),
-    ("zweave.evaluation",),
+    ("zweave.evaluation", "zweave.quantization"),
     ("zweave.engine",),
     ("zweave.trace",),
     ("zweave.scheduler",),

@@ -15,7 +15,9 @@ from .gguf.reader import is_gguf
 from .hf_config import ARCHITECTURES
 from .model_config import ModelConfig
 from .pull import MODELS, model_directory
-from .tensor_files import StoredTensor, first_names, stored_tensors
+from .quantized.dequantized import dequantized
+from .quantized.matrix import QuantizedMatrix
+from .tensor_files import ModelTensor, StoredTensor, first_names, stored_tensors
 from .weight_source import weights_digest
 
 _DTYPES = ("F32", "BF16", "F16")
@@ -37,7 +39,7 @@ class Checkpoint:
         self.directory = Path(path)
         _refuse_gguf_directory(self.directory)
         config = ModelConfig.from_directory(self.directory)
-        stored = _with_prefix(stored_tensors(self.directory))
+        stored = dequantized(self.directory, _with_prefix(stored_tensors(self.directory)))
         self.config, self._stored = self._resolve_head(config, stored)
         self._shapes = self.config.tensor_shapes()
         self._check()
@@ -48,22 +50,33 @@ class Checkpoint:
         return list(self._shapes)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored (float32, bfloat16 or float16), memory mapped; copy it before changing it."""
+        """The tensor in float32, bfloat16 or float16; copy it before changing it.
+
+        Memory mapped as stored, but for matrices that the files hold quantised: these are dequantised by each call.
+        """
         if name not in self._shapes:
             raise KeyError(name)
         return self._stored[name].read()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the files hold some matrices quantised."""
+        return any(isinstance(tensor, QuantizedMatrix) for tensor in self._stored.values())
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
         return self.config.adapted_shapes()
 
     def digest(self) -> str:
-        """SHA-256 in hex over name, dtype, shape and bytes of all adapted matrices, in layer order."""
+        """SHA-256 in hex over name, dtype, shape and bytes of all adapted matrices, in layer order.
+
+        Of a quantised checkpoint what counts is the matrices that `tensor` returns.
+        """
         return weights_digest(self)
 
     def _resolve_head(
-        self, config: ModelConfig, stored: dict[str, StoredTensor]
-    ) -> tuple[ModelConfig, dict[str, StoredTensor]]:
+        self, config: ModelConfig, stored: dict[str, ModelTensor]
+    ) -> tuple[ModelConfig, dict[str, ModelTensor]]:
         """What a tied model with a stored head means, by transformers' rules.
 
         Where the embedding is not stored the head stands for both; where they differ they are not tied.
@@ -154,7 +167,7 @@ def _with_prefix(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {f"model.{name}" if name.startswith(_BODY) else name: tensor for name, tensor in stored.items()}
 
 
-def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
+def _same_values(one: ModelTensor, other: ModelTensor) -> bool:
     """Whether two matrices are equal; some rows at a time, as their dtypes may differ."""
     if one.shape != other.shape:
         return False

@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "see a mixed batch at work",
     "pull": "get a model into the cache",
     "decompose": "factor a model's matrices into the cache",
+    "quantize": "refit a model's factors to few bits, and measure what that costs",
     "expert": "work with expert files",
     "generate": "answer prompts as one batch",
     "chat": "talk to the model",
