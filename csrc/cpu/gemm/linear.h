@@ -70,7 +70,7 @@ LinearProducts<T> build_linear(LinearMode mode, const LinearOperands<T>& a) {
   }
   Matmul<T>& last = result.product[result.count++];
   if (mode != LinearMode::factored)
-    last.terms[last.num_terms++] = {a.x, a.x_stride, a.dense, a.inputs, nullptr};
+    last.terms[last.num_terms++] = {a.x, a.x_stride, a.dense, a.inputs, a.x_integers};
   if (has_factors) {
     last.terms[last.num_terms++] = {a.hidden.data, a.hidden.stride, a.u, a.rank, a.hidden.integers};
   }
