@@ -1,7 +1,7 @@
 // Where the codes and scales of weights on a grid lie; kernels/layout/grid.py makes them.
 //
-// A group is 32 inputs of an output. A panel is one stream: lines of 64 bytes that hold four bytes of codes for each of
-// its 16 outputs, and among them the scales.
+// A group is 32 inputs of an output. A panel is one stream: lines of 64 bytes that hold four bytes of codes
+// for each of its 16 outputs, and among them the scales.
 #pragma once
 
 #include <cstdint>

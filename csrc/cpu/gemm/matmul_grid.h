@@ -1,6 +1,7 @@
 // The term of a product whose weights lie on a grid, as those of models do that arrive quantised:
 //
-//     w = d * code    or    w = d * code + m        y += sum over groups of d * (sum of code * x) + m * (sum of x)
+//     w = d * code    or    w = d * code + m        y += sum over groups of d * (sum of code * x) + m * (sum
+//     of x)
 //
 // Codes are exact in either dtype of the activations, so that nothing is rounded but sums; in this order, one
 // operation at a time, in every tile.
@@ -108,8 +109,8 @@ void grid_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin, i
   }
 }
 
-// The term under the panels of one tile, added to `sums` [row_end - row_begin, kTileOutputs]. `next` is where the
-// panels of the tile after this one begin.
+// The term under the panels of one tile, added to `sums` [row_end - row_begin, kTileOutputs]. `next` is where
+// the panels of the tile after this one begin.
 template <class T, int panels, Storage storage>
 void add_grid(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
               float* sums) {

@@ -20,8 +20,8 @@ at::Tensor readable_rows(const at::Tensor& x) {
   return empty_rows<T>(x.size(0), x.size(1), x.options()).copy_(x);
 }
 
-// Room for what every thread prepares of rows [rows, inputs], for a product with `weight`; undefined where that wants
-// nothing.
+// Room for what every thread prepares of rows [rows, inputs], for a product with `weight`; undefined where
+// that wants nothing.
 at::Tensor room_for_prepared(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
   if (!weight.panels.defined() || !wants_prepared(storage_of(weight.panels))) return {};
   const int64_t bytes = IntegerRows(nullptr, inputs).bytes(rows);

@@ -60,8 +60,8 @@ void check_packed(const char* op, const char* name, const PackedMatrix& matrix, 
     return;
   }
   if (!is_integer(storage)) {
-    TORCH_CHECK(inputs % kGroup == 0, op, ": ", name, " lies on a grid, in groups of ", kGroup, " inputs, not of ",
-                inputs);
+    TORCH_CHECK(inputs % kGroup == 0, op, ": ", name, " lies on a grid, in groups of ", kGroup,
+                " inputs, not of ", inputs);
     const auto [blocks, lines] = grid_blocks(storage, inputs);
     packed.dtype(at::kByte).shape({panels, blocks, lines, 64}).contiguous();
     return;

@@ -127,7 +127,8 @@ struct Simd {
     const __m256i mask = _mm256_set1_epi32(15), middle = _mm256_set1_epi32(origin);
     const __m256i even = _mm256_and_si256(_mm256_srli_epi32(line, 4 * pair), mask);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(line, 16 + 4 * pair), mask);
-    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(even, middle)), _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, middle))};
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(even, middle)),
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, middle))};
   }
 
   static Bytes bytes(const int8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }

@@ -95,7 +95,8 @@ struct Simd {
     const __m512i mask = _mm512_set1_epi32(15), middle = _mm512_set1_epi32(origin);
     const __m512i even = _mm512_and_si512(_mm512_srli_epi32(line, 4 * pair), mask);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(line, 16 + 4 * pair), mask);
-    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(even, middle)), _mm512_cvtepi32_ps(_mm512_sub_epi32(odd, middle))};
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(even, middle)),
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(odd, middle))};
   }
   template <int bits, int origin>
   static Pair codes(const char* at, int pair, const bf16* x) {
@@ -106,15 +107,16 @@ struct Simd {
       const __m512i high = _mm512_and_si512(_mm512_castps_si512(two.odd), _mm512_set1_epi32(int(0xffff0000)));
       return _mm512_or_si512(low, high);
     }
-    // The lookup takes the lowest five bits of each half of a lane, four of which are the code: the table repeats.
+    // The lookup takes the lowest five bits of each half of a lane, four of which are the code: the table
+    // repeats.
     const __m512i line = _mm512_loadu_si512(at);
     return _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4 * pair), code_table<origin>());
   }
   // bf16 of code - origin, twice.
   template <int origin>
   static Pair code_table() {
-    const __m512 numbers =
-        _mm512_sub_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), set1(float(origin)));
+    const __m512 numbers = _mm512_sub_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                         set1(float(origin)));
     return _mm512_broadcast_i64x4(narrow(numbers));
   }
 

@@ -41,8 +41,8 @@ constexpr int64_t row_stride(int64_t width) {
   return width * sizeof(T) % 2048 == 0 ? width + int64_t(64 / sizeof(T)) : width;
 }
 
-// How a packed matrix holds its weights: in the dtype of the activations, as integers with scales which are multiplied
-// by integers, or on a grid (grid_layout.h) as they arrived.
+// How a packed matrix holds its weights: in the dtype of the activations, as integers with scales which are
+// multiplied by integers, or on a grid (grid_layout.h) as they arrived.
 enum class Storage : uint8_t { plain, int8, int4, grid4, grid4_minimum, grid4_wide, grid8 };
 
 constexpr bool is_integer(Storage storage) { return storage == Storage::int8 || storage == Storage::int4; }
@@ -72,8 +72,8 @@ struct Term {
 };
 
 // y = (sum of the terms and pages) * scale[slot] + bias, the last two where given. Plain terms and pages are
-// one chain of additions, as if their inputs lay side by side. Only the last term may have integer weights, only the
-// first a grid.
+// one chain of additions, as if their inputs lay side by side. Only the last term may have integer weights,
+// only the first a grid.
 template <class T>
 struct Matmul {
   Term<T> terms[2];

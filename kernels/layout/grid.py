@@ -1,0 +1,103 @@
+"""Weights on a grid, as models bring them that arrive quantised, in the order in which a CPU's kernels read them.
+
+    weight[m, n] = scale[m, n // 32] * code[m, n] + minimum[m, n // 32]
+
+    GGUF    codes      scale, minimum        packed: uint8 [ceil(M / 16), blocks, lines, 64]
+    Q4_0    -8 .. 7    float16, none         two groups a block: 2 x 4 lines of codes, 1 of scales
+    Q8_0    -128..127  float16, none         two groups a block: 2 x 8 lines of codes, 1 of scales
+    Q4_1    0 .. 15    float16, float16      a group a block: 4 lines of codes, 1 of scales and minima
+    Q4_K    0 .. 15    float32, float32      a group a block: 4 lines of codes, 1 of scales, 1 of minima
+
+The values are those of the file, to the bit: nothing is rounded anew. A line holds four bytes of codes for each of a
+panel's 16 outputs: four inputs of eight bits; or eight of four bits, input 2 j in nibble j of the lower half and
+2 j + 1 in nibble j of the upper, so that a shift of both halves brings the pairs that a product of bf16 multiplies.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .packed import PANEL, Packed
+
+GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A matrix [M, N] on a grid; N is a multiple of 32.
+
+    codes: int8 [M, N].
+    scale: float16 or float32 [M, N / 32].
+    minimum: the same, or None: then codes of four bits are -8 to 7, otherwise 0 to 15.
+    bits: 4 or 8; a grid of eight bits has no minimum.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    minimum: Tensor | None
+    bits: int
+
+    def values(self) -> Tensor:
+        """The float32 matrix: a product and a sum of float32, each rounded once."""
+        codes = self.codes.unflatten(1, (-1, GROUP)).float()
+        values = codes * self.scale.float()[:, :, None]
+        if self.minimum is not None:
+            values = values + self.minimum.float()[:, :, None]
+        return values.flatten(1)
+
+
+def pack_grid(grid: Grid) -> Packed:
+    """Brings a grid into kernel order.
+
+    Raises: ValueError for inputs that are no whole groups, and for numbers that no kernel reads.
+    """
+    M, N = grid.codes.shape
+    if N % GROUP or N == 0:
+        raise ValueError(f"weights on a grid come in groups of {GROUP} inputs, not {N}")
+    half = grid.scale.dtype == torch.float16
+    if grid.bits not in (4, 8) or (grid.minimum is None and not half) or (grid.bits == 8 and not half):
+        raise ValueError(f"no kernel reads a grid of {grid.bits} bits with scales of {grid.scale.dtype}")
+    origin = 8 if grid.bits == 4 and grid.minimum is None else 0
+    lines = _lines(grid.codes + origin, grid.bits)
+    numbers = [_numbers(grid.scale)]
+    if grid.minimum is None:
+        return Packed(_in_blocks_of_two(lines, numbers[0]), (M, N))
+    numbers.append(_numbers(grid.minimum))
+    panels, groups = lines.shape[:2]
+    data = torch.cat([lines.flatten(2), *numbers], 2)
+    return Packed(data.view(panels, groups, -1, 64), (M, N))
+
+
+def _panels(values: Tensor) -> Tensor:
+    """[M, ...] -> [panels, 16, ...], zeros below the last row."""
+    missing = -values.shape[0] % PANEL
+    padded = torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
+    return padded.unflatten(0, (-1, PANEL))
+
+
+def _lines(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [panels, groups, lines of a group, 64]; codes of four bits begin at 0."""
+    grouped = _panels(codes).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
+    if bits == 8:
+        lines = grouped.view(torch.uint8).unflatten(3, (-1, 4))
+    else:
+        nibbles = grouped.to(torch.int32).unflatten(3, (-1, 4, 2))  # pairs of a line
+        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
+        halves = (nibbles << shifts).sum(4)  # [panels, 16, groups, lines, 2]
+        lines = torch.stack([halves & 255, halves >> 8], 5).to(torch.uint8).flatten(4)
+    return lines.permute(0, 2, 3, 1, 4).flatten(3).contiguous()
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """uint8 [panels, groups, bytes of 16 numbers]."""
+    return _panels(values).transpose(1, 2).contiguous().view(torch.uint8)
+
+
+def _in_blocks_of_two(lines: Tensor, scales: Tensor) -> Tensor:
+    panels, groups = lines.shape[:2]
+    if groups % 2:
+        lines = torch.cat([lines, torch.zeros_like(lines[:, :1])], 1)
+        scales = torch.cat([scales, torch.zeros_like(scales[:, :1])], 1)
+    blocks = lines.unflatten(1, (-1, 2)).flatten(2), scales.unflatten(1, (-1, 2)).flatten(2)
+    return torch.cat(blocks, 2).view(panels, -1, 2 * lines.shape[2] + 1, 64)

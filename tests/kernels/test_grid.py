@@ -1,0 +1,75 @@
+"""Products with weights on a grid: a float64 product with the values of the file."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from zweave.kernels import linear, pack, svf_delta_linear
+from zweave.kernels.layout.grid import GROUP, Grid, pack_grid
+
+KINDS = ["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
+
+
+def random_grid(kind: str, M: int, N: int, seed: int = 0) -> Grid:
+    draw = torch.Generator().manual_seed(seed)
+
+    def codes(low: int, high: int) -> Tensor:
+        return torch.randint(low, high + 1, (M, N), generator=draw, dtype=torch.int8)
+
+    def numbers(dtype: torch.dtype) -> Tensor:
+        return (torch.randn(M, N // GROUP, generator=draw) * 0.02).to(dtype)
+
+    if kind == "Q4_0":
+        return Grid(codes(-8, 7), numbers(torch.float16), None, 4)
+    if kind == "Q8_0":
+        return Grid(codes(-128, 127), numbers(torch.float16), None, 8)
+    dtype = torch.float16 if kind == "Q4_1" else torch.float32
+    return Grid(codes(0, 15), numbers(dtype), numbers(dtype), 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("M", "N"), [(16, 32), (7, 96), (40, 32), (33, 160), (576, 576), (64, 4096)])
+def test_agrees_with_float64(M: int, N: int, kind: str, dtype: torch.dtype) -> None:
+    grid = random_grid(kind, M, N, seed=M + N)
+    weight = pack_grid(grid)
+    for tokens in (1, 2, 5, 12, 13, 31, 97):
+        x = torch.randn(tokens, N, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+        wanted = x.double() @ grid.values().double().T
+        bias = torch.randn(M).to(dtype)
+        y = linear(x, weight, bias, out_dtype=torch.float32)
+        magnitude = (x.double().abs() @ grid.values().double().abs().T).amax()
+        assert (y - wanted - bias.double()).abs().max() < 1e-6 * magnitude
+        for row in range(0, tokens, 6):
+            assert torch.equal(linear(x[row : row + 1], weight, bias, out_dtype=torch.float32), y[row : row + 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_delta_beside_it(kind: str) -> None:
+    M, N, K, tokens = 48, 96, 40, 9
+    grid = random_grid(kind, M, N)
+    draw = torch.Generator().manual_seed(1)
+    vt, u = torch.randn(K, N, generator=draw), torch.randn(M, K, generator=draw)
+    x, table = torch.randn(tokens, N, generator=draw), torch.randn(3, K, generator=draw)
+    slot = torch.arange(tokens, dtype=torch.int32) % 3
+    y = svf_delta_linear(x, pack_grid(grid), pack(vt), pack(u), table, slot)
+    hidden = x.double() @ vt.double().T * table.double()[slot.long()]
+    hidden[slot == 0] = 0
+    wanted = x.double() @ grid.values().double().T + hidden @ u.double().T
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_and_scales_lie_where_the_layout_says(kind: str) -> None:
+    grid = random_grid(kind, 20, 96)
+    data = pack_grid(grid).data
+    assert data.dtype == torch.uint8 and data.shape[0] == 2 and data.shape[3] == 64
+    groups = {"Q4_0": 2, "Q8_0": 2, "Q4_1": 1, "Q4_K": 1}[kind]
+    assert data.shape[1:3] == (-(-3 // groups), {"Q4_0": 9, "Q8_0": 17, "Q4_1": 5, "Q4_K": 6}[kind])
+
+
+def test_what_no_kernel_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="groups of 32 inputs, not 33"):
+        pack_grid(Grid(torch.zeros(4, 33, dtype=torch.int8), torch.zeros(4, 1).half(), None, 4))
+    with pytest.raises(ValueError, match="no kernel reads a grid of 8 bits with scales of torch.float32"):
+        pack_grid(Grid(torch.zeros(4, 32, dtype=torch.int8), torch.zeros(4, 1), None, 8))
