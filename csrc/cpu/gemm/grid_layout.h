@@ -23,6 +23,7 @@ struct CentredLayout {
   // What is taken off a stored code; bytes are signed.
   static constexpr int origin = bits == 4 ? 8 : 0;
   static constexpr bool has_minimum = false, has_halves = true;
+  static constexpr int64_t block_groups = 2;
   static constexpr int64_t group_bytes = kGroup * kPanel * bits / 8, block_bytes = 2 * group_bytes + 64;
 
   static constexpr int64_t codes(int64_t group) { return group / 2 * block_bytes + group % 2 * group_bytes; }
@@ -37,6 +38,7 @@ template <int64_t number_bytes>
 struct MinimumLayout {
   static constexpr int bits = 4, origin = 0;
   static constexpr bool has_minimum = true, has_halves = number_bytes == 2;
+  static constexpr int64_t block_groups = 1;
   static constexpr int64_t group_bytes = kGroup * kPanel * bits / 8;
   static constexpr int64_t block_bytes = group_bytes + 2 * number_bytes * kPanel;
 

@@ -114,19 +114,6 @@ void fetch_scales(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
   }
 }
 
-// How the plain terms and the pages are computed: in vectors.
-struct VectorTiles {
-  template <class T>
-  bool is_streamed(const Matmul<T>& m, int64_t rows) const {
-    return zweave::is_streamed(m, rows);
-  }
-  template <int panels, class T>
-  void multiply(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
-                float* sums) const {
-    plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
-  }
-};
-
 template <class T>
 using Adder = void (*)(const Term<T>&, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                        float* sums);
@@ -150,6 +137,24 @@ Adder<T> adder(Storage storage) {
   }
 }
 
+// How the plain terms and the pages are computed, and the other terms: in vectors.
+struct VectorTiles {
+  template <class T>
+  bool is_streamed(const Matmul<T>& m, int64_t rows) const {
+    return zweave::is_streamed(m, rows);
+  }
+  template <int panels, class T>
+  void multiply(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                float* sums) const {
+    plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
+  }
+  template <int panels, class T>
+  void add(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+           float* sums) const {
+    adder<T, panels>(term.weights.storage)(term, row_begin, row_end, panel, next, sums);
+  }
+};
+
 // All rows under the panels of one tile.
 template <int panels, class T, class Tiles>
 void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
@@ -162,7 +167,7 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
     const Term<T>& term = m.terms[i];
     const char* then = i == 0 ? next : term.weights.panels + (panel + panels) * term.weights.panel_bytes;
     if (term.weights.storage == Storage::plain) continue;
-    adder<T, panels>(term.weights.storage)(term, row_begin, row_end, panel, then, sums);
+    tiles.template add<panels>(term, row_begin, row_end, panel, then, sums);
   }
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }
