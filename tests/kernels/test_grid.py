@@ -41,7 +41,9 @@ def test_agrees_with_float64(M: int, N: int, kind: str, dtype: torch.dtype) -> N
         magnitude = (x.double().abs() @ grid.values().double().abs().T).amax()
         assert (y - wanted - bias.double()).abs().max() < 1e-6 * magnitude
         for row in range(0, tokens, 6):
-            assert torch.equal(linear(x[row : row + 1], weight, bias, out_dtype=torch.float32), y[row : row + 1])
+            assert torch.equal(
+                linear(x[row : row + 1], weight, bias, out_dtype=torch.float32), y[row : row + 1]
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,5 +73,5 @@ def test_codes_and_scales_lie_where_the_layout_says(kind: str) -> None:
 def test_what_no_kernel_reads_is_refused() -> None:
     with pytest.raises(ValueError, match="groups of 32 inputs, not 33"):
         pack_grid(Grid(torch.zeros(4, 33, dtype=torch.int8), torch.zeros(4, 1).half(), None, 4))
-    with pytest.raises(ValueError, match="no kernel reads a grid of 8 bits with scales of torch.float32"):
+    with pytest.raises(ValueError, match=r"no kernel reads a grid of 8 bits with scales of torch\.float32"):
         pack_grid(Grid(torch.zeros(4, 32, dtype=torch.int8), torch.zeros(4, 1), None, 8))
