@@ -14,13 +14,25 @@ panel's 16 outputs: four inputs of eight bits; or eight of four bits, input 2 j 
 """
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .. import _C
 from .packed import PANEL, Packed
 
 GROUP = 32
+GridKind: TypeAlias = Literal["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
+# Of a packed weight, its share of a scale and a minimum included.
+GRID_BYTES: dict[GridKind, float] = {"Q4_0": 0.5625, "Q8_0": 1.0625, "Q4_1": 0.625, "Q4_K": 0.75}
+# Lines of a block tell the kinds apart: then bits, groups of a block, and the dtype of scales and minima.
+_BLOCKS = {
+    9: (4, 2, torch.float16, False),
+    17: (8, 2, torch.float16, False),
+    5: (4, 1, torch.float16, True),
+    6: (4, 1, torch.float32, True),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +72,32 @@ def pack_grid(grid: Grid) -> Packed:
         raise ValueError(f"no kernel reads a grid of {grid.bits} bits with scales of {grid.scale.dtype}")
     origin = 8 if grid.bits == 4 and grid.minimum is None else 0
     lines = _lines(grid.codes + origin, grid.bits)
-    numbers = [_numbers(grid.scale)]
     if grid.minimum is None:
-        return Packed(_in_blocks_of_two(lines, numbers[0]), (M, N))
-    numbers.append(_numbers(grid.minimum))
-    panels, groups = lines.shape[:2]
-    data = torch.cat([lines.flatten(2), *numbers], 2)
-    return Packed(data.view(panels, groups, -1, 64), (M, N))
+        blocks = _in_blocks_of_two(lines, _numbers(grid.scale))
+    else:
+        blocks = torch.cat([lines.flatten(2), _numbers(grid.scale), _numbers(grid.minimum)], 2)
+    blocks = blocks.unflatten(2, (-1, 64))
+    return Packed(_C.empty_in_huge_pages(blocks.shape, torch.uint8).copy_(blocks), (M, N))
+
+
+def grid_rows(packed: Packed, rows: Tensor) -> Tensor:
+    """The values [n, N] of some rows [n] (int64) of a packed grid, float32."""
+    groups = packed.shape[1] // GROUP
+    bits, groups_of_block, dtype, has_minimum = _BLOCKS[packed.data.shape[2]]
+    blocks, lane, each = packed.data[rows // PANEL], rows % PANEL, torch.arange(len(rows))
+    lines, numbers = blocks[:, :, : groups_of_block * bits], blocks[:, :, groups_of_block * bits :]
+    codes = lines.unflatten(3, (PANEL, 4))[each, :, :, lane]  # [n, blocks, lines, 4]
+    if bits == 4:
+        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int16)[:, None]
+        nibbles = codes.view(torch.int16)[..., None, :] >> shifts & 15
+        codes = nibbles.to(torch.int8) - (0 if has_minimum else 8)
+    values = codes.view(torch.int8).flatten(1).unflatten(1, (-1, GROUP))[:, :groups].float()
+    # [n, blocks, scales and minima of a block, 1]
+    numbers = numbers.flatten(2).view(dtype).unflatten(2, (-1, PANEL))[each, :, :, lane].float()[..., None]
+    values = values * numbers[:, :, :groups_of_block].flatten(1, 2)[:, :groups]
+    if has_minimum:
+        values = values + numbers[:, :, 1]
+    return values.flatten(1)
 
 
 def _panels(values: Tensor) -> Tensor:
@@ -95,9 +126,8 @@ def _numbers(values: Tensor) -> Tensor:
 
 
 def _in_blocks_of_two(lines: Tensor, scales: Tensor) -> Tensor:
-    panels, groups = lines.shape[:2]
-    if groups % 2:
+    if lines.shape[1] % 2:
         lines = torch.cat([lines, torch.zeros_like(lines[:, :1])], 1)
         scales = torch.cat([scales, torch.zeros_like(scales[:, :1])], 1)
     blocks = lines.unflatten(1, (-1, 2)).flatten(2), scales.unflatten(1, (-1, 2)).flatten(2)
-    return torch.cat(blocks, 2).view(panels, -1, 2 * lines.shape[2] + 1, 64)
+    return torch.cat(blocks, 2)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zweave.kernels import Grid, GridKind
+
 from ..errors import ZweaveError
 from .gguf.convert import convert_cached
+from .gguf.grid_file import GridFile
 from .gguf.reader import is_gguf
 from .hf_config import ARCHITECTURES
 from .model_config import ModelConfig
@@ -41,6 +45,7 @@ class Checkpoint:
         self.config, self._stored = self._resolve_head(config, stored)
         self._shapes = self.config.tensor_shapes()
         self._check()
+        self._grids = GridFile(self.directory, self._shapes)
         self._warn_of_unused()
 
     def names(self) -> list[str]:
@@ -52,6 +57,18 @@ class Checkpoint:
         if name not in self._shapes:
             raise KeyError(name)
         return self._stored[name].read()
+
+    @property
+    def grid_kinds(self) -> Mapping[str, GridKind]:
+        """Tensor to kind of grid of the matrices that came on one; norms and models in bfloat16 have none."""
+        return self._grids.kinds
+
+    def grid(self, name: str) -> Grid | None:
+        """The grid that a matrix came on, whose values are those of `tensor`; None if it came on none.
+
+        Raises ZweaveError if the file of grids is damaged or of another model.
+        """
+        return self._grids.read(name, self.tensor(name).float().numpy()) if name in self.grid_kinds else None
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from zweave.kernels import linear, pack, svf_delta_linear
-from zweave.kernels.layout.grid import GROUP, Grid, pack_grid
+from zweave.kernels.layout.grid import GRID_BYTES, GROUP, Grid, grid_rows, pack_grid
 
 KINDS = ["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
 
@@ -68,6 +68,17 @@ def test_codes_and_scales_lie_where_the_layout_says(kind: str) -> None:
     assert data.dtype == torch.uint8 and data.shape[0] == 2 and data.shape[3] == 64
     groups = {"Q4_0": 2, "Q8_0": 2, "Q4_1": 1, "Q4_K": 1}[kind]
     assert data.shape[1:3] == (-(-3 // groups), {"Q4_0": 9, "Q8_0": 17, "Q4_1": 5, "Q4_K": 6}[kind])
+    whole = pack_grid(random_grid(kind, 32, 128))
+    assert whole.data.nbytes == GRID_BYTES[kind] * 32 * 128
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("M", "N"), [(1, 32), (20, 96), (40, 64)])
+def test_rows_come_back_to_the_bit(M: int, N: int, kind: str) -> None:
+    grid = random_grid(kind, M, N)
+    packed = pack_grid(grid)
+    for rows in (torch.arange(M), torch.tensor([M - 1, 0, M - 1]), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(grid_rows(packed, rows), grid.values()[rows])
 
 
 def test_what_no_kernel_reads_is_refused() -> None:

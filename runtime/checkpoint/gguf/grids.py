@@ -4,26 +4,35 @@ Layouts: ggml's `block_q4_0`, `block_q4_1`, `block_q8_0` and `block_q4_K` (ggml-
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES
 from torch import Tensor
 
-from zweave.kernels.layout.grid import Grid
+from zweave.kernels import Grid, GridKind
 
 
-def is_on_grid(kind: GGMLQuantizationType) -> bool:
-    """Whether the kernels read this type as it is."""
-    return kind in _READERS
+def grid_kind(kind: GGMLQuantizationType) -> GridKind | None:
+    """The grid that matrices of a type lie on; None if it is none that the kernels read."""
+    return cast(GridKind, kind.name) if kind.name in _READERS else None
 
 
-def read_grid(stored: np.ndarray, kind: GGMLQuantizationType) -> Grid:
+def row_bytes(kind: GridKind, width: int) -> int | None:
+    """Bytes of a stored row of `width` weights; None if these are no whole blocks."""
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return None if width % weights else width // weights * size
+
+
+def read_grid(stored: np.ndarray, kind: GridKind) -> Grid:
     """The grid of rows of blocks.
 
     stored: uint8 [M, bytes of a row], of whole blocks.
     """
-    return _READERS[kind](stored.reshape(len(stored), -1, _BLOCK_BYTES[kind]))
+    size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
+    return _READERS[kind](stored.reshape(len(stored), -1, size))
 
 
 def _halves(blocks: np.ndarray, start: int) -> Tensor:
@@ -66,15 +75,9 @@ def _q4_k(blocks: np.ndarray) -> Grid:
     )
 
 
-_READERS: dict[GGMLQuantizationType, Callable[[np.ndarray], Grid]] = {
-    GGMLQuantizationType.Q4_0: _q4_0,
-    GGMLQuantizationType.Q4_1: _q4_1,
-    GGMLQuantizationType.Q8_0: _q8_0,
-    GGMLQuantizationType.Q4_K: _q4_k,
-}
-_BLOCK_BYTES = {
-    GGMLQuantizationType.Q4_0: 18,
-    GGMLQuantizationType.Q4_1: 20,
-    GGMLQuantizationType.Q8_0: 34,
-    GGMLQuantizationType.Q4_K: 144,
+_READERS: dict[str, Callable[[np.ndarray], Grid]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
 }
