@@ -24,15 +24,42 @@ from .packed import PANEL, Packed
 
 GROUP = 32
 GridKind: TypeAlias = Literal["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
-# Of a packed weight, its share of a scale and a minimum included.
-GRID_BYTES: dict[GridKind, float] = {"Q4_0": 0.5625, "Q8_0": 1.0625, "Q4_1": 0.625, "Q4_K": 0.75}
-# Lines of a block tell the kinds apart: then bits, groups of a block, and the dtype of scales and minima.
-_BLOCKS = {
-    9: (4, 2, torch.float16, False),
-    17: (8, 2, torch.float16, False),
-    5: (4, 1, torch.float16, True),
-    6: (4, 1, torch.float32, True),
+
+
+@dataclass(frozen=True, slots=True)
+class GridForm:
+    """How the packed weights of a kind lie.
+
+    bits: of a code.
+    number: dtype of the scales and minima.
+    """
+
+    bits: int
+    number: torch.dtype
+    has_minimum: bool
+
+    @property
+    def block_groups(self) -> int:
+        return 1 if self.has_minimum else 2
+
+    @property
+    def lines(self) -> int:
+        """Lines of a block, by which the kinds are told apart."""
+        return int(self.block_groups * GROUP * PANEL * self.bytes) // 64
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of a weight, its share of a scale and a minimum included."""
+        return self.bits / 8 + (1 + self.has_minimum) * self.number.itemsize / GROUP
+
+
+GRID_FORMS: dict[GridKind, GridForm] = {
+    "Q4_0": GridForm(4, torch.float16, has_minimum=False),
+    "Q8_0": GridForm(8, torch.float16, has_minimum=False),
+    "Q4_1": GridForm(4, torch.float16, has_minimum=True),
+    "Q4_K": GridForm(4, torch.float32, has_minimum=True),
 }
+_BY_LINES = {form.lines: form for form in GRID_FORMS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +110,22 @@ def pack_grid(grid: Grid) -> Packed:
 def grid_rows(packed: Packed, rows: Tensor) -> Tensor:
     """The values [n, N] of some rows [n] (int64) of a packed grid, float32."""
     groups = packed.shape[1] // GROUP
-    bits, groups_of_block, dtype, has_minimum = _BLOCKS[packed.data.shape[2]]
+    form = _BY_LINES[packed.data.shape[2]]
     blocks, lane, each = packed.data[rows // PANEL], rows % PANEL, torch.arange(len(rows))
-    lines, numbers = blocks[:, :, : groups_of_block * bits], blocks[:, :, groups_of_block * bits :]
+    code_lines = form.block_groups * form.bits
+    lines, numbers = blocks[:, :, :code_lines], blocks[:, :, code_lines:]
     codes = lines.unflatten(3, (PANEL, 4))[each, :, :, lane]  # [n, blocks, lines, 4]
-    if bits == 4:
+    if form.bits == 4:
         shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int16)[:, None]
         nibbles = codes.view(torch.int16)[..., None, :] >> shifts & 15
-        codes = nibbles.to(torch.int8) - (0 if has_minimum else 8)
+        codes = nibbles.to(torch.int8) - (0 if form.has_minimum else 8)
     values = codes.view(torch.int8).flatten(1).unflatten(1, (-1, GROUP))[:, :groups].float()
     # [n, blocks, scales and minima of a block, 1]
-    numbers = numbers.flatten(2).view(dtype).unflatten(2, (-1, PANEL))[each, :, :, lane].float()[..., None]
-    values = values * numbers[:, :, :groups_of_block].flatten(1, 2)[:, :groups]
-    if has_minimum:
+    numbers = (
+        numbers.flatten(2).view(form.number).unflatten(2, (-1, PANEL))[each, :, :, lane].float()[..., None]
+    )
+    values = values * numbers[:, :, : form.block_groups].flatten(1, 2)[:, :groups]
+    if form.has_minimum:
         values = values + numbers[:, :, 1]
     return values.flatten(1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zweave.kernels import Grid, GridKind
+from zweave.kernels import GRID_FORMS, Grid, GridKind
 
 from ..errors import ZweaveError
 from .gguf.convert import convert_cached
@@ -69,6 +69,20 @@ class Checkpoint:
         Raises ZweaveError if the file of grids is damaged or of another model.
         """
         return self._grids.read(name, self.tensor(name).float().numpy()) if name in self.grid_kinds else None
+
+    def adapted_grids(self) -> Mapping[str, GridKind]:
+        """Module to kind of grid of the adapted matrices that came on one; ZweaveError if none did."""
+        grids = {
+            module: self.grid_kinds[f"{module}.weight"]
+            for module in self.adapted_shapes()
+            if f"{module}.weight" in self.grid_kinds
+        }
+        if not grids:
+            raise ZweaveError(
+                f"{self.directory} has no matrix on a grid ({', '.join(GRID_FORMS)} of a GGUF file): take "
+                "weights='auto'; or, if an earlier zweave converted it, pull it or open its GGUF file again"
+            )
+        return grids
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""

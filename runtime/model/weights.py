@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, quantize
+from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, pack_grid, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.model_config import ModelConfig
@@ -12,10 +12,14 @@ from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import LayerCache
 from ..planner.plan import Plan
+from .grid_embedding import GridEmbedding
 
 
 class Weights:
-    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident."""
+    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident.
+
+    on_grid: whether matrices that came on a grid stay there.
+    """
 
     def __init__(
         self,
@@ -25,6 +29,7 @@ class Weights:
         plan: Plan,
         dtype: torch.dtype,
         device: torch.device,
+        on_grid: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._decomposition = decomposition
@@ -33,9 +38,22 @@ class Weights:
         self._present = frozenset(checkpoint.names())
         self.dtype = dtype
         self.device = device
+        self._on_grid = on_grid
 
     def tensor(self, name: str) -> Tensor:
         return self._checkpoint.tensor(name).to(self.device, self.dtype, copy=True)
+
+    def packed(self, name: str) -> Packed:
+        """A matrix in kernel order."""
+        grid = self._checkpoint.grid(name) if self._on_grid else None
+        return pack(self.tensor(name)) if grid is None else pack_grid(grid)
+
+    def embedding(self, head: Packed, is_tied: bool) -> Tensor | GridEmbedding:
+        """The embedding; head: that of the model."""
+        name = "model.embed_tokens.weight"
+        if self._on_grid and name in self._checkpoint.grid_kinds:
+            return GridEmbedding(head if is_tied else self.packed(name), self.dtype)
+        return self.tensor(name)
 
     def adapted(self, module: str) -> AdaptedLinear:
         u, _, vt = self._decomposition.factors(module)
@@ -51,7 +69,7 @@ class Weights:
 
         return AdaptedLinear(
             shape=(u.shape[0], vt.shape[1]),
-            dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
+            dense=self.packed(f"{module}.weight") if plan.dense else None,
             vt=factor(vt) if some else None,
             u=factor(u) if some else None,
             scale=self._bank.tables.columns(module) if plan.factored else None,

@@ -1,10 +1,10 @@
 """The plan of a model's adapted matrices: which weights stay resident, and which mode a slot uses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from zweave.kernels import LinearMode
+from zweave.kernels import GRID_FORMS, GridKind, LinearMode
 
 from .delta_formats import BYTES, IntegerFormat
 
@@ -18,6 +18,7 @@ class MatrixPlan:
     delta_rank: number K of leading components that a delta may use, 0 for no delta.
     factored: whether it keeps all of U and V, for unrestricted experts.
     format: of the delta's factors if they are integers; such a delta of all components serves any expert.
+    grid: the grid on which W stays, None for plain values.
     """
 
     shape: tuple[int, int]
@@ -25,6 +26,7 @@ class MatrixPlan:
     delta_rank: int = 0
     factored: bool = True
     format: IntegerFormat | None = None
+    grid: GridKind | None = None
 
     def __post_init__(self) -> None:
         if not self.dense and not self.factored:
@@ -33,6 +35,8 @@ class MatrixPlan:
             raise ValueError(f"a delta of {self.delta_rank} components needs W and at most rank {self.rank}")
         if self.format and (self.factored or not self.delta_rank):
             raise ValueError(f"{self.format} factors serve deltas alone")
+        if self.grid and not self.dense:
+            raise ValueError(f"W on a grid of {self.grid} must be kept")
 
     @property
     def rank(self) -> int:
@@ -47,7 +51,7 @@ class MatrixPlan:
         """Bytes of W, U and V, as far as it keeps them; value_bytes: of a weight that is not an integer."""
         M, N = self.shape
         return {
-            "W": self.dense * M * N * value_bytes,
+            "W": int(self.dense * M * N * (GRID_FORMS[self.grid].bytes if self.grid else value_bytes)),
             "U": self._factor_bytes(M, self.kept, value_bytes),
             "V": self._factor_bytes(self.kept, N, value_bytes),
         }
@@ -61,6 +65,16 @@ class MatrixPlan:
         """Bytes of the weights that it keeps; value_bytes: of a weight that is not an integer."""
         return sum(self.resident(value_bytes).values())
 
+    def read(self, mode: LinearMode, value_bytes: int) -> int:
+        """Bytes of the weights that a token reads in a mode."""
+        parts = self.resident(value_bytes)
+        if mode == LinearMode.DELTA and self.factored:
+            parts = replace(self, factored=False).resident(value_bytes)
+        dense, factors = parts["W"], parts["U"] + parts["V"]
+        return {LinearMode.DENSE: dense, LinearMode.DELTA: dense + factors, LinearMode.FACTORED: factors}[
+            mode
+        ]
+
     def mode_of(self, support: int) -> LinearMode | None:
         """The mode of a slot whose z is 1 beyond the first `support` components; None if its expert is refused."""
         if support == 0 and self.dense:
@@ -71,6 +85,17 @@ class MatrixPlan:
 
 
 Plan: TypeAlias = Mapping[str, MatrixPlan]
+
+
+def read_bytes(plan: Plan, value_bytes: int, is_base: bool) -> int | None:
+    """Bytes that a token of the base reads, or one of an expert without limits; None if that is refused."""
+    total = 0
+    for matrix in plan.values():
+        mode = matrix.mode_of(0 if is_base else matrix.rank)
+        if mode is None:
+            return None
+        total += matrix.read(mode, value_bytes)
+    return total
 
 
 def memory(plan: Plan, value_bytes: int) -> int:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave.kernels import linear, pack, svf_delta_linear
-from zweave.kernels.layout.grid import GRID_BYTES, GROUP, Grid, grid_rows, pack_grid
+from zweave.kernels import AdaptedLinear, Packed, linear, pack, quantize, svf_delta_linear
+from zweave.kernels.layout.grid import GRID_FORMS, GROUP, Grid, grid_rows, pack_grid
 
 KINDS = ["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
 
@@ -62,14 +62,40 @@ def test_a_delta_beside_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_integer_deltas_of_some_slots_beside_it(kind: str) -> None:
+    """What plain values of W give; a batch that needs fewer components does not read the others, to the same bit."""
+    M, N, K, tokens, supports = 48, 96, 160, 13, [0, 16, 70, 160]
+    grid, draw = random_grid(kind, M, N), torch.Generator().manual_seed(1)
+    vt, u = (pack(quantize(torch.randn(shape, generator=draw) / 10, "int4")) for shape in ((K, N), (M, K)))
+    delta = torch.randn(4, K, generator=draw)
+    for slot, support in enumerate(supports):
+        delta[slot, support:] = 0
+
+    def linear_of(dense: Packed) -> AdaptedLinear:
+        modes = torch.tensor([0, 1, 1, 1], dtype=torch.uint8)
+        counts = torch.tensor(supports, dtype=torch.int32)
+        return AdaptedLinear((M, N), dense, vt, u, None, delta, None, modes, counts)
+
+    on_grid, plain = (linear_of(dense).native() for dense in (pack_grid(grid), pack(grid.values())))
+    x = torch.randn(tokens, N, generator=draw)
+    slot = torch.arange(tokens, dtype=torch.int32) % 4
+    together = on_grid.run(x, slot, False)
+    torch.testing.assert_close(together, plain.run(x, slot, False), rtol=1e-5, atol=1e-5)
+    for one in range(4):
+        rows = slot == one
+        assert torch.equal(on_grid.run(x[rows], slot[rows], False), together[rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_codes_and_scales_lie_where_the_layout_says(kind: str) -> None:
     grid = random_grid(kind, 20, 96)
     data = pack_grid(grid).data
     assert data.dtype == torch.uint8 and data.shape[0] == 2 and data.shape[3] == 64
     groups = {"Q4_0": 2, "Q8_0": 2, "Q4_1": 1, "Q4_K": 1}[kind]
     assert data.shape[1:3] == (-(-3 // groups), {"Q4_0": 9, "Q8_0": 17, "Q4_1": 5, "Q4_K": 6}[kind])
+    assert GRID_FORMS[kind].lines == data.shape[2]
     whole = pack_grid(random_grid(kind, 32, 128))
-    assert whole.data.nbytes == GRID_BYTES[kind] * 32 * 128
+    assert whole.data.nbytes == GRID_FORMS[kind].bytes * 32 * 128
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,11 +13,12 @@ LinearMode LinearView<T>::mode_of(int32_t slot) const {
 // zero changes no bit.
 template <class T>
 int64_t LinearView<T>::delta_rank_of(const int32_t* slot, const Run& run) const {
+  if (!supports) return delta_rank;
   // Of integers a group of components shares a scale: they are taken whole.
-  if (!supports || u.storage != Storage::plain) return delta_rank;
+  const int64_t step = u.storage == Storage::plain ? kPack<T> : u.group;
   int64_t most = 1;
   for (int64_t t = run.begin; t < run.end; ++t) most = std::max<int64_t>(most, supports[slot[t]]);
-  return std::min(delta_rank, divide_up(most, kPack<T>) * kPack<T>);
+  return std::min(delta_rank, divide_up(most, step) * step);
 }
 
 template <class T>

@@ -5,7 +5,7 @@ the metadata their kind. Its name says something else, because other libraries l
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -38,6 +38,9 @@ class GridBlocks:
     shape: tuple[int, ...]
     rows: Callable[[], np.ndarray]
 
+    def chunks(self) -> Iterator[np.ndarray]:
+        yield self.rows()
+
 
 def has_grids(directory: Path) -> bool:
     """Whether a directory says on which grids its matrices lie, if only that none does."""
@@ -47,7 +50,7 @@ def has_grids(directory: Path) -> bool:
 def write_grids(directory: Path, grids: list[GridBlocks]) -> None:
     """Writes the file of a directory, whole or not at all; ZweaveError if the disk is full."""
     kinds = {grid.name: grid.kind for grid in grids}
-    tensors = [StreamedTensor(g.name, "U8", g.shape, lambda g=g: iter([g.rows()])) for g in grids]
+    tensors = [StreamedTensor(g.name, "U8", g.shape, g.chunks) for g in grids]
     with atomic_write(directory / _FILE, to_disk=True) as temporary, temporary.open("wb") as file:
         write_stream(file, tensors, {"format": _FORMAT, "kinds": json.dumps(kinds)})
 
