@@ -104,6 +104,7 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "leading": matrix.delta_rank,
                 "factored": matrix.factored,
                 "format": matrix.format,
+                "int8_leading": matrix.int8_leading,
                 "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
                 "base_way": None if base is None else base.name.lower(),
                 "expert_way": "refused" if unlimited is None else unlimited.name.lower(),
@@ -164,7 +165,8 @@ def _certificate(
         "worst_error_of_leading": worst.error,
         "worst_matrix": worst.module,
         "error_served": max(
-            (one.error + one.rounding(plan[one.module].format) for one in limited), default=0.0
+            (one.error + one.rounding(plan[one.module].format_of(one.support)) for one in limited),
+            default=0.0,
         ),
         "refused": sum(not plan[one.module].factored and one.error > max_error for one in found),
     }
@@ -190,6 +192,7 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
             keeps.append(
                 f"deltas of up to {row['leading']} components"
                 + (f" in {row['format']}" if row["format"] else "")
+                + (f", the leading {row['int8_leading']} in int8" if row["int8_leading"] else "")
             )
         table.add_row(
             f"{row['count']} {row['matrix']}",

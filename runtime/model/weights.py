@@ -1,5 +1,7 @@
 """The tensors of a model, cast and packed for a device."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,8 @@ from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import LayerCache
-from ..planner.plan import Plan
+from ..planner.delta_formats import IntegerFormat
+from ..planner.plan import MatrixPlan, Plan
 from .grid_embedding import GridEmbedding
 
 
@@ -61,24 +64,35 @@ class Weights:
         if not plan.factored:
             vt, u = vt[: plan.delta_rank], u[:, : plan.delta_rank]
         some = plan.factored or plan.delta_rank > 0
-
-        def factor(weight: Tensor) -> Packed:
-            if plan.format:
-                return pack(quantize(weight.float().contiguous(), plan.format))
-            return pack(weight.to(self.device, self.dtype))
+        factors = list(self._factors(plan, vt, u)) if some else []
 
         return AdaptedLinear(
             shape=(u.shape[0], vt.shape[1]),
             dense=self.packed(f"{module}.weight") if plan.dense else None,
-            vt=factor(vt) if some else None,
-            u=factor(u) if some else None,
+            vt=factors[0][0] if some else None,
+            u=factors[0][1] if some else None,
             scale=self._bank.tables.columns(module) if plan.factored else None,
             delta=self._bank.tables.delta_columns(module) if plan.delta_rank else None,
             bias=self.tensor(bias) if bias in self._present else None,
             modes=self._bank.tables.modes_of(module) if plan.dense else None,
             supports=self._bank.tables.supports_of(module) if plan.delta_rank else None,
             pages=None if self._bank.components is None else self._bank.components.linear(module),
+            rest=factors[1] if len(factors) > 1 else None,
         )
+
+    def _factors(self, plan: MatrixPlan, vt: Tensor, u: Tensor) -> Iterator[tuple[Packed, Packed]]:
+        """V^T and U of the components that lie together, leading ones first."""
+
+        def factor(weight: Tensor, format: IntegerFormat | None) -> Packed:
+            if format:
+                return pack(quantize(weight.float().contiguous(), format))
+            return pack(weight.to(self.device, self.dtype))
+
+        start = 0
+        for kept, format in plan.factors:
+            stop = start + kept
+            yield factor(vt[start:stop], format), factor(u[:, start:stop], format)
+            start = stop
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
         prefix = f"model.layers.{layer}"

@@ -19,6 +19,7 @@ class MatrixPlan:
     factored: whether it keeps all of U and V, for unrestricted experts.
     format: of the delta's factors if they are integers; such a delta of all components serves any expert.
     grid: the grid on which W stays, None for plain values.
+    int8_leading: number of leading components that are int8, the others being int4.
     """
 
     shape: tuple[int, int]
@@ -27,6 +28,7 @@ class MatrixPlan:
     factored: bool = True
     format: IntegerFormat | None = None
     grid: GridKind | None = None
+    int8_leading: int = 0
 
     def __post_init__(self) -> None:
         if not self.dense and not self.factored:
@@ -37,6 +39,8 @@ class MatrixPlan:
             raise ValueError(f"{self.format} factors serve deltas alone")
         if self.grid and not self.dense:
             raise ValueError(f"W on a grid of {self.grid} must be kept")
+        if self.int8_leading and not (self.format == "int4" and 0 < self.int8_leading < self.delta_rank):
+            raise ValueError(f"{self.int8_leading} components in int8 need further ones in int4")
 
     @property
     def rank(self) -> int:
@@ -52,14 +56,20 @@ class MatrixPlan:
         M, N = self.shape
         return {
             "W": int(self.dense * M * N * (GRID_FORMS[self.grid].bytes if self.grid else value_bytes)),
-            "U": self._factor_bytes(M, self.kept, value_bytes),
-            "V": self._factor_bytes(self.kept, N, value_bytes),
+            "U": sum(_factor_bytes(M, kept, format, value_bytes) for kept, format in self.factors),
+            "V": sum(_factor_bytes(kept, N, format, value_bytes) for kept, format in self.factors),
         }
 
-    def _factor_bytes(self, rows: int, columns: int, value_bytes: int) -> int:
-        if self.format is None:
-            return rows * columns * value_bytes
-        return int(rows * columns * BYTES[self.format]) + (4 * rows if self.format == "int8" else 0)
+    @property
+    def factors(self) -> list[tuple[int, IntegerFormat | None]]:
+        """Numbers of components of U and V that lie together, leading ones first, and their format."""
+        if self.int8_leading:
+            return [(self.int8_leading, "int8"), (self.kept - self.int8_leading, self.format)]
+        return [(self.kept, self.format)]
+
+    def format_of(self, support: int) -> IntegerFormat | None:
+        """The lowest precision of the components that an expert of this support uses."""
+        return "int8" if support <= self.int8_leading else self.format
 
     def nbytes(self, value_bytes: int) -> int:
         """Bytes of the weights that it keeps; value_bytes: of a weight that is not an integer."""
@@ -82,6 +92,12 @@ class MatrixPlan:
         if self.delta_rank and support <= self.delta_rank:
             return LinearMode.DELTA
         return LinearMode.FACTORED if self.factored else None
+
+
+def _factor_bytes(rows: int, columns: int, format: IntegerFormat | None, value_bytes: int) -> int:
+    if format is None:
+        return rows * columns * value_bytes
+    return int(rows * columns * BYTES[format]) + (4 * rows if format == "int8" else 0)
 
 
 Plan: TypeAlias = Mapping[str, MatrixPlan]

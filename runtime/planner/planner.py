@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 
-from zweave.kernels import GridKind
-
 from ..errors import ZweaveError
 from .cost_model import CostModel, cost_model
 from .delta_formats import IntegerFormat, meets_error
+from .grid_plan import NO_GRIDS, Grids, grid_plan
 from .plan import MatrixPlan, Plan, memory
 
 # Width of a panel of the CPU kernels: filling one up costs nothing.
@@ -27,8 +25,6 @@ GPU_FORMATS: tuple[IntegerFormat, ...] = ("int8",)
 
 DeviceType: TypeAlias = Literal["cpu", "gpu"]
 Shapes: TypeAlias = Mapping[str, tuple[int, int]]
-Grids: TypeAlias = Mapping[str, GridKind]
-NO_GRIDS: Grids = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +95,14 @@ def make_plan(
     max_error: share of a matrix's spectral norm that an expert may lose.
     costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
     batch_invariant: on a GPU, whether all tokens of all batches take one mode.
-    grids: on a CPU, matrices whose W stays on its grid; all of their components are kept in int4.
+    grids: on a CPU, matrices whose W stays on its grid.
     Raises ZweaveError, with the least that would do, if no plan fits.
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
         return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
-        module: replace(_full_coverage(shape, "int4"), grid=grids[module])
+        module: grid_plan(shape, grids[module])
         if module in grids
         else MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
         for module, shape in shapes.items()

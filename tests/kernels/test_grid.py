@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zweave.kernels import AdaptedLinear, Packed, linear, pack, quantize, svf_delta_linear
+from zweave.kernels import AdaptedLinear, Packed, dequantize, linear, pack, quantize, svf_delta_linear
 from zweave.kernels.layout.grid import GRID_FORMS, GROUP, Grid, grid_rows, pack_grid
 
 KINDS = ["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
@@ -61,12 +61,13 @@ def test_a_delta_beside_it(kind: str) -> None:
     torch.testing.assert_close(y.double(), wanted, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("leading", [0, 48])
 @pytest.mark.parametrize("kind", KINDS)
-def test_integer_deltas_of_some_slots_beside_it(kind: str) -> None:
+def test_integer_deltas_of_some_slots_beside_it(kind: str, leading: int) -> None:
     """What plain values of W give; a batch that needs fewer components does not read the others, to the same bit."""
     M, N, K, tokens, supports = 48, 96, 160, 13, [0, 16, 70, 160]
     grid, draw = random_grid(kind, M, N), torch.Generator().manual_seed(1)
-    vt, u = (pack(quantize(torch.randn(shape, generator=draw) / 10, "int4")) for shape in ((K, N), (M, K)))
+    vt, u = torch.randn(K, N, generator=draw) / 10, torch.randn(M, K, generator=draw) / 10
     delta = torch.randn(4, K, generator=draw)
     for slot, support in enumerate(supports):
         delta[slot, support:] = 0
@@ -74,13 +75,24 @@ def test_integer_deltas_of_some_slots_beside_it(kind: str) -> None:
     def linear_of(dense: Packed) -> AdaptedLinear:
         modes = torch.tensor([0, 1, 1, 1], dtype=torch.uint8)
         counts = torch.tensor(supports, dtype=torch.int32)
-        return AdaptedLinear((M, N), dense, vt, u, None, delta, None, modes, counts)
+        parts = [(pack(quantize(v, f)), pack(quantize(w.contiguous(), f))) for v, w, f in stored]
+        rest = parts[1] if leading else None
+        return AdaptedLinear((M, N), dense, *parts[0], None, delta, None, modes, counts, rest=rest)
 
+    stored = [(vt[leading:], u[:, leading:], "int4")]
+    if leading:
+        stored.insert(0, (vt[:leading], u[:, :leading], "int8"))
     on_grid, plain = (linear_of(dense).native() for dense in (pack_grid(grid), pack(grid.values())))
     x = torch.randn(tokens, N, generator=draw)
     slot = torch.arange(tokens, dtype=torch.int32) % 4
     together = on_grid.run(x, slot, False)
     torch.testing.assert_close(together, plain.run(x, slot, False), rtol=1e-5, atol=1e-5)
+    values = [(dequantize(quantize(v, f)), dequantize(quantize(w.contiguous(), f))) for v, w, f in stored]
+    vt, u = torch.cat([v for v, _ in values]), torch.cat([w for _, w in values], 1)
+    change = (x @ vt.T * delta[slot.long()]) @ u.T
+    wanted = x @ grid.values().T + change
+    # Activations are rounded to bytes.
+    assert ((together - wanted).norm(dim=1) <= 0.02 * change.norm(dim=1) + 1e-4).all()
     for one in range(4):
         rows = slot == one
         assert torch.equal(on_grid.run(x[rows], slot[rows], False), together[rows])

@@ -16,6 +16,7 @@ from zweave.planner import MatrixPlan, make_plan, plan_for
 from zweave.planner.batch_planner import BatchPlanner, count_by_slot
 from zweave.planner.cost_model import CostModel, cost_model, measure
 from zweave.planner.delta_formats import STATED_ERROR, IntegerFormat
+from zweave.planner.grid_plan import grid_plan
 from zweave.planner.plan import memory, read_bytes
 from zweave.planner.planner import break_even_rank
 
@@ -105,13 +106,15 @@ def test_a_gpu_takes_integers_where_the_error_allows_them() -> None:
 
 def test_w_stays_on_its_grid_and_experts_are_int4_beside_it() -> None:
     plan = make_plan(SHAPES, grids={Q: "Q4_1", UP: "Q8_0"})
-    assert plan[Q] == MatrixPlan((576, 576), True, 576, False, "int4", "Q4_1")
-    assert plan[UP] == MatrixPlan((1536, 576), True, 576, False, "int4", "Q8_0")
+    assert plan[Q] == MatrixPlan((576, 576), True, 576, False, "int4", "Q4_1", int8_leading=80)
+    assert plan[UP] == MatrixPlan((1536, 576), True, 576, False, "int4", "Q8_0", int8_leading=80)
     assert plan[K] == make_plan(SHAPES)[K]
     assert [plan[Q].mode_of(n) for n in (0, 1, 576)] == [LinearMode.DENSE, LinearMode.DELTA, LinearMode.DELTA]
-    W, factor = 576 * 576 * 5 // 8, 576 * 576 * 9 // 16
-    assert plan[Q].resident(2) == {"W": W, "U": factor, "V": factor}
-    assert [plan[Q].read(mode, 2) for mode in (LinearMode.DENSE, LinearMode.DELTA)] == [W, W + 2 * factor]
+    W, U, V = 576 * 576 * 5 // 8, 576 * (80 + 4 + 496 * 9 // 16), 80 * (576 + 4) + 496 * 576 * 9 // 16
+    assert plan[Q].resident(2) == {"W": W, "U": U, "V": V}
+    assert [plan[Q].read(mode, 2) for mode in (LinearMode.DENSE, LinearMode.DELTA)] == [W, W + U + V]
+    assert [plan[Q].format_of(support) for support in (80, 81)] == ["int8", "int4"]
+    assert grid_plan((16, 64), "Q4_0") == MatrixPlan((16, 64), True, 16, False, "int8", "Q4_0")
     assert make_plan(SHAPES, max_memory=memory(plan, 2), grids={Q: "Q4_1", UP: "Q8_0"}) == plan
     with pytest.raises(ZweaveError, match=r"the least that would do is .*: allow more"):
         make_plan(SHAPES, max_memory=memory(plan, 2) - 1, grids={Q: "Q4_1", UP: "Q8_0"})
@@ -133,6 +136,8 @@ def test_impossible_plans_are_refused() -> None:
         {"dense": True, "delta_rank": 8, "format": "int8"},
         {"dense": True, "factored": False, "format": "int4"},
         {"grid": "Q4_1"},
+        {"dense": True, "factored": False, "delta_rank": 8, "format": "int4", "int8_leading": 8},
+        {"dense": True, "factored": False, "delta_rank": 8, "format": "int8", "int8_leading": 4},
     ):
         with pytest.raises(ValueError):
             MatrixPlan((8, 20), **wrong)

@@ -91,5 +91,18 @@ inline void multiply_tiles(const bf16* x, int64_t x_stride, int64_t others, cons
   }
 }
 
+// The same for one tile of rows, into the sums of the other rows: independent of what multiply_tiles<1,
+// panels> adds.
+template <int panels>
+inline void multiply_beside(const bf16* x, int64_t x_stride, const char* weights, int64_t panel_bytes) {
+  _tile_loadd(6, weights, kLine);
+  _tile_loadd(5, x, x_stride * int64_t(sizeof(bf16)));
+  _tile_dpbf16ps(2, 5, 6);
+  if constexpr (panels > 1) {
+    _tile_loadd(7, weights + panel_bytes, kLine);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
 }  // namespace
 }  // namespace zweave

@@ -17,7 +17,7 @@ template <class T>
 struct Job {
   Matmul<T> product;
   int64_t row_begin, row_end;
-  int64_t prepared[2];  // of each term: index of the phase's Prepared, or -1
+  int64_t prepared[3];  // of each term: index of the phase's Prepared, or -1
 
   int64_t panels() const { return divide_up(product.outputs, kPanel); }
   // Time of a panel, in inputs times rows. Integers are read in half the time and multiplied in half the
@@ -109,7 +109,7 @@ class Phase {
   };
 
   void add_job(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
-    jobs_.push_back({product, row_begin, row_end, {-1, -1}});
+    jobs_.push_back({product, row_begin, row_end, {-1, -1, -1}});
     Job<T>& job = jobs_.back();
     for (int64_t i = 0; i < product.num_terms; ++i) {
       job.prepared[i] = prepared_of(product.terms[i], row_begin, row_end);

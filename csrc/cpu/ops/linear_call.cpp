@@ -53,10 +53,9 @@ void LinearCall<T>::factors(PackedMatrix vt, PackedMatrix u, const at::Tensor& s
                             const at::Tensor& slot) {
   vt_ = std::move(vt);
   u_ = std::move(u);
-  a_.rank = scale.size(1);
-  a_.vt = weights_of(vt_, a_.inputs);
-  a_.u = weights_of(u_, a_.rank);
-  a_.scale = {data<float>(scale), scale.stride(0)};
+  const int64_t rank = scale.size(1);
+  a_.factors = {
+      rank, weights_of(vt_, a_.inputs), weights_of(u_, rank), {data<float>(scale), scale.stride(0)}, {}};
   a_.slot = data<int32_t>(slot);
 }
 
@@ -76,10 +75,11 @@ at::Tensor LinearCall<T>::run(LinearMode mode, at::ScalarType y_dtype) {
   a_.x_stride = x.stride(0);
   at::Tensor hidden, hidden_integers, x_integers = room_for_prepared(w_, rows, a_.inputs);
   if (mode != LinearMode::dense) {
-    hidden = empty_rows<T>(rows, a_.rank, x.options());
+    const int64_t rank = a_.factors.rank;
+    hidden = empty_rows<T>(rows, rank, x.options());
     if (!x_integers.defined()) x_integers = room_for_prepared(vt_, rows, a_.inputs);
-    hidden_integers = room_for_prepared(u_, rows, a_.rank);
-    a_.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_integers)};
+    hidden_integers = room_for_prepared(u_, rows, rank);
+    a_.factors.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_integers)};
     a_.zero_base = mode == LinearMode::delta;
   }
   a_.x_integers = pointer(x_integers);

@@ -72,11 +72,11 @@ struct Term {
 };
 
 // y = (sum of the terms and pages) * scale[slot] + bias, the last two where given. Plain terms and pages are
-// one chain of additions, as if their inputs lay side by side. Only the last term may have integer weights,
-// only the first a grid.
+// one chain of additions, as if their inputs lay side by side; only the first term may have a grid, and
+// integer weights come after all others.
 template <class T>
 struct Matmul {
-  Term<T> terms[2];
+  Term<T> terms[3];
   int64_t num_terms;
   const Term<T>* pages;  // further plain terms, of kPanel inputs each
   int64_t num_pages;
