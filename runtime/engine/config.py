@@ -42,7 +42,7 @@ class EngineConfig:
 
     dtype: "bfloat16" or "float32", of weights, activations and cache.
     weights: "auto": of `dtype`; "grid": matrices that a GGUF file brings in four or eight bits stay on that grid,
-        values as in the file, and experts are added to them by U and V in int4 (docs/planner.md). On a CPU.
+        values as in the file, and experts are added by U and V in int8 and int4 (docs/planner.md). On a CPU.
     device: "cpu", a CUDA device, or "reference": the steps of a CUDA device on a CPU, with PyTorch in the place of
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
