@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zweave.kernels import GRID_FORMS, Grid, GridKind
+
 from ..errors import ZweaveError
 from .gguf.convert import convert_cached
+from .gguf.grid_file import GridFile
 from .gguf.reader import is_gguf
 from .hf_config import ARCHITECTURES
 from .model_config import ModelConfig
@@ -43,6 +47,7 @@ class Checkpoint:
         self.config, self._stored = self._resolve_head(config, stored)
         self._shapes = self.config.tensor_shapes()
         self._check()
+        self._grids = GridFile(self.directory, self._shapes)
         self._warn_of_unused()
 
     def names(self) -> list[str]:
@@ -62,6 +67,32 @@ class Checkpoint:
     def is_quantized(self) -> bool:
         """Whether the files hold some matrices quantised."""
         return any(isinstance(tensor, QuantizedMatrix) for tensor in self._stored.values())
+
+    @property
+    def grid_kinds(self) -> Mapping[str, GridKind]:
+        """Tensor to kind of grid of the matrices that came on one; norms and models in bfloat16 have none."""
+        return self._grids.kinds
+
+    def grid(self, name: str) -> Grid | None:
+        """The grid that a matrix came on, whose values are those of `tensor`; None if it came on none.
+
+        Raises ZweaveError if the file of grids is damaged or of another model.
+        """
+        return self._grids.read(name, self.tensor(name).float().numpy()) if name in self.grid_kinds else None
+
+    def adapted_grids(self) -> Mapping[str, GridKind]:
+        """Module to kind of grid of the adapted matrices that came on one; ZweaveError if none did."""
+        grids = {
+            module: self.grid_kinds[f"{module}.weight"]
+            for module in self.adapted_shapes()
+            if f"{module}.weight" in self.grid_kinds
+        }
+        if not grids:
+            raise ZweaveError(
+                f"{self.directory} has no matrix on a grid ({', '.join(GRID_FORMS)} of a GGUF file): take "
+                "weights='auto'; or, if an earlier zweave converted it, pull it or open its GGUF file again"
+            )
+        return grids
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
