@@ -57,6 +57,10 @@ BENCHES = {
         "learning.describe.similarity",
         "Do experts look alike where their descriptions do?",
     ),
+    "hidden-tasks": (
+        "learning.describe.hidden_tasks",
+        "Can experts that act after the prompt do tasks that the prompt hides?",
+    ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
     "serve": ("serving.http.serve", "What does HTTP cost, and how long do clients wait?"),

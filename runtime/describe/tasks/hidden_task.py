@@ -115,31 +115,37 @@ def hidden_tasks() -> tuple[HiddenTask, ...]:
     return (*under_labels, *map(NumberTask, OPERATIONS))
 
 
-def as_task(hidden: HiddenTask, listed: bool, seed: int = 0) -> Task:
+def as_task(hidden: HiddenTask, listed: bool, seed: int = 0, most: int | None = None) -> Task:
     """The task as trainers and evaluations take it.
 
     listed: whether the prompt lists all label words, the same for every task.
     seed: of the description that it is told by.
+    most: texts of a source to train on, the same for all tasks, whose prompts are then computed once; None for all.
     """
     template = LISTED if listed else BARE
     return Task(
         f"hidden:{hidden.name}",
         hidden.describe(random.Random(seed)),
-        partial(_read, hidden, template),
+        partial(_read, hidden, template, most),
         hidden.labels,
         max_tokens=1 if hidden.labels else 5,
         template=template,
     )
 
 
-def samples(hidden: HiddenTask, template: PromptTemplate, half: Half, data: Path | None) -> list[Sample]:
-    """The prompts of one half of the texts, with their answers."""
+def samples(
+    hidden: HiddenTask, template: PromptTemplate, half: Half, data: Path | None, most: int | None = None
+) -> list[Sample]:
+    """The prompts of one half of the texts, with their answers.
+
+    most: texts of a source.
+    """
     return [
         Sample(chat(*template.fill(text.text)), hidden.answer(text))
         for source in hidden.sources
-        for text in texts(source, half, data)
+        for text in texts(source, half, data)[:most]
     ]
 
 
-def _read(hidden: HiddenTask, template: PromptTemplate, data: Path | None) -> Splits:
-    return Splits(samples(hidden, template, "train", data), samples(hidden, template, "test", data))
+def _read(hidden: HiddenTask, template: PromptTemplate, most: int | None, data: Path | None) -> Splits:
+    return Splits(samples(hidden, template, "train", data, most), samples(hidden, template, "test", data))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...decomposition import decompose
 from ...checkpoint import resolve_model
+from ...decomposition import decompose
 from ...tasks.render import prompt_ids, target_tokens
 from ...tasks.task import Sample, Task
 from ...text.tokenizer import Tokenizer
@@ -47,7 +47,9 @@ class RowModel:
     ranks: R of each adapted matrix.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, experts: RowExperts, ranks: Mapping[str, int]) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, experts: RowExperts, ranks: Mapping[str, int]
+    ) -> None:
         self.model, self.tokenizer, self.ranks = model, tokenizer, dict(ranks)
         self._experts = experts
         self._prompts = PromptCache(model)
@@ -68,7 +70,9 @@ class RowModel:
         ids = [prompt_ids(self.tokenizer, row.sample.prompt) for row in rows]
         starts = [self.tokenizer.after_prompt_start(one) for one in ids]
         self._experts.z = {}
-        tree, leaves, cache = joined(self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)]))
+        tree, leaves, cache = joined(
+            self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)])
+        )
         nodes, targets, owner, slots = [], [], [], []
         for index, (row, one, at, leaf) in enumerate(zip(rows, ids, starts, leaves, strict=True)):
             answer = target_tokens(self.tokenizer, row.task, [row.sample.answer])[0]
