@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoint.checkpoint import resolve_model
 from ..errors import ZweaveError
 from ..text.tokenizer import Tokenizer
+from ..train.run import load_model
 
 # Descriptions that are longer are cut: MiniLM was trained on no more.
 MOST_TOKENS = 256
@@ -99,3 +101,16 @@ class BaseStates:
         ids = [*self._begin, *self._tokenizer.encode(text, special=False)[:MOST_TOKENS]]
         states = self._model(torch.tensor([ids]), output_hidden_states=True).hidden_states[self._layer]
         return F.normalize(states[0, len(self._begin) :].float().mean(0), dim=0)
+
+
+def open_encoder(name: str, model: str) -> Encoder:
+    """The encoder of a name; ZweaveError for an unknown one, or if it cannot be loaded.
+
+    model: the base model, as zweave.Engine takes it.
+    """
+    if name == "minilm":
+        return MiniLm()
+    if name != "base":
+        raise ZweaveError(f"there is no encoder {name!r}: choose of minilm, base")
+    checkpoint = resolve_model(model)
+    return BaseStates(load_model(checkpoint, torch.float32), Tokenizer(checkpoint.directory))

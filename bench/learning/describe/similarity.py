@@ -1,7 +1,9 @@
 """Do experts look alike where their descriptions do?"""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,17 +12,20 @@ from torch import Tensor
 from zweave.adapters.peft_directory import read_peft
 from zweave.checkpoint import resolve_model
 from zweave.decomposition import decompose
-from zweave.describe.encoders import BaseStates, Encoder, MiniLm
+from zweave.describe.encoders import Encoder, open_encoder
+from zweave.describe.tasks import hidden_tasks
 from zweave.errors import ZweaveError
+from zweave.experts import Expert
+from zweave.io.progress import Report as Progress
 from zweave.io.progress import progress_bar
-from zweave.text import Tokenizer
-from zweave.train.run import load_model
 
 from ...harness.report import Column, Report, Row
 from ..lora.adapters import AdapterFolder, TrainedAdapter, is_generated, trained_adapters
 from .lora_products import delta_cosines, product_cosines, projected_deltas
 from .mantel import mantel
 
+# Of experts; the pairs of fewer say nothing.
+LEAST = 12
 COLUMNS = (
     Column("provider", "cosine of"),
     Column("encoder", "encoder"),
@@ -35,66 +40,91 @@ COLUMNS = (
 )
 
 
+# Texts, attribute and label words of a task; which word means yes does not count.
+Key: TypeAlias = tuple[str, str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """What was trained: descriptions and keys of the tasks, and one or more cosines [n, n] of what was learnt."""
+
+    described: Sequence[str]
+    keys: Sequence[Key]
+    cosines: Mapping[str, Tensor]
+
+
 def run(args: argparse.Namespace) -> Report:
-    folder = AdapterFolder.of(args.model, args.dtype)
-    wanted = [a for a in trained_adapters([16], [0], args.generated) if is_generated(a)]
-    adapters = [adapter for adapter in wanted if folder.record(adapter)]
-    if len(adapters) < 12:
-        raise ZweaveError(
-            f"{len(adapters)} LoRAs of generated tasks are there, 12 are needed: run zweave bench lora-adapters"
-        )
-    described = [adapter.task.description for adapter in adapters]
-    encoders = _encoders(args.model)
     with progress_bar() as progress:
-        loras = [read_peft(folder.directory(adapter)) for adapter in adapters]
-        cosines = {
-            "LoRA, B A": product_cosines(loras, progress),
-            "projected, sigma (z - 1)": delta_cosines(
-                projected_deltas(loras, decompose(resolve_model(args.model)), progress)
-            ),
-        }
+        subjects = _experts(args) if args.experts else _loras(args, progress)
     rows = [
-        _row(name, cosine, encoder, described, adapters)
-        for name, cosine in cosines.items()
-        for encoder in encoders
+        _row(name, cosine, encoder, subjects)
+        for encoder in (open_encoder(kind, args.model) for kind in ("minilm", "base"))
+        for name, cosine in subjects.cosines.items()
     ]
     title = "Likeness of descriptions and of what was trained for them"
     return Report("description-similarity", title, COLUMNS, rows, markdown=True)
 
 
-def _encoders(model: str) -> list[Encoder]:
-    checkpoint = resolve_model(model)
-    base = load_model(checkpoint, torch.float32)
-    return [MiniLm(), BaseStates(base, Tokenizer(checkpoint.directory))]
+def _loras(args: argparse.Namespace, progress: Progress) -> Subjects:
+    folder = AdapterFolder.of(args.model, args.dtype)
+    wanted = [a for a in trained_adapters([16], [0], args.generated) if is_generated(a)]
+    adapters = [adapter for adapter in wanted if folder.record(adapter)]
+    if len(adapters) < LEAST:
+        raise ZweaveError(
+            f"{len(adapters)} LoRAs of generated tasks are there, {LEAST} are needed: run zweave bench lora-adapters"
+        )
+    loras = [read_peft(folder.directory(adapter)) for adapter in adapters]
+    deltas = projected_deltas(loras, decompose(resolve_model(args.model)), progress)
+    return Subjects(
+        [adapter.task.description for adapter in adapters],
+        [_lora_key(adapter) for adapter in adapters],
+        {"LoRA, B A": product_cosines(loras, progress), "projected, sigma (z - 1)": delta_cosines(deltas)},
+    )
 
 
-def _row(
-    name: str, cosine: Tensor, encoder: Encoder, described: Sequence[str], adapters: Sequence[TrainedAdapter]
-) -> Row:
-    vectors = encoder.encode(described)
+def _lora_key(adapter: TrainedAdapter) -> Key:
+    source, *attribute, yes, no = adapter.task.name.split("-")
+    return source, "-".join(attribute), frozenset((yes, no))
+
+
+def _experts(args: argparse.Namespace) -> Subjects:
+    """Of a folder that `zweave bench hidden-tasks` wrote."""
+    hidden = {f"hidden:{task.name}": task for task in hidden_tasks()}
+    loaded = [Expert.load(path) for path in sorted(args.experts.glob("*.safetensors"))]
+    experts = [expert for expert in loaded if expert.training.get("task") in hidden]
+    if len(experts) < LEAST:
+        raise ZweaveError(
+            f"{args.experts} holds {len(experts)} experts of hidden tasks, {LEAST} are needed: run zweave bench "
+            "hidden-tasks"
+        )
+    decomposition = decompose(resolve_model(args.model))
+    sigma = {name: decomposition.sigma(name) for name in decomposition.names}
+    deltas = [torch.cat([sigma[name] * (expert.z[name] - 1) for name in sigma]) for expert in experts]
+    tasks = [hidden[expert.training["task"]] for expert in experts]
+    keys = [(" ".join(task.sources), task.attribute, frozenset(task.labels)) for task in tasks]
+    described = [expert.description for expert in experts]
+    return Subjects(described, keys, {"expert, sigma (z - 1)": delta_cosines(torch.stack(deltas))})
+
+
+def _row(name: str, cosine: Tensor, encoder: Encoder, subjects: Subjects) -> Row:
+    vectors = encoder.encode(subjects.described)
     found = mantel((vectors @ vectors.T).double().numpy(), cosine.numpy())
-    keys = [_key(adapter) for adapter in adapters]
+
+    def mean(wanted: Callable[[Key, Key], bool]) -> float | None:
+        return _mean(cosine, subjects.keys, wanted)
+
     return {
         "provider": name,
         "encoder": encoder.name,
-        "experts": len(adapters),
+        "experts": len(subjects.keys),
         "pearson": found.pearson,
         "spearman": found.spearman,
         "p": found.p,
-        "same_attribute": _mean(cosine, keys, lambda a, b: a[:2] == b[:2]),
-        "same_words": _mean(cosine, keys, lambda a, b: a[:2] != b[:2] and a[2] == b[2]),
-        "same_texts": _mean(cosine, keys, lambda a, b: a[0] == b[0] and a[1] != b[1] and a[2] != b[2]),
-        "nothing": _mean(cosine, keys, lambda a, b: a[0] != b[0] and a[1] != b[1] and a[2] != b[2]),
+        "same_attribute": mean(lambda a, b: a[:2] == b[:2]),
+        "same_words": mean(lambda a, b: a[:2] != b[:2] and a[2] == b[2]),
+        "same_texts": mean(lambda a, b: a[0] == b[0] and a[1] != b[1] and a[2] != b[2]),
+        "nothing": mean(lambda a, b: a[0] != b[0] and a[1] != b[1] and a[2] != b[2]),
     }
-
-
-Key = tuple[str, str, frozenset[str]]
-
-
-def _key(adapter: TrainedAdapter) -> Key:
-    """Texts, attribute and label words of a generated task; which word means yes does not count."""
-    source, *attribute, yes, no = adapter.task.name.split("-")
-    return source, "-".join(attribute), frozenset((yes, no))
 
 
 def _mean(cosine: Tensor, keys: Sequence[Key], wanted: Callable[[Key, Key], bool]) -> float | None:
