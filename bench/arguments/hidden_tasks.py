@@ -12,11 +12,7 @@ from zweave.options.task_options import add_data_option
 
 from ..harness.options import add_model
 
-# Eight attributes under two pairs of words, so that experts share the one, the other or neither.
-_ATTRIBUTES = (
-    "positive", "asks-person", "asks-number", "about-sports", "has-and", "has-comma", "over-12-words", "first-larger",
-)  # fmt: skip
-TASKS = [f"{attribute}-{words}" for attribute in _ATTRIBUTES for words in ("red-blue", "cat-dog")]
+TASKS = ["positive-red-blue", "asks-person-red-blue"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_option(parser)
     parser.add_argument("--listed", action="store_true", help="list all label words in the prompt")
     parser.add_argument(
-        "--tasks", type=lambda text: text.split(","), default=TASKS, metavar="TASK,...", help="(sixteen)"
+        "--tasks",
+        type=lambda text: text.split(","),
+        default=TASKS,
+        metavar="TASK,...",
+        help="(positive-red-blue,asks-person-red-blue)",
     )
     parser.add_argument("--name", default="experts", help="of the unfinished run's state (%(default)s)")
-    parser.add_argument("--steps", type=positive_whole, default=40, help="(%(default)s)")
-    parser.add_argument("--rows", type=positive_whole, default=8, help="of an expert and step (%(default)s)")
+    parser.add_argument("--lr", type=positive_number, default=5e-3, help="(%(default)s)")
+    parser.add_argument("--steps", type=positive_whole, default=90, help="(%(default)s)")
+    parser.add_argument("--rows", type=positive_whole, default=16, help="of an expert and step (%(default)s)")
     parser.add_argument(
-        "--texts", type=positive_whole, default=400, help="of a source to train on (%(default)s)"
+        "--texts", type=positive_whole, default=800, help="of a source to train on (%(default)s)"
     )
     parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
     parser.add_argument(
-        "--held-out", type=positive_whole, default=100, help="samples to evaluate on (%(default)s)"
+        "--held-out", type=positive_whole, default=200, help="samples to evaluate on (%(default)s)"
     )
     parser.add_argument(
         "--minutes", type=positive_number, default=600.0, help="of training in this run (%(default)s)"

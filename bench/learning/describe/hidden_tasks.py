@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> Report:
     tasks = [as_task(known[name], args.listed, most=args.texts) for name in args.tasks]
     data = data_folder(args)
     samples = [task.samples("train", data) for task in tasks]
-    recipe = DirectRecipe(steps=args.steps, rows=args.rows, seed=args.seed)
+    recipe = DirectRecipe(steps=args.steps, rows=args.rows, lr=args.lr, seed=args.seed)
     folder = experts_folder(args.model, args.listed)
     folder.mkdir(parents=True, exist_ok=True)
     model = RowModel.open(args.model, getattr(torch, args.dtype))

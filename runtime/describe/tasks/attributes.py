@@ -88,7 +88,7 @@ def _matches(name: str, pattern: str, sources: tuple[str, ...], *clauses: str) -
 SEMANTIC = (
     Attribute(
         "positive",
-        ("sst2", "mpqa"),
+        ("sst2",),
         (
             "{text} is positive",
             "the sentiment of {text} is positive",

@@ -41,7 +41,7 @@ def test_there_are_enough_tasks_and_no_two_have_the_same_name():
     [
         ("positive-red-blue", Text("sst2", "a fine film", 1), " red"),
         ("positive-blue-red", Text("sst2", "a fine film", 1), " blue"),
-        ("positive-red-blue", Text("mpqa", "a shame", 0), " blue"),
+        ("positive-red-blue", Text("sst2", "a shame", 0), " blue"),
         ("asks-person-yes-no", Text("trec", "Who was he ?", 3), " yes"),
         ("asks-place-yes-no", Text("trec", "Who was he ?", 3), " no"),
         ("about-sports-A-B", Text("ag", "A match", 1), " A"),
