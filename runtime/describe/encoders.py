@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from ..checkpoint.checkpoint import resolve_model
 from ..errors import ZweaveError
 from ..text.tokenizer import Tokenizer
-from ..train.run import load_model
 
 # Descriptions that are longer are cut: MiniLM was trained on no more.
 MOST_TOKENS = 256
@@ -112,5 +111,8 @@ def open_encoder(name: str, model: str) -> Encoder:
         return MiniLm()
     if name != "base":
         raise ZweaveError(f"there is no encoder {name!r}: choose of minilm, base")
+    # It loads all that trains, which an engine without a generator never needs.
+    from ..train.run import load_model
+
     checkpoint = resolve_model(model)
     return BaseStates(load_model(checkpoint, torch.float32), Tokenizer(checkpoint.directory))

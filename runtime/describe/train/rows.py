@@ -73,7 +73,10 @@ class RowModel:
         tree, leaves, cache = joined(
             self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)])
         )
-        nodes, targets, owner, slots = [], [], [], []
+        nodes: list[int] = []
+        targets: list[int] = []
+        owner: list[int] = []
+        slots: list[int] = []
         for index, (row, one, at, leaf) in enumerate(zip(rows, ids, starts, leaves, strict=True)):
             answer = target_tokens(self.tokenizer, row.task, [row.sample.answer])[0]
             before = len(tree)
