@@ -142,6 +142,7 @@ def test_missing_texts_are_told(tmp_path: Path):
         texts("sst2", "train", tmp_path)
 
 
+@pytest.mark.slow
 def test_halves_share_no_text(data: Path):
     for source in SOURCES:
         train, test = ({text.text for text in texts(source, half, data)} for half in ("train", "test"))

@@ -26,6 +26,7 @@ def begun(
     return DirectTraining(model, chats, [task.read(None).train for task in chats], recipe, state)
 
 
+@pytest.mark.slow
 def test_each_expert_learns_its_own_task(model: RowModel, chats: list[Task]):
     samples = chats[0].read(None).train
     swapped = [Sample(s.prompt, {" a": " b", " b": " a"}[s.answer]) for s in samples]

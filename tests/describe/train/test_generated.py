@@ -15,7 +15,7 @@ from zweave.describe.train.rows import Row, RowModel
 from zweave.errors import ZweaveError
 from zweave.tasks.task import Task
 
-QUICK = GeneratorRecipe(steps=12, descriptions=2, rows=4, lr=0.02, warmup=1)
+QUICK = GeneratorRecipe(steps=8, descriptions=2, rows=4, lr=0.02, warmup=1)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def begun(
     return GeneratorTraining(model, generator, Lengths(), learnt, sigma, recipe, state)
 
 
+@pytest.mark.slow
 def test_it_listens_to_the_description(model: RowModel, learnt: list[Learnt]):
     training = begun(model, learnt, replace(QUICK, steps=40, weight=0.0))
     steps = [training.advance() for _ in range(40)]
