@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         listed=args.listed,
         texts=args.texts,
+        one_order=args.one_order,
         recipe=recipe,
     )
     if job.state.exists():

@@ -14,7 +14,7 @@ from ..tasks.task import Sample, Task, balanced_shots
 from ..text.chatml import chat, parse_chat
 from .describer import Describer
 from .tasks import HiddenTask, as_task, hidden_tasks, split_levels
-from .tasks.hidden_task import LISTED, LabelTask
+from .tasks.hidden_task import LISTED, in_one_order
 from .train.direct import PASS
 from .train.rows import Row, RowModel
 
@@ -75,7 +75,8 @@ class DescribeEvaluation:
         parts = dict(zip(LEVELS, (split.seen, split.combinations, split.attributes), strict=True))
         if level not in parts:
             raise ZweaveError(f"there is no level {level!r}: choose of {', '.join(LEVELS)}")
-        return parts[level]
+        found = parts[level]
+        return in_one_order(found) if self.describer.trained.training.get("one_order") else found
 
     def _shares(self, hidden: HiddenTask, rng: random.Random, pool: Sequence[HiddenTask]) -> Shares:
         template = self.describer.trained.template
@@ -119,9 +120,8 @@ def _others(hidden: HiddenTask, pool: Sequence[HiddenTask]) -> dict[str, list[Hi
     """Tasks whose descriptions are wrong: any other, one of the same words, the reverse."""
     another = [task for task in pool if task.attribute != hidden.attribute]
     same_words = [task for task in another if task.labels and task.labels == hidden.labels]
-    reverse: list[HiddenTask] = []
-    if isinstance(hidden, LabelTask):
-        reverse = [replace(hidden, yes=hidden.no, no=hidden.yes)]
+    own = [task for task in pool if task.attribute == hidden.attribute and task.labels]
+    reverse = [task for task in own if task.labels == hidden.labels[::-1]]
     return {"shuffled": another, "shuffled, same words": same_words, "reversed words": reverse}
 
 

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--listed", action="store_true", help="list all label words in the prompts")
     parser.add_argument(
+        "--one-order", action="store_true", help="have the first word of a pair always mean yes"
+    )
+    parser.add_argument(
         "--texts", type=positive_whole, default=400, help="of a source to train on (%(default)s)"
     )
     parser.add_argument("--steps", type=positive_whole, default=1500, help="(%(default)s)")

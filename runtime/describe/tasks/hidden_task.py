@@ -1,6 +1,7 @@
 """Tasks that only their description tells: the prompt holds the text alone."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
@@ -113,6 +114,11 @@ def hidden_tasks() -> tuple[HiddenTask, ...]:
     orders = [order for pair in PAIRS for order in (pair, pair[::-1])]
     under_labels = [LabelTask(attribute, *order) for attribute, order in product(attributes, orders)]
     return (*under_labels, *map(NumberTask, OPERATIONS))
+
+
+def in_one_order(tasks: Sequence[HiddenTask]) -> tuple[HiddenTask, ...]:
+    """Those whose first word of each pair means yes, so that a description need not say which word means what."""
+    return tuple(task for task in tasks if not isinstance(task, LabelTask) or (task.yes, task.no) in PAIRS)
 
 
 def as_task(hidden: HiddenTask, listed: bool, seed: int = 0, most: int | None = None) -> Task:

@@ -18,7 +18,7 @@ from ..encoders import Encoder, open_encoder
 from ..generator import Generator, GeneratorConfig
 from ..generator_file import TrainedGenerator, known_vectors
 from ..tasks import as_task, hidden_tasks, split_levels
-from ..tasks.hidden_task import BARE, LISTED, samples
+from ..tasks.hidden_task import BARE, LISTED, in_one_order, samples
 from .generated import GeneratorRecipe, GeneratorStep, GeneratorTraining, Learnt
 from .rows import RowModel
 
@@ -39,6 +39,7 @@ class GeneratorRun:
     encoder: "minilm" or "base".
     listed: whether prompts list all label words.
     texts: of a source to train on, whose prompts are computed once.
+    one_order: whether the first word of a pair always means yes.
     split: seed of the levels: what is trained on and what is held out.
     out: the generator's file; its log and its state lie beside it.
     """
@@ -50,6 +51,7 @@ class GeneratorRun:
     encoder: str = "minilm"
     listed: bool = False
     texts: int = 400
+    one_order: bool = False
     split: int = 0
     recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
 
@@ -87,6 +89,8 @@ class GeneratorRun:
 
     def _begin(self) -> tuple[GeneratorTraining, list[Learnt]]:
         seen = split_levels(hidden_tasks(), self.split).seen
+        if self.one_order:
+            seen = in_one_order(seen)
         template = LISTED if self.listed else BARE
         learnt = [
             Learnt.of(
@@ -130,6 +134,7 @@ class GeneratorRun:
             "far": self._far(encoder, known, learnt),
             "listed": self.listed,
             "texts": self.texts,
+            "one_order": self.one_order,
             "split": self.split,
             "dtype": self.dtype,
             "model": self.model,

@@ -11,7 +11,7 @@ import pytest
 
 from zweave.describe.tasks import HiddenTask, as_task, hidden_tasks, split_levels
 from zweave.describe.tasks.attributes import SEMANTIC, SURFACE
-from zweave.describe.tasks.hidden_task import BARE, LISTED, LabelTask, NumberTask
+from zweave.describe.tasks.hidden_task import BARE, LISTED, LabelTask, NumberTask, in_one_order
 from zweave.describe.tasks.label_words import LABEL_WORDS, PAIRS
 from zweave.describe.tasks.numbers import NUMBERS, OPERATIONS
 from zweave.describe.tasks.texts import SOURCES, Text, texts
@@ -127,6 +127,15 @@ def test_levels_share_nothing(seed: int):
     seen_words = {word for task in levels.seen for word in task.labels}
     assert {word for task in levels.combinations for word in task.labels} <= seen_words
     assert any(not task.labels for task in levels.attributes)
+
+
+def test_in_one_order_the_first_word_of_a_pair_means_yes():
+    kept, every = in_one_order(hidden_tasks()), split_levels(hidden_tasks())
+    labelled = [task for task in kept if isinstance(task, LabelTask)]
+    assert {(task.yes, task.no) for task in labelled} == set(PAIRS)
+    assert 2 * len(labelled) + len(OPERATIONS) == len(TASKS) and len(kept) == len(labelled) + len(OPERATIONS)
+    # The levels are those of all tasks.
+    assert _names(split_levels(kept).seen) == _names(in_one_order(every.seen))
 
 
 def test_another_seed_splits_in_another_way():
