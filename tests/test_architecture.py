@@ -23,6 +23,7 @@ LAYERS = (
     ("zweave.trace",),
     ("zweave.scheduler",),
     ("zweave.model", "zweave.request"),
+    ("zweave.describe",),
     ("zweave.train", "zweave.integrations", "zweave.kv_cache", "zweave.dispatcher"),
     ("zweave.tasks", "zweave.experts"),
     ("zweave.adapters",),

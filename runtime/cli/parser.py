@@ -20,6 +20,8 @@ COMMANDS = {
     "chat": "talk to the model",
     "serve": "answer over HTTP, as OpenAI's API does",
     "train": "teach an expert a task",
+    "describe": "make an expert of a description",
+    "train-describe": "teach a generator to make experts of descriptions",
     "eval": "how well tasks are answered",
     "plan": "show which weights stay resident and what each mode costs",
     "trace": "the timeline of a request stream",
