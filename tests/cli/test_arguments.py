@@ -91,7 +91,7 @@ def test_what_the_options_offer_is_what_there_is() -> None:
 def test_every_command_has_what_runs_it(name: str) -> None:
     lines = {"expert": [["diff", "a", "b"]], "bench": [["mix"]], "train": [["t"]], "eval": [["t"]]}
     lines |= {"describe": [["x", "--generator", "g", "-o", "e"]], "train-describe": [["--out", "g"]]}
-    lines |= {"decompose": [["m"]], "pull": [["m"]], "vllm-export": [["e"]]}
+    lines |= {"decompose": [["m"]], "quantize": [["m"]], "pull": [["m"]], "vllm-export": [["e"]]}
     for words in lines.get(name, [[]]):
         args = make_parser([name]).parse_args([name, *words])
         assert isinstance(args.run, Deferred) and callable(args.run.load())
