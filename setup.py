@@ -59,7 +59,13 @@ setup(
     packages=list(packages),
     package_dir=packages,
     package_data={
-        "zweave": ["py.typed", "experts/data/*", "dispatch/data/*", "server/playground/*"],
+        "zweave": [
+            "py.typed",
+            "experts/data/*",
+            "dispatch/data/*",
+            "quantization/data/*",
+            "server/playground/*",
+        ],
         "zweave.kernels": ["_C.pyi"],
     },
     ext_modules=[extension()],

@@ -67,6 +67,11 @@ using zweave::PackedMatrix;
 using zweave::PageTensors;
 using OptionalTensor = std::optional<at::Tensor>;
 
+std::optional<PackedMatrix> packed(const OptionalTensor& panels, const OptionalTensor& scale, int64_t group) {
+  if (!panels) return {};
+  return PackedMatrix{*panels, scale, group};
+}
+
 // `import zweave.kernels._C` loads the library; the ops live in torch.ops.zweave.
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return zweave::kernels().name; });
@@ -88,17 +93,32 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init([](int64_t in_features, int64_t out_features, OptionalTensor dense, OptionalTensor vt,
                        OptionalTensor u, OptionalTensor scale, OptionalTensor delta, OptionalTensor bias,
                        at::Tensor modes, OptionalTensor vt_scale, OptionalTensor u_scale, int64_t vt_group,
-                       int64_t u_group, OptionalTensor supports, std::optional<PageTensors> pages) {
-             std::optional<PackedMatrix> packed_vt, packed_u;
-             if (vt) packed_vt = PackedMatrix{*vt, vt_scale, vt_group};
-             if (u) packed_u = PackedMatrix{*u, u_scale, u_group};
-             return AdaptedLinear{in_features, out_features, dense, packed_vt, packed_u,        scale,
-                                  delta,       bias,         modes, supports,  std::move(pages)};
+                       int64_t u_group, OptionalTensor supports, std::optional<PageTensors> pages,
+                       int64_t rest_rank, OptionalTensor rest_vt, OptionalTensor rest_vt_scale,
+                       int64_t rest_vt_group, OptionalTensor rest_u, OptionalTensor rest_u_scale,
+                       int64_t rest_u_group) {
+             return AdaptedLinear{in_features,
+                                  out_features,
+                                  dense,
+                                  packed(vt, vt_scale, vt_group),
+                                  packed(u, u_scale, u_group),
+                                  scale,
+                                  delta,
+                                  rest_rank,
+                                  packed(rest_vt, rest_vt_scale, rest_vt_group),
+                                  packed(rest_u, rest_u_scale, rest_u_group),
+                                  bias,
+                                  modes,
+                                  supports,
+                                  std::move(pages)};
            }),
            py::kw_only(), py::arg("in_features"), py::arg("out_features"), py::arg("dense"), py::arg("vt"),
            py::arg("u"), py::arg("scale"), py::arg("delta"), py::arg("bias"), py::arg("modes"),
            py::arg("vt_scale") = py::none(), py::arg("u_scale") = py::none(), py::arg("vt_group") = 0,
-           py::arg("u_group") = 0, py::arg("supports") = py::none(), py::arg("pages") = py::none())
+           py::arg("u_group") = 0, py::arg("supports") = py::none(), py::arg("pages") = py::none(),
+           py::arg("rest_rank") = 0, py::arg("rest_vt") = py::none(), py::arg("rest_vt_scale") = py::none(),
+           py::arg("rest_vt_group") = 0, py::arg("rest_u") = py::none(), py::arg("rest_u_scale") = py::none(),
+           py::arg("rest_u_group") = 0)
       .def(
           "run",
           [](const AdaptedLinear& linear, const at::Tensor& x, const at::Tensor& slot, bool all_factored) {

@@ -34,6 +34,13 @@ class AdaptedLinear:
         vt_group: int = 0,
         u_group: int = 0,
         pages: ComponentPages | None = None,
+        rest_rank: int = 0,
+        rest_vt: Tensor | None = None,
+        rest_vt_scale: Tensor | None = None,
+        rest_vt_group: int = 0,
+        rest_u: Tensor | None = None,
+        rest_u_scale: Tensor | None = None,
+        rest_u_group: int = 0,
     ) -> None: ...
     def run(self, x: Tensor, slot: Tensor, all_factored: bool) -> Tensor: ...
     def set_merged(self, slot: int, panels: Tensor | None) -> None: ...

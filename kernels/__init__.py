@@ -17,6 +17,7 @@ from .components import gather_components
 from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .device_ops import REFERENCE_OPS, DeviceOps, triton_ops
 from .greedy import greedy, greedy_ref
+from .layout.grid import GRID_FORMS, GROUP, Grid, GridKind, grid_rows, pack_grid
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
 from .layout.quantize import Quantized, dequantize, quantize
@@ -31,6 +32,8 @@ from .svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
 from .svf_linear import svf_linear, svf_linear_ref
 
 __all__ = [
+    "GRID_FORMS",
+    "GROUP",
     "LIBRARY_FROM",
     "PAGE",
     "REFERENCE_OPS",
@@ -43,6 +46,8 @@ __all__ = [
     "DecoderMetadata",
     "DeltaFactors",
     "DeviceOps",
+    "Grid",
+    "GridKind",
     "LinearMode",
     "Packed",
     "Quantized",
@@ -59,12 +64,14 @@ __all__ = [
     "gather_components",
     "greedy",
     "greedy_ref",
+    "grid_rows",
     "linear",
     "linear_ref",
     "mix",
     "mix_ref",
     "pack",
     "pack_components",
+    "pack_grid",
     "paged_attention",
     "paged_attention_ref",
     "quantize",

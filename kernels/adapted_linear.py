@@ -106,6 +106,8 @@ class AdaptedLinear:
     merged: slot -> its own weight W' [M, N], for slots in merged mode.
     delta_factors: vt [K, N] and u [M, K] of the delta; cut out of `vt` and `u` at each call if None.
     pages: components that single slots bring along, in any mode, on a CPU; None for none.
+    rest: vt [L, N] and u [M, L] of the last L of the K components of `delta`, in a lower precision than the leading
+        ones, which `vt` and `u` then hold; on a CPU, without `scale`.
     """
 
     shape: tuple[int, int]
@@ -120,13 +122,14 @@ class AdaptedLinear:
     merged: dict[int, Packed] = field(default_factory=dict)
     delta_factors: tuple[Packed, Packed] | None = None
     pages: ComponentPages | None = None
+    rest: tuple[Packed, Packed] | None = None
 
     def __call__(self, x: Tensor, slot: Tensor, all_factored: bool = False) -> Tensor:
         """y [T, M] of x [T, N] and slot [T] int32, op by op.
 
         all_factored: computes every token in factored mode if the linear has the factors.
         """
-        if self.pages is not None:
+        if self.pages is not None or self.rest is not None:
             return self.native().run(x, slot, all_factored)
         if self.modes is None or (all_factored and self.scale is not None):
             return self.compute(LinearMode.FACTORED, x, slot)
@@ -138,6 +141,7 @@ class AdaptedLinear:
         if modes is None:
             assert self.scale is not None
             modes = torch.full((self.scale.shape[0],), LinearMode.FACTORED, dtype=torch.uint8)
+        rest_vt, rest_u = self.rest or (None, None)
         linear = _C.AdaptedLinear(
             in_features=self.shape[1],
             out_features=self.shape[0],
@@ -154,6 +158,13 @@ class AdaptedLinear:
             vt_group=0 if self.vt is None else self.vt.group,
             u_group=0 if self.u is None else self.u.group,
             pages=None if self.pages is None else self.pages.native(),
+            rest_rank=0 if rest_vt is None else rest_vt.shape[0],
+            rest_vt=None if rest_vt is None else rest_vt.data,
+            rest_vt_scale=None if rest_vt is None else rest_vt.scale,
+            rest_vt_group=0 if rest_vt is None else rest_vt.group,
+            rest_u=None if rest_u is None else rest_u.data,
+            rest_u_scale=None if rest_u is None else rest_u.scale,
+            rest_u_group=0 if rest_u is None else rest_u.group,
         )
         for slot, weight in self.merged.items():
             linear.set_merged(slot, weight.data)

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .errors import ZweaveError
     from .experts.expert import Expert
-    from .request import Delta, Request, ResponseFormat, Result, Sampling, TokenLogprob
+    from .request import Delta, Description, Request, ResponseFormat, Result, Sampling, TokenLogprob
 
 __all__ = [
     "AsyncEngine",
     "Delta",
+    "Description",
     "Dispatch",
     "Engine",
     "Expert",

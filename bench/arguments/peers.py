@@ -1,9 +1,9 @@
 """How fast are other servers on the same requests, and our experts inside them?
 
 16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine under the base model, experts and
-LoRAs, vLLM without and with LoRA, our plugin in vLLM, transformers, our experts attached to it, and PEFT. Each runs in
-a process of its own, in the environment that suits it, and they take turns. A reference model in float32 checks every
-answer first.
+LoRAs, vLLM without and with LoRA, our plugin in vLLM, transformers, our experts attached to it, PEFT, and llama.cpp
+with the weights as they are and in its own formats. Each runs in a process of its own, in the environment that suits
+it, and they take turns. A reference model in float32 checks every answer first.
 """
 
 import argparse
@@ -31,6 +31,11 @@ def peer_names(experts: int) -> tuple[str, ...]:
         f"transformers-zweave{experts}",
         f"transformers-zweave{experts}-leading",
         f"peft-lora{experts}-r16",
+        "llama.cpp",
+        "llama.cpp-q8_0",
+        "llama.cpp-q4_0",
+        "llama.cpp-q4_1",
+        f"llama.cpp-lora{experts}-r16",
     )
 
 

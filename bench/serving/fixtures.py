@@ -108,8 +108,13 @@ class Fixtures:
         return total / sum(len(answer) for answer in answers)
 
     def text_provider(
-        self, name: str, serve: Callable[[], Answers], regret: Callable[[Answers], float], **labels: object
+        self,
+        name: str,
+        serve: Callable[[], Answers],
+        regret: Callable[[Answers], float],
+        limit: float | None = None,
+        **labels: object,
     ) -> Provider:
-        """A provider whose answers are checked by their regret."""
-        limit = REGRET_LIMITS[self.torch_dtype]
+        """A provider whose answers are checked by their regret; its limit is that of the dtype unless given."""
+        limit = REGRET_LIMITS[self.torch_dtype] if limit is None else limit
         return Provider(name, [serve], lambda: regret(serve()), limit, labels=labels)

@@ -41,6 +41,8 @@ class ReferenceModel:
         self._model = load_transformers(directory, torch.float32)
         self._decomposition = decomposition
         self.base = {name: self._model.get_submodule(name).weight.clone() for name in decomposition.names}
+        # Those that changes may be of; the embedding and the head are added when something changes them.
+        self._unchanged = dict(self.base)
 
     @torch.inference_mode()
     def regret(
@@ -90,7 +92,9 @@ class ReferenceModel:
         ]
 
     def _apply(self, changes: Changes) -> None:
-        for name, weight in self.base.items():
+        for name in changes.keys() - self._unchanged.keys():
+            self._unchanged[name] = self._model.get_submodule(name).weight.clone()
+        for name, weight in self._unchanged.items():
             self._model.get_submodule(name).weight.copy_(changes.get(name, weight))
 
     def svf(self, expert: Expert) -> Changes:

@@ -1,6 +1,8 @@
 """The workload of the serving benches: random prompts of equal length under random experts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +13,9 @@ from zweave.experts import Expert
 SPREAD = 0.2
 # Special tokens, which the chat template gives a meaning, stand at the beginning of the vocabulary.
 FIRST_PLAIN_TOKEN = 100
+
+
+Chosen = TypeVar("Chosen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,15 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         size = (self.requests, self.prompt)
         return torch.randint(low, config.vocab_size, size, generator=generator).tolist()
+
+
+def turns(adapters: Sequence[Chosen], requests: int) -> list[list[Chosen]]:
+    """The adapter of each request, turn after turn, until all were used; turns without adapters hold nothing."""
+    starts = range(0, max(1, len(adapters)), max(1, requests))
+    return [
+        [adapters[(start + index) % len(adapters)] for index in range(requests)] if adapters else []
+        for start in starts
+    ]
 
 
 def random_expert(config: ModelConfig, seed: int, leading: int = 1) -> Expert:

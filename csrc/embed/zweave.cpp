@@ -54,10 +54,7 @@ LinearOperands<T> operands(const Input& x, int64_t outputs, const void* bias, co
 
 template <class T>
 void add_factors(LinearOperands<T>& a, const Matrix& vt, const Matrix& u, const Scales& scales) {
-  a.rank = vt.rows;
-  a.vt = weights_of<T>(vt);
-  a.u = weights_of<T>(u);
-  a.scale = {scales.data, scales.stride};
+  a.factors = {vt.rows, weights_of<T>(vt), weights_of<T>(u), {scales.data, scales.stride}, {}};
   a.slot = scales.slot;
 }
 
@@ -158,7 +155,7 @@ void svf_linear(const Input& x, const Matrix& vt, const Matrix& u, const Scales&
     const Hidden<T> hidden(x.tokens, vt.rows);
     LinearOperands<T> a = operands<T>(x, u.rows, bias, y);
     add_factors(a, vt, u, scale);
-    a.hidden = {hidden.data(), hidden.stride, nullptr};
+    a.factors.hidden = {hidden.data(), hidden.stride, nullptr};
     compute(kernel, LinearMode::factored, a, x.tokens, threads);
   });
 }
@@ -178,7 +175,7 @@ void svf_delta_linear(const Input& x, const Matrix& w, const Matrix& vt, const M
     a.dense = weights_of<T>(w);
     add_factors(a, vt, u, delta);
     a.zero_base = true;
-    a.hidden = {hidden.data(), hidden.stride, nullptr};
+    a.factors.hidden = {hidden.data(), hidden.stride, nullptr};
     compute(kernel, LinearMode::delta, a, x.tokens, threads);
   });
 }

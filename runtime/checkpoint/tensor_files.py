@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,6 +15,23 @@ from .hf_config import read_json
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(?P<name>.+)-(?P<part>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
+
+
+class ModelTensor(Protocol):
+    """A tensor of a model, read when it is asked for."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors names it, e.g. "BF16"."""
+        ...
+
+    def read(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,12 +38,15 @@ from ..options.engine_options import (
 )
 from ..options.task_options import data_folder
 from ..tasks import Sample, Task, resolve_task
+from .eval_describe import run_describe
 from .eval_dispatch import right_choices, run_dispatch
 
 AnyRow = TypeVar("AnyRow", Row, ReuseRow)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.describe is not None:
+        return run_describe(args)
     tasks = [resolve_task(name) for name in args.tasks]
     data = data_folder(args)
     # Read before the model loads, so that a missing file is an error at once.

@@ -21,7 +21,7 @@ from ..planner.cost_model import cost_model
 from ..planner.delta_formats import STATED_ERROR
 from ..planner.gpu_cost import DEVICES, StepShape
 from ..planner.gpu_report import InvariancePrice, predict_modes, resident_bytes, step_modes
-from ..planner.plan import MatrixPlan, Plan, memory
+from ..planner.plan import MatrixPlan, Plan, memory, read_bytes
 from ..planner.planner import plan_for
 from ..planner.report import mode_costs
 
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     device = "cpu" if args.device == "cpu" else "reference"
     config = EngineConfig(
         dtype=args.dtype,
+        weights=args.weights,
         device=device,
         max_memory=budget,
         max_error=args.max_error,
@@ -44,11 +45,16 @@ def run(args: argparse.Namespace) -> int:
         config.torch_dtype,
         config.max_memory,
         config.max_error,
+        grids=checkpoint.adapted_grids() if config.weights == "grid" else {},
     )
     experts = {name: Expert.load(name) for name in args.certify}
     figures: dict[str, Any] = {
         "model": args.model,
         "memory_bytes": memory(plan, config.torch_dtype.itemsize),
+        "read_bytes": {
+            "base": read_bytes(plan, config.torch_dtype.itemsize, is_base=True),
+            "expert": read_bytes(plan, config.torch_dtype.itemsize, is_base=False),
+        },
         "lora_components": config.lora_components,
         "lora_bytes": _lora_bytes(plan, config),
         "shapes": _shapes(args, plan, config),
@@ -94,9 +100,11 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "count": count,
                 "shape": list(matrix.shape),
                 "dense": matrix.dense,
+                "grid": matrix.grid,
                 "leading": matrix.delta_rank,
                 "factored": matrix.factored,
                 "format": matrix.format,
+                "int8_leading": matrix.int8_leading,
                 "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
                 "base_way": None if base is None else base.name.lower(),
                 "expert_way": "refused" if unlimited is None else unlimited.name.lower(),
@@ -157,7 +165,8 @@ def _certificate(
         "worst_error_of_leading": worst.error,
         "worst_matrix": worst.module,
         "error_served": max(
-            (one.error + one.rounding(plan[one.module].format) for one in limited), default=0.0
+            (one.error + one.rounding(plan[one.module].format_of(one.support)) for one in limited),
+            default=0.0,
         ),
         "refused": sum(not plan[one.module].factored and one.error > max_error for one in found),
     }
@@ -166,6 +175,8 @@ def _certificate(
 def _show(figures: Mapping[str, Any], explain: bool) -> None:
     console = Console(highlight=False)
     console.print(f"weights of the adapted matrices: {figures['memory_bytes'] / (1 << 20):.0f} MiB")
+    if "gpu" not in figures:
+        console.print(_reads(figures["read_bytes"]))
     if figures["lora_bytes"]:
         when = "taken at once" if "gpu" in figures else "of which each that is loaded takes its own"
         console.print(
@@ -174,11 +185,14 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
         )
     table = Table("matrices", "out x in", "keeps", "the base goes", "an expert without limits goes")
     for row in figures["shapes"]:
-        keeps = ["W"] * row["dense"] + ["U, V"] * row["factored"]
+        keeps = [f"W on its grid ({row['grid']})" if row["grid"] else "W"] * row["dense"] + ["U, V"] * row[
+            "factored"
+        ]
         if row["leading"]:
             keeps.append(
                 f"deltas of up to {row['leading']} components"
                 + (f" in {row['format']}" if row["format"] else "")
+                + (f", the leading {row['int8_leading']} in int8" if row["int8_leading"] else "")
             )
         table.add_row(
             f"{row['count']} {row['matrix']}",
@@ -208,6 +222,12 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
             console.print(
                 f"{one['expert']} would be refused: {one['refused']} matrices keep too few components"
             )
+
+
+def _reads(sizes: Mapping[str, int | None]) -> str:
+    names = {"base": "the base", "expert": "an expert without limits"}
+    read = [f"{size / (1 << 20):.0f} MiB for a token of {names[who]}" for who, size in sizes.items() if size]
+    return f"a step reads of them {', '.join(read)}"
 
 
 def _show_gpu(console: Console, figures: Mapping[str, Any]) -> None:

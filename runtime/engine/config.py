@@ -9,7 +9,7 @@ from zweave.kernels import cpu_isa
 
 from ..device import parse_device
 from ..errors import ZweaveError
-from ..names import KV_TOKENS, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS
+from ..names import KV_TOKENS, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS, WEIGHTS
 from ..validation import (
     as_integer,
     as_number,
@@ -41,6 +41,8 @@ class EngineConfig:
     """What an engine is told when it is made; raises ZweaveError for values that it cannot work with.
 
     dtype: "bfloat16" or "float32", of weights, activations and cache.
+    weights: "auto": of `dtype`; "grid": matrices that a GGUF file brings in four or eight bits stay on that grid,
+        values as in the file, and experts are added by U and V in int8 and int4 (docs/planner.md). On a CPU.
     device: "cpu", a CUDA device, or "reference": the steps of a CUDA device on a CPU, with PyTorch in the place of
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
@@ -70,6 +72,7 @@ class EngineConfig:
     """
 
     dtype: str = "bfloat16"
+    weights: str = "auto"
     device: str = "cpu"
     slots: int = SLOTS
     lora_components: int = _FILLED_IN
@@ -90,6 +93,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ZweaveError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.weights not in WEIGHTS:
+            raise ZweaveError(f"weights must be one of {', '.join(WEIGHTS)}, not {self.weights!r}")
         self._fill_in()
         counts = ("slots", "max_sequences", "max_batch_tokens", "block_size")
         normalise(
@@ -140,6 +145,8 @@ class EngineConfig:
             check_flag(name, getattr(self, name))
         if self.merge_memory and self.plans_for != "cpu":
             raise ZweaveError("merge_memory is for device='cpu'")
+        if self.weights == "grid" and self.plans_for != "cpu":
+            raise ZweaveError("weights='grid' is for device='cpu'")
         if self.merge_memory and self.batch_invariant:
             raise ZweaveError(
                 "merge_memory needs batch_invariant=False: a merged expert changes its results' bits"

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from ..adapters.lora import Lora
+from ..describe.description import Description
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
 from ..experts.expert import Expert
@@ -22,6 +23,7 @@ from ..scheduler.stats import EngineStats
 from ..text.prompt_template import PromptTemplate
 from ..trace.step import Observer, Span, StepTrace
 from .config import EngineConfig
+from .described import DescribedExperts
 from .engine_parts import load_parts
 from .guard import Guard
 from .pooled_states import check_layers, pooled_states
@@ -72,6 +74,7 @@ class Engine:
         self._blocks = parts.blocks
         self._runner = parts.runner
         self._output_processor = parts.output_processor
+        self._described = DescribedExperts(parts.bank, model)
         self._is_launching = False
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
         self._num_steps = 0
@@ -102,6 +105,20 @@ class Engine:
         and none is loaded, if the file is not one, or not for this model.
         """
         return [entry.name for entry in self.bank.load_adapters(file)]
+
+    def load_generator(self, file: str | PathLike[str]) -> None:
+        """Has descriptions made into experts by a generator (docs/describe.md), in place of any before.
+
+        Raises ZweaveError if the file is none, or not for this model.
+        """
+        self._described.load(file)
+
+    def describe(self, text: str) -> Expert:
+        """The expert that the generator makes of a description; one of the latest is not made again.
+
+        Raises ZweaveError without a generator, and for a text that can be no description.
+        """
+        return self._described.describe(Description(text)).expert
 
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""
@@ -341,6 +358,8 @@ class Engine:
 
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model, the loaded experts and the dispatcher."""
+        if isinstance(request, Request) and isinstance(request.expert, Description):
+            request = replace(request, expert=self._described.name_of(request.expert))
         sequence = self._input_processor.process(request)
         if request.is_auto and self._dispatcher_of(request) is None:
             self.check_expert("auto")

@@ -53,6 +53,7 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         config.max_memory,
         config.max_error,
         config.batch_invariant,
+        checkpoint.adapted_grids() if config.weights == "grid" else {},
     )
     max_model_len = _max_model_len(config, checkpoint.config)
     bank = _bank(decomposition, plan, config)

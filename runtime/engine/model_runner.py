@@ -53,7 +53,15 @@ class ModelRunner:
         self._bank = bank
         self.cache = cache
         self.max_length = max_length
-        weights = Weights(checkpoint, decomposition, bank, plan, config.torch_dtype, config.torch_device)
+        weights = Weights(
+            checkpoint,
+            decomposition,
+            bank,
+            plan,
+            config.torch_dtype,
+            config.torch_device,
+            on_grid=config.weights == "grid",
+        )
         self.model = Model(weights, checkpoint.config, cache, self.max_length)
         self._batch_planner: BatchPlanner | None = None
         self._merger: Merger | None = None

@@ -155,10 +155,11 @@ class RowBuilder:
     def _check_rounding(self, supports: list[int], change: Double) -> None:
         """Raises ZweaveError if integers cost a delta more than is allowed."""
         for (module, plan), support in zip(self._plans, supports, strict=True):
-            if plan.format and plan.mode_of(support) == LinearMode.DELTA:
+            format = plan.format_of(support)
+            if format and plan.mode_of(support) == LinearMode.DELTA:
                 columns = self._layout.columns[module]
                 share = np.abs(change[columns]).max() / self._double[columns.start]
-                _check_format(module, plan.format, share, self._max_error)
+                _check_format(module, format, share, self._max_error)
 
 
 def _mode(module: str, plan: MatrixPlan, support: int) -> LinearMode:

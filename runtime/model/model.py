@@ -12,7 +12,6 @@ from zweave.kernels import (
     DecoderMetadata,
     add_rms_norm,
     linear,
-    pack,
 )
 
 from ..checkpoint.model_config import ModelConfig
@@ -44,9 +43,9 @@ class Model:
 
     def __init__(self, weights: Weights, config: ModelConfig, cache: KVCache, max_length: int) -> None:
         self.config = config
-        self.embedding = weights.tensor("model.embed_tokens.weight")
-        head = self.embedding if config.tie_embeddings else weights.tensor("lm_head.weight")
-        self.head = pack(head)
+        is_tied = config.tie_embeddings
+        self.head = weights.packed("model.embed_tokens.weight" if is_tied else "lm_head.weight")
+        self.embedding = weights.embedding(self.head, is_tied)
         self.norm = weights.tensor("model.norm.weight")
         cos, sin = (table.to(weights.device) for table in rope_tables(config, max_length))
         self.decoder = Decoder(

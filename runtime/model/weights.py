@@ -1,9 +1,11 @@
 """The tensors of a model, cast and packed for a device."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, quantize
+from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, pack_grid, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.model_config import ModelConfig
@@ -11,11 +13,16 @@ from ..checkpoint.module_name import module_name
 from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import LayerCache
-from ..planner.plan import Plan
+from ..planner.delta_formats import IntegerFormat
+from ..planner.plan import MatrixPlan, Plan
+from .grid_embedding import GridEmbedding
 
 
 class Weights:
-    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident."""
+    """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident.
+
+    on_grid: whether matrices that came on a grid stay there.
+    """
 
     def __init__(
         self,
@@ -25,6 +32,7 @@ class Weights:
         plan: Plan,
         dtype: torch.dtype,
         device: torch.device,
+        on_grid: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._decomposition = decomposition
@@ -33,9 +41,22 @@ class Weights:
         self._present = frozenset(checkpoint.names())
         self.dtype = dtype
         self.device = device
+        self._on_grid = on_grid
 
     def tensor(self, name: str) -> Tensor:
         return self._checkpoint.tensor(name).to(self.device, self.dtype, copy=True)
+
+    def packed(self, name: str) -> Packed:
+        """A matrix in kernel order."""
+        grid = self._checkpoint.grid(name) if self._on_grid else None
+        return pack(self.tensor(name)) if grid is None else pack_grid(grid)
+
+    def embedding(self, head: Packed, is_tied: bool) -> Tensor | GridEmbedding:
+        """The embedding; head: that of the model."""
+        name = "model.embed_tokens.weight"
+        if self._on_grid and name in self._checkpoint.grid_kinds:
+            return GridEmbedding(head if is_tied else self.packed(name), self.dtype)
+        return self.tensor(name)
 
     def adapted(self, module: str) -> AdaptedLinear:
         u, _, vt = self._decomposition.factors(module)
@@ -43,24 +64,35 @@ class Weights:
         if not plan.factored:
             vt, u = vt[: plan.delta_rank], u[:, : plan.delta_rank]
         some = plan.factored or plan.delta_rank > 0
-
-        def factor(weight: Tensor) -> Packed:
-            if plan.format:
-                return pack(quantize(weight.float().contiguous(), plan.format))
-            return pack(weight.to(self.device, self.dtype))
+        factors = list(self._factors(plan, vt, u)) if some else []
 
         return AdaptedLinear(
             shape=(u.shape[0], vt.shape[1]),
-            dense=pack(self.tensor(f"{module}.weight")) if plan.dense else None,
-            vt=factor(vt) if some else None,
-            u=factor(u) if some else None,
+            dense=self.packed(f"{module}.weight") if plan.dense else None,
+            vt=factors[0][0] if some else None,
+            u=factors[0][1] if some else None,
             scale=self._bank.tables.columns(module) if plan.factored else None,
             delta=self._bank.tables.delta_columns(module) if plan.delta_rank else None,
             bias=self.tensor(bias) if bias in self._present else None,
             modes=self._bank.tables.modes_of(module) if plan.dense else None,
             supports=self._bank.tables.supports_of(module) if plan.delta_rank else None,
             pages=None if self._bank.components is None else self._bank.components.linear(module),
+            rest=factors[1] if len(factors) > 1 else None,
         )
+
+    def _factors(self, plan: MatrixPlan, vt: Tensor, u: Tensor) -> Iterator[tuple[Packed, Packed]]:
+        """V^T and U of the components that lie together, leading ones first."""
+
+        def factor(weight: Tensor, format: IntegerFormat | None) -> Packed:
+            if format:
+                return pack(quantize(weight.float().contiguous(), format))
+            return pack(weight.to(self.device, self.dtype))
+
+        start = 0
+        for kept, format in plan.factors:
+            stop = start + kept
+            yield factor(vt[start:stop], format), factor(u[:, start:stop], format)
+            start = stop
 
     def layer(self, config: ModelConfig, layer: int, cache: LayerCache) -> DecoderLayer:
         prefix = f"model.layers.{layer}"

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..errors import ZweaveError
-from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL, DTYPES, KV_TOKENS, LORA_COMPONENTS, MAX_SEQUENCES, SLOTS
+from ..names import (
+    BUNDLED_EXPERTS,
+    DEFAULT_MODEL,
+    DTYPES,
+    KV_TOKENS,
+    LORA_COMPONENTS,
+    MAX_SEQUENCES,
+    SLOTS,
+    WEIGHTS,
+)
 from .arguments import positive_whole, whole
 
 # Loaded when a command runs: its arguments are checked before.
@@ -35,6 +44,7 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
             "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
         )
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="(%(default)s)")
+    add_weights_option(parser)
     parser.add_argument(
         "--device", default="cpu", help="cpu, cuda, or reference: a GPU's steps on a CPU (%(default)s)"
     )
@@ -83,6 +93,15 @@ def add_engine_options(parser: argparse.ArgumentParser, model: bool = True) -> N
     )
 
 
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        choices=WEIGHTS,
+        help="grid: those that a GGUF file brings in few bits stay as they are, see docs/planner.md (%(default)s)",
+    )
+
+
 def add_dispatcher_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dispatcher",
@@ -112,6 +131,7 @@ def open_engine(args: argparse.Namespace) -> Engine:
     engine = Engine(
         args.model,
         dtype=args.dtype,
+        weights=args.weights,
         device=args.device,
         max_model_len=args.max_model_len,
         kv_tokens=args.kv_tokens,

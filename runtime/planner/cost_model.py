@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zweave.kernels import LinearMode, cpu_isa, linear, pack, quantize, svf_delta_linear
+from zweave.kernels import GRID_FORMS, GridKind, LinearMode, cpu_isa, linear, pack, quantize, svf_delta_linear
 
 from ..io.atomic_write import atomic_write
 from ..io.cache_dir import cache_dir, disk_errors
@@ -43,10 +43,18 @@ class CostModel:
         return cls(3e10, 4e11, 8e11, 0.0, value_bytes)
 
     def product(
-        self, weights: Numbers | float, tokens: Numbers | float, format: IntegerFormat | None = None
+        self,
+        weights: Numbers | float,
+        tokens: Numbers | float,
+        format: IntegerFormat | None = None,
+        grid: GridKind | None = None,
     ) -> Numbers:
-        """Seconds of a product by number of weights and of tokens; 0 without tokens. format: of integer weights."""
-        value_bytes = BYTES[format] if format else self.value_bytes
+        """Seconds of a product by number of weights and of tokens; 0 without tokens.
+
+        format: of integer weights.
+        grid: on which the weights lie; they are multiplied as plain ones are.
+        """
+        value_bytes = BYTES[format] if format else GRID_FORMS[grid].bytes if grid else self.value_bytes
         rate = self.integer_ops_per_second if format else self.flops_per_second
         stream = np.asarray(weights) * value_bytes / self.bytes_per_second
         arithmetic = 2 * np.asarray(weights) * tokens / rate
@@ -59,19 +67,22 @@ class CostModel:
         tokens: int,
         components: int = 0,
         format: IntegerFormat | None = None,
+        grid: GridKind | None = None,
     ) -> float:
         """Seconds of computing tokens in a mode.
 
         shape: (out_features, in_features) of the matrix.
         components: of the delta.
         format: of the delta's factors.
+        grid: of W.
         """
         M, N = shape
         if mode == LinearMode.DELTA and format:
             integers = self.product(components * (M + N), tokens, format)
-            return float(self.product(M * N, tokens) + integers)
+            return float(self.product(M * N, tokens, grid=grid) + integers)
+        if mode == LinearMode.DENSE:
+            return float(self.product(M * N, tokens, grid=grid))
         weights = {
-            LinearMode.DENSE: M * N,
             LinearMode.MERGED: M * N,
             LinearMode.DELTA: M * N + components * (M + N),
             LinearMode.FACTORED: min(M, N) * (M + N),

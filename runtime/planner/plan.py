@@ -1,10 +1,10 @@
 """The plan of a model's adapted matrices: which weights stay resident, and which mode a slot uses."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from zweave.kernels import LinearMode
+from zweave.kernels import GRID_FORMS, GridKind, LinearMode
 
 from .delta_formats import BYTES, IntegerFormat
 
@@ -18,6 +18,8 @@ class MatrixPlan:
     delta_rank: number K of leading components that a delta may use, 0 for no delta.
     factored: whether it keeps all of U and V, for unrestricted experts.
     format: of the delta's factors if they are integers; such a delta of all components serves any expert.
+    grid: the grid on which W stays, None for plain values.
+    int8_leading: number of leading components that are int8, the others being int4.
     """
 
     shape: tuple[int, int]
@@ -25,6 +27,8 @@ class MatrixPlan:
     delta_rank: int = 0
     factored: bool = True
     format: IntegerFormat | None = None
+    grid: GridKind | None = None
+    int8_leading: int = 0
 
     def __post_init__(self) -> None:
         if not self.dense and not self.factored:
@@ -33,6 +37,10 @@ class MatrixPlan:
             raise ValueError(f"a delta of {self.delta_rank} components needs W and at most rank {self.rank}")
         if self.format and (self.factored or not self.delta_rank):
             raise ValueError(f"{self.format} factors serve deltas alone")
+        if self.grid and not self.dense:
+            raise ValueError(f"W on a grid of {self.grid} must be kept")
+        if self.int8_leading and not (self.format == "int4" and 0 < self.int8_leading < self.delta_rank):
+            raise ValueError(f"{self.int8_leading} components in int8 need further ones in int4")
 
     @property
     def rank(self) -> int:
@@ -47,19 +55,35 @@ class MatrixPlan:
         """Bytes of W, U and V, as far as it keeps them; value_bytes: of a weight that is not an integer."""
         M, N = self.shape
         return {
-            "W": self.dense * M * N * value_bytes,
-            "U": self._factor_bytes(M, self.kept, value_bytes),
-            "V": self._factor_bytes(self.kept, N, value_bytes),
+            "W": int(self.dense * M * N * (GRID_FORMS[self.grid].bytes if self.grid else value_bytes)),
+            "U": sum(_factor_bytes(M, kept, format, value_bytes) for kept, format in self.factors),
+            "V": sum(_factor_bytes(kept, N, format, value_bytes) for kept, format in self.factors),
         }
 
-    def _factor_bytes(self, rows: int, columns: int, value_bytes: int) -> int:
-        if self.format is None:
-            return rows * columns * value_bytes
-        return int(rows * columns * BYTES[self.format]) + (4 * rows if self.format == "int8" else 0)
+    @property
+    def factors(self) -> list[tuple[int, IntegerFormat | None]]:
+        """Numbers of components of U and V that lie together, leading ones first, and their format."""
+        if self.int8_leading:
+            return [(self.int8_leading, "int8"), (self.kept - self.int8_leading, self.format)]
+        return [(self.kept, self.format)]
+
+    def format_of(self, support: int) -> IntegerFormat | None:
+        """The lowest precision of the components that an expert of this support uses."""
+        return "int8" if support <= self.int8_leading else self.format
 
     def nbytes(self, value_bytes: int) -> int:
         """Bytes of the weights that it keeps; value_bytes: of a weight that is not an integer."""
         return sum(self.resident(value_bytes).values())
+
+    def read(self, mode: LinearMode, value_bytes: int) -> int:
+        """Bytes of the weights that a token reads in a mode."""
+        parts = self.resident(value_bytes)
+        if mode == LinearMode.DELTA and self.factored:
+            parts = replace(self, factored=False).resident(value_bytes)
+        dense, factors = parts["W"], parts["U"] + parts["V"]
+        return {LinearMode.DENSE: dense, LinearMode.DELTA: dense + factors, LinearMode.FACTORED: factors}[
+            mode
+        ]
 
     def mode_of(self, support: int) -> LinearMode | None:
         """The mode of a slot whose z is 1 beyond the first `support` components; None if its expert is refused."""
@@ -70,7 +94,24 @@ class MatrixPlan:
         return LinearMode.FACTORED if self.factored else None
 
 
+def _factor_bytes(rows: int, columns: int, format: IntegerFormat | None, value_bytes: int) -> int:
+    if format is None:
+        return rows * columns * value_bytes
+    return int(rows * columns * BYTES[format]) + (4 * rows if format == "int8" else 0)
+
+
 Plan: TypeAlias = Mapping[str, MatrixPlan]
+
+
+def read_bytes(plan: Plan, value_bytes: int, is_base: bool) -> int | None:
+    """Bytes that a token of the base reads, or one of an expert without limits; None if that is refused."""
+    total = 0
+    for matrix in plan.values():
+        mode = matrix.mode_of(0 if is_base else matrix.rank)
+        if mode is None:
+            return None
+        total += matrix.read(mode, value_bytes)
+    return total
 
 
 def memory(plan: Plan, value_bytes: int) -> int:

@@ -10,6 +10,7 @@ import torch
 from ..errors import ZweaveError
 from .cost_model import CostModel, cost_model
 from .delta_formats import IntegerFormat, meets_error
+from .grid_plan import NO_GRIDS, Grids, grid_plan
 from .plan import MatrixPlan, Plan, memory
 
 # Width of a panel of the CPU kernels: filling one up costs nothing.
@@ -60,6 +61,7 @@ def plan_for(
     max_memory: int | None = None,
     max_error: float = 0.0,
     batch_invariant: bool = False,
+    grids: Grids = NO_GRIDS,
 ) -> Plan:
     """The plan of matrices [out_features, in_features], by what products cost on this machine.
 
@@ -68,7 +70,9 @@ def plan_for(
     """
     weighs_costs = device_type == "cpu" and max_memory is not None
     costs = cost_model(dtype) if weighs_costs else None
-    return make_plan(shapes, device_type, dtype.itemsize, max_memory, max_error, costs, batch_invariant)
+    return make_plan(
+        shapes, device_type, dtype.itemsize, max_memory, max_error, costs, batch_invariant, grids
+    )
 
 
 def make_plan(
@@ -79,6 +83,7 @@ def make_plan(
     max_error: float = 0.0,
     costs: CostModel | None = None,
     batch_invariant: bool = False,
+    grids: Grids = NO_GRIDS,
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
@@ -90,17 +95,22 @@ def make_plan(
     max_error: share of a matrix's spectral norm that an expert may lose.
     costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
     batch_invariant: on a GPU, whether all tokens of all batches take one mode.
+    grids: on a CPU, matrices whose W stays on its grid.
     Raises ZweaveError, with the least that would do, if no plan fits.
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
         return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
-        module: MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
+        module: grid_plan(shape, grids[module])
+        if module in grids
+        else MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
         for module, shape in shapes.items()
     }
-    if budget is None:
+    if budget is None or (grids and budget.fits(plan)):
         return plan
+    if grids:
+        raise budget.refusal(plan)
     return _plan_within(budget, plan, max_error, costs or CostModel.nominal(value_bytes))
 
 
@@ -178,7 +188,9 @@ def _seconds(matrix: MatrixPlan, costs: CostModel) -> float:
     for support in (0, matrix.rank):
         mode = matrix.mode_of(support)
         assert mode is not None
-        total += costs.seconds(mode, matrix.shape, PLANNED_TOKENS, matrix.delta_rank, matrix.format)
+        total += costs.seconds(
+            mode, matrix.shape, PLANNED_TOKENS, matrix.delta_rank, matrix.format, matrix.grid
+        )
     return total
 
 

@@ -9,7 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zweave.kernels import LinearMode, Packed, linear, pack, quantize, svf_delta_linear, svf_linear
+from zweave.kernels import (
+    GRID_FORMS,
+    GROUP,
+    Grid,
+    LinearMode,
+    Packed,
+    linear,
+    pack,
+    pack_grid,
+    quantize,
+    svf_delta_linear,
+    svf_linear,
+)
 
 from .cost_model import CostModel
 from .plan import MatrixPlan
@@ -48,7 +60,8 @@ def mode_costs(
     rows = []
     for mode, seconds in measured.items():
         components = {LinearMode.DELTA: matrix.delta_rank, LinearMode.FACTORED: matrix.rank}.get(mode, 0)
-        predicted = costs.seconds(mode, matrix.shape, tokens, components, matrix.format) + costs.call_seconds
+        product = costs.seconds(mode, matrix.shape, tokens, components, matrix.format, matrix.grid)
+        predicted = product + costs.call_seconds
         rows.append(ModeCost(mode.name.lower(), components, 1e6 * predicted, 1e6 * seconds, mode == chosen))
     return rows
 
@@ -68,12 +81,13 @@ def _calls(
     x = torch.randn(tokens, N, generator=random).to(dtype)
     slot = 1 + torch.arange(tokens, dtype=torch.int32) % experts
     scale = torch.ones(experts + 1, matrix.rank)
-    dense = [pack(weight(M, N)) for _ in range(copies)]
+    dense = [_dense(matrix, weight(M, N)) for _ in range(copies)]
+    merged = [pack(weight(M, N)) for _ in range(copies)] if matrix.grid else dense
     factors = [(pack(weight(matrix.rank, N)), pack(weight(M, matrix.rank))) for _ in range(copies)]
     calls: dict[LinearMode, list[Callable[[], object]]] = {
         LinearMode.DENSE: [partial(linear, x, w) for w in dense],
         LinearMode.FACTORED: [partial(svf_linear, x, vt, u, scale, slot) for vt, u in factors],
-        LinearMode.MERGED: [partial(linear, x, w) for w in dense],
+        LinearMode.MERGED: [partial(linear, x, w) for w in merged],
     }
     if matrix.delta_rank:
         delta, kept = torch.ones(experts + 1, matrix.delta_rank), matrix.delta_rank
@@ -88,6 +102,16 @@ def _calls(
             for w, (vt, u) in zip(dense, parts, strict=True)
         ]
     return dict(sorted(calls.items()))
+
+
+def _dense(matrix: MatrixPlan, weight: Tensor) -> Packed:
+    """W as the plan keeps it: some weights, or any codes on its grid."""
+    if matrix.grid is None:
+        return pack(weight)
+    form, (M, N) = GRID_FORMS[matrix.grid], matrix.shape
+    numbers = torch.full((M, N // GROUP), 0.01, dtype=form.number)
+    codes = (weight.float() * 40).clamp(0, 15).to(torch.int8)
+    return pack_grid(Grid(codes, numbers, numbers if form.has_minimum else None, form.bits))
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Requests and results: what a caller writes and gets."""
 
+from ..describe.description import Description
 from ..names import KVReuse
 from ..text.structured import ResponseFormat
 from .request import MAX_LOGPROBS, MAX_SAMPLES, Message, Request
@@ -10,6 +11,7 @@ __all__ = [
     "MAX_LOGPROBS",
     "MAX_SAMPLES",
     "Delta",
+    "Description",
     "FinishReason",
     "KVReuse",
     "Message",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, TypeAlias
 
+from ..describe.description import Description
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError, shortened
 from ..experts.mixture import ExpertChoice, Mixture, check_name, plain_choice
@@ -40,8 +41,9 @@ class Request:
     tools: JSON schemas of functions that the model may call, for its chat template.
     chat_template_kwargs: further variables for the chat template, such as {"enable_thinking": False}; those that it
         does not know have no effect.
-    expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model, or
-        "auto" for the choice of a dispatcher (docs/dispatch.md).
+    expert: a loaded expert's name, a mixture {name: weight or one weight for each layer}, None for the base model,
+        "auto" for the choice of a dispatcher (docs/dispatch.md), or a Description that the engine's generator makes an
+        expert of (docs/describe.md).
     n: number of answers, whose prompt is computed once (`Result.samples`). With a seed, the i-th is the answer of the
         seed + i.
     max_tokens: the most tokens that are generated.
@@ -82,7 +84,7 @@ class Request:
     messages: Sequence[Message] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
-    expert: ExpertChoice = None
+    expert: ExpertChoice | Description = None
     n: int = 1
     max_tokens: int = 256
     stop: str | Sequence[str] | None = ()
@@ -115,8 +117,9 @@ class Request:
         if (self.prompt is None) == (self.messages is None):
             raise ZweaveError("a request takes a prompt or messages: give one of the two")
         if not self.is_auto:
-            object.__setattr__(self, "mixture", Mixture.parse(self.expert))
-            object.__setattr__(self, "expert", plain_choice(self.expert))
+            if not isinstance(self.expert, Description):
+                object.__setattr__(self, "mixture", Mixture.parse(self.expert))
+                object.__setattr__(self, "expert", plain_choice(self.expert))
             if self.dispatcher is not None:
                 raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
         if self.prompt is not None:
@@ -189,6 +192,11 @@ class Request:
     def is_auto(self) -> bool:
         """Whether a dispatcher chooses the expert."""
         return isinstance(self.expert, str) and self.expert == "auto"
+
+    @property
+    def named_expert(self) -> ExpertChoice:
+        """The expert; None where it is described and no engine has made and named it yet."""
+        return None if isinstance(self.expert, Description) else self.expert
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

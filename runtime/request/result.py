@@ -75,7 +75,7 @@ class Result:
     @classmethod
     def refused(cls, request: object, error: str) -> "Result":
         """The result of a request that was not taken up, with the reason."""
-        expert = request.expert if isinstance(request, Request) else None
+        expert = request.named_expert if isinstance(request, Request) else None
         return cls("", [], None, expert, "error", prompt_tokens=0, error=error)
 
     @classmethod

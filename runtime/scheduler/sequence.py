@@ -290,7 +290,7 @@ class Sequence:
             text=self.text.shown,
             token_ids=self.generated,
             logprobs=self.logprobs if self.request.logprobs is not None else None,
-            expert=self.request.expert if self.dispatch is None else self.dispatch.mixture,
+            expert=self.request.named_expert if self.dispatch is None else self.dispatch.mixture,
             finish_reason=reason,
             prompt_tokens=self.num_prompt_tokens,
             error=error,

@@ -37,7 +37,7 @@ class Span:
         is_first_pass: whether the sequence reads scores for a dispatcher
         """
         sequence = chunk.sequence
-        chosen = sequence.request.expert if sequence.dispatch is None else sequence.dispatch.mixture
+        chosen = sequence.request.named_expert if sequence.dispatch is None else sequence.dispatch.mixture
         is_generated = chunk.start >= sequence.num_prompt_tokens
         phase: Phase = "decode" if is_generated and chunk.count == 1 else "prompt"
         return cls(

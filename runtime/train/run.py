@@ -37,16 +37,31 @@ Report = Callable[[Step], None]
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """The transformers model of a checkpoint; ZweaveError without transformers, and for what it does not read."""
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
         raise ZweaveError("training needs transformers: pip install 'zweave[train]'") from None
     _refuse_unreadable(checkpoint.directory)
     logging.disable_progress_bar()
+    if checkpoint.is_quantized:
+        config = AutoConfig.from_pretrained(
+            checkpoint.directory, tie_word_embeddings=checkpoint.config.tie_embeddings
+        )
+        # Its own way to read these matrices needs other libraries, and most of them a GPU.
+        del config.quantization_config
+        return _filled(AutoModelForCausalLM.from_config(config, dtype=dtype), checkpoint).eval()
     # transformers 4 ties the head wherever the config says so, even one that differs.
     return AutoModelForCausalLM.from_pretrained(
         checkpoint.directory, dtype=dtype, tie_word_embeddings=checkpoint.config.tie_embeddings
     ).eval()
+
+
+def _filled(module: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    """The model with the tensors of the checkpoint."""
+    with torch.no_grad():
+        for name in checkpoint.names():
+            module.get_parameter(name).copy_(checkpoint.tensor(name))
+    return module
 
 
 def _refuse_unreadable(directory: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from zweave.bench.serving.peers.lora_files import (
     write_compressed,
     write_lora,
 )
-from zweave.bench.serving.peers.peer_worker import _turns
+from zweave.bench.serving.workload import turns
 from zweave.checkpoint import Checkpoint
 from zweave.cli.main import main
 
@@ -32,9 +31,9 @@ def bench(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, list[
 
 
 def test_more_adapters_than_requests_take_turns() -> None:
-    assert list(islice(_turns("abcde", 2), 4)) == [["a", "b"], ["c", "d"], ["e", "a"], ["a", "b"]]
-    assert list(islice(_turns("ab", 4), 2)) == [["a", "b", "a", "b"]] * 2
-    assert next(_turns([], 4)) == []
+    assert turns("abcde", 2) == [["a", "b"], ["c", "d"], ["e", "a"]]
+    assert turns("ab", 4) == [["a", "b", "a", "b"]]
+    assert turns([], 4) == [[]]
 
 
 def test_who_is_asked() -> None:
@@ -110,7 +109,8 @@ def test_every_part_answers_right(
 ) -> None:
     pytest.importorskip("peft")
     monkeypatch.delenv("ZWEAVE_VLLM_PYTHON", raising=False)
-    monkeypatch.setattr("zweave.bench.serving.peers.peer.find_spec", lambda module: None)
+    monkeypatch.delenv("ZWEAVE_LLAMA_PYTHON", raising=False)
+    monkeypatch.setattr("zweave.bench.serving.peers.llama.find_spec", lambda module: None)
     model = tiny_model("llama", vocab_size=264)
     status, lines, line = bench(
         capsys,
@@ -141,7 +141,7 @@ def test_every_part_answers_right(
     assert rows["zweave step", "while loading", 8]["load_seconds"] > 0
     left_out = [text for text in lines if text.startswith("Left out ")]
     assert sum("vllm_environment.sh" in text for text in left_out) == 3
-    assert sum("needs llama-cpp-python: pip install" in text for text in left_out) == 2
+    assert sum("llama_environment.sh" in text for text in left_out) == 2
 
 
 @pytest.mark.slow

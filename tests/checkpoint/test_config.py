@@ -178,7 +178,6 @@ def test_sliding_windows_follow_transformers(read):
         ({"model_type": None}, "not supported"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of names"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported: only silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"rope_scaling": {"rope_type": "mrope"}}, "'mrope' is not supported"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "is not supported: supported: default, linear"),
         ({"rope_scaling": {"rope_type": "dynamic", "alpha": 1000.0}}, "positive number factor"),

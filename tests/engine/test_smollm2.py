@@ -38,7 +38,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="module")
 def make_engine(smollm2: Path, data: Path, in_user_cache: None) -> Callable[..., Engine]:
-    def make(dtype: str, **options: int) -> Engine:
+    def make(dtype: str, **options: Any) -> Engine:
         engine = Engine(smollm2, dtype=dtype, **options)
         for name in EXPERTS:
             engine.load_expert(name, data / "experts" / f"{name}.safetensors")
@@ -183,11 +183,39 @@ def test_integer_factors_stay_close_and_batch_invariant(
         assert (alone.token_ids, alone.logprobs) == (result.token_ids, result.logprobs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_request_gives_the_same_bits_alone_and_among_31_others(
-    make_engine: Callable[..., Engine], prompt: list[int], dtype: str
+def test_the_grid_gives_the_base_exactly_and_experts_closely(
+    make_engine: Callable[..., Engine],
+    float32: Engine,
+    prompt: list[int],
+    prompt_logits: Callable[..., list[Tensor]],
 ) -> None:
-    engine = make_engine(dtype, prefix_cache=False)
+    cases = [(prompt, choice) for choice in CHOICES]
+    truth = prompt_logits(float32, cases)
+    request = Request(prompt, max_tokens=NEW_TOKENS, ignore_eos=True, salt="this test")
+    for dtype, most_of_base, most_of_experts in (("float32", 1e-6, 2e-3), ("bfloat16", 5e-3, 5e-3)):
+        engine = make_engine(dtype, weights="grid")
+        divergences = [
+            torch.nn.functional.kl_div(
+                logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
+            ).item()
+            for logits, wanted in zip(prompt_logits(engine, cases), truth, strict=True)
+        ]
+        print(f"mean KL to float32 on the grid, {dtype}:", divergences)
+        assert divergences[0] < most_of_base
+        assert max(divergences) < most_of_experts
+        if dtype == "float32":
+            (one,), (other,) = engine.generate(request), float32.generate(request)
+            assert one.token_ids == other.token_ids
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weights"),
+    [("float32", "auto"), ("bfloat16", "auto"), ("float32", "grid"), ("bfloat16", "grid")],
+)
+def test_a_request_gives_the_same_bits_alone_and_among_31_others(
+    make_engine: Callable[..., Engine], prompt: list[int], dtype: str, weights: str
+) -> None:
+    engine = make_engine(dtype, prefix_cache=False, weights=weights)
     requests = [
         Request(
             prompt[: 200 - 5 * i],
@@ -201,7 +229,7 @@ def test_a_request_gives_the_same_bits_alone_and_among_31_others(
     together = engine.generate(requests)
     watched = [0, 1, 4, 6, 12, 31]
     assert [engine.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
-    chunked = make_engine(dtype, max_batch_tokens=48, max_sequences=48, prefix_cache=False)
+    chunked = make_engine(dtype, max_batch_tokens=48, max_sequences=48, prefix_cache=False, weights=weights)
     assert [chunked.generate(requests[i])[0] for i in watched] == [together[i] for i in watched]
 
 

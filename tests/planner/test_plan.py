@@ -16,7 +16,8 @@ from zweave.planner import MatrixPlan, make_plan, plan_for
 from zweave.planner.batch_planner import BatchPlanner, count_by_slot
 from zweave.planner.cost_model import CostModel, cost_model, measure
 from zweave.planner.delta_formats import STATED_ERROR, IntegerFormat
-from zweave.planner.plan import memory
+from zweave.planner.grid_plan import grid_plan
+from zweave.planner.plan import memory, read_bytes
 from zweave.planner.planner import break_even_rank
 
 SHAPES = {
@@ -103,6 +104,30 @@ def test_a_gpu_takes_integers_where_the_error_allows_them() -> None:
     assert make_plan(SHAPES, "gpu", max_memory=little + 1, max_error=0.5, batch_invariant=True) == factored
 
 
+def test_w_stays_on_its_grid_and_experts_are_int4_beside_it() -> None:
+    plan = make_plan(SHAPES, grids={Q: "Q4_1", UP: "Q8_0"})
+    assert plan[Q] == MatrixPlan((576, 576), True, 576, False, "int4", "Q4_1", int8_leading=80)
+    assert plan[UP] == MatrixPlan((1536, 576), True, 576, False, "int4", "Q8_0", int8_leading=80)
+    assert plan[K] == make_plan(SHAPES)[K]
+    assert [plan[Q].mode_of(n) for n in (0, 1, 576)] == [LinearMode.DENSE, LinearMode.DELTA, LinearMode.DELTA]
+    W, U, V = 576 * 576 * 5 // 8, 576 * (80 + 4 + 496 * 9 // 16), 80 * (576 + 4) + 496 * 576 * 9 // 16
+    assert plan[Q].resident(2) == {"W": W, "U": U, "V": V}
+    assert [plan[Q].read(mode, 2) for mode in (LinearMode.DENSE, LinearMode.DELTA)] == [W, W + U + V]
+    assert [plan[Q].format_of(support) for support in (80, 81)] == ["int8", "int4"]
+    assert grid_plan((16, 64), "Q4_0") == MatrixPlan((16, 64), True, 16, False, "int8", "Q4_0")
+    assert make_plan(SHAPES, max_memory=memory(plan, 2), grids={Q: "Q4_1", UP: "Q8_0"}) == plan
+    with pytest.raises(ZweaveError, match=r"the least that would do is .*: allow more"):
+        make_plan(SHAPES, max_memory=memory(plan, 2) - 1, grids={Q: "Q4_1", UP: "Q8_0"})
+
+
+def test_what_a_token_reads() -> None:
+    assert read_bytes(make_plan({UP: (1536, 576)}), 2, is_base=True) == 2 * 1536 * 576
+    assert read_bytes(make_plan({UP: (1536, 576)}), 2, is_base=False) == 2 * 576 * (1536 + 576)
+    matrix = make_plan({UP: (1536, 576)})[UP]
+    assert matrix.read(LinearMode.DELTA, 2) == 2 * (1536 * 576 + 144 * (1536 + 576))
+    assert read_bytes({UP: MatrixPlan((32, 64), True, 16, False)}, 2, is_base=False) is None
+
+
 def test_impossible_plans_are_refused() -> None:
     for wrong in (
         {"dense": False, "factored": False},
@@ -110,6 +135,9 @@ def test_impossible_plans_are_refused() -> None:
         {"dense": True, "delta_rank": 9},
         {"dense": True, "delta_rank": 8, "format": "int8"},
         {"dense": True, "factored": False, "format": "int4"},
+        {"grid": "Q4_1"},
+        {"dense": True, "factored": False, "delta_rank": 8, "format": "int4", "int8_leading": 8},
+        {"dense": True, "factored": False, "delta_rank": 8, "format": "int8", "int8_leading": 4},
     ):
         with pytest.raises(ValueError):
             MatrixPlan((8, 20), **wrong)

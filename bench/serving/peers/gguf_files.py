@@ -1,7 +1,5 @@
 """A checkpoint and LoRA adapters as the GGUF files that llama.cpp reads: Llama models, in float32 or bfloat16."""
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,14 @@ from torch import Tensor
 
 from zweave.adapters.peft_directory import read_peft
 from zweave.checkpoint import Checkpoint, ModelConfig
+from zweave.checkpoint.gguf.reader import GgufFile
 from zweave.errors import ZweaveError
 
 from ..reference_model import load_transformers
 
-_NORMAL, _CONTROL, _UNUSED = 1, 3, 5
-
 
 def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> Path:
-    """The file of a model; ZweaveError for one that is no Llama with a vocabulary of byte pairs."""
+    """The file of a model; ZweaveError for one that is no Llama."""
     config = checkpoint.config
     if config.architecture != "llama":
         raise ZweaveError(f"llama.cpp is asked for Llama models alone, and this is {config.architecture}")
@@ -37,7 +34,9 @@ def write_gguf(checkpoint: Checkpoint, path: Path, dtype: str) -> Path:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    _add_vocabulary(writer, checkpoint.directory, config.vocab_size)
+    # The bench gives and takes token ids.
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(config.vocab_size)
     for name, tensor in load_transformers(checkpoint.directory, torch.float32).state_dict().items():
         if name == "lm_head.weight" and config.tie_embeddings:
             continue
@@ -65,6 +64,22 @@ def write_gguf_lora(directory: Path, path: Path, config: ModelConfig) -> Path:
     return _written(writer, path)
 
 
+def read_matrices(path: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """All matrices that a file stands for, dequantised, by the names of their modules."""
+    file, matrices = GgufFile(path), {}
+    shapes = dict(config.adapted_shapes())
+    for module in ("model.embed_tokens",) if config.tie_embeddings else ("model.embed_tokens", "lm_head"):
+        shapes[module] = (config.vocab_size, config.hidden_size)
+    for module, shape in shapes.items():
+        values = np.concatenate(list(file.float_chunks(_name(f"{module}.weight", config)))).reshape(shape)
+        heads = _rotated_heads(module, config)
+        if heads:
+            pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
+            values = pairs.swapaxes(1, 2).reshape(shape)
+        matrices[module] = torch.tensor(values)
+    return matrices
+
+
 def _name(name: str, config: ModelConfig) -> str:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -76,30 +91,16 @@ def _name(name: str, config: ModelConfig) -> str:
 def _rows(name: str, tensor: Tensor, config: ModelConfig) -> NDArray[Any]:
     """The values in float32; llama.cpp rotates neighbouring rows of queries and keys, others the halves of a head."""
     values = tensor.detach().float().numpy()
-    heads = config.num_heads if "q_proj" in name else config.num_kv_heads if "k_proj" in name else 0
+    heads = _rotated_heads(name, config)
     if heads:
         halves = values.reshape(heads, 2, config.head_dim // 2, *values.shape[1:])
         values = halves.swapaxes(1, 2).reshape(values.shape)
     return np.ascontiguousarray(values)
 
 
-def _add_vocabulary(writer: Any, directory: Path, size: int) -> None:
-    """Tokens, of which the bench uses the ids alone."""
-    tokenizer = json.loads((directory / "tokenizer.json").read_text("utf-8"))
-    if tokenizer["model"].get("type") != "BPE":
-        raise ZweaveError("llama.cpp is asked for models with a vocabulary of byte pairs alone")
-    tokens = {index: (f"[PAD{index}]", _UNUSED) for index in range(size)}
-    tokens |= {index: (text, _NORMAL) for text, index in tokenizer["model"]["vocab"].items()}
-    tokens |= {token["id"]: (token["content"], _CONTROL) for token in tokenizer["added_tokens"]}
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([tokens[index][0] for index in range(size)])
-    writer.add_token_types([tokens[index][1] for index in range(size)])
-    writer.add_token_merges(list(map(_merge, tokenizer["model"]["merges"])))
-
-
-def _merge(pair: str | Iterable[str]) -> str:
-    return pair if isinstance(pair, str) else " ".join(pair)
+def _rotated_heads(name: str, config: ModelConfig) -> int:
+    """Heads whose rows llama.cpp orders otherwise; 0 for none."""
+    return config.num_heads if "q_proj" in name else config.num_kv_heads if "k_proj" in name else 0
 
 
 def _written(writer: Any, path: Path) -> Path:

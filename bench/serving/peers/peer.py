@@ -1,23 +1,23 @@
 """A server beside ours as a provider of a bench: what it serves, the files it wants, how its answers are judged."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zweave.errors import ZweaveError
 from zweave.integrations.vllm import save_adapter
 
 from ...harness.harness import Provider
 from ..fixtures import Answers, Fixtures
-from ..reference_model import Changes
+from ..reference_model import REGRET_LIMITS, Changes
 from ..workload import Workload
+from .llama import LLAMA_WORKER, LlamaFiles, llama_python
 from .lora_files import compressed_changes, lora_changes, write_compressed, write_lora
 from .peer_process import PeerProcess
 from .peer_providers import LORA_RANK
@@ -34,6 +34,7 @@ class Peer:
         "compressed", LoRAs in one file.
     rank: of LoRAs, or of the basis of compressed ones.
     options: of vLLM.
+    weights: of llama.cpp, a format of its own or "" for the bench's dtype.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Peer:
     changed: str = "always"
     rank: int = LORA_RANK
     options: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
     @property
     def in_vllm(self) -> bool:
@@ -61,21 +63,9 @@ class AdapterFiles:
             return [self._path(peer, index) for index in range(peer.adapters)]
         return []
 
-    def gguf(self, paths: Sequence[Path]) -> tuple[Path, list[Path]]:
-        """The model and adapters in the files that llama.cpp reads; ZweaveError if it is not installed."""
-        for module, package in (("llama_cpp", "llama-cpp-python"), ("gguf", "gguf")):
-            if find_spec(module) is None:
-                raise ZweaveError(f"it needs {package}: pip install {package}")
-        from .gguf_files import write_gguf, write_gguf_lora
-
-        checkpoint, model = self._fixtures.checkpoint, self._folder / "model.gguf"
-        if not model.is_file():
-            write_gguf(checkpoint, model, self._fixtures.dtype)
-        files = [(path, path.with_suffix(".gguf")) for path in paths]
-        for path, file in files:
-            if not file.is_file():
-                write_gguf_lora(path, file, checkpoint.config)
-        return model, [file for _, file in files]
+    def llama(self, weights: str) -> LlamaFiles:
+        """The files of llama.cpp."""
+        return LlamaFiles(self._folder, self._fixtures, weights)
 
     def _compressed(self, peer: Peer) -> Path:
         path = self._folder / f"compressed-{peer.adapters}-{peer.rank}.safetensors"
@@ -105,14 +95,33 @@ def peer_provider(
     **labels: object,
 ) -> Provider:
     """The provider of a peer, whose process ends with the stack; ZweaveError if it is not installed."""
-    if peer.in_vllm:
-        python = vllm_python()
-        environment = vllm_environment(python)
+    limit = REGRET_LIMITS[fixtures.torch_dtype]
+    if peer.kind == "llama.cpp":
+        python, model = llama_python(), files.llama(peer.weights)
+        paths = files.paths(peer)
+        job = str(model.job(workload, paths, torch.get_num_threads()))
+        process = PeerProcess(python, job, os.environ, [str(LLAMA_WORKER)])
     else:
-        python, environment = Path(sys.executable), dict(os.environ)
-    paths = files.paths(peer)
-    model, served = files.gguf(paths) if peer.kind == "llama.cpp" else (None, paths)
-    job = {
+        python = vllm_python() if peer.in_vllm else Path(sys.executable)
+        environment = vllm_environment(python) if peer.in_vllm else os.environ
+        paths = files.paths(peer)
+        process = PeerProcess(python, json.dumps(_job(peer, fixtures, workload, paths)), environment)
+    changes = _changes(peer, fixtures, paths)
+    if peer.weights:
+        # Its activations are rounded to eight bits, whatever the bench's dtype is.
+        changes, limit = (lambda _: model.changes), max(REGRET_LIMITS.values())
+    stack.callback(process.close)
+    prompts, groups = workload.prompts(fixtures.config), max(1, peer.adapters)
+
+    def regret(answers: Answers) -> float:
+        return fixtures.mean_regret(prompts, answers, changes, groups)
+
+    return fixtures.text_provider(name, process, regret, limit, **labels)
+
+
+def _job(peer: Peer, fixtures: Fixtures, workload: Workload, paths: Sequence[Path]) -> dict[str, Any]:
+    """What `peer_worker` loads and answers."""
+    return {
         "peer": peer.kind,
         "model": str(fixtures.checkpoint.directory),
         "dtype": fixtures.dtype,
@@ -120,21 +129,16 @@ def peer_provider(
         "experts": peer.adapters,
         "leading": peer.changed == "leading",
         "compressed": peer.changed == "compressed",
-        "adapters": list(map(str, served)),
-        "gguf": str(model),
+        "adapters": list(map(str, paths)),
         "rank": peer.rank,
         "options": dict(peer.options),
         **workload.labels(),
     }
-    process = PeerProcess(python, job, environment)
-    stack.callback(process.close)
-    judge = _regret(peer, fixtures, workload.prompts(fixtures.config), paths)
-    return fixtures.text_provider(name, process, judge, **labels)
 
 
-def _regret(
-    peer: Peer, fixtures: Fixtures, prompts: Sequence[Sequence[int]], paths: Sequence[Path]
-) -> Callable[[Answers], float]:
+def _changes(peer: Peer, fixtures: Fixtures, paths: Sequence[Path]) -> Callable[[int], Changes | None]:
+    """What each adapter changes of the base model's weights."""
+
     def changes(index: int) -> Changes | None:
         if not peer.adapters:
             return None
@@ -145,4 +149,4 @@ def _regret(
         # Made anew for each peer: kept, the weights of all experts would take more memory than the peers do.
         return fixtures.reference_model.svf(fixtures.expert(peer.changed, index))
 
-    return lambda answers: fixtures.mean_regret(prompts, answers, changes, max(1, peer.adapters))
+    return changes

@@ -4,23 +4,27 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 Answers = list[list[int]]
+WORKER = ("-m", "zweave.bench.serving.peers.peer_worker")
 
 
 class PeerProcess:
-    """Runs `zweave.bench.serving.peers.peer_worker` under an interpreter, from the first call on.
+    """Runs a worker under an interpreter, from the first call on.
 
-    job: what the worker loads and answers.
+    job: what the worker loads and answers, its last argument.
+    worker: its other arguments.
     Calls raise RuntimeError with the last line that the process wrote, if it has ended.
     """
 
-    def __init__(self, python: Path, job: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        self._command = [str(python), "-m", "zweave.bench.serving.peers.peer_worker", json.dumps(job)]
+    def __init__(
+        self, python: Path, job: str, environment: Mapping[str, str], worker: Sequence[str] = WORKER
+    ) -> None:
+        self._command = [str(python), *worker, job]
         # Without the working directory on the path: in a checkout transformers would take our folder `kernels` for
         # the package of that name.
         self._environment = {**environment, "PYTHONSAFEPATH": "1"}
@@ -62,4 +66,6 @@ class PeerProcess:
             raise RuntimeError("killed, as by a system out of memory: measure fewer --providers at once")
         self._log.seek(0)
         written = [text.strip() for text in self._log if text.strip()]
+        if process.returncode < 0:
+            raise RuntimeError(f"ended by {signal.Signals(-process.returncode).name}")
         raise RuntimeError(written[-1] if written else f"ended with {process.returncode}")

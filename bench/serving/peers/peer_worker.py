@@ -3,20 +3,19 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from zweave.checkpoint import Checkpoint
 from zweave.experts import Expert
 
-from ..workload import Workload, random_expert
+from ..workload import Workload, random_expert, turns
 
 Serve = Callable[[], list[list[int]]]
-Chosen = TypeVar("Chosen")
 
 
 def main() -> None:
@@ -41,13 +40,6 @@ def _experts(job: dict[str, Any]) -> list[Expert]:
     return [random_expert(config, index, leading=leading) for index in range(job["experts"])]
 
 
-def _turns(adapters: Sequence[Chosen], requests: int) -> Iterator[list[Chosen]]:
-    """The adapter of each request, for one turn after the other: all are used if there are more than requests."""
-    starts = range(0, max(1, len(adapters)), max(1, requests))
-    for start in cycle(starts):
-        yield [adapters[(start + index) % len(adapters)] for index in range(requests)] if adapters else []
-
-
 def _zweave(job: dict[str, Any]) -> Serve:
     from zweave.adapters.component_pool import pages_of_rank
     from zweave.engine import Engine
@@ -70,8 +62,8 @@ def _zweave(job: dict[str, Any]) -> Serve:
         names = [f"expert{index}" for index in range(job["experts"])]
         for name, adapter in zip(names, job["adapters"] or _experts(job), strict=True):
             engine.load_expert(name, adapter)
-    turns = _turns(names, workload.requests)
-    return lambda: EngineServer(engine, workload, next(turns))()
+    adapters_of = cycle(turns(names, workload.requests))
+    return lambda: EngineServer(engine, workload, next(adapters_of))()
 
 
 def _transformers(job: dict[str, Any]) -> Serve:
@@ -106,8 +98,8 @@ def _peft(job: dict[str, Any]) -> Serve:
         model.load_adapter(directory, directory.replace(".", "_"))
     model.to(dtype).eval()
     adapters = [directory.replace(".", "_") for directory in job["adapters"]]
-    turns = _turns(adapters, workload.requests)
-    return lambda: generate(model, prompts, workload.new, adapter_names=next(turns))
+    adapters_of = cycle(turns(adapters, workload.requests))
+    return lambda: generate(model, prompts, workload.new, adapter_names=next(adapters_of))
 
 
 def _vllm(job: dict[str, Any]) -> Serve:
@@ -127,33 +119,13 @@ def _vllm(job: dict[str, Any]) -> Serve:
     )
     requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     sampling = SamplingParams(temperature=0, max_tokens=workload.new, ignore_eos=True)
-    turns = _turns(adapters, workload.requests)
+    adapters_of = cycle(turns(adapters, workload.requests))
 
     def serve() -> list[list[int]]:
-        outputs = engine.generate(requests, sampling, lora_request=next(turns) or None, use_tqdm=False)
+        outputs = engine.generate(requests, sampling, lora_request=next(adapters_of) or None, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     return serve
-
-
-def _llama_cpp(job: dict[str, Any]) -> Serve:
-    from llama_cpp import Llama
-
-    workload, prompts = _workload(job)
-    options = {
-        "model_path": job["gguf"], "n_ctx": workload.prompt + workload.new, "n_batch": workload.prompt,
-        "n_threads": job["threads"], "n_threads_batch": job["threads"], "verbose": False,
-    }  # fmt: skip
-    # A context has one adapter; they share the weights, which are mapped.
-    models = [Llama(lora_path=path, **options) for path in job["adapters"]] or [Llama(**options)]
-    turns = _turns(models, workload.requests)
-
-    def answer(model: Any, prompt: list[int]) -> list[int]:
-        # Otherwise it would go on from what it remembers of the last prompt.
-        model.reset()
-        return list(islice(model.generate(prompt, temp=0.0, repeat_penalty=1.0), workload.new))
-
-    return lambda: [answer(model, prompt) for model, prompt in zip(next(turns), prompts, strict=True)]
 
 
 PEERS: dict[str, Callable[[dict[str, Any]], Serve]] = {
@@ -162,7 +134,6 @@ PEERS: dict[str, Callable[[dict[str, Any]], Serve]] = {
     "attached": _attached,
     "peft": _peft,
     "vllm": _vllm,
-    "llama.cpp": _llama_cpp,
 }
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ COLUMNS = (
     Column("vs_vllm", "x vllm", ".2f"),
     Column("vs_vllm_lora", "x vllm-lora0", ".2f"),
     Column("vs_transformers", "x transformers", ".2f"),
+    Column("vs_llama_q4_0", "x llama.cpp-q4_0", ".2f"),
     Column("error", "regret", ".4f"),
 )
 
@@ -44,6 +45,11 @@ def _peers(many: int) -> dict[str, Peer]:
         f"transformers-zweave{many}": Peer("attached", many),
         f"transformers-zweave{many}-leading": Peer("attached", many, "leading"),
         f"peft-lora{many}-r16": Peer("peft", many, "lora"),
+        "llama.cpp": Peer("llama.cpp"),
+        "llama.cpp-q8_0": Peer("llama.cpp", weights="q8_0"),
+        "llama.cpp-q4_0": Peer("llama.cpp", weights="q4_0"),
+        "llama.cpp-q4_1": Peer("llama.cpp", weights="q4_1"),
+        f"llama.cpp-lora{many}-r16": Peer("llama.cpp", many, "lora"),
     }
 
 
@@ -75,7 +81,10 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def _rows(outcomes: Sequence[Outcome], workload: Workload) -> list[Row]:
-    bases = {"vs_vllm": "vllm", "vs_vllm_lora": "vllm-lora0", "vs_transformers": "transformers"}
+    bases = {
+        "vs_vllm": "vllm", "vs_vllm_lora": "vllm-lora0", "vs_transformers": "transformers",
+        "vs_llama_q4_0": "llama.cpp-q4_0",
+    }  # fmt: skip
     rows: list[Row] = []
     for outcome in outcomes:
         row = outcome.row() | workload.labels() | {"tok_s": per_second(workload.new_tokens, outcome)}

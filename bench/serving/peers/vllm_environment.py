@@ -6,22 +6,14 @@ from pathlib import Path
 
 import torch
 
-from zweave.errors import ZweaveError
+from .interpreters import named_python
 
 VARIABLE = "ZWEAVE_VLLM_PYTHON"
 
 
 def vllm_python() -> Path:
     """The interpreter that ZWEAVE_VLLM_PYTHON names; ZweaveError with the command that makes one, if it names none."""
-    named = os.environ.get(VARIABLE)
-    if not named:
-        raise ZweaveError(
-            f"{VARIABLE} names no interpreter with vLLM: make one with `bench/serving/peers/vllm_environment.sh DIR`"
-        )
-    path = Path(named).absolute()
-    if not os.access(path, os.X_OK):
-        raise ZweaveError(f"{VARIABLE}: {path} is no interpreter")
-    return path
+    return named_python(VARIABLE, "vLLM", "vllm_environment.sh")
 
 
 def vllm_environment(python: Path, threads: int | None = None, cache_gb: int = 1) -> dict[str, str]:

@@ -41,13 +41,20 @@ void AdaptedLinear::check(at::ScalarType dtype) const {
   if (vt) {
     // The rank that the factors are packed for: all of it, or as many components as the delta keeps.
     TORCH_CHECK(scale || delta, kOp, ": vt and u need scale or delta");
-    const int64_t rank = scale ? scale->size(1) : delta->size(1);
+    const int64_t rank = scale ? scale->size(1) : delta->size(1) - rest_rank;
     check_packed(kOp, "vt", *vt, dtype, rank, inputs);
     check_packed(kOp, "u", *u, dtype, outputs, rank);
     TORCH_CHECK(!scale || (!vt->scale && !u->scale), kOp,
                 ": int8 and int4 factors serve deltas alone, not scale");
-    TORCH_CHECK(!delta || delta->size(1) <= rank, kOp, ": delta has more components than vt");
+    TORCH_CHECK(!delta || delta->size(1) - rest_rank <= rank, kOp, ": delta has more components than vt");
     TORCH_CHECK(!delta || dense, kOp, ": delta needs the dense weight");
+  }
+  TORCH_CHECK(rest_vt.has_value() == rest_u.has_value() && rest_vt.has_value() == (rest_rank > 0), kOp,
+              ": the rest's vt, u and rank go together");
+  if (rest_vt) {
+    TORCH_CHECK(delta && !scale, kOp, ": the rest is of a delta without scale");
+    check_packed(kOp, "rest_vt", *rest_vt, dtype, rest_rank, inputs);
+    check_packed(kOp, "rest_u", *rest_u, dtype, outputs, rest_rank);
   }
   if (supports) Argument{kOp, "supports", *supports}.dtype(at::kInt).shape({slots}).contiguous();
   if (bias) Argument{kOp, "bias", *bias}.dtype(dtype).shape({outputs}).contiguous();
@@ -94,11 +101,14 @@ LinearView<T> AdaptedLinear::view(bool all_factored) const {
   LinearView<T> result{};
   result.inputs = inputs;
   result.outputs = outputs;
-  result.delta_rank = delta ? delta->size(1) : 0;
+  result.delta_rank = delta ? delta->size(1) - rest_rank : 0;
+  result.rest_rank = rest_rank;
   result.rank = scale ? scale->size(1) : result.delta_rank;
   if (dense) result.dense = weights_of({*dense}, inputs);
   result.vt = weights_or_null(vt, inputs);
   result.u = weights_or_null(u, result.rank);
+  result.rest_vt = weights_or_null(rest_vt, inputs);
+  result.rest_u = weights_or_null(rest_u, rest_rank);
   result.bias = pointer<T>(bias);
   result.scale = table(scale);
   result.delta = table(delta);
@@ -123,7 +133,8 @@ at::Tensor AdaptedLinear::run(const at::Tensor& x, const at::Tensor& slot, bool 
     Workspace<T> space;
     const auto take = [&] {
       return std::make_tuple(space.take_both(rows, inputs),
-                             Between<T>{space.take_both(rows, linear.rank), space.take(rows, paged)});
+                             Between<T>{space.take_both(rows, linear.rank),
+                                        space.take_both(rows, linear.rest_rank), space.take(rows, paged)});
     };
     take();
     space.allocate(x.options());

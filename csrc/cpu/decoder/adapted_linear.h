@@ -26,8 +26,11 @@ struct AdaptedLinear {
   std::optional<PackedMatrix> vt, u;  // V^T [R, inputs] and U [outputs, R]; integers serve deltas alone
   std::optional<at::Tensor> scale;    // [S, R] float32
   std::optional<at::Tensor> delta;    // [S, K] float32, K <= R
-  std::optional<at::Tensor> bias;     // [outputs]
-  at::Tensor modes;                   // [S] uint8, the LinearMode of each slot
+  // The last `rest_rank` of the K components, where these have factors of their own.
+  int64_t rest_rank;
+  std::optional<PackedMatrix> rest_vt, rest_u;
+  std::optional<at::Tensor> bias;  // [outputs]
+  at::Tensor modes;                // [S] uint8, the LinearMode of each slot
   // [S] int32, how many leading components of a slot's delta can differ from 0; all of them if absent.
   std::optional<at::Tensor> supports;
   std::optional<PageTensors> pages;  // of components that single slots bring along

@@ -60,9 +60,12 @@ LayerView<T> view(const DecoderLayer& layer, bool all_factored) {
 template <class T>
 Activations<T> take_buffers(Workspace<T>& space, const std::vector<LayerView<T>>& layers, int64_t tokens,
                             int64_t hidden, int64_t paged, const at::Tensor& y) {
-  int64_t rank = 0;
+  int64_t rank = 0, rest = 0;
   for (const LayerView<T>& layer : layers) {
-    for (const LinearView<T>& linear : layer.linears) rank = std::max(rank, linear.rank);
+    for (const LinearView<T>& linear : layer.linears) {
+      rank = std::max(rank, linear.rank);
+      rest = std::max(rest, linear.rest_rank);
+    }
   }
   const LinearView<T>* one = layers[0].linears;
   Activations<T> b{};
@@ -74,7 +77,9 @@ Activations<T> take_buffers(Workspace<T>& space, const std::vector<LayerView<T>>
   b.gate = space.take(tokens, one[kGate].outputs);
   b.up = space.take(tokens, one[kGate].outputs);
   b.gated = space.take_both(tokens, one[kGate].outputs);
-  for (Between<T>& between : b.between) between = {space.take_both(tokens, rank), space.take(tokens, paged)};
+  for (Between<T>& between : b.between) {
+    between = {space.take_both(tokens, rank), space.take_both(tokens, rest), space.take(tokens, paged)};
+  }
   b.y = {mutable_data<T>(y), y.stride(0), nullptr};
   return b;
 }

@@ -9,15 +9,23 @@ LinearMode LinearView<T>::mode_of(int32_t slot) const {
   return all_factored ? LinearMode::factored : LinearMode(modes[slot]);
 }
 
-// Components of a run's delta: the most that one of its slots needs. Other slots have zeros there, and adding
-// zero changes no bit.
+// As many of `most` components as are read together, of a factor with `rank` of them.
 template <class T>
-int64_t LinearView<T>::delta_rank_of(const int32_t* slot, const Run& run) const {
-  // Of integers a group of components shares a scale: they are taken whole.
-  if (!supports || u.storage != Storage::plain) return delta_rank;
+int64_t whole_groups(int64_t most, const Weights& u, int64_t rank) {
+  // Of integers a group of components shares a scale.
+  const int64_t step = u.storage == Storage::plain ? kPack<T> : u.group;
+  return std::min(rank, divide_up(most, step) * step);
+}
+
+// As many components as one of the run's slots needs. Other slots have zeros there, and adding zero changes
+// no bit.
+template <class T>
+DeltaRanks LinearView<T>::delta_ranks_of(const int32_t* slot, const Run& run) const {
+  if (!supports) return {delta_rank, rest_rank};
   int64_t most = 1;
   for (int64_t t = run.begin; t < run.end; ++t) most = std::max<int64_t>(most, supports[slot[t]]);
-  return std::min(delta_rank, divide_up(most, kPack<T>) * kPack<T>);
+  const int64_t beyond = std::max<int64_t>(0, most - delta_rank);
+  return {whole_groups<T>(most, u, delta_rank), whole_groups<T>(beyond, rest_u, rest_rank)};
 }
 
 template <class T>
@@ -40,10 +48,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Bet
   a.x_integers = x.integers;
   a.inputs = inputs;
   a.outputs = outputs;
-  a.vt = vt;
-  a.u = u;
   a.slot = slot;
-  a.hidden = between.hidden;
   a.bias = bias;
   a.y = y.data;
   a.y_stride = y.stride;
@@ -51,13 +56,12 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Bet
     run = run_from(slot, run.end, rows);
     const bool is_delta = run.mode == LinearMode::delta;
     a.dense = run.mode == LinearMode::merged ? merged->at(slot[run.begin]) : dense;
-    a.rank = is_delta ? delta_rank_of(slot, run) : rank;
-    a.scale = is_delta ? delta : scale;
+    const DeltaRanks ranks = is_delta ? delta_ranks_of(slot, run) : DeltaRanks{rank, 0};
+    a.factors = {ranks.leading, vt, u, is_delta ? delta : scale, between.hidden};
+    a.rest = {ranks.rest, rest_vt, rest_u, {delta.data + delta_rank, delta.stride}, between.rest};
     const LinearProducts<T> products = build_linear(run.mode, a);
-    const bool is_single = products.count == 1;
-    if (!is_single) first.add(products.product[0], run.begin, run.end);
-    add_last(products.product[products.count - 1], a, run, between.paged, first, is_single ? first : second,
-             second);
+    for (int64_t i = 0; i < products.num_first; ++i) first.add(products.first[i], run.begin, run.end);
+    add_last(products.last, a, run, between.paged, first, products.num_first > 0 ? second : first, second);
   }
 }
 

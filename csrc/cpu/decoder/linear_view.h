@@ -20,7 +20,13 @@ struct Run {
 template <class T>
 struct Between {
   Buffer<T> hidden;  // [T, rank]
+  Buffer<T> rest;    // [T, rest_rank]
   Buffer<T> paged;   // [T, components of the pages of a block of rows], where there are pages
+};
+
+// Components of a run's delta: of the leading factors, and of the rest.
+struct DeltaRanks {
+  int64_t leading, rest;
 };
 
 template <class T>
@@ -29,8 +35,10 @@ struct LinearView {
   Weights dense, vt, u;  // W [outputs, inputs], V^T [rank, inputs], U [outputs, rank]
   const T* bias;         // [outputs], or null
   SlotTable scale;       // [S, rank]
-  SlotTable delta;       // [S, delta_rank]
+  SlotTable delta;       // [S, delta_rank + rest_rank]
   int64_t delta_rank;    // leading components that deltas have
+  int64_t rest_rank;     // components that follow them in factors of their own, or 0
+  Weights rest_vt, rest_u;
   const uint8_t* modes;  // [S], the LinearMode of each slot
   const int32_t*
       supports;  // [S], how many leading components of a slot's delta can differ from 0, or null: all
@@ -45,7 +53,7 @@ struct LinearView {
 
  private:
   LinearMode mode_of(int32_t slot) const;
-  int64_t delta_rank_of(const int32_t* slot, const Run& run) const;
+  DeltaRanks delta_ranks_of(const int32_t* slot, const Run& run) const;
   Run run_from(const int32_t* slot, int64_t row, int64_t rows) const;
   void add_last(const Matmul<T>& last, const LinearOperands<T>& a, Run run, Buffer<T> paged, Phase<T>& first,
                 Phase<T>& own, Phase<T>& second) const;

@@ -12,6 +12,13 @@ namespace {
 // The intrinsics do not tell the compiler which memory they read and write.
 inline void settle(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
 
+inline void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
 // The registers: 0 to 3 hold sums, two of some rows and two of as many others; 4 and 5 the inputs of both, 6
 // and 7 the weights of two panels.
 class TileRegisters {
@@ -20,7 +27,7 @@ class TileRegisters {
 
   // For tiles of so many rows and packs; clears the registers.
   void configure(int64_t rows, int64_t packs) {
-    if (rows == rows_ && packs == packs_) return clear();
+    if (rows == rows_ && packs == packs_) return clear_sums();
     rows_ = rows;
     packs_ = packs;
     struct alignas(64) {
@@ -37,13 +44,6 @@ class TileRegisters {
   }
 
  private:
-  static void clear() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-
   int64_t rows_ = 0, packs_ = 0;
 };
 
@@ -88,6 +88,19 @@ inline void multiply_tiles(const bf16* x, int64_t x_stride, int64_t others, cons
     _tile_loadd(5, x + others, row_bytes);
     _tile_dpbf16ps(2, 5, 6);
     if constexpr (panels > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+}
+
+// The same for one tile of rows, into the sums of the other rows: independent of what multiply_tiles<1,
+// panels> adds.
+template <int panels>
+inline void multiply_beside(const bf16* x, int64_t x_stride, const char* weights, int64_t panel_bytes) {
+  _tile_loadd(6, weights, kLine);
+  _tile_loadd(5, x, x_stride * int64_t(sizeof(bf16)));
+  _tile_dpbf16ps(2, 5, 6);
+  if constexpr (panels > 1) {
+    _tile_loadd(7, weights + panel_bytes, kLine);
+    _tile_dpbf16ps(3, 5, 7);
   }
 }
 

@@ -1,7 +1,8 @@
 // Rows of activations as integers: what products with integer weights multiply.
 //
 // The values of a block share a scale, so that an outlier costs its own block alone. A row is its bytes, then
-// the scales and the sums of its blocks.
+// the scales and the sums of its blocks. Beside them stand the sums of the groups of the row as it is, two a
+// block, for weights on a grid.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,8 @@ struct IntegerRows {
 
   // In bytes: whole cache lines, and never a multiple of 2 KiB.
   int64_t stride() const {
-    return row_stride<char>(divide_up(blocks * int64_t(kBlock + sizeof(float) + sizeof(int32_t)), 64) * 64);
+    return row_stride<char>(divide_up(blocks * int64_t(kBlock + 3 * sizeof(float) + sizeof(int32_t)), 64) *
+                            64);
   }
   // Of all rows.
   int64_t bytes(int64_t rows) const { return rows * stride(); }
@@ -33,6 +35,8 @@ struct IntegerRows {
   }
   // Of the values of each block.
   int32_t* sums(int64_t row) const { return reinterpret_cast<int32_t*>(scales(row) + blocks); }
+  // Of the groups of the row's own values.
+  float* group_sums(int64_t row) const { return scales(row) + 2 * blocks; }
 };
 
 }  // namespace zweave

@@ -27,53 +27,61 @@ struct SlotTable {
   int64_t stride;
 };
 
+// Some components of a linear, side by side.
+template <class T>
+struct Factors {
+  int64_t rank;
+  Weights vt, u;     // V^T [rank, inputs], U [outputs, rank]
+  SlotTable scale;   // [S, rank]: the scale of factored mode, the delta of delta mode
+  Buffer<T> hidden;  // [T, rank], scale * V^T x
+};
+
 // What a linear is computed of; a mode reads what it has use for.
 template <class T>
 struct LinearOperands {
   const T* x;  // [T, inputs]
   int64_t x_stride;
   char* x_integers;  // see Buffer
-  int64_t inputs, outputs, rank;
+  int64_t inputs, outputs;
   Weights dense;        // W [outputs, inputs]; W' in merged mode
-  Weights vt, u;        // V^T [rank, inputs], U [outputs, rank]
-  SlotTable scale;      // [S, rank]: the scale of factored mode, the delta of delta mode
+  Factors<T> factors;   // of delta and factored mode
+  Factors<T> rest;      // the components beyond those, of delta mode; of rank 0 if there are none
   const int32_t* slot;  // [T]
   bool zero_base;       // slot 0 gets W x alone, whatever row 0 of the table holds
-  Buffer<T> hidden;     // [T, rank], scale * V^T x
   const T* bias;        // [outputs], or null
   T* y;                 // [T, outputs], or null
   float* y_f32;         // the same in float32, where y is null
   int64_t y_stride;
 };
 
-// One product, or two of which the second reads what the first writes.
+// Products of x, and the last one, which reads what they write.
 template <class T>
 struct LinearProducts {
-  Matmul<T> product[2];
-  int64_t count;
+  Matmul<T> first[2];
+  int64_t num_first;
+  Matmul<T> last;
 };
 
 template <class T>
 LinearProducts<T> build_linear(LinearMode mode, const LinearOperands<T>& a) {
-  const bool has_factors = mode == LinearMode::delta || mode == LinearMode::factored;
   LinearProducts<T> result{};
-  if (has_factors) {
-    Matmul<T>& first = result.product[result.count++];
-    first.terms[first.num_terms++] = {a.x, a.x_stride, a.vt, a.inputs, a.x_integers};
-    first.outputs = a.rank;
-    first.y = a.hidden.data;
-    first.y_stride = a.hidden.stride;
-    first.scale = a.scale.data;
-    first.scale_stride = a.scale.stride;
+  Matmul<T>& last = result.last;
+  if (mode != LinearMode::factored)
+    last.terms[last.num_terms++] = {a.x, a.x_stride, a.dense, a.inputs, a.x_integers};
+  const auto add = [&](const Factors<T>& f) {
+    Matmul<T>& first = result.first[result.num_first++];
+    first.terms[first.num_terms++] = {a.x, a.x_stride, f.vt, a.inputs, a.x_integers};
+    first.outputs = f.rank;
+    first.y = f.hidden.data;
+    first.y_stride = f.hidden.stride;
+    first.scale = f.scale.data;
+    first.scale_stride = f.scale.stride;
     first.slot = a.slot;
     first.zero_base = a.zero_base;
-  }
-  Matmul<T>& last = result.product[result.count++];
-  if (mode != LinearMode::factored)
-    last.terms[last.num_terms++] = {a.x, a.x_stride, a.dense, a.inputs, nullptr};
-  if (has_factors) {
-    last.terms[last.num_terms++] = {a.hidden.data, a.hidden.stride, a.u, a.rank, a.hidden.integers};
-  }
+    last.terms[last.num_terms++] = {f.hidden.data, f.hidden.stride, f.u, f.rank, f.hidden.integers};
+  };
+  if (mode == LinearMode::delta || mode == LinearMode::factored) add(a.factors);
+  if (mode == LinearMode::delta && a.rest.rank > 0) add(a.rest);
   last.outputs = a.outputs;
   last.y = a.y;
   last.y_f32 = a.y_f32;

@@ -4,6 +4,7 @@
 // so that a row's result depends on neither the other rows nor the split between threads.
 #pragma once
 
+#include "cpu/gemm/matmul_grid.h"
 #include "cpu/gemm/matmul_integer.h"
 #include "cpu/gemm/matmul_tile.h"
 #include "cpu/simd/kernels.h"
@@ -113,7 +114,30 @@ void fetch_scales(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_
   }
 }
 
-// How the plain terms and the pages are computed: in vectors.
+template <class T>
+using Adder = void (*)(const Term<T>&, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+                       float* sums);
+
+// What adds a term that is not plain.
+template <class T, int panels>
+Adder<T> adder(Storage storage) {
+  switch (storage) {
+    case Storage::int8:
+      return add_integers<T, panels, Storage::int8>;
+    case Storage::grid4:
+      return add_grid<T, panels, Storage::grid4>;
+    case Storage::grid4_minimum:
+      return add_grid<T, panels, Storage::grid4_minimum>;
+    case Storage::grid4_wide:
+      return add_grid<T, panels, Storage::grid4_wide>;
+    case Storage::grid8:
+      return add_grid<T, panels, Storage::grid8>;
+    default:
+      return add_integers<T, panels, Storage::int4>;
+  }
+}
+
+// How the plain terms and the pages are computed, and the other terms: in vectors.
 struct VectorTiles {
   template <class T>
   bool is_streamed(const Matmul<T>& m, int64_t rows) const {
@@ -123,6 +147,11 @@ struct VectorTiles {
   void multiply(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
                 float* sums) const {
     plain_panels<T, panels>(m, row_begin, row_end, panel, next, sums);
+  }
+  template <int panels, class T>
+  void add(const Term<T>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+           float* sums) const {
+    adder<T, panels>(term.weights.storage)(term, row_begin, row_end, panel, next, sums);
   }
 };
 
@@ -138,9 +167,7 @@ void matmul_panels(const Matmul<T>& m, int64_t row_begin, int64_t row_end, int64
     const Term<T>& term = m.terms[i];
     const char* then = i == 0 ? next : term.weights.panels + (panel + panels) * term.weights.panel_bytes;
     if (term.weights.storage == Storage::plain) continue;
-    const auto add = term.weights.storage == Storage::int8 ? add_integers<T, panels, Storage::int8>
-                                                           : add_integers<T, panels, Storage::int4>;
-    add(term, row_begin, row_end, panel, then, sums);
+    tiles.template add<panels>(term, row_begin, row_end, panel, then, sums);
   }
   finish<T, panels>(m, row_begin, row_end - row_begin, panel, sums);
 }

@@ -5,7 +5,9 @@
 #pragma once
 
 #include "cpu/gemm/amx_tiles.h"
+#include "cpu/gemm/grid_amx.h"
 #include "cpu/gemm/matmul.h"
+#include "cpu/gemm/tile_split.h"
 
 namespace zweave {
 namespace {
@@ -18,33 +20,6 @@ template <int64_t packs>
 inline int64_t covered_packs(const Term<bf16>& term) {
   return term.inputs / kPack<bf16> / packs * packs;
 }
-
-// Where the tiles of a block of rows lie: the first ones and, `others` rows later, as many again.
-struct TileBlock {
-  int64_t row, height, others;
-};
-
-// The rows of a product in tiles of one height: one tile, or blocks of two. Tiles overlap where their height
-// does not divide the rows; what is computed twice is the same both times.
-class TileSplit {
- public:
-  explicit TileSplit(int64_t rows)
-      : row_tiles(rows <= kPanel ? 1 : 2),
-        blocks(divide_up(rows, 2 * kPanel)),
-        height_(divide_up(rows, row_tiles * blocks)),
-        block_rows_(row_tiles * height_ < rows ? row_tiles * height_ : rows),
-        last_(rows - block_rows_) {}
-
-  TileBlock block(int64_t i) const {
-    const int64_t row = i * block_rows_;
-    return {row < last_ ? row : last_, height_, block_rows_ - height_};
-  }
-
-  const int64_t row_tiles, blocks;
-
- private:
-  int64_t height_, block_rows_, last_;
-};
 
 // The tiles of `size` packs of one term, rows from `row` on.
 template <int64_t size, int row_tiles, int panels>
@@ -140,6 +115,26 @@ struct AmxTiles {
       if (has_halves) add.template operator()<kHalfPacks>();
     }
     add_remainders<panels>(m, row_begin, row_end, panel, sums);
+  }
+
+  template <int panels>
+  void add(const Term<bf16>& term, int64_t row_begin, int64_t row_end, int64_t panel, const char* next,
+           float* sums) const {
+    const auto add_grid = [&]<Storage storage>() {
+      add_grid_tiles<storage, panels>(term, registers, row_begin, row_end, panel, next, sums);
+    };
+    switch (term.weights.storage) {
+      case Storage::grid4:
+        return add_grid.template operator()<Storage::grid4>();
+      case Storage::grid4_minimum:
+        return add_grid.template operator()<Storage::grid4_minimum>();
+      case Storage::grid4_wide:
+        return add_grid.template operator()<Storage::grid4_wide>();
+      case Storage::grid8:
+        return add_grid.template operator()<Storage::grid8>();
+      default:
+        VectorTiles{}.add<panels>(term, row_begin, row_end, panel, next, sums);
+    }
   }
 };
 

@@ -17,7 +17,7 @@ template <class T>
 struct Job {
   Matmul<T> product;
   int64_t row_begin, row_end;
-  int64_t integers;  // index of the phase's Integers, or -1
+  int64_t prepared[3];  // of each term: index of the phase's Prepared, or -1
 
   int64_t panels() const { return divide_up(product.outputs, kPanel); }
   // Time of a panel, in inputs times rows. Integers are read in half the time and multiplied in half the
@@ -42,7 +42,7 @@ class Phase {
     rows_ = rows;
     jobs_.clear();
     pages_.clear();
-    integers_.clear();
+    prepared_.clear();
     total_ = 0;
   }
 
@@ -82,43 +82,48 @@ class Phase {
 
   // Computes a thread's share. next: what the thread reads afterwards, to be prefetched.
   void run(const TypedKernels<T>& kernel, const Team& team, const void* next) const {
-    std::vector<bool> ready(integers_.size());
+    std::vector<bool> ready(prepared_.size());
     each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t end) {
       Matmul<T> product = job.product;
       product.next = next;
-      if (job.integers >= 0) {
+      for (int64_t i = 0; i < product.num_terms; ++i) {
+        if (job.prepared[i] < 0) continue;
         // Every thread makes its own: fetching another's from its cache takes longer.
-        Term<T>& term = product.terms[product.num_terms - 1];
+        Term<T>& term = product.terms[i];
         term.integers += team.rank * IntegerRows(nullptr, term.inputs).bytes(rows_);
-        if (!ready[job.integers]) kernel.quantize_rows(term, job.row_begin, job.row_end);
-        ready[job.integers] = true;
+        if (!ready[job.prepared[i]]) kernel.prepare_rows(term, job.row_begin, job.row_end);
+        ready[job.prepared[i]] = true;
       }
       kernel.matmul(product, job.row_begin, job.row_end, begin, end);
     });
   }
 
  private:
-  // Rows that a product reads as integers.
-  struct Integers {
+  // What is worked out of rows before a product reads them.
+  struct Prepared {
     const char* room;
+    bool integers;  // or sums of groups
     int64_t row_begin, row_end;
 
-    bool operator==(const Integers&) const = default;
+    bool operator==(const Prepared&) const = default;
   };
 
   void add_job(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
-    jobs_.push_back({product, row_begin, row_end, integers_of(product, row_begin, row_end)});
-    total_ += jobs_.back().panels() * jobs_.back().cost();
+    jobs_.push_back({product, row_begin, row_end, {-1, -1, -1}});
+    Job<T>& job = jobs_.back();
+    for (int64_t i = 0; i < product.num_terms; ++i) {
+      job.prepared[i] = prepared_of(product.terms[i], row_begin, row_end);
+    }
+    total_ += job.panels() * job.cost();
   }
 
-  // Products of the same rows share their integers.
-  int64_t integers_of(const Matmul<T>& product, int64_t row_begin, int64_t row_end) {
-    const Term<T>& last = product.terms[product.num_terms - 1];
-    if (last.weights.storage == Storage::plain) return -1;
-    const Integers wanted{last.integers, row_begin, row_end};
-    const auto found = std::find(integers_.begin(), integers_.end(), wanted);
-    const int64_t index = found - integers_.begin();
-    if (found == integers_.end()) integers_.push_back(wanted);
+  // Products of the same rows share it.
+  int64_t prepared_of(const Term<T>& term, int64_t row_begin, int64_t row_end) {
+    if (!wants_prepared(term.weights.storage)) return -1;
+    const Prepared wanted{term.integers, is_integer(term.weights.storage), row_begin, row_end};
+    const auto found = std::find(prepared_.begin(), prepared_.end(), wanted);
+    const int64_t index = found - prepared_.begin();
+    if (found == prepared_.end()) prepared_.push_back(wanted);
     return index;
   }
 
@@ -138,7 +143,7 @@ class Phase {
 
   std::vector<Job<T>> jobs_;
   std::deque<std::vector<Term<T>>> pages_;  // of the jobs, which point into it
-  std::vector<Integers> integers_;
+  std::vector<Prepared> prepared_;
   int64_t rows_ = 0;
   int64_t total_ = 0;
 };

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/gemm/integer_rows.h"
+#include "cpu/gemm/matmul_grid.h"
 #include "cpu/simd/vectors.h"
 
 namespace zweave {
@@ -75,6 +76,12 @@ void quantize_rows(const Term<T>& term, int64_t row_begin, int64_t row_end) {
                      rows.scales(row) + block, rows.sums(row) + block);
     }
   }
+}
+
+template <class T>
+void prepare_rows(const Term<T>& term, int64_t row_begin, int64_t row_end) {
+  if (is_integer(term.weights.storage)) return quantize_rows(term, row_begin, row_end);
+  sum_groups(term, row_begin, row_end);
 }
 
 }  // namespace

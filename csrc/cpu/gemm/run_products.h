@@ -30,7 +30,8 @@ template <class T, class Wake>
 void run_products(const TypedKernels<T>& kernel, const LinearProducts<T>& products, int64_t rows, Wake wake) {
   Phase<T> phases[2];
   for (Phase<T>& phase : phases) phase.clear(rows);
-  for (int64_t i = 0; i < products.count; ++i) phases[i].add(products.product[i], 0, rows);
+  for (int64_t i = 0; i < products.num_first; ++i) phases[0].add(products.first[i], 0, rows);
+  phases[products.num_first > 0].add(products.last, 0, rows);
   run_phases(kernel, phases, wake);
 }
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #include "cpu/simd/avx2_simd.h"
 
 // Made of what stands above.

@@ -14,7 +14,7 @@ namespace {
 
 bool has_avx2() {
 #ifdef ZWEAVE_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
   return false;
 #endif

@@ -13,8 +13,8 @@ namespace {
 
 template <class T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {pack<T>, matmul<T>,   quantize_rows<T>, norm<T>,
-          rope<T>, silu_mul<T>, attention<T>,     attention_scratch<T>};
+  return {pack<T>, matmul<T>,   prepare_rows<T>, norm<T>,
+          rope<T>, silu_mul<T>, attention<T>,    attention_scratch<T>};
 }
 
 constexpr Kernels kTable = {Simd::name, typed_kernels<float>(), typed_kernels<bf16>(), mix, greedy};

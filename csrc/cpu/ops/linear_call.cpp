@@ -20,10 +20,10 @@ at::Tensor readable_rows(const at::Tensor& x) {
   return empty_rows<T>(x.size(0), x.size(1), x.options()).copy_(x);
 }
 
-// Room for every thread's rows [rows, inputs] as integers, for a product with `weight`; undefined where that
-// is plain.
-at::Tensor room_for_integers(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
-  if (!weight.scale) return {};
+// Room for what every thread prepares of rows [rows, inputs], for a product with `weight`; undefined where
+// that wants nothing.
+at::Tensor room_for_prepared(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
+  if (!weight.panels.defined() || !wants_prepared(storage_of(weight.panels))) return {};
   const int64_t bytes = IntegerRows(nullptr, inputs).bytes(rows);
   return empty_tensor({at::get_num_threads(), bytes}, weight.panels.options().dtype(at::kChar));
 }
@@ -53,10 +53,9 @@ void LinearCall<T>::factors(PackedMatrix vt, PackedMatrix u, const at::Tensor& s
                             const at::Tensor& slot) {
   vt_ = std::move(vt);
   u_ = std::move(u);
-  a_.rank = scale.size(1);
-  a_.vt = weights_of(vt_, a_.inputs);
-  a_.u = weights_of(u_, a_.rank);
-  a_.scale = {data<float>(scale), scale.stride(0)};
+  const int64_t rank = scale.size(1);
+  a_.factors = {
+      rank, weights_of(vt_, a_.inputs), weights_of(u_, rank), {data<float>(scale), scale.stride(0)}, {}};
   a_.slot = data<int32_t>(slot);
 }
 
@@ -74,15 +73,16 @@ at::Tensor LinearCall<T>::run(LinearMode mode, at::ScalarType y_dtype) {
   const at::Tensor x = readable_rows<T>(x_);
   a_.x = data<T>(x);
   a_.x_stride = x.stride(0);
-  at::Tensor hidden, x_integers, hidden_integers;
+  at::Tensor hidden, hidden_integers, x_integers = room_for_prepared(w_, rows, a_.inputs);
   if (mode != LinearMode::dense) {
-    hidden = empty_rows<T>(rows, a_.rank, x.options());
-    x_integers = room_for_integers(vt_, rows, a_.inputs);
-    hidden_integers = room_for_integers(u_, rows, a_.rank);
-    a_.x_integers = pointer(x_integers);
-    a_.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_integers)};
+    const int64_t rank = a_.factors.rank;
+    hidden = empty_rows<T>(rows, rank, x.options());
+    if (!x_integers.defined()) x_integers = room_for_prepared(vt_, rows, a_.inputs);
+    hidden_integers = room_for_prepared(u_, rows, rank);
+    a_.factors.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_integers)};
     a_.zero_base = mode == LinearMode::delta;
   }
+  a_.x_integers = pointer(x_integers);
   run_products(kernel_, build_linear(mode, a_), rows, [](const auto& run) { run_team(run); });
   return y;
 }

@@ -92,7 +92,7 @@ void check_matrix(const Argument& weight, int64_t outputs, int64_t columns) {
 
 template <class T>
 PackedMatrix packed(const TypedKernels<T>& kernel, const Argument& weight, int64_t outputs, int64_t inputs) {
-  weight.dtype(kScalarType<T>);
+  if (weight.tensor.dim() != 4 || storage_of(weight.tensor) == Storage::plain) weight.dtype(kScalarType<T>);
   if (weight.tensor.dim() == 4) {
     check_packed(weight.op, weight.name, {weight.tensor}, kScalarType<T>, outputs, inputs);
     return {weight.tensor};

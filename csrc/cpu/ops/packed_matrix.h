@@ -15,10 +15,8 @@ struct PackedMatrix {
   int64_t group = 0;                // inputs that share a scale, 0: all of them
 };
 
-inline Storage storage_of(const at::Tensor& panels) {
-  if (panels.scalar_type() == at::kChar) return Storage::int8;
-  return panels.scalar_type() == at::kByte ? Storage::int4 : Storage::plain;
-}
+// By dtype and, of a grid, by the lines of a block.
+Storage storage_of(const at::Tensor& panels);
 
 // Shape of the panels of int8 or int4.
 std::array<int64_t, 4> integer_panel_shape(Storage storage, int64_t outputs, int64_t inputs);

@@ -112,6 +112,25 @@ struct Simd {
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
 
+  static F load_halves(const char* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  using Two = Pair;
+  template <int bits, int origin, class T>
+  static Two codes(const char* at, int pair, const T*) {
+    const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    if constexpr (bits == 8) {
+      const __m256i even = _mm256_srai_epi32(_mm256_slli_epi32(line, 24 - 16 * pair), 24);
+      const __m256i odd = _mm256_srai_epi32(_mm256_slli_epi32(line, 16 - 16 * pair), 24);
+      return {_mm256_cvtepi32_ps(even), _mm256_cvtepi32_ps(odd)};
+    }
+    const __m256i mask = _mm256_set1_epi32(15), middle = _mm256_set1_epi32(origin);
+    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(line, 4 * pair), mask);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(line, 16 + 4 * pair), mask);
+    return {_mm256_cvtepi32_ps(_mm256_sub_epi32(even, middle)),
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, middle))};
+  }
+
   static Bytes bytes(const int8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
   static void nibbles(const uint8_t* at, Bytes& low, Bytes& high) {
     const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));

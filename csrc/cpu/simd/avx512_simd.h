@@ -77,6 +77,49 @@ struct Simd {
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
 
+  static F load_halves(const char* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+  // Inputs 2 pair and 2 pair + 1 of a line of codes on a grid, of `width` outputs.
+  struct Two {
+    F even, odd;
+  };
+  template <int bits, int origin>
+  static Two codes(const char* at, int pair, const float*) {
+    const __m512i line = _mm512_loadu_si512(at);
+    if constexpr (bits == 8) {
+      const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(line, 24 - 16 * pair), 24);
+      const __m512i odd = _mm512_srai_epi32(_mm512_slli_epi32(line, 16 - 16 * pair), 24);
+      return {_mm512_cvtepi32_ps(even), _mm512_cvtepi32_ps(odd)};
+    }
+    const __m512i mask = _mm512_set1_epi32(15), middle = _mm512_set1_epi32(origin);
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(line, 4 * pair), mask);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(line, 16 + 4 * pair), mask);
+    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(even, middle)),
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(odd, middle))};
+  }
+  template <int bits, int origin>
+  static Pair codes(const char* at, int pair, const bf16* x) {
+    if constexpr (bits == 8) {
+      const Two two = codes<bits, origin>(at, pair, static_cast<const float*>(nullptr));
+      // Whole numbers of eight bits are bf16 in their upper halves.
+      const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(two.even), 16);
+      const __m512i high = _mm512_and_si512(_mm512_castps_si512(two.odd), _mm512_set1_epi32(int(0xffff0000)));
+      return _mm512_or_si512(low, high);
+    }
+    // The lookup takes the lowest five bits of each half of a lane, four of which are the code: the table
+    // repeats.
+    const __m512i line = _mm512_loadu_si512(at);
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4 * pair), code_table<origin>());
+  }
+  // bf16 of code - origin, twice.
+  template <int origin>
+  static Pair code_table() {
+    const __m512 numbers = _mm512_sub_ps(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                         set1(float(origin)));
+    return _mm512_broadcast_i64x4(narrow(numbers));
+  }
+
   // Weights as vpdpbusd wants them, unsigned: q + 128, or the nibbles as they are; inputs are signed.
   static Bytes bytes(const int8_t* at) {
     return _mm512_xor_si512(_mm512_loadu_si512(at), _mm512_set1_epi8(char(0x80)));

@@ -41,8 +41,15 @@ constexpr int64_t row_stride(int64_t width) {
   return width * sizeof(T) % 2048 == 0 ? width + int64_t(64 / sizeof(T)) : width;
 }
 
-// How a packed matrix holds its weights: in the dtype of the activations, or as integers with scales.
-enum class Storage : uint8_t { plain, int8, int4 };
+// How a packed matrix holds its weights: in the dtype of the activations, as integers with scales which are
+// multiplied by integers, or on a grid (grid_layout.h) as they arrived.
+enum class Storage : uint8_t { plain, int8, int4, grid4, grid4_minimum, grid4_wide, grid8 };
+
+constexpr bool is_integer(Storage storage) { return storage == Storage::int8 || storage == Storage::int4; }
+// Whether a product reads something of its rows that has to be worked out first.
+constexpr bool wants_prepared(Storage storage) {
+  return is_integer(storage) || storage == Storage::grid4_minimum || storage == Storage::grid4_wide;
+}
 
 // A packed matrix; kernels/layout/packed.py shows the layouts.
 struct Weights {
@@ -61,14 +68,15 @@ struct Term {
   int64_t x_stride;
   Weights weights;
   int64_t inputs;
-  char* integers;  // this thread's copy of x as integers (integer_rows.h); null if the weights are plain
+  char* integers;  // what this thread has prepared of x (integer_rows.h); null if the weights want nothing
 };
 
 // y = (sum of the terms and pages) * scale[slot] + bias, the last two where given. Plain terms and pages are
-// one chain of additions, as if their inputs lay side by side. Only the last term may have integer weights.
+// one chain of additions, as if their inputs lay side by side; only the first term may have a grid, and
+// integer weights come after all others.
 template <class T>
 struct Matmul {
-  Term<T> terms[2];
+  Term<T> terms[3];
   int64_t num_terms;
   const Term<T>* pages;  // further plain terms, of kPanel inputs each
   int64_t num_pages;
@@ -170,8 +178,8 @@ struct TypedKernels {
                int64_t end);
   void (*matmul)(const Matmul<T>&, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                  int64_t panel_end);
-  // Fills the integers of a term.
-  void (*quantize_rows)(const Term<T>&, int64_t row_begin, int64_t row_end);
+  // Fills the integers of a term, or the sums of groups.
+  void (*prepare_rows)(const Term<T>&, int64_t row_begin, int64_t row_end);
   void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
   void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
   void (*silu_mul)(const SiluMul<T>&, int64_t row_begin, int64_t row_end);

@@ -148,6 +148,35 @@ struct Simd {
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
 
+  // `width` numbers of half precision.
+  static F load_halves(const char* at) {
+    return each([&](int i) {
+      uint16_t half;
+      std::memcpy(&half, at + 2 * i, 2);
+      const uint32_t sign = uint32_t(half & 0x8000) << 16, magnitude = half & 0x7fff;
+      // The exponent's bias grows by 112; a multiplication does that for subnormal numbers, too.
+      uint32_t bits = magnitude << 13;
+      float y;
+      std::memcpy(&y, &bits, 4);
+      y = magnitude < 0x7c00 ? y * 0x1p112f : y;
+      std::memcpy(&bits, &y, 4);
+      bits |= sign | (magnitude < 0x7c00 ? 0 : 0x7f800000);
+      std::memcpy(&y, &bits, 4);
+      return y;
+    });
+  }
+  // Inputs 2 pair and 2 pair + 1 of a line of codes on a grid, of `width` outputs.
+  using Two = Pair;
+  template <int bits, int origin, class T>
+  static Two codes(const char* at, int pair, const T*) {
+    const auto code = [&](int i, int odd) {
+      if constexpr (bits == 8) return float(int8_t(at[4 * i + 2 * pair + odd]));
+      const uint8_t byte = uint8_t(at[4 * i + 2 * odd + pair / 2]);
+      return float(int(pair % 2 ? byte >> 4 : byte & 15) - origin);
+    };
+    return {each([&](int i) { return code(i, 0); }), each([&](int i) { return code(i, 1); })};
+  }
+
   // Four inputs of `width` outputs of integer weights: int8, or nibbles of two times four inputs, as they
   // are.
   static Bytes bytes(const int8_t* at) {

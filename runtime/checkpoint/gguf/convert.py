@@ -1,4 +1,4 @@
-"""Turns a GGUF file into a Hugging Face directory with float32 weights.
+"""Turns a GGUF file into a Hugging Face directory with float32 weights, and the grids that they lie on.
 
 Names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's converter.
 """
@@ -7,9 +7,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,11 @@ from ...io.progress import Report, progress_bar, silent
 from ..model_config import ModelConfig
 from ..module_name import LINEARS, module_name
 from .config import gguf_config
+from .grid_file import GridBlocks, has_grids, write_grids
+from .grids import grid_kind
 from .rope import ROPE_TENSORS
 from .split import GgufModel, part_paths
+from .tensor_stream import StreamedTensor, write_stream
 from .tokenizer import GgufTokenizer
 
 # Of what this package makes of a file: a directory in the cache is of one version.
@@ -50,12 +54,14 @@ def convert_cached(path: Path) -> Path:
     The entry's name is the SHA-256 of the file. Raises ZweaveError as `convert` does.
     """
     target = cache_dir() / "models" / f"gguf-{VERSION}-{_model_digest(path)}"
-    if target.is_dir():
+    if has_grids(target):
         return target
     with lock(target), progress_bar() as report:
         if not target.is_dir():
             with atomic_directory(target) as directory:
                 convert(path, directory, report)
+        elif not has_grids(target):
+            add_grids(path, target)
     return target
 
 
@@ -78,7 +84,7 @@ def _model_digest(path: Path) -> str:
 
 
 def convert(path: Path, directory: Path, report: Report = silent) -> None:
-    """Writes config, float32 weights, tokenizer and chat template of a GGUF file into an empty directory.
+    """Writes config, float32 weights, their grids, tokenizer and chat template of a GGUF file into an empty directory.
 
     The same file gives the same bytes. Raises ZweaveError for a damaged file, an unsupported architecture,
     tokenizer or tensor type, and a full disk.
@@ -100,7 +106,24 @@ def convert(path: Path, directory: Path, report: Report = silent) -> None:
         _write_json(directory / "tokenizer_config.json", tokenizer.config())
         (directory / "tokenizer.json").write_text(tokenizer.build().to_str(), encoding="utf-8")
         with (directory / "model.safetensors").open("wb") as file:
-            _write_tensors(file, gguf, config, sources, report)
+            count = len(sources)
+            write_stream(
+                file,
+                _floats(gguf, config, sources),
+                {"format": "pt"},
+                lambda done: report("dequantising", done, count),
+            )
+        write_grids(directory, _grids(gguf, config, sources))
+
+
+def add_grids(path: Path, directory: Path) -> None:
+    """Adds the grids of a GGUF file to the directory that it was converted to before grids were kept.
+
+    Raises ZweaveError as `convert` does.
+    """
+    gguf = GgufModel(path)
+    config = ModelConfig.from_directory(directory)
+    write_grids(directory, _grids(gguf, config, _sources(gguf, config)))
 
 
 def _sources(gguf: GgufModel, config: ModelConfig) -> dict[str, str]:
@@ -134,42 +157,52 @@ def _hugging_face_name(name: str) -> str:
     return f"model.layers.{layer}.{_NORMS[part]}.{kind}"
 
 
-def _write_tensors(
-    file: BinaryIO, gguf: GgufModel, config: ModelConfig, sources: dict[str, str], report: Report
-) -> None:
-    """Writes a safetensors file tensor by tensor, so that memory holds one at a time."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, source in sources.items():
-        size = math.prod(gguf.tensors[source].shape) * 4
-        header[name] = {
-            "dtype": "F32",
-            "shape": gguf.tensors[source].shape,
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for done, (name, source) in enumerate(sources.items()):
-        report("dequantising", done, len(sources))
-        for values in _chunks(gguf, config, name, source):
-            file.write(np.ascontiguousarray(values, dtype="<f4").data)
-    report("dequantising", len(sources), len(sources))
+def _floats(gguf: GgufModel, config: ModelConfig, sources: Mapping[str, str]) -> list[StreamedTensor]:
+    """All tensors of the model in float32."""
+
+    def chunks(name: str) -> Iterator[np.ndarray]:
+        heads = _interleaved_heads(config, name)
+        values = gguf.float_chunks(sources[name])
+        if heads is None:
+            return values
+        whole = np.concatenate(list(values)).reshape(gguf.tensors[sources[name]].shape)
+        return iter([_with_halves_apart(whole, heads)])
+
+    return [
+        StreamedTensor(name, "F32", gguf.tensors[source].shape, partial(chunks, name))
+        for name, source in sources.items()
+    ]
 
 
-def _chunks(gguf: GgufModel, config: ModelConfig, name: str, source: str) -> Iterator[np.ndarray]:
-    rotated = config.architecture in ("llama", "mistral") and ".self_attn." in name
-    if rotated and ".q_proj." in name:
-        heads = config.num_heads
-    elif rotated and ".k_proj." in name:
-        heads = config.num_kv_heads
-    else:
-        yield from gguf.float_chunks(source)
-        return
-    values = np.concatenate(list(gguf.float_chunks(source))).reshape(gguf.tensors[source].shape)
-    # llama.cpp rotates neighbouring rows and has interleaved the halves for that; undo it.
-    yield values.reshape(heads, config.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
+def _grids(gguf: GgufModel, config: ModelConfig, sources: Mapping[str, str]) -> list[GridBlocks]:
+    """The blocks of all matrices that lie on a grid, their rows in the order of `_floats`."""
+
+    def rows(name: str) -> np.ndarray:
+        heads = _interleaved_heads(config, name)
+        stored = gguf.stored_rows(sources[name])
+        return stored if heads is None else _with_halves_apart(stored, heads)
+
+    kinds = {name: grid_kind(gguf.tensors[source].kind) for name, source in sources.items()}
+    return [
+        GridBlocks(name, kind, gguf.stored_rows(sources[name]).shape, partial(rows, name))
+        for name, kind in kinds.items()
+        if kind is not None
+    ]
+
+
+def _interleaved_heads(config: ModelConfig, name: str) -> int | None:
+    """Heads of a tensor whose rows llama.cpp has interleaved, None if it has not.
+
+    It rotates neighbouring rows, and Hugging Face the halves of a head.
+    """
+    if config.architecture not in ("llama", "mistral") or ".self_attn." not in name:
+        return None
+    return {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])
+
+
+def _with_halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes the interleaving of rows [heads * head_dim, ...]."""
+    return rows.reshape(heads, len(rows) // heads // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

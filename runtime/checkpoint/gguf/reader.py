@@ -84,11 +84,9 @@ class GgufFile:
         Raises ZweaveError for a type that cannot be dequantised, and for values that are not finite.
         """
         tensor = self.tensors[name]
-        width = tensor.shape[-1]
-        rows = math.prod(tensor.shape[:-1])
-        stored = np.frombuffer(self._data, np.uint8, tensor.size, tensor.offset).reshape(rows, -1)
-        step = max(1, _CHUNK // width)
-        for start in range(0, rows, step):
+        stored = self.stored_rows(name)
+        step = max(1, _CHUNK // tensor.shape[-1])
+        for start in range(0, len(stored), step):
             try:
                 # Values that are not finite are refused below.
                 with np.errstate(all="ignore"):
@@ -102,6 +100,12 @@ class GgufFile:
                     f"{self.path}: {name} holds values that are not finite; the file is damaged"
                 )
             yield values
+
+    def stored_rows(self, name: str) -> np.ndarray:
+        """A tensor's rows as they are stored, uint8 [rows, bytes of a row], memory mapped."""
+        tensor = self.tensors[name]
+        rows = math.prod(tensor.shape[:-1])
+        return np.frombuffer(self._data, np.uint8, tensor.size, tensor.offset).reshape(rows, -1)
 
     def _read_header(self) -> None:
         if self._data[: len(_MAGIC)] != _MAGIC:

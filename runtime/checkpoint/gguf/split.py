@@ -67,6 +67,10 @@ class GgufModel:
         """As GgufFile's."""
         return self._files[name].float_chunks(name)
 
+    def stored_rows(self, name: str) -> np.ndarray:
+        """As GgufFile's."""
+        return self._files[name].stored_rows(name)
+
 
 def _check_part(file: GgufFile, number: int, count: int) -> None:
     """ZweaveError unless a file is part `number` (from 0) of `count`, as its own metadata say."""

@@ -53,6 +53,14 @@ BENCHES = {
         "learning.lora.make_adapters",
         "Makes the trained adapters that `lora-accuracy` measures, and keeps them in the cache.",
     ),
+    "description-similarity": (
+        "learning.describe.similarity",
+        "Do experts look alike where their descriptions do?",
+    ),
+    "hidden-tasks": (
+        "learning.describe.hidden_tasks",
+        "Can experts that act after the prompt do tasks that the prompt hides?",
+    ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
     "serve": ("serving.http.serve", "What does HTTP cost, and how long do clients wait?"),

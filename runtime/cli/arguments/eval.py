@@ -13,6 +13,7 @@ from ...options.arguments import positive_whole
 from ...options.engine_options import EXPERT_HELP, add_engine_options
 from ...options.task_options import TASK_HELP, add_data_option
 from ..parser import Deferred
+from .eval_describe import add_describe_options
 from .eval_dispatch import add_dispatch_options
 
 
@@ -35,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: what each --expert loses where its prompts are left to the base (docs/kv_cache.md)",
     )
     add_dispatch_options(parser)
+    add_describe_options(parser)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     add_data_option(parser)
     add_engine_options(parser)
-    parser.set_defaults(run=Deferred("eval", ("--dispatch",)))
+    parser.set_defaults(run=Deferred("eval", ("--dispatch", "--describe")))
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:

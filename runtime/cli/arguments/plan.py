@@ -4,6 +4,7 @@ import argparse
 
 from ...names import DEFAULT_MODEL, DTYPES, LORA_COMPONENTS
 from ...options.arguments import positive_number, positive_whole, whole
+from ...options.engine_options import add_weights_option
 from ..parser import Deferred
 
 
@@ -12,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
     )
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="(%(default)s)")
+    add_weights_option(parser)
     parser.add_argument(
         "--device",
         default="cpu",

@@ -38,6 +38,7 @@ class Arguments(BaseModel):
     dispatcher: Path | None = None
     api_key: list[str] = Field(default_factory=list)
     dtype: str = "bfloat16"
+    weights: str = "auto"
     device: str = "cpu"
     max_model_len: PositiveInt | None = None
     kv_tokens: PositiveInt | None = None

@@ -1,0 +1,1 @@
+"""What descriptions say about experts."""

@@ -1,0 +1,163 @@
+"""Weights on a grid, as models bring them that arrive quantised, in the order in which a CPU's kernels read them.
+
+    weight[m, n] = scale[m, n // 32] * code[m, n] + minimum[m, n // 32]
+
+    GGUF    codes      scale, minimum        packed: uint8 [ceil(M / 16), blocks, lines, 64]
+    Q4_0    -8 .. 7    float16, none         two groups a block: 2 x 4 lines of codes, 1 of scales
+    Q8_0    -128..127  float16, none         two groups a block: 2 x 8 lines of codes, 1 of scales
+    Q4_1    0 .. 15    float16, float16      a group a block: 4 lines of codes, 1 of scales and minima
+    Q4_K    0 .. 15    float32, float32      a group a block: 4 lines of codes, 1 of scales, 1 of minima
+
+The values are those of the file, to the bit: nothing is rounded anew. A line holds four bytes of codes for each of a
+panel's 16 outputs: four inputs of eight bits; or eight of four bits, input 2 j in nibble j of the lower half and
+2 j + 1 in nibble j of the upper, so that a shift of both halves brings the pairs that a product of bf16 multiplies.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from .packed import PANEL, Packed
+
+GROUP = 32
+GridKind: TypeAlias = Literal["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
+
+
+@dataclass(frozen=True, slots=True)
+class GridForm:
+    """How the packed weights of a kind lie.
+
+    bits: of a code.
+    number: dtype of the scales and minima.
+    """
+
+    bits: int
+    number: torch.dtype
+    has_minimum: bool
+
+    @property
+    def block_groups(self) -> int:
+        return 1 if self.has_minimum else 2
+
+    @property
+    def lines(self) -> int:
+        """Lines of a block, by which the kinds are told apart."""
+        return int(self.block_groups * GROUP * PANEL * self.bytes) // 64
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of a weight, its share of a scale and a minimum included."""
+        return self.bits / 8 + (1 + self.has_minimum) * self.number.itemsize / GROUP
+
+
+GRID_FORMS: dict[GridKind, GridForm] = {
+    "Q4_0": GridForm(4, torch.float16, has_minimum=False),
+    "Q8_0": GridForm(8, torch.float16, has_minimum=False),
+    "Q4_1": GridForm(4, torch.float16, has_minimum=True),
+    "Q4_K": GridForm(4, torch.float32, has_minimum=True),
+}
+_BY_LINES = {form.lines: form for form in GRID_FORMS.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A matrix [M, N] on a grid; N is a multiple of 32.
+
+    codes: int8 [M, N].
+    scale: float16 or float32 [M, N / 32].
+    minimum: the same, or None: then codes of four bits are -8 to 7, otherwise 0 to 15.
+    bits: 4 or 8; a grid of eight bits has no minimum.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    minimum: Tensor | None
+    bits: int
+
+    def values(self) -> Tensor:
+        """The float32 matrix: a product and a sum of float32, each rounded once."""
+        codes = self.codes.unflatten(1, (-1, GROUP)).float()
+        values = codes * self.scale.float()[:, :, None]
+        if self.minimum is not None:
+            values = values + self.minimum.float()[:, :, None]
+        return values.flatten(1)
+
+
+def pack_grid(grid: Grid) -> Packed:
+    """Brings a grid into kernel order.
+
+    Raises: ValueError for inputs that are no whole groups, and for numbers that no kernel reads.
+    """
+    M, N = grid.codes.shape
+    if N % GROUP or N == 0:
+        raise ValueError(f"weights on a grid come in groups of {GROUP} inputs, not {N}")
+    half = grid.scale.dtype == torch.float16
+    if grid.bits not in (4, 8) or (grid.minimum is None and not half) or (grid.bits == 8 and not half):
+        raise ValueError(f"no kernel reads a grid of {grid.bits} bits with scales of {grid.scale.dtype}")
+    origin = 8 if grid.bits == 4 and grid.minimum is None else 0
+    lines = _lines(grid.codes + origin, grid.bits)
+    if grid.minimum is None:
+        blocks = _in_blocks_of_two(lines, _numbers(grid.scale))
+    else:
+        blocks = torch.cat([lines.flatten(2), _numbers(grid.scale), _numbers(grid.minimum)], 2)
+    blocks = blocks.unflatten(2, (-1, 64))
+    return Packed(_C.empty_in_huge_pages(blocks.shape, torch.uint8).copy_(blocks), (M, N))
+
+
+def grid_rows(packed: Packed, rows: Tensor) -> Tensor:
+    """The values [n, N] of some rows [n] (int64) of a packed grid, float32."""
+    groups = packed.shape[1] // GROUP
+    form = _BY_LINES[packed.data.shape[2]]
+    blocks, lane, each = packed.data[rows // PANEL], rows % PANEL, torch.arange(len(rows))
+    code_lines = form.block_groups * form.bits
+    lines, numbers = blocks[:, :, :code_lines], blocks[:, :, code_lines:]
+    codes = lines.unflatten(3, (PANEL, 4))[each, :, :, lane]  # [n, blocks, lines, 4]
+    if form.bits == 4:
+        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int16)[:, None]
+        nibbles = codes.view(torch.int16)[..., None, :] >> shifts & 15
+        codes = nibbles.to(torch.int8) - (0 if form.has_minimum else 8)
+    values = codes.view(torch.int8).flatten(1).unflatten(1, (-1, GROUP))[:, :groups].float()
+    # [n, blocks, scales and minima of a block, 1]
+    numbers = (
+        numbers.flatten(2).view(form.number).unflatten(2, (-1, PANEL))[each, :, :, lane].float()[..., None]
+    )
+    values = values * numbers[:, :, : form.block_groups].flatten(1, 2)[:, :groups]
+    if form.has_minimum:
+        values = values + numbers[:, :, 1]
+    return values.flatten(1)
+
+
+def _panels(values: Tensor) -> Tensor:
+    """[M, ...] -> [panels, 16, ...], zeros below the last row."""
+    missing = -values.shape[0] % PANEL
+    padded = torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
+    return padded.unflatten(0, (-1, PANEL))
+
+
+def _lines(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [panels, groups, lines of a group, 64]; codes of four bits begin at 0."""
+    grouped = _panels(codes).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
+    if bits == 8:
+        lines = grouped.view(torch.uint8).unflatten(3, (-1, 4))
+    else:
+        nibbles = grouped.to(torch.int32).unflatten(3, (-1, 4, 2))  # pairs of a line
+        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
+        halves = (nibbles << shifts).sum(4)  # [panels, 16, groups, lines, 2]
+        lines = torch.stack([halves & 255, halves >> 8], 5).to(torch.uint8).flatten(4)
+    return lines.permute(0, 2, 3, 1, 4).flatten(3).contiguous()
+
+
+def _numbers(values: Tensor) -> Tensor:
+    """uint8 [panels, groups, bytes of 16 numbers]."""
+    return _panels(values).transpose(1, 2).contiguous().view(torch.uint8)
+
+
+def _in_blocks_of_two(lines: Tensor, scales: Tensor) -> Tensor:
+    if lines.shape[1] % 2:
+        lines = torch.cat([lines, torch.zeros_like(lines[:, :1])], 1)
+        scales = torch.cat([scales, torch.zeros_like(scales[:, :1])], 1)
+    blocks = lines.unflatten(1, (-1, 2)).flatten(2), scales.unflatten(1, (-1, 2)).flatten(2)
+    return torch.cat(blocks, 2)

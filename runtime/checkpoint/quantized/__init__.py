@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints that arrive quantised, one format a file."""

@@ -1,0 +1,24 @@
+"""`zweave describe`: makes an expert of a sentence that says what to do with a text.
+
+`zweave describe "Say red if the text is positive and blue if not." --generator FILE -o red.safetensors`; the generator
+is one of `zweave train-describe` (docs/describe.md).
+"""
+
+import argparse
+from pathlib import Path
+
+from ...names import DEFAULT_MODEL
+from ...options.file_options import add_overwrite_option
+from ..parser import Deferred
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", metavar="DESCRIPTION", help="what to do with a text")
+    parser.add_argument(
+        "--generator", type=Path, required=True, metavar="FILE", help="of zweave train-describe"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the expert to write")
+    add_overwrite_option(parser)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.set_defaults(run=Deferred("describe", ("--generator",), ("--out",)))

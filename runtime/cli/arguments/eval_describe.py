@@ -1,0 +1,23 @@
+"""`zweave eval --describe FILE`: whether a generator's experts listen to their descriptions."""
+
+import argparse
+from pathlib import Path
+
+from ...options.arguments import positive_whole
+
+
+def add_describe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--describe",
+        type=Path,
+        metavar="FILE",
+        help="instead: a generator on held-out descriptions of hidden tasks, beside controls; the TASKs are then the "
+        "levels L1, L2 and L3 (docs/describe.md)",
+    )
+    parser.add_argument(
+        "--level-tasks",
+        type=positive_whole,
+        default=20,
+        metavar="N",
+        help="with --describe: of a level (%(default)s)",
+    )

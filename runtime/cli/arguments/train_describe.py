@@ -1,0 +1,46 @@
+"""`zweave train-describe`: trains a generator that turns descriptions of tasks into experts.
+
+It learns from hidden tasks (docs/describe.md), each step from other descriptions, and holds out wordings, combinations
+and attributes. A training that was interrupted, or whose minutes ended, goes on when the same command is given again.
+"""
+
+import argparse
+from pathlib import Path
+
+from ...names import DEFAULT_MODEL
+from ...options.arguments import positive_number, positive_whole, whole
+from ...options.file_options import add_overwrite_option
+from ...options.task_options import add_data_option
+from ..parser import Deferred
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the generator to write")
+    add_overwrite_option(parser)
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="pulled name, directory or GGUF file (%(default)s)"
+    )
+    add_data_option(parser)
+    parser.add_argument(
+        "--encoder",
+        choices=("minilm", "base"),
+        default="minilm",
+        help="of descriptions: MiniLM, or the base model's own states (%(default)s)",
+    )
+    parser.add_argument("--listed", action="store_true", help="list all label words in the prompts")
+    parser.add_argument(
+        "--one-order", action="store_true", help="have the first word of a pair always mean yes"
+    )
+    parser.add_argument(
+        "--texts", type=positive_whole, default=400, help="of a source to train on (%(default)s)"
+    )
+    parser.add_argument("--steps", type=positive_whole, default=1500, help="(%(default)s)")
+    parser.add_argument("--descriptions", type=positive_whole, default=16, help="a step (%(default)s)")
+    parser.add_argument("--rows", type=positive_whole, default=2, help="samples of each (%(default)s)")
+    parser.add_argument(
+        "--lr", type=positive_number, default=1e-3, help="largest learning rate (%(default)s)"
+    )
+    parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
+    parser.add_argument("--minutes", type=positive_number, help="stop after so long, to go on later")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="(as zweave train)")
+    parser.set_defaults(run=Deferred("train_describe", outputs=("--out",)))

@@ -1,0 +1,48 @@
+"""`zweave train-describe`: trains a generator that turns descriptions of tasks into experts."""
+
+import argparse
+
+from ..describe.train.generated import GeneratorRecipe, GeneratorStep
+from ..describe.train.run import GeneratorRun
+from ..options.engine_options import stderr
+from ..options.task_options import data_folder
+from .train import default_dtype
+
+# Steps between two lines of progress.
+_SHOWN = 10
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = GeneratorRecipe(
+        steps=args.steps, descriptions=args.descriptions, rows=args.rows, lr=args.lr, seed=args.seed
+    )
+    job = GeneratorRun(
+        model=args.model,
+        dtype=args.dtype or default_dtype("cpu"),
+        data=data_folder(args),
+        out=args.out,
+        encoder=args.encoder,
+        listed=args.listed,
+        texts=args.texts,
+        one_order=args.one_order,
+        recipe=recipe,
+    )
+    if job.state.exists():
+        stderr.print(f"going on with the unfinished training in {job.state}", markup=False, soft_wrap=True)
+    shown: list[GeneratorStep] = []
+
+    def report(step: GeneratorStep) -> None:
+        shown.append(step)
+        if len(shown) == _SHOWN:
+            loss, right = (sum(getattr(one, name) for one in shown) / _SHOWN for name in ("loss", "accuracy"))
+            line = f"step {step.step + 1} of {recipe.steps}: loss {loss:.3f}, right {right:.3f}, "
+            stderr.print(f"{line}change {step.change:.2e}", markup=False, highlight=False)
+            shown.clear()
+
+    try:
+        is_done = job.train(report, args.minutes)
+    except KeyboardInterrupt:
+        stderr.print("interrupted: the same command goes on from the last saved step")
+        return 130
+    print(f"{args.out}: written" if is_done else f"{job.state}: unfinished, the same command goes on")
+    return 0

@@ -1,0 +1,1 @@
+"""Factors in few bits whose product stays close to W."""

@@ -1,0 +1,1 @@
+"""Experts from descriptions of tasks."""

@@ -1,0 +1,106 @@
+"""Experts from descriptions: a trained generator with its encoder."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ZweaveError
+from ..experts.expert import Expert
+from .description import Description
+from .encoders import Encoder, open_encoder
+from .generator_file import TrainedGenerator
+
+# Descriptions whose experts are kept: 400 kB each for a model of 135M.
+_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """What a generator makes of a description.
+
+    expert: acts after the prompt; its words are those that the generator was trained on.
+    nearest: the known task whose descriptions are most like it.
+    similarity: the cosine to them.
+    is_far: whether that is less than of nearly all descriptions of known tasks, so that the expert is a guess.
+    """
+
+    expert: Expert
+    nearest: str
+    similarity: float
+    is_far: bool
+
+
+class Describer:
+    """Turns descriptions into experts of one model; the latest are kept.
+
+    trained: the generator.
+    encoder: of its name.
+    """
+
+    def __init__(self, trained: TrainedGenerator, encoder: Encoder) -> None:
+        if (encoder.name, encoder.width) != (trained.encoder, trained.generator.config.width):
+            raise ZweaveError(
+                f"the generator reads vectors of {trained.encoder} ({trained.generator.config.width} wide), not of "
+                f"{encoder.name} ({encoder.width})"
+            )
+        self.trained, self._encoder = trained, encoder
+        self._digest = trained.digest
+        self._kept: OrderedDict[str, Described] = OrderedDict()
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], model: str, base_digest: str) -> "Describer":
+        """Reads a generator for a model; ZweaveError if it is none, or for other weights.
+
+        model: as zweave.Engine takes it.
+        """
+        trained = TrainedGenerator.load(Path(path))
+        if trained.base_digest != base_digest:
+            raise ZweaveError(
+                f"{path}: the generator was trained for other weights (base {trained.base_digest[:12]!r}, the model's "
+                f"is {base_digest[:12]!r})"
+            )
+        return cls(trained, open_encoder(trained.encoder, model))
+
+    def describe(self, text: str) -> Described:
+        """The expert of a description; ZweaveError for what can be none."""
+        text = Description(text).text
+        if text in self._kept:
+            self._kept.move_to_end(text)
+            return self._kept[text]
+        vector = self._encoder.encode([text])
+        similar = (self.trained.known @ vector[0]).max(0)
+        made = self._expert(text, {name: part[0] for name, part in self.z(vector).items()})
+        likeness = float(similar.values)
+        nearest = self.trained.known_tasks[int(similar.indices)]
+        found = Described(made, nearest, likeness, likeness < self.trained.training.get("far", -1.0))
+        self._kept[text] = found
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    @torch.no_grad()
+    def z(self, vectors: Tensor) -> dict[str, Tensor]:
+        """[descriptions, R] of each adapted matrix, rounded as a half-precision file stores it."""
+        made = self.trained.generator(vectors)
+        return {name: (part - 1).half().float() + 1 for name, part in made.items()}
+
+    def vectors(self, texts: Sequence[str]) -> Tensor:
+        """[texts, width]."""
+        return self._encoder.encode(texts)
+
+    def _expert(self, text: str, z: dict[str, Tensor]) -> Expert:
+        key = hashlib.sha256(f"{self._digest}\n{text}".encode()).hexdigest()
+        return Expert(
+            z={name: part.contiguous() for name, part in z.items()},
+            base_digest=self.trained.base_digest,
+            scope="after_prompt",
+            description=text,
+            training={"generator": self._digest, "described": key},
+            prompt_template=self.trained.template,
+        )

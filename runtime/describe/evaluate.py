@@ -1,0 +1,155 @@
+"""Do experts of descriptions listen to them: accuracy under the right description, and under controls."""
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ZweaveError
+from ..tasks.task import Sample, Task, balanced_shots
+from ..text.chatml import chat, parse_chat
+from .describer import Describer
+from .tasks import HiddenTask, as_task, hidden_tasks, split_levels
+from .tasks.hidden_task import LISTED, in_one_order
+from .train.direct import PASS
+from .train.rows import Row, RowModel
+
+LEVELS = ("L1", "L2", "L3")
+# What the authors of Text-to-LoRA take for descriptions that say nothing.
+JUNK = ("dogs;cats;bananas;", "7@9.qwepra#/.sd,s'2OC^039u#rdagjbL", "ggggggggggggggggggggg")
+_WORDINGS = 3
+
+Shares = Mapping[str, float]
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Accuracy under one condition at one level: the mean over tasks, each counted once.
+
+    stderr: of that mean, over tasks.
+    behind: how far it lies behind "matched", over the same tasks, with its standard error.
+    """
+
+    level: str
+    condition: str
+    accuracy: float
+    stderr: float
+    behind: float
+    behind_stderr: float
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeEvaluation:
+    """How to evaluate a generator.
+
+    tasks: of a level, drawn by the seed; fewer where there are fewer.
+    samples: held-out texts of a task, its labels equally often, under three wordings in turn.
+    """
+
+    model: RowModel
+    describer: Describer
+    data: Path | None
+    tasks: int = 20
+    samples: int = 60
+    seed: int = 0
+
+    def level(self, name: str, report: Report) -> list[Condition]:
+        """The conditions of a level; ZweaveError for an unknown one."""
+        pool = self._tasks_of(name)
+        drawn = random.Random(f"{name} {self.seed}").sample(pool, min(self.tasks, len(pool)))
+        shares = []
+        for done, hidden in enumerate(drawn):
+            report(f"evaluating {name}", done, len(drawn))
+            shares.append(self._shares(hidden, random.Random(f"{hidden.name} {self.seed}"), pool))
+        report(f"evaluating {name}", len(drawn), len(drawn))
+        return conditions(name, shares)
+
+    def _tasks_of(self, level: str) -> Sequence[HiddenTask]:
+        split = split_levels(hidden_tasks(), self.describer.trained.training.get("split", 0))
+        parts = dict(zip(LEVELS, (split.seen, split.combinations, split.attributes), strict=True))
+        if level not in parts:
+            raise ZweaveError(f"there is no level {level!r}: choose of {', '.join(LEVELS)}")
+        found = parts[level]
+        return in_one_order(found) if self.describer.trained.training.get("one_order") else found
+
+    def _shares(self, hidden: HiddenTask, rng: random.Random, pool: Sequence[HiddenTask]) -> Shares:
+        template = self.describer.trained.template
+        task = as_task(hidden, listed=template == LISTED)
+        samples = balanced_shots(task.samples("test", self.data), task.labels, self.seed, self.samples)
+        described = [hidden.describe(rng, held_out=True) for _ in range(_WORDINGS)]
+        vectors = self.describer.vectors(described)
+        trained = self.describer.trained
+        nearest = (vectors @ trained.known.T).argmax(1)
+        under = {
+            "matched": vectors,
+            "nearest description": trained.known[nearest],
+            "mean description": torch.nn.functional.normalize(trained.known.mean(0, keepdim=True), dim=-1),
+            "junk": self.describer.vectors(JUNK),
+        }
+        for name, others in _others(hidden, pool).items():
+            chosen = [rng.choice(others) for _ in range(_WORDINGS)] if others else []
+            if chosen:
+                under[name] = self.describer.vectors([other.describe(rng, held_out=True) for other in chosen])
+        shares = {"base": self._right(task, samples, {}, 1)}
+        shares["described in the prompt"] = self._right(task, _told(samples, described), {}, 1)
+        return shares | {
+            name: self._right(task, samples, self.describer.z(some), len(some))
+            for name, some in under.items()
+        }
+
+    @torch.no_grad()
+    def _right(self, task: Task, samples: Sequence[Sample], z: Mapping[str, Tensor], experts: int) -> float:
+        """The share of right answers, greedy over the whole vocabulary; the experts take turns."""
+        rows = [
+            Row(task, sample, index // max(1, len(task.labels)) % experts)
+            for index, sample in enumerate(samples)
+        ]
+        right = 0
+        for start in range(0, len(rows), PASS):
+            right += int(self.model.scored(rows[start : start + PASS], z).is_greedy.sum())
+        return right / len(rows)
+
+
+def _others(hidden: HiddenTask, pool: Sequence[HiddenTask]) -> dict[str, list[HiddenTask]]:
+    """Tasks whose descriptions are wrong: any other, one of the same words, the reverse."""
+    another = [task for task in pool if task.attribute != hidden.attribute]
+    same_words = [task for task in another if task.labels and task.labels == hidden.labels]
+    own = [task for task in pool if task.attribute == hidden.attribute and task.labels]
+    reverse = [task for task in own if task.labels == hidden.labels[::-1]]
+    return {"shuffled": another, "shuffled, same words": same_words, "reversed words": reverse}
+
+
+def _told(samples: Sequence[Sample], described: Sequence[str]) -> list[Sample]:
+    """The samples with their descriptions in front of the prompt."""
+    told = []
+    for index, sample in enumerate(samples):
+        turn = parse_chat(sample.prompt)
+        assert turn is not None
+        words, opening = turn
+        told.append(replace(sample, prompt=chat(f"{described[index % len(described)]}\n{words}", opening)))
+    return told
+
+
+def conditions(level: str, shares: Sequence[Shares]) -> list[Condition]:
+    """The conditions of a level from the shares of right answers of its tasks, in the order of first mention."""
+    names = dict.fromkeys(name for one in shares for name in one)
+    found = []
+    for name in names:
+        # Not every task has every control.
+        pairs = [(one[name], one["matched"]) for one in shares if name in one]
+        accuracy, stderr = _mean([own for own, _ in pairs])
+        behind, behind_stderr = _mean([matched - own for own, matched in pairs])
+        found.append(Condition(level, name, accuracy, stderr, behind, behind_stderr, len(pairs)))
+    return found
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """With the standard error."""
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.fmean(values), error

@@ -1,0 +1,171 @@
+"""A generator that learns end to end: descriptions in, answers to texts out, each row under the z made for it."""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ZweaveError
+from ...tasks.task import Sample, Task
+from ..encoders import Encoder
+from ..generator import Generator, change
+from ..tasks import HiddenTask
+from .direct import PASS
+from .rows import Row, RowModel
+from .state_file import load_state, save_state
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorRecipe:
+    """How a generator is learnt: cross-entropy of the answers over the whole vocabulary.
+
+    descriptions: of a step, each of another task, each worded anew.
+    rows: samples of each, the labels equally often.
+    weight: of the mean relative change of the matrices, squared.
+    seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
+    """
+
+    steps: int = 1500
+    descriptions: int = 16
+    rows: int = 2
+    lr: float = 1e-3
+    warmup: int = 20
+    decay: float = 0.4
+    clip: float = 1.0
+    weight: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "descriptions", "rows", "warmup"):
+            if getattr(self, name) < 1:
+                raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.lr > 0 and self.clip > 0 and 0 <= self.decay <= 1 and self.weight >= 0):
+            raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
+
+    def lr_at(self, step: int) -> float:
+        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
+        return self.lr * min(1.0, (step + 1) / self.warmup, falling)
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a generator learns from: a hidden task, the task that asks it, and its samples by their answers."""
+
+    hidden: HiddenTask
+    task: Task
+    pools: Sequence[Sequence[Sample]]
+
+    @classmethod
+    def of(cls, hidden: HiddenTask, task: Task, samples: Sequence[Sample]) -> "Learnt":
+        pools = [[s for s in samples if s.answer == label] for label in task.labels] or [list(samples)]
+        return cls(hidden, task, [pool for pool in pools if pool])
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorStep:
+    """The record of one step.
+
+    loss: nats an answer.
+    accuracy: share of the rows whose answer is greedily said, before the update.
+    change: mean relative change of the matrices, squared.
+    """
+
+    step: int
+    loss: float
+    accuracy: float
+    change: float
+    lr: float
+    gradient_norm: float
+
+
+class GeneratorTraining:
+    """The training between its steps.
+
+    sigma: [R] of each adapted matrix.
+    state: file that an unfinished training is gone on from, to the same bits.
+    """
+
+    def __init__(
+        self,
+        model: RowModel,
+        generator: Generator,
+        encoder: Encoder,
+        learnt: Sequence[Learnt],
+        sigma: Mapping[str, Tensor],
+        recipe: GeneratorRecipe,
+        state: Path | None = None,
+    ) -> None:
+        if not learnt:
+            raise ZweaveError("there is no task to learn from")
+        self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
+        self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
+        self._optimizer = torch.optim.AdamW(
+            generator.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
+        )
+        names = [one.task.name for one in learnt]
+        key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe)])
+        self._digest = hashlib.sha256(key.encode()).hexdigest()
+        if state is not None and state.exists():
+            saved = load_state(state, self._digest)
+            generator.load_state_dict(saved["generator"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self.step = saved["step"]
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.recipe.steps
+
+    def advance(self) -> GeneratorStep:
+        """One update; ZweaveError if its gradient is not finite."""
+        recipe, step = self.recipe, self.step
+        drawn, vectors = self._draw(step)
+        made = self.generator(vectors)
+        # The gradient stops here, and goes on when all passes have added to it.
+        z = {name: part.detach().requires_grad_() for name, part in made.items()}
+        rows, loss, right = self._rows(drawn, step), 0.0, 0
+        for start in range(0, len(rows), PASS):
+            scored = self.model.scored(rows[start : start + PASS], z)
+            (-scored.log_probs.sum() / len(rows)).backward()
+            loss -= scored.log_probs.sum().item()
+            right += int(scored.is_greedy.sum())
+        moved = change(made, self._sigma).mean()
+        grads = [torch.zeros_like(part) if part.grad is None else part.grad for part in z.values()]
+        torch.autograd.backward([*made.values(), recipe.weight * moved], [*grads, torch.ones(())])
+        norm = nn.utils.clip_grad_norm_(self.generator.parameters(), recipe.clip).item()
+        if not math.isfinite(norm):
+            raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
+        for group in self._optimizer.param_groups:
+            group["lr"] = recipe.lr_at(step)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+        count = len(rows)
+        return GeneratorStep(step, loss / count, right / count, moved.item(), recipe.lr_at(step), norm)
+
+    def save(self) -> None:
+        """Writes the state, where the training has a file for it."""
+        if self._path is not None:
+            state = {"generator": self.generator.state_dict(), "optimizer": self._optimizer.state_dict()}
+            save_state(self._path, state | {"step": self.step, "digest": self._digest})
+
+    def _draw(self, step: int) -> tuple[list[Learnt], Tensor]:
+        """The tasks of a step, and the vectors of their descriptions."""
+        rng = random.Random(f"tasks {self.recipe.seed} {step}")
+        drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
+        return drawn, self.encoder.encode([one.hidden.describe(rng) for one in drawn])
+
+    def _rows(self, drawn: Sequence[Learnt], step: int) -> list[Row]:
+        rng = random.Random(f"rows {self.recipe.seed} {step}")
+        rows = []
+        for slot, one in enumerate(drawn):
+            first = rng.randrange(len(one.pools))
+            for index in range(self.recipe.rows):
+                pool = one.pools[(first + index) % len(one.pools)]
+                rows.append(Row(one.task, rng.choice(pool), slot))
+        return rows

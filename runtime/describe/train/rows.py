@@ -1,0 +1,100 @@
+"""Rows of a step: a text and an answer, each under an expert of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint import resolve_model
+from ...decomposition import decompose
+from ...tasks.render import prompt_ids, target_tokens
+from ...tasks.task import Sample, Task
+from ...text.tokenizer import Tokenizer
+from ...train.forward import Part, joint_hidden_states
+from ...train.run import load_model
+from .prompt_cache import PromptCache, joined
+from .row_linear import RowExperts, adapt_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A sample under an expert.
+
+    slot: of the expert among those of the pass.
+    """
+
+    task: Task
+    sample: Sample
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a pass says of its rows.
+
+    log_probs: [rows], of the right answer, its end token included where it has one; differentiable.
+    is_greedy: [rows], whether the answer is what the model says, over the whole vocabulary.
+    """
+
+    log_probs: Tensor
+    is_greedy: Tensor
+
+
+class RowModel:
+    """The base model that reads prompts once, and answers under one expert a row.
+
+    ranks: R of each adapted matrix.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, experts: RowExperts, ranks: Mapping[str, int]
+    ) -> None:
+        self.model, self.tokenizer, self.ranks = model, tokenizer, dict(ranks)
+        self._experts = experts
+        self._prompts = PromptCache(model)
+
+    @classmethod
+    def open(cls, model: str, dtype: torch.dtype) -> "RowModel":
+        """model: as zweave.Engine takes it. Raises ZweaveError if it cannot be opened."""
+        checkpoint = resolve_model(model)
+        module = load_model(checkpoint, dtype).requires_grad_(False)
+        experts, ranks = adapt_rows(module, decompose(checkpoint).factors)
+        return cls(module, Tokenizer(checkpoint.directory), experts, ranks)
+
+    def scored(self, rows: Sequence[Row], z: Mapping[str, Tensor]) -> Scored:
+        """One pass over the rows' last headers and answers.
+
+        z: [slots, R] float32 of each adapted matrix.
+        """
+        ids = [prompt_ids(self.tokenizer, row.sample.prompt) for row in rows]
+        starts = [self.tokenizer.after_prompt_start(one) for one in ids]
+        self._experts.z = {}
+        tree, leaves, cache = joined(
+            self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)])
+        )
+        nodes: list[int] = []
+        targets: list[int] = []
+        owner: list[int] = []
+        slots: list[int] = []
+        for index, (row, one, at, leaf) in enumerate(zip(rows, ids, starts, leaves, strict=True)):
+            answer = target_tokens(self.tokenizer, row.task, [row.sample.answer])[0]
+            before = len(tree)
+            tree.add([*one[at:], *answer[:-1]], leaf)
+            slots += [row.slot] * (len(tree) - before)
+            nodes += range(len(tree) - len(answer), len(tree))
+            targets += answer
+            owner += [index] * len(answer)
+        self._set(z, slots, [slots[node - cache.length] for node in nodes])
+        hidden = joint_hidden_states([Part(self.model, tree, nodes, cache)])[0]
+        log_policy = self.model.get_submodule("lm_head")(hidden).float().log_softmax(-1)
+        target, rows_of = torch.tensor(targets), torch.tensor(owner)
+        log_probs = log_policy.gather(1, target[:, None])[:, 0]
+        misses = (log_policy.argmax(-1) != target).float()
+        zero = torch.zeros(len(rows))
+        return Scored(zero.index_add(0, rows_of, log_probs), zero.index_add(0, rows_of, misses) == 0)
+
+    def _set(self, z: Mapping[str, Tensor], slots: list[int], wanted: list[int]) -> None:
+        self._experts.z = z
+        self._experts.slot = torch.tensor(slots, dtype=torch.int32)
+        self._experts.wanted = torch.tensor(wanted, dtype=torch.int32)

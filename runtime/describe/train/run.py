@@ -1,0 +1,158 @@
+"""The training of a generator and its files: the generator, its log, and the state of an unfinished training."""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...checkpoint.checkpoint import resolve_model
+from ...decomposition.decomposition import decompose
+from ...io.atomic_write import write_text
+from ...io.cache_dir import disk_errors
+from ..encoders import Encoder, open_encoder
+from ..generator import Generator, GeneratorConfig
+from ..generator_file import TrainedGenerator, known_vectors
+from ..tasks import as_task, hidden_tasks, split_levels
+from ..tasks.hidden_task import BARE, LISTED, in_one_order, samples
+from .generated import GeneratorRecipe, GeneratorStep, GeneratorTraining, Learnt
+from .rows import RowModel
+
+SAVE_EVERY = 10
+# Wordings of a task whose mean says where it lies.
+_WORDINGS = 4
+# Held-out wordings that say how far is far.
+_PROBES = 400
+
+Report = Callable[[GeneratorStep], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorRun:
+    """What a generator is trained for, and where it goes.
+
+    model: as zweave.Engine takes it.
+    encoder: "minilm" or "base".
+    listed: whether prompts list all label words.
+    texts: of a source to train on, whose prompts are computed once.
+    one_order: whether the first word of a pair always means yes.
+    split: seed of the levels: what is trained on and what is held out.
+    out: the generator's file; its log and its state lie beside it.
+    """
+
+    model: str
+    dtype: str
+    data: Path | None
+    out: Path
+    encoder: str = "minilm"
+    listed: bool = False
+    texts: int = 400
+    one_order: bool = False
+    split: int = 0
+    recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+
+    @property
+    def state(self) -> Path:
+        return self.out.with_suffix(".state")
+
+    @property
+    def log(self) -> Path:
+        return self.out.with_suffix(".log.jsonl")
+
+    def train(self, report: Report, minutes: float | None = None) -> bool:
+        """Trains until the end, which writes the generator, or for some minutes; whether the end was reached.
+
+        Goes on from the state of an unfinished training. Raises ZweaveError for what the training raises.
+        """
+        training, learnt = self._begin()
+        start = time.monotonic()
+        lines = self._log_lines(training.step)
+        write_text(self.log, "".join(lines))
+        while not training.is_done and (minutes is None or time.monotonic() - start < 60 * minutes):
+            before = time.monotonic()
+            step = training.advance()
+            line = json.dumps(asdict(step) | {"seconds": round(time.monotonic() - before, 3)}) + "\n"
+            with disk_errors(self.log), self.log.open("a", encoding="utf-8") as file:
+                file.write(line)
+            report(step)
+            if training.step % SAVE_EVERY == 0:
+                training.save()
+        training.save()
+        if training.is_done:
+            self._write(training, learnt)
+            self.state.unlink(missing_ok=True)
+        return training.is_done
+
+    def _begin(self) -> tuple[GeneratorTraining, list[Learnt]]:
+        seen = split_levels(hidden_tasks(), self.split).seen
+        if self.one_order:
+            seen = in_one_order(seen)
+        template = LISTED if self.listed else BARE
+        learnt = [
+            Learnt.of(
+                hidden,
+                as_task(hidden, self.listed),
+                samples(hidden, template, "train", self.data, self.texts),
+            )
+            for hidden in seen
+        ]
+        model = RowModel.open(self.model, getattr(torch, self.dtype))
+        encoder = open_encoder(self.encoder, self.model)
+        decomposition = decompose(resolve_model(self.model))
+        sigma = {name: decomposition.sigma(name) for name in model.ranks}
+        torch.manual_seed(self.recipe.seed)
+        generator = Generator(GeneratorConfig(encoder.width), model.ranks)
+        return (
+            GeneratorTraining(model, generator, encoder, learnt, sigma, self.recipe, self.state),
+            learnt,
+        )
+
+    def _log_lines(self, step: int) -> Iterator[str]:
+        """Those of the steps that are kept: the last may be cut off, or of a step that is done again."""
+        if not self.log.exists() or not step:
+            return
+        for line in self.log.read_text("utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] >= step:
+                    return
+            except (ValueError, KeyError, TypeError):
+                return
+            yield line
+
+    def _write(self, training: GeneratorTraining, learnt: list[Learnt]) -> None:
+        encoder = training.encoder
+        rng = random.Random(self.recipe.seed)
+        described = [one.hidden.describe(rng) for one in learnt for _ in range(_WORDINGS)]
+        vectors = encoder.encode(described).view(len(learnt), _WORDINGS, -1)
+        known = known_vectors(vectors)
+        record = asdict(self.recipe) | {
+            "tasks": len(learnt),
+            "far": self._far(encoder, known, learnt),
+            "listed": self.listed,
+            "texts": self.texts,
+            "one_order": self.one_order,
+            "split": self.split,
+            "dtype": self.dtype,
+            "model": self.model,
+            "seconds": round(sum(json.loads(line)["seconds"] for line in self._log_lines(training.step))),
+        }
+        TrainedGenerator(
+            generator=training.generator,
+            encoder=encoder.name,
+            base_digest=resolve_model(self.model).digest(),
+            template=LISTED if self.listed else BARE,
+            known_tasks=[one.hidden.name for one in learnt],
+            known=known,
+            training=record,
+        ).save(self.out)
+
+    def _far(self, encoder: Encoder, known: Tensor, learnt: list[Learnt]) -> float:
+        """The cosine to the nearest known task that 99 of 100 held-out wordings of known tasks exceed."""
+        rng = random.Random(self.recipe.seed + 1)
+        told = [rng.choice(learnt).hidden.describe(rng, held_out=True) for _ in range(_PROBES)]
+        nearest = (encoder.encode(told) @ known.T).max(1).values
+        return round(float(nearest.quantile(0.01)), 3)

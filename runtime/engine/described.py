@@ -1,0 +1,53 @@
+"""Experts that requests describe: made when they are first asked for, and forgotten when others have come."""
+
+from collections import OrderedDict
+from os import PathLike, fspath
+
+from ..checkpoint.checkpoint import resolve_model
+from ..describe.describer import Described, Describer
+from ..describe.description import Description
+from ..errors import ZweaveError
+from ..experts.bank import Bank
+
+# Descriptions whose experts stay registered.
+_KEPT = 256
+
+
+class DescribedExperts:
+    """The generator of an engine, and the experts that it made for requests.
+
+    model: as zweave.Engine takes it.
+    """
+
+    def __init__(self, bank: Bank, model: str | PathLike[str]) -> None:
+        self._bank, self._model = bank, model
+        self._describer: Describer | None = None
+        self._names: OrderedDict[str, None] = OrderedDict()
+
+    def load(self, file: str | PathLike[str]) -> None:
+        """Takes a generator; ZweaveError if it is none, or not for this model."""
+        self._describer = Describer.load(file, fspath(self._model), resolve_model(self._model).digest())
+
+    def describe(self, description: Description) -> Described:
+        """ZweaveError without a generator."""
+        if self._describer is None:
+            raise ZweaveError(
+                "this engine has no generator to make experts of descriptions: give it one with load_generator "
+                "(docs/describe.md)"
+            )
+        return self._describer.describe(description.text)
+
+    def name_of(self, description: Description) -> str:
+        """The name that the expert of a description is registered under."""
+        expert = self.describe(description).expert
+        name = f"described/{expert.training['described'][:32]}"
+        if name not in self._bank:
+            self._bank.load(name, expert)
+        self._names[name] = None
+        self._names.move_to_end(name)
+        if len(self._names) > _KEPT:
+            # Requests that run under it are not disturbed.
+            oldest, _ = self._names.popitem(last=False)
+            if oldest in self._bank:
+                self._bank.unload(oldest)
+        return name

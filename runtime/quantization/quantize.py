@@ -1,0 +1,186 @@
+"""The refit factors of all matrices of a model, in the cache, with what they cost."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.hf_config import read_json
+from ..checkpoint.module_name import layer_of
+from ..decomposition.decomposition import Decomposition, decompose
+from ..decomposition.refit.refit import Refit, output_error, refit
+from ..errors import ZweaveError
+from ..experts.expert import Expert
+from ..io.atomic_write import flush, write_text
+from ..io.cache_dir import cache_dir, disk_errors, lock
+from ..io.progress import Report, progress_bar
+from ..text.tokenizer import Tokenizer
+from ..train.run import load_model
+from .calibration import SHIPPED, input_of, read_chunks, second_moments
+from .divergence import mean_divergence
+from .refit_file import error_of, load_refit, save_refit
+
+FORMAT = "zweave-refit-1"
+
+
+class QuantizedModel:
+    """An entry of the cache: a file a matrix, and an index of their errors and bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.index: dict[str, Any] = _read_json(directory / "index.json")
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative error of each matrix's outputs on the calibration text."""
+        return {module: entry["error"] for module, entry in self.index["matrices"].items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors, their scales in 16 bits."""
+        return sum(entry["bytes"] for entry in self.index["matrices"].values())
+
+    def matrix(self, module: str) -> Refit:
+        """The factors of a matrix; ZweaveError if their file is damaged."""
+        try:
+            return load_refit(_file(self.directory, module))
+        except ZweaveError as error:
+            raise ZweaveError(f"{error}: run `zweave quantize MODEL --force`") from None
+
+
+def quantize_model(
+    checkpoint: Checkpoint,
+    experts: Mapping[str, Expert],
+    text: Path = SHIPPED,
+    force: bool = False,
+    progress: Report | None = None,
+) -> tuple[QuantizedModel, dict[str, float]]:
+    """Opens the model's refit factors from the cache, or makes them; and the mean KL that they cost, by name.
+
+    experts: measured beside the base, which is called "base".
+    text: half of its pieces calibrate, the others measure.
+    force: make them anew. The same model and text give the same bytes; what a killed run had finished is kept.
+    Raises ZweaveError for an expert of another model, a text that is too short, and as `decompose` does.
+    """
+    decomposition = decompose(checkpoint)
+    for each in experts.values():
+        each.check(checkpoint.adapted_shapes(), decomposition.digest)
+    tokenizer = Tokenizer(checkpoint.directory)
+    chunks, measured = read_chunks(text, tokenizer, checkpoint.config.default_max_model_len)
+    key = hashlib.sha256(json.dumps([FORMAT, decomposition.digest, chunks, measured]).encode()).hexdigest()
+    target = cache_dir() / "quantized" / key
+    with nullcontext(progress) if progress else progress_bar() as report, lock(target):
+        model = load_model(checkpoint, torch.float32).requires_grad_(False)
+        if force or not (target / "index.json").is_file():
+            with disk_errors(target):
+                _make(target, model, checkpoint, decomposition, chunks, force, report)
+        found = QuantizedModel(target)
+        divergences = {}
+        choices: dict[str, Expert | None] = {"base": None, **experts}
+        for done, (name, expert) in enumerate(choices.items()):
+            report("measuring", done, len(choices))
+            divergences[name] = _divergence(found, model, checkpoint, decomposition, measured, expert, force)
+        report("measuring", len(choices), len(choices))
+    return found, divergences
+
+
+def _make(
+    target: Path,
+    model: Any,
+    checkpoint: Checkpoint,
+    decomposition: Decomposition,
+    chunks: list[list[int]],
+    force: bool,
+    report: Report,
+) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    shapes = checkpoint.adapted_shapes()
+    if force:
+        for module in shapes:
+            _file(target, module).unlink(missing_ok=True)
+    errors: dict[str, float] = {}
+    for layer, modules in _by_layer(shapes):
+        report("quantising layers", layer, checkpoint.config.num_layers)
+        missing = [module for module in modules if not _file(target, module).is_file()]
+        moments = second_moments(model, chunks, missing) if missing else {}
+        for module in missing:
+            weight, (u, _, vt) = checkpoint.tensor(f"{module}.weight"), decomposition.factors(module)
+            inputs = moments[input_of(module)]
+            made = refit(weight, u, vt, inputs)
+            save_refit(_file(target, module), made, output_error(weight, made.merged(), inputs))
+    report("quantising layers", checkpoint.config.num_layers, checkpoint.config.num_layers)
+    for module in shapes:
+        errors[module] = error_of(_file(target, module))
+        flush(_file(target, module))
+    entries = {
+        module: {"error": error, "bytes": load_refit(_file(target, module)).nbytes}
+        for module, error in errors.items()
+    }
+    index = {"format": FORMAT, "digest": decomposition.digest, "matrices": entries}
+    write_text(target / "index.json", json.dumps(index, indent=1) + "\n")
+
+
+def _by_layer(modules: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    for layer, found in groupby(modules, layer_of):
+        yield layer, list(found)
+
+
+def _divergence(
+    found: QuantizedModel,
+    model: Any,
+    checkpoint: Checkpoint,
+    decomposition: Decomposition,
+    chunks: list[list[int]],
+    expert: Expert | None,
+    force: bool,
+) -> float:
+    """The mean KL of the base or of an expert, from the file that an earlier run left if there is one."""
+    path = found.directory / f"divergence-{expert.digest if expert else 'base'}.json"
+    if path.is_file() and not force:
+        return float(_read_json(path)["kl"])
+
+    def exact(module: str) -> Tensor:
+        weight, z = checkpoint.tensor(f"{module}.weight").float(), _z(expert, decomposition, module)
+        if z is None:
+            return weight
+        u, sigma, vt = decomposition.factors(module)
+        return weight + (u * (sigma * (z - 1))) @ vt
+
+    def rounded(module: str) -> Tensor:
+        return found.matrix(module).merged(_z(expert, decomposition, module)).float()
+
+    divergence = mean_divergence(model, chunks, checkpoint.adapted_shapes(), exact, rounded)
+    write_text(path, json.dumps({"kl": divergence}) + "\n")
+    return divergence
+
+
+def _z(expert: Expert | None, decomposition: Decomposition, module: str) -> Tensor | None:
+    """An expert's z of a matrix, renormalised if it says so; None where it changes nothing."""
+    if expert is None or module not in expert.z:
+        return None
+    z = expert.z[module].float()
+    if not expert.renormalise:
+        return z
+    sigma = decomposition.sigma(module)
+    total = (sigma * z).sum()
+    if not total:
+        raise ZweaveError(f"{module}: z makes the sum of the singular values 0, which cannot be renormalised")
+    return z * sigma.sum() / total
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except ZweaveError:
+        raise ZweaveError(f"{path} is damaged: run `zweave quantize MODEL --force`") from None
+
+
+def _file(directory: Path, module: str) -> Path:
+    return directory / f"{module}.safetensors"

@@ -1,0 +1,52 @@
+"""`zweave train-describe`, `zweave describe` and `zweave eval --describe` from end to end."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from zweave.cli.main import main
+from zweave.experts import Expert
+
+pytest.importorskip("transformers")
+
+
+@pytest.mark.slow
+def test_a_generator_is_trained_used_and_evaluated(
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    if "ZWEAVE_DATA" not in os.environ:
+        pytest.skip("needs ZWEAVE_DATA")
+    model, out = str(tiny_model("llama")), tmp_path / "g.safetensors"
+    train = ["train-describe", "--model", model, "--out", str(out), "--encoder", "base", "--texts", "20"]
+    train += ["--descriptions", "4", "--rows", "2", "--dtype", "float32"]
+    assert main([*train, "--steps", "12", "--minutes", "0.0001"]) == 0
+    assert "unfinished" in capsys.readouterr().out and not out.exists()
+    assert main([*train, "--steps", "12"]) == 0
+    assert "written" in capsys.readouterr().out and not out.with_suffix(".state").exists()
+    lines = [json.loads(line) for line in out.with_suffix(".log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(12))
+    assert main([*train, "--steps", "12"]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+    expert = tmp_path / "e.safetensors"
+    describe = [
+        "describe",
+        "Say red if the text is positive, else blue.",
+        "--generator",
+        str(out),
+        "--model",
+        model,
+    ]
+    assert main([*describe, "-o", str(expert), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["nearest"] and -1 <= said["similarity"] <= 1.001 and said["change"] > 0
+    assert Expert.load(expert).description.startswith("Say red")
+
+    asked = ["eval", "L1", "L3", "--describe", str(out), "--model", model, "--dtype", "float32"]
+    assert main([*asked, "--level-tasks", "2", "--samples", "4", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["level"] for row in rows} == {"L1", "L3"}
+    assert {"base", "matched", "shuffled", "junk"} <= {row["condition"] for row in rows}

@@ -1,0 +1,97 @@
+"""The generator: z of 1 at the start, every description by itself, gradients that are right."""
+
+import copy
+
+import pytest
+import torch
+
+from zweave.describe.generator import Generator, GeneratorConfig, change
+from zweave.errors import ZweaveError
+
+RANKS = {
+    f"model.layers.{layer}.{name}": rank
+    for layer in range(3)
+    for name, rank in (("self_attn.q_proj", 8), ("self_attn.k_proj", 4), ("mlp.down_proj", 8))
+}
+
+
+@pytest.fixture
+def generator() -> Generator:
+    """Whose heads are not 0 any more."""
+    torch.manual_seed(0)
+    made = Generator(GeneratorConfig(width=6, task=8, place=4, hidden=16, head=12), RANKS)
+    with torch.no_grad():
+        for head in made.heads.children():
+            for parameter in head.parameters():
+                parameter.normal_()
+    return made
+
+
+def test_a_new_generator_makes_the_base_model():
+    made = Generator(GeneratorConfig(width=6), RANKS)
+    z = made(torch.randn(2, 6))
+    assert list(z) == list(RANKS) and all(z[name].shape == (2, rank) for name, rank in RANKS.items())
+    assert all((part == 1).all() for part in z.values())
+    z["model.layers.1.mlp.down_proj"].sum().backward()
+    heads = [head.weight.grad is not None and bool(head.weight.grad.any()) for head in made.heads]
+    assert heads == [False, False, True]
+
+
+def test_matrices_and_descriptions_differ(generator: Generator):
+    z = generator(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)))
+    assert not torch.allclose(z["model.layers.0.mlp.down_proj"], z["model.layers.1.mlp.down_proj"])
+    assert not torch.allclose(z["model.layers.0.mlp.down_proj"], z["model.layers.0.self_attn.q_proj"])
+    assert all(not torch.allclose(part[0], part[1]) for part in z.values())
+
+
+def test_a_description_does_not_depend_on_the_others(generator: Generator):
+    vectors = torch.randn(5, 6)
+    together = generator(vectors)
+    for index in range(5):
+        alone = generator(vectors[index : index + 1])
+        for name, part in together.items():
+            torch.testing.assert_close(part[index], alone[name][0], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_match_finite_differences(generator: Generator):
+    double = copy.deepcopy(generator).double()
+    vectors = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    weights = [torch.randn(3, rank, dtype=torch.float64) for rank in RANKS.values()]
+
+    def value() -> torch.Tensor:
+        return sum((z * w).sum() for z, w in zip(double(vectors).values(), weights, strict=True))
+
+    value().backward()
+    for parameter in double.parameters():
+        direction = torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter += 1e-6 * direction
+            above = value()
+            parameter -= 2e-6 * direction
+            below = value()
+            parameter += 1e-6 * direction
+        slope = (parameter.grad * direction).sum()
+        torch.testing.assert_close((above - below) / 2e-6, slope, rtol=1e-5, atol=1e-7)
+
+
+def test_the_change_is_that_of_the_matrices():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"model.layers.0.mlp.up_proj": (9, 6), "model.layers.0.mlp.down_proj": (6, 9)}
+    z, sigma, shares = {}, {}, []
+    for name, shape in shapes.items():
+        weight = torch.randn(shape, generator=generator)
+        u, sigma[name], vt = torch.linalg.svd(weight, full_matrices=False)
+        z[name] = 1 + 0.1 * torch.randn(1, 6, generator=generator)
+        moved = (u * (sigma[name] * z[name][0])) @ vt
+        shares.append((moved - weight).square().sum() / weight.square().sum())
+    torch.testing.assert_close(change(z, sigma)[0], torch.stack(shares).mean())
+
+
+def test_what_cannot_be_is_told():
+    with pytest.raises(ZweaveError, match="head must be a whole number of at least 1, not 0"):
+        GeneratorConfig(width=6, head=0)
+    with pytest.raises(ZweaveError, match="different ranks"):
+        Generator(
+            GeneratorConfig(width=6),
+            {"model.layers.0.mlp.up_proj": 4, "model.layers.1.mlp.up_proj": 5},
+        )

@@ -1,0 +1,126 @@
+"""A generator that learns end to end: it listens to its descriptions, and goes on bit for bit."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from zweave.describe.generator import Generator, GeneratorConfig
+from zweave.describe.train.generated import GeneratorRecipe, GeneratorTraining, Learnt
+from zweave.describe.train.rows import Row, RowModel
+from zweave.errors import ZweaveError
+from zweave.tasks.task import Task
+
+QUICK = GeneratorRecipe(steps=8, descriptions=2, rows=4, lr=0.02, warmup=1)
+
+
+@dataclass(frozen=True)
+class Said:
+    """A hidden task that is described by its name alone."""
+
+    name: str
+
+    def describe(self, rng: random.Random, held_out: bool = False) -> str:
+        return self.name
+
+
+class Lengths:
+    """An encoder that tells descriptions apart by their length."""
+
+    name, width = "lengths", 4
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([len(text) % 4 for text in texts]), 4).float()
+
+
+@pytest.fixture(scope="module")
+def model(row_model: Callable[[], RowModel]) -> RowModel:
+    return row_model()
+
+
+@pytest.fixture
+def learnt(chats: list[Task]) -> list[Learnt]:
+    """The same prompts, of which one task says a and the other b."""
+    samples = chats[0].read(None).train
+    return [
+        Learnt.of(Said(name), replace(chats[0], name=name), [s for s in samples if s.answer == answer])
+        for name, answer in (("x", " a"), ("yy", " b"))
+    ]
+
+
+def begun(
+    model: RowModel, learnt: list[Learnt], recipe: GeneratorRecipe, state: Path | None = None
+) -> GeneratorTraining:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(width=4, hidden=32, head=32), model.ranks)
+    sigma = {name: torch.ones(rank) for name, rank in model.ranks.items()}
+    return GeneratorTraining(model, generator, Lengths(), learnt, sigma, recipe, state)
+
+
+@pytest.mark.slow
+def test_it_listens_to_the_description(model: RowModel, learnt: list[Learnt]):
+    training = begun(model, learnt, replace(QUICK, steps=40, weight=0.0))
+    steps = [training.advance() for _ in range(40)]
+    assert training.is_done and steps[-1].loss < 0.6 * steps[0].loss and steps[0].change == 0
+    z = training.generator(Lengths().encode(["x", "yy"]))
+    rows = [Row(one.task, sample, slot) for slot, one in enumerate(learnt) for sample in one.pools[0]]
+    with torch.no_grad():
+        matched = model.scored(rows, z).log_probs.mean()
+        shuffled = model.scored([replace(row, slot=1 - row.slot) for row in rows], z).log_probs.mean()
+    assert matched > shuffled + 0.5
+
+
+def test_gradients_reach_the_generator_as_finite_differences_say(model: RowModel, learnt: list[Learnt]):
+    training = begun(model, learnt, replace(QUICK, lr=1e-12, weight=0.3, clip=1e9))
+    with torch.no_grad():
+        for head in training.generator.heads.children():
+            head.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    parameter = training.generator.mixer.weight
+    direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    found = []
+    parameter.register_hook(lambda grad: found.append((grad * direction).sum()))
+
+    def value() -> float:
+        training.step = 0
+        step = training.advance()
+        return step.loss + 0.3 * step.change
+
+    start = parameter.detach().clone()
+    values = []
+    for distance in (0, 4e-3, -4e-3):
+        parameter.data.copy_(start + distance * direction)
+        values.append(value())
+    assert (values[1] - values[2]) / 8e-3 == pytest.approx(found[0].item(), rel=0.03, abs=2e-3)
+
+
+def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, learnt: list[Learnt], tmp_path: Path):
+    whole = begun(model, learnt, QUICK)
+    while not whole.is_done:
+        whole.advance()
+    cut = begun(model, learnt, QUICK, tmp_path / "cut.state")
+    for _ in range(5):
+        cut.advance()
+    cut.save()
+    cut.advance()
+    resumed = begun(model, learnt, QUICK, tmp_path / "cut.state")
+    assert resumed.step == 5
+    while not resumed.is_done:
+        resumed.advance()
+    ends = (training.generator.state_dict() for training in (whole, resumed))
+    for one, other in zip(*(end.values() for end in ends), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tmp_path: Path):
+    with pytest.raises(ZweaveError, match="no task to learn from"):
+        begun(model, [], QUICK)
+    with pytest.raises(ZweaveError, match="steps must be at least 1"):
+        replace(QUICK, steps=0)
+    training = begun(model, learnt, QUICK, tmp_path / "a.state")
+    training.save()
+    with pytest.raises(ZweaveError, match="is of another training"):
+        begun(model, learnt, replace(QUICK, seed=3), tmp_path / "a.state")

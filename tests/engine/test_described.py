@@ -1,0 +1,87 @@
+"""Requests that describe their expert: as under the expert itself, each its own, and told where it cannot be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from zweave.checkpoint import resolve_model
+from zweave.describe import describer
+from zweave.describe.generator import Generator, GeneratorConfig
+from zweave.describe.generator_file import TrainedGenerator
+from zweave.describe.tasks.hidden_task import BARE
+from zweave.engine import Engine, described
+from zweave.errors import ZweaveError
+from zweave.request import Description, Request
+
+
+class Lengths:
+    """An encoder that needs no weights."""
+
+    name, width = "lengths", 8
+
+    def encode(self, texts: list[str]) -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([len(text) % 8 for text in texts]), 8).float()
+
+
+@pytest.fixture
+def engine(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """With a random generator."""
+    directory = str(tiny_model("llama"))
+    engine = Engine(directory, dtype="float32")
+    ranks = {name: shape[0] for name, shape in engine.bank.tables.layout.shapes.items()}
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(8, hidden=16, head=16), ranks)
+    for head in generator.heads.children():
+        torch.nn.init.normal_(head.weight)
+    digest = resolve_model(directory).digest()
+    trained = TrainedGenerator(generator, "lengths", digest, BARE, ["a"], torch.ones(1, 8))
+    trained.save(tmp_path / "g.safetensors")
+    monkeypatch.setattr(describer, "open_encoder", lambda name, model: Lengths())
+    engine.load_generator(tmp_path / "g.safetensors")
+    return engine
+
+
+def asked(*experts: object) -> list[Request]:
+    return [Request("some text", expert=expert, max_tokens=6, logprobs=2) for expert in experts]
+
+
+def test_a_description_is_served_as_its_expert_is(engine: Engine, tmp_path: Path):
+    engine.describe("yes if so").save(tmp_path / "e.safetensors", half=True)
+    engine.load_expert("file", tmp_path / "e.safetensors")
+    one, file, other, base = engine.generate(
+        asked(Description("yes if so"), "file", Description("no if so, else yes"), None)
+    )
+    assert one.token_ids == file.token_ids and one.logprobs == file.logprobs
+    assert one.logprobs != other.logprobs and one.logprobs != base.logprobs
+    assert one.asked == "Text: some text\nThe answer is"
+
+
+def test_the_oldest_are_forgotten_and_come_again(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(described, "_KEPT", 2)
+    texts = ["a", "aa", "aaa", "a"]
+    results = [engine.generate(asked(Description(text)))[0] for text in texts]
+    assert results[0].logprobs == results[3].logprobs
+    assert len([name for name in engine.experts() if name.startswith("described/")]) == 2
+
+
+@pytest.mark.parametrize("text", ["", " ", 3, "x" * 2001, "\udc00"])
+def test_what_is_no_description_disturbs_nothing_else(engine: Engine, text: object):
+    with pytest.raises(ZweaveError) as raised:
+        Description(text)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(ZweaveError):
+        engine.describe(text)
+    assert engine.generate(asked(None))[0].error is None
+
+
+def test_without_a_generator_it_is_told(tiny_model: Callable[..., Path]):
+    engine = Engine(str(tiny_model("llama")), dtype="float32")
+    with pytest.raises(ZweaveError, match="no generator to make experts of descriptions"):
+        engine.generate(asked(Description("yes if so")))
+    with pytest.raises(ZweaveError, match="no generator"):
+        engine.describe("yes if so")
+    with pytest.raises(ZweaveError, match="there is no such file"):
+        engine.load_generator("/nowhere.safetensors")
