@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def upload(attacked: Any, check_answer: Callable[[int, str], None]) -> Callable[
     def send(content: bytes) -> int:
         answer = http.post("/v1/experts?name=fuzzed", content=content)
         check_answer(answer.status_code, answer.text)
-        assert "body.safetensors" not in answer.text and "zweave-" not in answer.text
+        assert "body.safetensors" not in answer.text and tempfile.gettempdir() not in answer.text
         if answer.status_code == 201:
             assert http.delete("/v1/experts/fuzzed").status_code == 200
         return answer.status_code
