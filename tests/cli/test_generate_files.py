@@ -217,7 +217,7 @@ def test_unknown_names_are_said_with_the_known_ones(
     assert (
         "cannot be an expert's name: load the file under one by --load NAME=FILE" in capsys.readouterr().err
     )
-    with pytest.raises(ZweaveError, match="unknown engine option 'foo': use dtype, device"):
+    with pytest.raises(ZweaveError, match="unknown engine option 'foo': use dtype, weights, device"):
         Engine("smollm2", foo=1)
 
 
