@@ -67,6 +67,10 @@ class Describer:
             )
         return cls(trained, open_encoder(trained.encoder, model))
 
+    def key(self, description: Description) -> str:
+        """Names what the generator makes of a description: sha256 of both."""
+        return hashlib.sha256(f"{self._digest}\n{description.text}".encode()).hexdigest()
+
     def describe(self, text: str) -> Described:
         """The expert of a description; ZweaveError for what can be none."""
         text = Description(text).text
@@ -95,12 +99,11 @@ class Describer:
         return self._encoder.encode(texts)
 
     def _expert(self, text: str, z: dict[str, Tensor]) -> Expert:
-        key = hashlib.sha256(f"{self._digest}\n{text}".encode()).hexdigest()
         return Expert(
             z={name: part.contiguous() for name, part in z.items()},
             base_digest=self.trained.base_digest,
             scope="after_prompt",
             description=text,
-            training={"generator": self._digest, "described": key},
+            training={"generator": self._digest, "described": self.key(Description(text))},
             prompt_template=self.trained.template,
         )

@@ -30,19 +30,13 @@ class DescribedExperts:
 
     def describe(self, description: Description) -> Described:
         """ZweaveError without a generator."""
-        if self._describer is None:
-            raise ZweaveError(
-                "this engine has no generator to make experts of descriptions: give it one with load_generator "
-                "(docs/describe.md)"
-            )
-        return self._describer.describe(description.text)
+        return self._generator.describe(description.text)
 
     def name_of(self, description: Description) -> str:
         """The name that the expert of a description is registered under."""
-        expert = self.describe(description).expert
-        name = f"described/{expert.training['described'][:32]}"
+        name = f"described/{self._generator.key(description)[:32]}"
         if name not in self._bank:
-            self._bank.load(name, expert)
+            self._bank.load(name, self.describe(description).expert)
         self._names[name] = None
         self._names.move_to_end(name)
         if len(self._names) > _KEPT:
@@ -51,3 +45,12 @@ class DescribedExperts:
             if oldest in self._bank:
                 self._bank.unload(oldest)
         return name
+
+    @property
+    def _generator(self) -> Describer:
+        if self._describer is None:
+            raise ZweaveError(
+                "this engine has no generator to make experts of descriptions: give it one with load_generator "
+                "(docs/describe.md)"
+            )
+        return self._describer

@@ -18,6 +18,7 @@ from ..decomposition.decomposition import Decomposition, decompose
 from ..decomposition.refit.refit import Refit, output_error, refit
 from ..errors import ZweaveError
 from ..experts.expert import Expert
+from ..experts.slot_rows import renormalisation
 from ..io.atomic_write import flush, write_text
 from ..io.cache_dir import cache_dir, disk_errors, lock
 from ..io.progress import Report, progress_bar
@@ -168,11 +169,8 @@ def _z(expert: Expert | None, decomposition: Decomposition, module: str) -> Tens
     z = expert.z[module].float()
     if not expert.renormalise:
         return z
-    sigma = decomposition.sigma(module)
-    total = (sigma * z).sum()
-    if not total:
-        raise ZweaveError(f"{module}: z makes the sum of the singular values 0, which cannot be renormalised")
-    return z * sigma.sum() / total
+    sigma = decomposition.sigma(module).double()
+    return z * renormalisation(module, sigma.numpy(), (sigma * z).numpy())
 
 
 def _read_json(path: Path) -> dict[str, Any]:
