@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import torch
 from torch import nn
 
 from ..errors import ZweaveError
-from ..io.atomic_write import atomic_write
 from ..tasks.task import Sample, Task, balanced
 from .objective import Loss, PendingLoss, accuracy, pending_loss
 from .policy import Policy
 from .recipe import Recipe
+from .state_file import save_state
 
 SAVE_EVERY = 5
 # Steps in a row without a difference between rewards after which training gives up.
@@ -197,11 +196,7 @@ class Training:
             "progress": asdict(self.progress),
             "best": self.best,
         }
-        # In memory first: torch's own writer ends in an error of another kind where the disk is full.
-        packed = BytesIO()
-        torch.save(state, packed)
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(packed.getbuffer())
+        save_state(path, state)
 
     def _load(self, path: Path) -> None:
         try:

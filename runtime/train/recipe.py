@@ -80,12 +80,16 @@ class Recipe:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, constant, linear decay."""
-        rising = (step + 1) / self.warmup if step < self.warmup else 1.0
-        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.lr * min(1.0, rising, falling)
+        return self.lr * rate_at(step, self.steps, self.warmup, self.decay)
 
     def entropy_at(self, step: int) -> float:
         return self.entropy * (1.0 - 0.95 * min(1.0, step / max(1.0, 0.8 * self.steps)))
+
+
+def rate_at(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Share of the learning rate at a step: linear warm-up, constant, linear over the last `decay` of the steps."""
+    rising = (step + 1) / warmup if step < warmup else 1.0
+    return min(1.0, rising, (steps - step) / max(1.0, decay * steps))
 
 
 # The five domains begin 5 nats apart; without it one of them was lost for good.

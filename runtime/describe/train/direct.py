@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...experts.flat_layout import FlatLayout
 from ...tasks.task import Sample, Task, balanced
+from ...train.recipe import rate_at
+from ...train.state_file import load_state, save_state
 from .rows import Row, RowModel
-from .state_file import load_state, save_state
 
 # Rows of a pass; more are several passes, whose gradients are added up.
 PASS = 32
@@ -36,7 +37,7 @@ class DirectRecipe:
     seed: int = 0
 
     def lr_at(self, step: int) -> float:
-        return self.lr * min(1.0, (step + 1) / 5, (self.steps - step) / max(1.0, 0.4 * self.steps))
+        return self.lr * rate_at(step, self.steps, 5, 0.4)
 
 
 class DirectTraining:

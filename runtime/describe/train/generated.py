@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ...errors import ZweaveError
 from ...tasks.task import Sample, Task
+from ...train.recipe import rate_at
+from ...train.state_file import load_state, save_state
 from ..encoders import Encoder
 from ..generator import Generator, change
 from ..tasks import HiddenTask
 from .direct import PASS
 from .rows import Row, RowModel
-from .state_file import load_state, save_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,7 @@ class GeneratorRecipe:
             raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
 
     def lr_at(self, step: int) -> float:
-        falling = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return self.lr * min(1.0, (step + 1) / self.warmup, falling)
+        return self.lr * rate_at(step, self.steps, self.warmup, self.decay)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ...errors import ZweaveError
-from ...io.atomic_write import atomic_write
+from ..errors import ZweaveError
+from ..io.atomic_write import atomic_write
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
