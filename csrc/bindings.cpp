@@ -83,6 +83,13 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("shape"), py::arg("dtype"));
 
+  m.def(
+      "zeros_in_huge_pages",
+      [](const std::vector<int64_t>& shape, at::ScalarType dtype) {
+        return zweave::zeros_in_huge_pages(shape, dtype);
+      },
+      py::arg("shape"), py::arg("dtype"));
+
   py::class_<PageTensors>(m, "ComponentPages")
       .def(py::init([](at::Tensor vt, at::Tensor u, at::Tensor scale, at::Tensor pages_of,
                        at::Tensor adapted) { return PageTensors{vt, u, scale, pages_of, adapted}; }),

@@ -10,6 +10,9 @@ def cpu_isa() -> str:
 def empty_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised CPU tensor in pages of 2 MiB where the system grants them, for what steps stream."""
 
+def zeros_in_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The same, zero: pages that are never written take no memory."""
+
 class ComponentPages:
     def __init__(
         self, *, vt: Tensor, u: Tensor, scale: Tensor, pages_of: Tensor, adapted: Tensor

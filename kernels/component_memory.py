@@ -35,7 +35,7 @@ class ComponentMemory:
     linears: Sequence[ComponentPages]
 
     @classmethod
-    def empty(
+    def zeros(
         cls,
         shapes: Sequence[tuple[int, int]],
         pages: int,
@@ -45,7 +45,10 @@ class ComponentMemory:
         adapted: Tensor,
         in_panels: bool = True,
     ) -> "ComponentMemory":
-        """Unwritten pages, where `scale` is. On a CPU memory is taken page by page, as they are written.
+        """Pages of zeros, where `scale` is. On a CPU memory is taken page by page, as they are written.
+
+        A page that an adapter has in all linears is read in those that it does not adapt too, with a scale of zero:
+        whatever lies there must be finite.
 
         shapes: of the linears, (M, N) each; L of them.
         scale: [L, S, P]; adapted: [L, S]; pages_of: of all linears.
@@ -56,9 +59,9 @@ class ComponentMemory:
         widths = [part[0].numel() for part in parts]
         size = (pages, sum(widths))
         rows = (
-            _C.empty_in_huge_pages(size, dtype)
+            _C.zeros_in_huge_pages(size, dtype)
             if scale.device.type == "cpu"
-            else torch.empty(size, dtype=dtype, device=scale.device)
+            else torch.zeros(size, dtype=dtype, device=scale.device)
         )
         views = [
             column.unflatten(1, part.shape[1:])

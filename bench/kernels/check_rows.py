@@ -67,7 +67,7 @@ def _add_components(source: CheckSource, tokens: int, width: int) -> Made:
     scale[:, own] = source.normal(2, int(own.sum()), dtype=torch.float32)
     absent = torch.empty(0)
     shapes = [(M, width) for M in outputs]
-    memory = ComponentMemory.empty(shapes, 4, x.dtype, scale, absent, torch.empty(2, 0), in_panels=False)
+    memory = ComponentMemory.zeros(shapes, 4, x.dtype, scale, absent, torch.empty(2, 0), in_panels=False)
     parts = memory.linears
     for part in parts:
         part.vt.copy_(source.normal(*part.vt.shape) / width**0.5)

@@ -117,7 +117,7 @@ class ComponentPool:
         self._pages_of = torch.full((slots, self.num_pages), -1, dtype=torch.int32)
         self._index = {module: index for index, module in enumerate(shapes)}
         self._adapted = torch.zeros(len(self._index), slots, dtype=torch.uint8)
-        self._memory = ComponentMemory.empty(
+        self._memory = ComponentMemory.zeros(
             [*shapes.values()],
             self.num_pages,
             order.dtype,

@@ -155,3 +155,16 @@ def test_an_acquired_adapter_takes_the_pages_of_one_that_is_being_written() -> N
     assert list(pieces) == [] and not pool.is_resident("one")
     pool.assign(1, [Share("other", [1.0])])
     torch.testing.assert_close(product(pool, 1, Q[0]), torch.full((M, N), 2.0))
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+def test_a_page_adds_nothing_to_a_matrix_that_its_adapter_leaves_alone() -> None:
+    pool = ComponentPool(dict.fromkeys(Q, (M, N)), 2 * PAGE, SLOTS, ComponentOrder(torch.float32))
+    first, both = (
+        Lora({module: LoraPair(torch.ones(1, N), torch.ones(M, 1), 1.0) for module in modules})
+        for modules in (Q[:1], Q)
+    )
+    assert pool.place([pool.packed(first, "first"), pool.packed(both, "both")])
+    pool.assign(1, [Share("first", [2.0, 2.0]), Share("both", [1.0, 1.0])])
+    torch.testing.assert_close(product(pool, 1, Q[0]), torch.full((M, N), 3.0))
+    torch.testing.assert_close(product(pool, 1, Q[1]), torch.ones(M, N))

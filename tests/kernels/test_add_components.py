@@ -36,7 +36,7 @@ def components_of(shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Sequ
     # A slot may leave one of the linears alone.
     scale[-1, 3] = 0
     unused = torch.empty(0, dtype=torch.int32)
-    memory = ComponentMemory.empty(
+    memory = ComponentMemory.zeros(
         shapes, PAGES, dtype, scale, unused, torch.empty(len(shapes), 0), in_panels=False
     )
     for index, (pages, (M, N)) in enumerate(zip(memory.linears, shapes, strict=True)):

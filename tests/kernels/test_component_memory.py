@@ -25,7 +25,7 @@ def factors(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], list[float]
 def memory_of(dtype: torch.dtype, in_panels: bool) -> ComponentMemory:
     """Unwritten, of NaN."""
     size, nothing = len(SHAPES), torch.empty(len(SHAPES), 0)
-    memory = ComponentMemory.empty(
+    memory = ComponentMemory.zeros(
         SHAPES, PAGES, dtype, torch.zeros(size, 1, PAGES * PAGE), torch.empty(0), nothing, in_panels
     )
     memory.rows.fill_(torch.nan)
@@ -68,6 +68,15 @@ def test_every_linear_has_its_own(
                 assert memory.linears[index].u[page].isnan().all()
 
 
+@pytest.mark.usefixtures("poisoned_outputs")
+def test_what_was_never_written_is_zero() -> None:
+    size, nothing = len(SHAPES), torch.zeros(len(SHAPES), 0)
+    memory = ComponentMemory.zeros(
+        SHAPES, PAGES, torch.float32, torch.zeros(size, 1, PAGES * PAGE), torch.zeros(0), nothing
+    )
+    assert not memory.rows.any()
+
+
 class _Counted(TorchDispatchMode):
     """Counts the ops that run."""
 
@@ -84,7 +93,7 @@ def test_more_linears_of_one_shape_are_no_more_calls() -> None:
     def calls(count: int) -> int:
         shapes = [(32, 48)] * count
         absent = torch.empty(count, 0)
-        memory = ComponentMemory.empty(
+        memory = ComponentMemory.zeros(
             shapes, 1, torch.float32, torch.zeros(count, 1, PAGE), torch.empty(0), absent
         )
         vts, us = [torch.ones(16, 48)] * count, [torch.ones(32, 16)] * count

@@ -56,7 +56,7 @@ def adapted_linear(
         for page in own:
             scale[slot, page * PAGE : (page + 1) * PAGE] = torch.randn(PAGE, generator=random)
     adapted = torch.tensor([1, 1, 1, 0, 1, 1], dtype=torch.uint8)
-    memory = ComponentMemory.empty(
+    memory = ComponentMemory.zeros(
         [(24, 40), (M, N)], PAGES, dtype, scale.expand(2, -1, -1), pages_of, adapted.expand(2, -1)
     )
     other, pages = memory.linears

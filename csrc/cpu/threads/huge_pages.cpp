@@ -23,17 +23,30 @@ constexpr int64_t kAlignment = 64;
 
 constexpr int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
+// Fresh from the system, so that it is zero: what malloc gives may have been somebody's before.
 class Stretch {
  public:
   explicit Stretch(int64_t bytes) : size_(round_up(std::max(bytes, kStretch), kPage)) {
-    data_ = static_cast<char*>(std::aligned_alloc(kPage, size_));
-    TORCH_CHECK(data_, "no memory for ", bytes, " bytes of weights or cache");
 #ifdef __linux__
+    void* mapped =
+        mmap(nullptr, mapped_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(mapped != MAP_FAILED, "no memory for ", bytes, " bytes of weights or cache");
+    memory_ = static_cast<char*>(mapped);
+    data_ = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(mapped), kPage));
     // Where it is refused, small pages do.
     madvise(data_, size_, MADV_HUGEPAGE);
+#else
+    memory_ = data_ = static_cast<char*>(std::calloc(size_, 1));
+    TORCH_CHECK(data_, "no memory for ", bytes, " bytes of weights or cache");
 #endif
   }
-  ~Stretch() { std::free(data_); }
+  ~Stretch() {
+#ifdef __linux__
+    munmap(memory_, mapped_bytes());
+#else
+    std::free(memory_);
+#endif
+  }
   Stretch(const Stretch&) = delete;
   Stretch& operator=(const Stretch&) = delete;
 
@@ -46,6 +59,10 @@ class Stretch {
   }
 
  private:
+  // One page more than is used, for the alignment.
+  size_t mapped_bytes() const { return size_ + kPage; }
+
+  char* memory_;
   char* data_;
   const int64_t size_;
   int64_t used_ = 0;
@@ -53,7 +70,7 @@ class Stretch {
 
 }  // namespace
 
-at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype) {
+at::Tensor zeros_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype) {
   static std::mutex mutex;
   static std::shared_ptr<Stretch> current;
   int64_t bytes = c10::elementSize(dtype);
@@ -69,7 +86,11 @@ at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype) {
     }
     owner = current;
   }
-  at::Tensor tensor = at::from_blob(at, sizes, [owner](void*) {}, at::TensorOptions().dtype(dtype));
+  return at::from_blob(at, sizes, [owner](void*) {}, at::TensorOptions().dtype(dtype));
+}
+
+at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype) {
+  at::Tensor tensor = zeros_in_huge_pages(sizes, dtype);
   // As at::empty does: what is never written shows.
   const at::Context& context = at::globalContext();
   if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory() &&

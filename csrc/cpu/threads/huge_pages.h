@@ -11,4 +11,7 @@ namespace zweave {
 // last tensor of a stretch is gone.
 at::Tensor empty_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype);
 
+// The same, zero. Pages that are never written take no memory.
+at::Tensor zeros_in_huge_pages(at::IntArrayRef sizes, at::ScalarType dtype);
+
 }  // namespace zweave
