@@ -15,6 +15,11 @@ from ..step_turns import rest
 from ..text.prompt_template import PromptTemplate
 
 
+# Magnitude that no value may have. Rows of other requests meet an adapter's components with a scale of zero, which
+# hides a product as long as it is finite in float32.
+_LARGEST = 1e30
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraPair:
     """What a LoRA adds to one matrix W [M, N].
@@ -49,7 +54,7 @@ class Lora:
     invocation_tokens: of an activated LoRA, which acts from their last occurrence in a prompt on; else empty.
     description: a text for people.
     prompt_template: the prompt that it was trained on, which a bare text is put into; None if that is not known.
-    Raises ZweaveError if shapes do not fit each other, or a value is NaN or infinite.
+    Raises ZweaveError if shapes do not fit each other, or a value is NaN, infinite or above 1e30.
     """
 
     pairs: Mapping[str, LoraPair]
@@ -117,8 +122,12 @@ def _check_values(pairs: Mapping[str, LoraPair]) -> None:
     for pair in pairs.values():
         extremes += (*pair.a.aminmax(), *pair.b.aminmax())
         rest()
-    finite = torch.stack(extremes).isfinite()
-    if not finite.all():
-        first = int(finite.view(-1, 2).all(1).int().argmin())
+    scalings = torch.tensor([pair.scaling for pair in pairs.values()], dtype=torch.float64)
+    factors = torch.stack([torch.ones_like(scalings), scalings.abs().clamp(min=1)], 1)
+    largest = torch.stack(extremes).double().view(-1, 2).abs().amax(1) * factors.flatten()
+    bounded = largest <= _LARGEST
+    if not bounded.all():
+        first = int(bounded.int().argmin())
         module, name = [*pairs][first // 2], ("lora_A", "lora_B")[first % 2]
-        raise ZweaveError(f"{module}: {name} holds NaN or infinity")
+        found = f"values up to {largest[first]:.1e}" if largest[first].isfinite() else "NaN or infinity"
+        raise ZweaveError(f"{module}: {name} holds {found}")

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from zweave.adapters.component_pool import ComponentPool
-from zweave.adapters.lora import Lora
+from zweave.adapters.lora import Lora, LoraPair
+from zweave.adapters.peft_directory import read_peft
 from zweave.checkpoint.module_name import layer_of
 from zweave.engine import AsyncEngine, Engine
 from zweave.errors import ZweaveError
@@ -253,3 +254,23 @@ def test_a_resident_lora_is_not_read_again(
     engine.bank._loras._packed = ByteCache(1, 1024)
     monkeypatch.delattr(LoraEntry, "read")
     assert answers(engine, ["one"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]
+
+
+def test_values_as_large_as_may_be_disturb_nobody_else(
+    save_lora: Callable[..., Any], tiny_engine: Callable[..., Engine]
+) -> None:
+    directory, _ = save_lora("one", 1, merge=False)
+    pairs = {
+        module: LoraPair(pair.a / pair.a.abs().max() * 9e29, pair.b / pair.b.abs().max() * 9e29, 1.0)
+        for module, pair in read_peft(directory).pairs.items()
+    }
+    engine = tiny_engine(prefix_cache=False)
+    alone = answers(engine, [None] * 4)
+    engine.load_expert("huge", Lora(pairs))
+    requests = [
+        Request(prompt, expert=name, max_tokens=NEW, ignore_eos=True)
+        for prompt, name in zip(PROMPTS, [None, "huge", None, None], strict=False)
+    ]
+    results = engine.generate(requests, on_error="result")
+    assert "logits are not finite" in str(results[1].error)
+    assert [results[i].token_ids for i in (0, 2, 3)] == [alone[i] for i in (0, 2, 3)]

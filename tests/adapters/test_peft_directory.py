@@ -115,6 +115,9 @@ def test_tensors_that_are_no_lora(plain: Path) -> None:
     def nan(tensors: dict[str, torch.Tensor]) -> None:
         tensors[b][0, 0] = torch.nan
 
+    def huge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[a][0, 0] = -2e30
+
     def head(tensors: dict[str, torch.Tensor]) -> None:
         tensors["base_model.model.lm_head.lora_A.weight"] = torch.ones(2, 5)
 
@@ -123,6 +126,7 @@ def test_tensors_that_are_no_lora(plain: Path) -> None:
 
     cases: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [
         (nan, f"{Q}: lora_B holds NaN or infinity"),
+        (huge, f"{Q}: lora_A holds values up to 2.0e+30"),
         (lambda tensors: tensors.pop(b), f"{Q} has lora_A and not its other half"),
         (lambda tensors: tensors.update({b: torch.ones(3, 4)}), "do not share a rank"),
         (lambda tensors: tensors.update({a: torch.ones(2, 5, dtype=torch.int8)}), "is of torch.int8"),
