@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from ..adapters.lora import Lora
+from ..decomposition.refit.quantized_model import BASE
 from ..describe.description import Description
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
@@ -74,6 +75,7 @@ class Engine:
         self._blocks = parts.blocks
         self._runner = parts.runner
         self._output_processor = parts.output_processor
+        self._refit = parts.refit
         self._described = DescribedExperts(parts.bank, model)
         self._is_launching = False
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
@@ -127,6 +129,15 @@ class Engine:
     def experts(self) -> list[str]:
         """Names of the loaded experts."""
         return self.bank.experts()
+
+    def divergence(self, expert: str | None = None) -> float | None:
+        """The mean KL a token, in nats, that `weights="refit"` costs the base, or a loaded expert.
+
+        As `zweave quantize` measured it; None if it did not, and with other weights.
+        Raises ZweaveError for an expert that is not loaded.
+        """
+        digest = BASE if expert is None else self.bank.registered(expert).digest
+        return None if self._refit is None else self._refit.divergence(digest)
 
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
