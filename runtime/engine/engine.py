@@ -28,6 +28,7 @@ from .described import DescribedExperts
 from .engine_parts import load_parts
 from .guard import Guard
 from .pooled_states import check_layers, pooled_states
+from .prompt_logits import prompt_logits
 from .rescales import Rescales
 from .step import LaunchedStep
 
@@ -206,6 +207,15 @@ class Engine:
         sequences = [self._prepare(Request(prompt)) for prompt in prompts]
         with self.guard.exclusive():
             return pooled_states(self._runner, self._blocks, sequences, layers, self.config.max_batch_tokens)
+
+    def prompt_logits(self, prompt: str | Seq[int], expert: ExpertChoice = None) -> Tensor:
+        """Logits [tokens, vocabulary], float32, of every token of a prompt under an expert or mixture.
+
+        Raises ZweaveError for what cannot be a prompt, and when other requests have taken the cache.
+        """
+        sequence = self._prepare(Request(prompt, expert=expert, max_tokens=1))
+        with self.guard.exclusive():
+            return prompt_logits(self._runner, self._blocks, self.bank, sequence)
 
     def add(self, request: Request) -> int:
         """Queues a request and returns its id; the deltas come from `step`."""
