@@ -41,8 +41,8 @@ OnError: TypeAlias = Literal["raise", "result"]
 class Engine:
     """Serves one model, from one thread at a time.
 
-    While a call runs in one thread, `generate`, `run`, `stream`, `add`, `step` and `pooled_states` raise ZweaveError in
-    any other, and always in a forked child. Other methods may be called from any thread.
+    While a call runs in one thread, `generate`, `run`, `stream`, `add`, `step`, `pooled_states` and `prompt_logits`
+    raise ZweaveError in any other, and always in a forked child. Other methods may be called from any thread.
 
     model: a name that `zweave pull` knows, a Hugging Face directory, or a GGUF file. A model that was never
         decomposed is decomposed first, with progress on standard error.
