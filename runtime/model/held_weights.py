@@ -28,6 +28,6 @@ class HeldWeights:
         if weights == "grid":
             return cls(on_grid=True, plan=grids_plan(shapes, checkpoint.adapted_grids()))
         if weights == "refit":
-            refit = QuantizedModel.open(checkpoint.digest())
+            refit = QuantizedModel.open(checkpoint)
             return cls(refit=refit, plan=refit_plan(shapes, refit.grids))
         return cls()

@@ -65,7 +65,7 @@ def refit_model(model: Path, experts: dict[str, Expert]) -> Callable[..., Any]:
     def make(choice: Any, lora: Lora | None = None) -> Any:
         found = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
         factors, checkpoint = decompose(Checkpoint(model)), Checkpoint(model)
-        refit = QuantizedModel.open(checkpoint.digest())
+        refit = QuantizedModel.open(checkpoint)
         mixture = {choice: 1.0} if isinstance(choice, str) else dict(choice or {})
         for module, shape in checkpoint.adapted_shapes().items():
             sigma, ones = factors.sigma(module).double(), torch.ones(min(shape), dtype=torch.float64)
@@ -191,7 +191,7 @@ def test_what_cannot_be_is_told_in_one_line(
 def test_damaged_factors(
     damage: Any, model: Path, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = QuantizedModel.open(Checkpoint(model).digest())
+    entry = QuantizedModel.open(Checkpoint(model))
     names = [f"model.layers.1.mlp.{name}_proj" for name in ("up", "down")]
     path, before = matrix_file(entry.directory, names[0]), matrix_file(entry.directory, names[0]).read_bytes()
     other = matrix_file(entry.directory, names[1]).read_bytes()

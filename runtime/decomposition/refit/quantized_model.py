@@ -6,6 +6,7 @@ from typing import Any
 from zweave.kernels import SYMMETRIC, GridKind
 
 from ...checkpoint.hf_config import read_json
+from ...checkpoint.weight_source import WeightSource
 from ...errors import ZweaveError
 from ...io.cache_dir import cache_dir
 from .refit import Refit
@@ -26,15 +27,17 @@ class QuantizedModel:
             raise _damaged(index_file(directory))
 
     @classmethod
-    def open(cls, digest: str) -> "QuantizedModel":
-        """Opens the factors that `zweave quantize` was asked for last, of the weights with this digest.
+    def open(cls, source: WeightSource) -> "QuantizedModel":
+        """Opens the factors of a model that `zweave quantize` was asked for last.
 
         Raises ZweaveError if there are none, or their index is damaged.
         """
-        made = list(entries_directory(digest).glob("*/index.json"))
+        # The digest of a large model takes long.
+        digest = source.digest() if _root().is_dir() else ""
+        made = list(entries_directory(digest).glob("*/index.json")) if digest else []
         if not made:
             raise ZweaveError(
-                f"the model {digest[:12]} has no refit factors: run `zweave quantize MODEL`, or take weights='auto'"
+                "the model has no refit factors: run `zweave quantize MODEL`, or take weights='auto'"
             )
         found = cls(max(made, key=lambda path: path.stat().st_mtime_ns).parent)
         if found.index.get("digest") != digest:
@@ -95,7 +98,11 @@ def index_entry(refit: Refit) -> dict[str, Any]:
 
 def entries_directory(digest: str) -> Path:
     """Where the entries lie of the weights with this digest, one for each text that calibrated."""
-    return cache_dir() / "quantized" / digest
+    return _root() / digest
+
+
+def _root() -> Path:
+    return cache_dir() / "quantized"
 
 
 def index_file(directory: Path) -> Path:
