@@ -1,5 +1,6 @@
 """An engine that keeps refit factors alone: the tokens of a model with their products as weights."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from zweave import Engine, Expert, Request, ZweaveError
 from zweave.adapters.lora import Lora, LoraPair
 from zweave.checkpoint import Checkpoint
 from zweave.decomposition import decompose
-from zweave.decomposition.refit.quantized_model import QuantizedModel, matrix_file
+from zweave.decomposition.refit.quantized_model import QuantizedModel, index_file, matrix_file
 from zweave.io.progress import silent
 from zweave.quantization.quantize import quantize_model
 
@@ -185,6 +186,29 @@ def test_what_cannot_be_is_told_in_one_line(
         with pytest.raises(ZweaveError, match=words):
             make_engine(**options)
     assert make_engine(max_memory=1 << 20, batch_invariant=False).generate(asked([3, 4], "a"))
+
+
+@pytest.mark.parametrize("change", [{"digest": "0" * 64}, {"format": "zweave-refit-1"}, {"matrices": {}}])
+def test_an_index_of_something_else(
+    change: dict[str, Any], model: Path, make_engine: Callable[..., Engine]
+) -> None:
+    path = index_file(QuantizedModel.open(Checkpoint(model)).directory)
+    before = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(before) | change))
+        with pytest.raises(ZweaveError, match=r"index.json is damaged: run `zweave quantize MODEL --force`"):
+            make_engine()
+    finally:
+        path.write_text(before)
+
+
+def test_the_kl_that_was_measured(model: Path, make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    assert engine.divergence() == QuantizedModel.open(Checkpoint(model)).divergence() > 0
+    assert engine.divergence("a") is None
+    assert make_engine(weights="auto").divergence() is None
+    with pytest.raises(ZweaveError, match="none"):
+        engine.divergence("none")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", "other matrix", "not finite"])

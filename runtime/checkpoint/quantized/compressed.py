@@ -46,7 +46,7 @@ def compressed_matrices(config: Mapping[str, Any], files: QuantizedFiles) -> dic
 
     Raises ZweaveError for a format that is not supported, and for parts that do not fit together.
     """
-    formats = {
+    formats: dict[str, Callable[[Mapping[str, Any], QuantizedFiles], dict[str, QuantizedMatrix]]] = {
         "float-quantized": float_quantized_matrices,
         "pack-quantized": partial(_integer_matrices, codes_of=_words),
         "int-quantized": partial(_integer_matrices, codes_of=_bytes),

@@ -40,7 +40,10 @@ class QuantizedModel:
                 "the model has no refit factors: run `zweave quantize MODEL`, or take weights='auto'"
             )
         found = cls(max(made, key=lambda path: path.stat().st_mtime_ns).parent)
-        if found.index.get("digest") != digest:
+        if (
+            found.index.get("digest") != digest
+            or found.index["matrices"].keys() != source.adapted_shapes().keys()
+        ):
             raise _damaged(index_file(found.directory))
         return found
 
