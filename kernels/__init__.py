@@ -17,7 +17,7 @@ from .components import gather_components
 from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .device_ops import REFERENCE_OPS, DeviceOps, triton_ops
 from .greedy import greedy, greedy_ref
-from .layout.grid import GRID_FORMS, GROUP, Grid, GridKind, grid_rows, pack_grid
+from .layout.grid import GRID_FORMS, GROUP, SYMMETRIC, Grid, GridKind, grid_of, grid_rows, pack_grid
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
 from .layout.quantize import Quantized, dequantize, quantize
@@ -37,6 +37,7 @@ __all__ = [
     "LIBRARY_FROM",
     "PAGE",
     "REFERENCE_OPS",
+    "SYMMETRIC",
     "AdaptedLinear",
     "ComponentMemory",
     "ComponentPages",
@@ -64,6 +65,7 @@ __all__ = [
     "gather_components",
     "greedy",
     "greedy_ref",
+    "grid_of",
     "grid_rows",
     "linear",
     "linear_ref",

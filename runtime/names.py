@@ -7,7 +7,7 @@ DEFAULT_MODEL = "smollm2"
 PULLED_MODELS = (DEFAULT_MODEL,)
 # Of an engine; torch has more.
 DTYPES = ("float32", "bfloat16")
-WEIGHTS = ("auto", "grid")
+WEIGHTS = ("auto", "grid", "refit")
 # Of an engine, unless the user says otherwise.
 SLOTS = 64
 LORA_COMPONENTS = 512

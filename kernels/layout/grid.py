@@ -21,9 +21,12 @@ from torch import Tensor
 
 from .. import _C
 from .packed import PANEL, Packed
+from .quantize import Format, Quantized, codes_of
 
 GROUP = 32
 GridKind: TypeAlias = Literal["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
+# The grids of symmetric integers.
+SYMMETRIC: dict[Format, GridKind] = {"int4": "Q4_0", "int8": "Q8_0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,21 @@ class Grid:
         if self.minimum is not None:
             values = values + self.minimum.float()[:, :, None]
         return values.flatten(1)
+
+
+def grid_of(weight: Quantized) -> Grid:
+    """The same values, to the bit, on the grid of their format (`SYMMETRIC`).
+
+    Raises: ValueError unless they are integers in groups of 32 inputs with scales that float16 holds.
+    """
+    if weight.format not in SYMMETRIC or weight.group != GROUP or weight.shape[1] % GROUP:
+        raise ValueError(
+            f"{weight.format} in groups of {weight.group} of {weight.shape[1]} inputs lies on no grid"
+        )
+    scale = weight.scale.half()
+    if not torch.equal(scale.float(), weight.scale):
+        raise ValueError("the scales of a grid must be float16 values")
+    return Grid(codes_of(weight), scale, None, GRID_FORMS[SYMMETRIC[weight.format]].bits)
 
 
 def pack_grid(grid: Grid) -> Packed:

@@ -125,6 +125,13 @@ def of_codes(q: Tensor, scale: Tensor, format: Format, group: int) -> Quantized:
     )
 
 
+def codes_of(weight: Quantized) -> Tensor:
+    """q [out_features, in_features] of a matrix in int8 or int4, as int8."""
+    if weight.format == "fp8":
+        raise ValueError("codes_of: the values of fp8 are no whole numbers")
+    return _decode(weight.data, weight.shape[1], weight.format).to(torch.int8)
+
+
 def dequantize(weight: Quantized) -> Tensor:
     """The matrix [out_features, in_features] that the values and scales stand for, float32."""
     N = weight.shape[1]

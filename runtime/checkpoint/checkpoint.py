@@ -49,6 +49,7 @@ class Checkpoint:
         self._check()
         self._grids = GridFile(self.directory, self._shapes)
         self._warn_of_unused()
+        self._digest = ""
 
     def names(self) -> list[str]:
         """Names of the model's tensors; other tensors in the files are left out."""
@@ -103,7 +104,9 @@ class Checkpoint:
 
         Of a quantised checkpoint what counts is the matrices that `tensor` returns.
         """
-        return weights_digest(self)
+        if not self._digest:
+            self._digest = weights_digest(self)
+        return self._digest
 
     def _resolve_head(
         self, config: ModelConfig, stored: dict[str, ModelTensor]

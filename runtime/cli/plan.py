@@ -17,6 +17,7 @@ from ..decomposition.decomposition import Decomposition, decompose
 from ..engine.config import EngineConfig
 from ..experts.certificate import certify
 from ..experts.expert import Expert
+from ..model.held_weights import HeldWeights
 from ..planner.cost_model import cost_model
 from ..planner.delta_formats import STATED_ERROR
 from ..planner.gpu_cost import DEVICES, StepShape
@@ -24,6 +25,7 @@ from ..planner.gpu_report import InvariancePrice, predict_modes, resident_bytes,
 from ..planner.plan import MatrixPlan, Plan, memory, read_bytes
 from ..planner.planner import plan_for
 from ..planner.report import mode_costs
+from .plan_weights import describe_forms, forms_table
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,13 +41,14 @@ def run(args: argparse.Namespace) -> int:
         lora_components=args.lora_components,
     )
     checkpoint = resolve_model(args.model)
+    held = HeldWeights.of(config.weights, checkpoint)
     plan = plan_for(
         checkpoint.config.adapted_shapes(),
         config.plans_for,
         config.torch_dtype,
         config.max_memory,
         config.max_error,
-        grids=checkpoint.adapted_grids() if config.weights == "grid" else {},
+        given=held.plan,
     )
     experts = {name: Expert.load(name) for name in args.certify}
     figures: dict[str, Any] = {
@@ -62,7 +65,10 @@ def run(args: argparse.Namespace) -> int:
     }
     if config.plans_for == "gpu":
         figures["gpu"] = _gpu(args, checkpoint.config, plan, config)
-    if experts:
+    else:
+        figures["forms"] = describe_forms(checkpoint, config, args.tokens, experts)
+    # What refit factors cost an expert is no matter of its components: its KL was measured, or was not.
+    if experts and held.refit is None:
         decomposition = decompose(checkpoint)
         figures["certificates"] = [
             _certificate(name, expert, decomposition, plan, args.max_error)
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(figures))
     else:
-        _show(figures, args.explain)
+        _show(figures, args.tokens, args.explain)
     return 0
 
 
@@ -103,6 +109,7 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
                 "grid": matrix.grid,
                 "leading": matrix.delta_rank,
                 "factored": matrix.factored,
+                "factor_grids": matrix.factor_grids,
                 "format": matrix.format,
                 "int8_leading": matrix.int8_leading,
                 "stated_error": STATED_ERROR[matrix.format] if matrix.format else None,
@@ -172,11 +179,12 @@ def _certificate(
     }
 
 
-def _show(figures: Mapping[str, Any], explain: bool) -> None:
+def _show(figures: Mapping[str, Any], tokens: int, explain: bool) -> None:
     console = Console(highlight=False)
     console.print(f"weights of the adapted matrices: {figures['memory_bytes'] / (1 << 20):.0f} MiB")
     if "gpu" not in figures:
         console.print(_reads(figures["read_bytes"]))
+        console.print(forms_table(figures["forms"], tokens))
     if figures["lora_bytes"]:
         when = "taken at once" if "gpu" in figures else "of which each that is loaded takes its own"
         console.print(
@@ -185,9 +193,9 @@ def _show(figures: Mapping[str, Any], explain: bool) -> None:
         )
     table = Table("matrices", "out x in", "keeps", "the base goes", "an expert without limits goes")
     for row in figures["shapes"]:
-        keeps = [f"W on its grid ({row['grid']})" if row["grid"] else "W"] * row["dense"] + ["U, V"] * row[
-            "factored"
-        ]
+        factors = "refit U, V ({}, {})".format(*row["factor_grids"]) if row["factor_grids"] else "U, V"
+        keeps = [f"W on its grid ({row['grid']})" if row["grid"] else "W"] * row["dense"]
+        keeps += [factors] * row["factored"]
         if row["leading"]:
             keeps.append(
                 f"deltas of up to {row['leading']} components"

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from ..adapters.lora import Lora
+from ..decomposition.refit.quantized_model import BASE
 from ..describe.description import Description
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
@@ -27,6 +28,7 @@ from .described import DescribedExperts
 from .engine_parts import load_parts
 from .guard import Guard
 from .pooled_states import check_layers, pooled_states
+from .prompt_logits import prompt_logits
 from .rescales import Rescales
 from .step import LaunchedStep
 
@@ -39,8 +41,8 @@ OnError: TypeAlias = Literal["raise", "result"]
 class Engine:
     """Serves one model, from one thread at a time.
 
-    While a call runs in one thread, `generate`, `run`, `stream`, `add`, `step` and `pooled_states` raise ZweaveError in
-    any other, and always in a forked child. Other methods may be called from any thread.
+    While a call runs in one thread, `generate`, `run`, `stream`, `add`, `step`, `pooled_states` and `prompt_logits`
+    raise ZweaveError in any other, and always in a forked child. Other methods may be called from any thread.
 
     model: a name that `zweave pull` knows, a Hugging Face directory, or a GGUF file. A model that was never
         decomposed is decomposed first, with progress on standard error.
@@ -74,6 +76,7 @@ class Engine:
         self._blocks = parts.blocks
         self._runner = parts.runner
         self._output_processor = parts.output_processor
+        self._refit = parts.refit
         self._described = DescribedExperts(parts.bank, model)
         self._is_launching = False
         self._launched: deque[tuple[LaunchedStep, list[Span], float]] = deque()
@@ -127,6 +130,15 @@ class Engine:
     def experts(self) -> list[str]:
         """Names of the loaded experts."""
         return self.bank.experts()
+
+    def divergence(self, expert: str | None = None) -> float | None:
+        """The mean KL a token, in nats, that `weights="refit"` costs the base, or a loaded expert.
+
+        As `zweave quantize` measured it; None if it did not, and with other weights.
+        Raises ZweaveError for an expert that is not loaded.
+        """
+        digest = BASE if expert is None else self.bank.registered(expert).digest
+        return None if self._refit is None else self._refit.divergence(digest)
 
     def check_expert(self, expert: ExpertChoice) -> None:
         """Raises ZweaveError unless a request could name this expert or mixture now."""
@@ -195,6 +207,15 @@ class Engine:
         sequences = [self._prepare(Request(prompt)) for prompt in prompts]
         with self.guard.exclusive():
             return pooled_states(self._runner, self._blocks, sequences, layers, self.config.max_batch_tokens)
+
+    def prompt_logits(self, prompt: str | Seq[int], expert: ExpertChoice = None) -> Tensor:
+        """Logits [tokens, vocabulary], float32, of every token of a prompt under an expert or mixture.
+
+        Raises ZweaveError for what cannot be a prompt, and when other requests have taken the cache.
+        """
+        sequence = self._prepare(Request(prompt, expert=expert, max_tokens=1))
+        with self.guard.exclusive():
+            return prompt_logits(self._runner, self._blocks, self.bank, sequence)
 
     def add(self, request: Request) -> int:
         """Queues a request and returns its id; the deltas come from `step`."""

@@ -2,15 +2,18 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 
 from ..adapters.component_pool import ComponentOrder, ComponentPool
 from ..checkpoint.checkpoint import Checkpoint, resolve_model
 from ..checkpoint.model_config import ModelConfig
 from ..decomposition.decomposition import Decomposition, decompose
+from ..decomposition.refit.quantized_model import QuantizedModel
 from ..errors import ZweaveError
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import KVCache
+from ..model.held_weights import HeldWeights
 from ..planner.plan import Plan
 from ..planner.planner import plan_for
 from ..scheduler.block_manager import BlockManager
@@ -38,11 +41,13 @@ class EngineParts:
     blocks: BlockManager
     runner: Runner
     output_processor: OutputProcessor
+    refit: QuantizedModel | None
 
 
 def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     """Loads a model, decomposes it on its device if that was never done, and makes the parts that serve it."""
     checkpoint = resolve_model(model)
+    held = HeldWeights.of(config.weights, checkpoint)
     decomposition = decompose(checkpoint, device=str(config.torch_device))
     tokenizer = Tokenizer(checkpoint.directory)
     shapes = checkpoint.config.adapted_shapes()
@@ -53,11 +58,11 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         config.max_memory,
         config.max_error,
         config.batch_invariant,
-        checkpoint.adapted_grids() if config.weights == "grid" else {},
+        held.plan,
     )
     max_model_len = _max_model_len(config, checkpoint.config)
-    bank = _bank(decomposition, plan, config)
-    make = _cpu_runner if config.plans_for == "cpu" else gpu_runner
+    bank = _bank(decomposition, plan, config, held.refit)
+    make = partial(_cpu_runner, held=held) if config.plans_for == "cpu" else gpu_runner
     runner: Runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
     blocks = BlockManager(runner.cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
@@ -80,6 +85,7 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
         blocks=blocks,
         runner=runner,
         output_processor=OutputProcessor(scheduler, first_passes, tokenizer.eos_ids),
+        refit=held.refit,
     )
 
 
@@ -96,7 +102,9 @@ def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _bank(decomposition: Decomposition, plan: Plan, config: EngineConfig) -> Bank:
+def _bank(
+    decomposition: Decomposition, plan: Plan, config: EngineConfig, refit: QuantizedModel | None
+) -> Bank:
     """The tables of as many slots as the user asks for; ZweaveError if there is no memory for them."""
     try:
         return Bank(
@@ -107,6 +115,9 @@ def _bank(decomposition: Decomposition, plan: Plan, config: EngineConfig) -> Ban
             plan=plan,
             max_error=config.max_error,
             components=_component_pool(plan, config),
+            scales=None
+            if refit is None
+            else {name: refit.matrix(name).scale for name in decomposition.names},
         )
     except RuntimeError as error:
         wanted = f"{config.slots} slots and {config.lora_components} lora_components"
@@ -129,6 +140,7 @@ def _cpu_runner(
     plan: Plan,
     bank: Bank,
     max_model_len: int,
+    held: HeldWeights,
 ) -> Runner:
     """The runner of a CPU, with a cache of the size that the user asks for."""
     assert config.kv_tokens is not None
@@ -142,4 +154,4 @@ def _cpu_runner(
             f"no memory for {config.kv_tokens} kv_tokens: lower them ({str(error).splitlines()[0][:80]})"
         ) from None
     max_length = min(max_model_len, num_blocks * config.block_size)
-    return ModelRunner(config, checkpoint, decomposition, plan, bank, cache, max_length)
+    return ModelRunner(config, checkpoint, decomposition, plan, bank, cache, max_length, held)

@@ -14,6 +14,7 @@ from ..decomposition.decomposition import Decomposition
 from ..experts.bank import Bank
 from ..kv_cache.block_pool import KVCache
 from ..model.batch import Batch
+from ..model.held_weights import HeldWeights
 from ..model.layer_schedule import StateCapture
 from ..model.merger import MergePolicy, Merger
 from ..model.model import Model, ModelOutput
@@ -48,6 +49,7 @@ class ModelRunner:
         bank: Bank,
         cache: KVCache,
         max_length: int,
+        held: HeldWeights,
     ) -> None:
         self._config = config
         self._bank = bank
@@ -60,7 +62,7 @@ class ModelRunner:
             plan,
             config.torch_dtype,
             config.torch_device,
-            on_grid=config.weights == "grid",
+            held,
         )
         self.model = Model(weights, checkpoint.config, cache, self.max_length)
         self._batch_planner: BatchPlanner | None = None

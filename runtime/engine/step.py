@@ -108,7 +108,7 @@ class Runner(Protocol):
         """Computes chunks as one batch, in an order of its own; may return before that is done."""
 
     def states(self, chunks: Seq[Chunk], layers: Seq[int]) -> Mapping[StateCapture, Tensor]:
-        """The base model's states of chunks as they enter some layers; nothing above the highest is computed.
+        """The states of chunks, in their slots, as they enter some layers; nothing above the highest is computed.
 
         Returns [tokens, hidden] float32 for the rows of each chunk and each layer.
         """

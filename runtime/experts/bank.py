@@ -68,13 +68,14 @@ class Bank:
         plan: Plan | None = None,
         max_error: float = 0.0,
         components: ComponentPool | None = None,
+        scales: Mapping[str, Tensor] | None = None,
     ) -> None:
         if slots < 2:
             raise ZweaveError(f"a bank needs at least 2 slots (one is the base model's), not {slots}")
         self._slots = slots
         self._num_layers = 1 + max((layer_of(module) for module in sigmas), default=-1)
         self._base_digest = base_digest
-        self.tables = SlotTables(sigmas, slots, device, plan, max_error)
+        self.tables = SlotTables(sigmas, slots, device, plan, max_error, scales)
         self._registry = Registry(self._num_layers)
         self._free = list(range(slots - 1, 0, -1))
         self._slot_of: dict[str, int] = {BASE_DIGEST: 0}

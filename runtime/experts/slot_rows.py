@@ -57,13 +57,18 @@ class RowBuilder:
 
     sigmas: adaptable matrix -> singular values [R].
     layout: of these matrices.
-    plan, max_error: as of `SlotTables`.
+    plan, max_error, scales: as of `SlotTables`.
 
     is_plain: whether float32 gives the bits of float64 where nothing is renormalised.
     """
 
     def __init__(
-        self, sigmas: Mapping[str, Tensor], layout: FlatLayout, plan: Plan, max_error: float
+        self,
+        sigmas: Mapping[str, Tensor],
+        layout: FlatLayout,
+        plan: Plan,
+        max_error: float,
+        scales: Mapping[str, Tensor] | None = None,
     ) -> None:
         flat = [sigma.detach().cpu().double().numpy() for sigma in sigmas.values()]
         self._layout = layout
@@ -76,6 +81,9 @@ class RowBuilder:
         self._single: Single = empty_in_huge_pages((len(self._double),), torch.float32).numpy()
         self._single[:] = self._double
         self._leading_single = self._single[self._leading]
+        self._scale = (
+            self._single if scales is None else torch.cat([scales[m].float() for m in layout.columns]).numpy()
+        )
         self._zeros = np.flatnonzero(self._double == 0)
         self.is_plain = not max_error and bool((self._single == self._double).all())
         self._tolerance = np.concatenate(
@@ -101,7 +109,7 @@ class RowBuilder:
         # A product of two float32 is exact in float64, so that rounding it is what float32 does.
         with np.errstate(over="ignore", invalid="ignore"):
             self._write_delta(z, delta)
-            np.multiply(self._single, z, out=scale)
+            np.multiply(self._scale, z, out=scale)
 
     def _modes_of(self, z: Single) -> SlotModes:
         differs = z != 1
@@ -121,12 +129,15 @@ class RowBuilder:
             delta[:] = sigma * delta - sigma
 
     def _rows_by_double(self, z: FlatZ, renormalise: bool) -> SlotRows:
-        scale: Double = self._double * z.values
+        adapted: Double = self._double * z.values
+        scale: Double = adapted if self._scale is self._single else self._scale.astype(np.float64) * z.values
         for module in z.modules if renormalise else ():
             columns = self._layout.columns[module]
-            scale[columns] *= renormalisation(module, self._double[columns], scale[columns])
+            factor = renormalisation(module, self._double[columns], adapted[columns])
+            for row in (adapted,) if scale is adapted else (adapted, scale):
+                row[columns] *= factor
         _check_range(scale)
-        change = scale - self._double
+        change = adapted - self._double
         supports = self._layout.supports(np.abs(change) > self._tolerance)
         modes = self._modes(supports)
         if self._max_error:

@@ -26,9 +26,10 @@ class SlotTables:
     max_error: share of a matrix's largest singular value. Components whose sigma * |z - 1| is at most that may be
         left out where this opens a cheaper mode. As U and V are orthonormal, the spectral norm of the difference
         is then at most this share of that of the matrix.
+    scales: adaptable matrix -> what z multiplies in factored mode [R], where that is not sigma: of refit factors.
 
     layout: of all matrices in `scale`.
-    scale: [slots, sum of R] float32, sigma * z of all matrices side by side.
+    scale: [slots, sum of R] float32, sigma * z, or `scales` * z, of all matrices side by side.
     delta: [slots, sum of K] float32, sigma * (z - 1) of the leading components that the plan keeps.
     modes: [matrices, slots] uint8, the `LinearMode` of each slot in each matrix, by its own z alone.
     supports: [matrices, slots] int32, number of leading components that each slot adapts.
@@ -41,13 +42,14 @@ class SlotTables:
         device: torch.device | str = "cpu",
         plan: Plan | None = None,
         max_error: float = 0.0,
+        scales: Mapping[str, Tensor] | None = None,
     ) -> None:
         ranks = {module: sigma.numel() for module, sigma in sigmas.items()}
         self._plan = plan or {module: MatrixPlan((rank, rank)) for module, rank in ranks.items()}
         self.layout = FlatLayout.of(ranks)
         self._delta_layout = FlatLayout.of({module: self._plan[module].delta_rank for module in ranks})
         self._index = {module: index for index, module in enumerate(ranks)}
-        self._builder = RowBuilder(sigmas, self.layout, self._plan, max_error)
+        self._builder = RowBuilder(sigmas, self.layout, self._plan, max_error, scales)
         # NaN shows at once if a token carries a slot that was never written.
         self.scale = _poisoned(slots, self.layout.width, torch.device(device))
         self.delta = _poisoned(slots, self._delta_layout.width, torch.device(device))

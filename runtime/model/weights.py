@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, pack, pack_grid, quantize
+from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, grid_of, pack, pack_grid, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.model_config import ModelConfig
@@ -16,12 +16,13 @@ from ..kv_cache.block_pool import LayerCache
 from ..planner.delta_formats import IntegerFormat
 from ..planner.plan import MatrixPlan, Plan
 from .grid_embedding import GridEmbedding
+from .held_weights import HeldWeights
 
 
 class Weights:
     """Reads the tensors of a checkpoint and its decomposition, those that the plan keeps resident.
 
-    on_grid: whether matrices that came on a grid stay there.
+    held: the form in which they stay.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Weights:
         plan: Plan,
         dtype: torch.dtype,
         device: torch.device,
-        on_grid: bool = False,
+        held: HeldWeights,
     ) -> None:
         self._checkpoint = checkpoint
         self._decomposition = decomposition
@@ -41,36 +42,32 @@ class Weights:
         self._present = frozenset(checkpoint.names())
         self.dtype = dtype
         self.device = device
-        self._on_grid = on_grid
+        self._held = held
 
     def tensor(self, name: str) -> Tensor:
         return self._checkpoint.tensor(name).to(self.device, self.dtype, copy=True)
 
     def packed(self, name: str) -> Packed:
         """A matrix in kernel order."""
-        grid = self._checkpoint.grid(name) if self._on_grid else None
+        grid = self._checkpoint.grid(name) if self._held.on_grid else None
         return pack(self.tensor(name)) if grid is None else pack_grid(grid)
 
     def embedding(self, head: Packed, is_tied: bool) -> Tensor | GridEmbedding:
         """The embedding; head: that of the model."""
         name = "model.embed_tokens.weight"
-        if self._on_grid and name in self._checkpoint.grid_kinds:
+        if self._held.on_grid and name in self._checkpoint.grid_kinds:
             return GridEmbedding(head if is_tied else self.packed(name), self.dtype)
         return self.tensor(name)
 
     def adapted(self, module: str) -> AdaptedLinear:
-        u, _, vt = self._decomposition.factors(module)
         plan, bias = self._plan[module], f"{module}.bias"
-        if not plan.factored:
-            vt, u = vt[: plan.delta_rank], u[:, : plan.delta_rank]
-        some = plan.factored or plan.delta_rank > 0
-        factors = list(self._factors(plan, vt, u)) if some else []
+        factors = list(self._factors(module, plan)) if plan.kept else []
 
         return AdaptedLinear(
-            shape=(u.shape[0], vt.shape[1]),
+            shape=plan.shape,
             dense=self.packed(f"{module}.weight") if plan.dense else None,
-            vt=factors[0][0] if some else None,
-            u=factors[0][1] if some else None,
+            vt=factors[0][0] if factors else None,
+            u=factors[0][1] if factors else None,
             scale=self._bank.tables.columns(module) if plan.factored else None,
             delta=self._bank.tables.delta_columns(module) if plan.delta_rank else None,
             bias=self.tensor(bias) if bias in self._present else None,
@@ -80,8 +77,13 @@ class Weights:
             rest=factors[1] if len(factors) > 1 else None,
         )
 
-    def _factors(self, plan: MatrixPlan, vt: Tensor, u: Tensor) -> Iterator[tuple[Packed, Packed]]:
+    def _factors(self, module: str, plan: MatrixPlan) -> Iterator[tuple[Packed, Packed]]:
         """V^T and U of the components that lie together, leading ones first."""
+        if self._held.refit is not None:
+            refit = self._held.refit.matrix(module)
+            yield pack_grid(grid_of(refit.vt)), pack_grid(grid_of(refit.u))
+            return
+        u, _, vt = self._decomposition.factors(module)
 
         def factor(weight: Tensor, format: IntegerFormat | None) -> Packed:
             if format:

@@ -98,7 +98,8 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="auto",
         choices=WEIGHTS,
-        help="grid: those that a GGUF file brings in few bits stay as they are, see docs/planner.md (%(default)s)",
+        help="grid: those that a GGUF file brings in few bits stay as they are, see docs/planner.md; refit: factors in "
+        "int4 and int8 that `zweave quantize` has made, see docs/quantization.md (%(default)s)",
     )
 
 
@@ -140,6 +141,8 @@ def open_engine(args: argparse.Namespace) -> Engine:
         max_sequences=args.max_sequences,
         prefix_cache=not args.no_prefix_cache,
     )
+    if args.weights == "refit":
+        stderr.print(_said_divergence(engine.divergence()))
     for item in args.load:
         name, separator, source = item.partition("=")
         if separator:
@@ -149,6 +152,15 @@ def open_engine(args: argparse.Namespace) -> Engine:
     if file is not None:
         engine.dispatcher = file.dispatcher(engine, load_named)
     return engine
+
+
+def _said_divergence(measured: float | None) -> str:
+    said = (
+        "was not measured: run `zweave quantize MODEL`"
+        if measured is None
+        else f"{measured:.1e} nats a token"
+    )
+    return f"refit factors: KL of the base model {said}"
 
 
 def read_dispatcher(args: argparse.Namespace, path: Path) -> DispatcherFile:

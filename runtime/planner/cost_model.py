@@ -15,6 +15,7 @@ from zweave.kernels import GRID_FORMS, GridKind, LinearMode, cpu_isa, linear, pa
 from ..io.atomic_write import atomic_write
 from ..io.cache_dir import cache_dir, disk_errors
 from .delta_formats import BYTES, IntegerFormat
+from .plan import MatrixPlan
 
 FORMAT = "zweave-cost-2"
 Numbers = npt.NDArray[np.float64]
@@ -63,29 +64,27 @@ class CostModel:
     def seconds(
         self,
         mode: LinearMode,
-        shape: tuple[int, int],
+        matrix: MatrixPlan,
         tokens: int,
-        components: int = 0,
-        format: IntegerFormat | None = None,
-        grid: GridKind | None = None,
     ) -> float:
-        """Seconds of computing tokens in a mode.
-
-        shape: (out_features, in_features) of the matrix.
-        components: of the delta.
-        format: of the delta's factors.
-        grid: of W.
-        """
-        M, N = shape
-        if mode == LinearMode.DELTA and format:
-            integers = self.product(components * (M + N), tokens, format)
-            return float(self.product(M * N, tokens, grid=grid) + integers)
+        """Seconds of computing tokens in a mode."""
+        (M, N), components = matrix.shape, matrix.delta_rank
+        if mode == LinearMode.DELTA and matrix.format:
+            integers = self.product(components * (M + N), tokens, matrix.format)
+            return float(self.product(M * N, tokens, grid=matrix.grid) + integers)
         if mode == LinearMode.DENSE:
-            return float(self.product(M * N, tokens, grid=grid))
+            return float(self.product(M * N, tokens, grid=matrix.grid))
+        if mode == LinearMode.FACTORED and matrix.factor_grids:
+            u, vt = matrix.factor_grids
+            seconds = (
+                self.product(M * matrix.rank, tokens, grid=u),
+                self.product(matrix.rank * N, tokens, grid=vt),
+            )
+            return float(sum(seconds))
         weights = {
             LinearMode.MERGED: M * N,
             LinearMode.DELTA: M * N + components * (M + N),
-            LinearMode.FACTORED: min(M, N) * (M + N),
+            LinearMode.FACTORED: matrix.rank * (M + N),
         }[mode]
         return float(self.product(weights, tokens))
 

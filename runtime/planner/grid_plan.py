@@ -1,18 +1,24 @@
-"""The plan of matrices whose W stays on the grid that it came on: experts are integers beside it."""
+"""The plans of matrices whose weights lie on grids: W as it came, with experts beside it, or refit factors alone."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TypeAlias
 
 from zweave.kernels import GridKind
 
-from .plan import MatrixPlan
+from .plan import MatrixPlan, Plan, Shapes
 
-Grids: TypeAlias = Mapping[str, GridKind]
-NO_GRIDS: Grids = MappingProxyType({})
 # Share of the components whose factors are int8: those of restricted experts, which change more.
 _LEADING_SHARE = 8
 _PANEL = 16
+
+
+def grids_plan(shapes: Shapes, grids: Mapping[str, GridKind]) -> Plan:
+    """The plan of the matrices whose W lies on a grid."""
+    return {module: grid_plan(shapes[module], grid) for module, grid in grids.items()}
+
+
+def refit_plan(shapes: Shapes, grids: Mapping[str, tuple[GridKind, GridKind]]) -> Plan:
+    """The plan of matrices that keep refit factors alone; grids: of U and of V^T."""
+    return {module: MatrixPlan(shape, factor_grids=grids[module]) for module, shape in shapes.items()}
 
 
 def grid_plan(shape: tuple[int, int], grid: GridKind) -> MatrixPlan:

@@ -20,6 +20,7 @@ class MatrixPlan:
     format: of the delta's factors if they are integers; such a delta of all components serves any expert.
     grid: the grid on which W stays, None for plain values.
     int8_leading: number of leading components that are int8, the others being int4.
+    factor_grids: the grids on which U and V lie where they are refit and all that is kept, None for plain values.
     """
 
     shape: tuple[int, int]
@@ -29,6 +30,7 @@ class MatrixPlan:
     format: IntegerFormat | None = None
     grid: GridKind | None = None
     int8_leading: int = 0
+    factor_grids: tuple[GridKind, GridKind] | None = None
 
     def __post_init__(self) -> None:
         if not self.dense and not self.factored:
@@ -41,6 +43,8 @@ class MatrixPlan:
             raise ValueError(f"W on a grid of {self.grid} must be kept")
         if self.int8_leading and not (self.format == "int4" and 0 < self.int8_leading < self.delta_rank):
             raise ValueError(f"{self.int8_leading} components in int8 need further ones in int4")
+        if self.factor_grids and (self.dense or not self.factored):
+            raise ValueError("factors on grids stand alone")
 
     @property
     def rank(self) -> int:
@@ -54,6 +58,9 @@ class MatrixPlan:
     def resident(self, value_bytes: int) -> dict[str, int]:
         """Bytes of W, U and V, as far as it keeps them; value_bytes: of a weight that is not an integer."""
         M, N = self.shape
+        if self.factor_grids:
+            u, vt = (GRID_FORMS[grid].bytes for grid in self.factor_grids)
+            return {"W": 0, "U": int(M * self.rank * u), "V": int(self.rank * N * vt)}
         return {
             "W": int(self.dense * M * N * (GRID_FORMS[self.grid].bytes if self.grid else value_bytes)),
             "U": sum(_factor_bytes(M, kept, format, value_bytes) for kept, format in self.factors),
@@ -101,6 +108,7 @@ def _factor_bytes(rows: int, columns: int, format: IntegerFormat | None, value_b
 
 
 Plan: TypeAlias = Mapping[str, MatrixPlan]
+Shapes: TypeAlias = Mapping[str, tuple[int, int]]
 
 
 def read_bytes(plan: Plan, value_bytes: int, is_base: bool) -> int | None:

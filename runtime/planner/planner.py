@@ -1,8 +1,9 @@
 """Plans a load: which forms of each matrix stay resident under a limit of memory and of error."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,8 +11,7 @@ import torch
 from ..errors import ZweaveError
 from .cost_model import CostModel, cost_model
 from .delta_formats import IntegerFormat, meets_error
-from .grid_plan import NO_GRIDS, Grids, grid_plan
-from .plan import MatrixPlan, Plan, memory
+from .plan import MatrixPlan, Plan, Shapes, memory
 
 # Width of a panel of the CPU kernels: filling one up costs nothing.
 COMPONENT_STEP = 16
@@ -24,7 +24,7 @@ FORMATS: tuple[IntegerFormat, ...] = ("int8", "int4")
 GPU_FORMATS: tuple[IntegerFormat, ...] = ("int8",)
 
 DeviceType: TypeAlias = Literal["cpu", "gpu"]
-Shapes: TypeAlias = Mapping[str, tuple[int, int]]
+NOTHING_GIVEN: Plan = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def plan_for(
     max_memory: int | None = None,
     max_error: float = 0.0,
     batch_invariant: bool = False,
-    grids: Grids = NO_GRIDS,
+    given: Plan = NOTHING_GIVEN,
 ) -> Plan:
     """The plan of matrices [out_features, in_features], by what products cost on this machine.
 
@@ -71,7 +71,7 @@ def plan_for(
     weighs_costs = device_type == "cpu" and max_memory is not None
     costs = cost_model(dtype) if weighs_costs else None
     return make_plan(
-        shapes, device_type, dtype.itemsize, max_memory, max_error, costs, batch_invariant, grids
+        shapes, device_type, dtype.itemsize, max_memory, max_error, costs, batch_invariant, given
     )
 
 
@@ -83,7 +83,7 @@ def make_plan(
     max_error: float = 0.0,
     costs: CostModel | None = None,
     batch_invariant: bool = False,
-    grids: Grids = NO_GRIDS,
+    given: Plan = NOTHING_GIVEN,
 ) -> dict[str, MatrixPlan]:
     """The plan of a load.
 
@@ -95,21 +95,19 @@ def make_plan(
     max_error: share of a matrix's spectral norm that an expert may lose.
     costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
     batch_invariant: on a GPU, whether all tokens of all batches take one mode.
-    grids: on a CPU, matrices whose W stays on its grid.
+    given: on a CPU, the plans of matrices that are not free to choose, since their weights lie on grids.
     Raises ZweaveError, with the least that would do, if no plan fits.
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
         return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
-        module: grid_plan(shape, grids[module])
-        if module in grids
-        else MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
+        module: given.get(module) or MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
         for module, shape in shapes.items()
     }
-    if budget is None or (grids and budget.fits(plan)):
+    if budget is None or (given and budget.fits(plan)):
         return plan
-    if grids:
+    if given:
         raise budget.refusal(plan)
     return _plan_within(budget, plan, max_error, costs or CostModel.nominal(value_bytes))
 
@@ -188,9 +186,7 @@ def _seconds(matrix: MatrixPlan, costs: CostModel) -> float:
     for support in (0, matrix.rank):
         mode = matrix.mode_of(support)
         assert mode is not None
-        total += costs.seconds(
-            mode, matrix.shape, PLANNED_TOKENS, matrix.delta_rank, matrix.format, matrix.grid
-        )
+        total += costs.seconds(mode, matrix, PLANNED_TOKENS)
     return total
 
 

@@ -13,6 +13,7 @@ from zweave.kernels import (
     GRID_FORMS,
     GROUP,
     Grid,
+    GridKind,
     LinearMode,
     Packed,
     linear,
@@ -60,7 +61,7 @@ def mode_costs(
     rows = []
     for mode, seconds in measured.items():
         components = {LinearMode.DELTA: matrix.delta_rank, LinearMode.FACTORED: matrix.rank}.get(mode, 0)
-        product = costs.seconds(mode, matrix.shape, tokens, components, matrix.format, matrix.grid)
+        product = costs.seconds(mode, matrix, tokens)
         predicted = product + costs.call_seconds
         rows.append(ModeCost(mode.name.lower(), components, 1e6 * predicted, 1e6 * seconds, mode == chosen))
     return rows
@@ -81,9 +82,13 @@ def _calls(
     x = torch.randn(tokens, N, generator=random).to(dtype)
     slot = 1 + torch.arange(tokens, dtype=torch.int32) % experts
     scale = torch.ones(experts + 1, matrix.rank)
-    dense = [_dense(matrix, weight(M, N)) for _ in range(copies)]
+    dense = [_on_grid(weight(M, N), matrix.grid) for _ in range(copies)]
     merged = [pack(weight(M, N)) for _ in range(copies)] if matrix.grid else dense
-    factors = [(pack(weight(matrix.rank, N)), pack(weight(M, matrix.rank))) for _ in range(copies)]
+    on_u, on_vt = matrix.factor_grids or (None, None)
+    factors = [
+        (_on_grid(weight(matrix.rank, N), on_vt), _on_grid(weight(M, matrix.rank), on_u))
+        for _ in range(copies)
+    ]
     calls: dict[LinearMode, list[Callable[[], object]]] = {
         LinearMode.DENSE: [partial(linear, x, w) for w in dense],
         LinearMode.FACTORED: [partial(svf_linear, x, vt, u, scale, slot) for vt, u in factors],
@@ -104,11 +109,11 @@ def _calls(
     return dict(sorted(calls.items()))
 
 
-def _dense(matrix: MatrixPlan, weight: Tensor) -> Packed:
-    """W as the plan keeps it: some weights, or any codes on its grid."""
-    if matrix.grid is None:
+def _on_grid(weight: Tensor, grid: GridKind | None) -> Packed:
+    """A matrix as the plan keeps it: some weights, or any codes on a grid."""
+    if grid is None:
         return pack(weight)
-    form, (M, N) = GRID_FORMS[matrix.grid], matrix.shape
+    form, (M, N) = GRID_FORMS[grid], weight.shape
     numbers = torch.full((M, N // GROUP), 0.01, dtype=form.number)
     codes = (weight.float() * 40).clamp(0, 15).to(torch.int8)
     return pack_grid(Grid(codes, numbers, numbers if form.has_minimum else None, form.bits))

@@ -12,48 +12,31 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.hf_config import read_json
 from ..checkpoint.module_name import layer_of
 from ..decomposition.decomposition import Decomposition, decompose
-from ..decomposition.refit.refit import Refit, output_error, refit
+from ..decomposition.refit.gptq import GROUP
+from ..decomposition.refit.quantized_model import (
+    BASE,
+    FORMAT,
+    QuantizedModel,
+    divergence_file,
+    entries_directory,
+    index_entry,
+    index_file,
+    matrix_file,
+)
+from ..decomposition.refit.refit import output_error, refit
+from ..decomposition.refit.refit_file import error_of, load_refit, save_refit
 from ..errors import ZweaveError
 from ..experts.expert import Expert
 from ..experts.slot_rows import renormalisation
 from ..io.atomic_write import flush, write_text
-from ..io.cache_dir import cache_dir, disk_errors, lock
+from ..io.cache_dir import disk_errors, lock
 from ..io.progress import Report, progress_bar
 from ..text.tokenizer import Tokenizer
 from ..train.run import load_model
 from .calibration import SHIPPED, input_of, read_chunks, second_moments
 from .divergence import mean_divergence
-from .refit_file import error_of, load_refit, save_refit
-
-FORMAT = "zweave-refit-1"
-
-
-class QuantizedModel:
-    """An entry of the cache: a file a matrix, and an index of their errors and bytes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.index: dict[str, Any] = _read_json(directory / "index.json")
-
-    @property
-    def errors(self) -> dict[str, float]:
-        """Relative error of each matrix's outputs on the calibration text."""
-        return {module: entry["error"] for module, entry in self.index["matrices"].items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the factors, their scales in 16 bits."""
-        return sum(entry["bytes"] for entry in self.index["matrices"].values())
-
-    def matrix(self, module: str) -> Refit:
-        """The factors of a matrix; ZweaveError if their file is damaged."""
-        try:
-            return load_refit(_file(self.directory, module))
-        except ZweaveError as error:
-            raise ZweaveError(f"{error}: run `zweave quantize MODEL --force`") from None
 
 
 def quantize_model(
@@ -65,26 +48,31 @@ def quantize_model(
 ) -> tuple[QuantizedModel, dict[str, float]]:
     """Opens the model's refit factors from the cache, or makes them; and the mean KL that they cost, by name.
 
+    The engine serves what was opened last.
+
     experts: measured beside the base, which is called "base".
     text: half of its pieces calibrate, the others measure.
     force: make them anew. The same model and text give the same bytes; what a killed run had finished is kept.
-    Raises ZweaveError for an expert of another model, a text that is too short, and as `decompose` does.
+    Raises ZweaveError for an expert of another model, a text that is too short, matrices that are no whole groups, and
+    as `decompose` does.
     """
+    _check_shapes(checkpoint.adapted_shapes())
     decomposition = decompose(checkpoint)
     for each in experts.values():
         each.check(checkpoint.adapted_shapes(), decomposition.digest)
     tokenizer = Tokenizer(checkpoint.directory)
     chunks, measured = read_chunks(text, tokenizer, checkpoint.config.default_max_model_len)
-    key = hashlib.sha256(json.dumps([FORMAT, decomposition.digest, chunks, measured]).encode()).hexdigest()
-    target = cache_dir() / "quantized" / key
+    key = hashlib.sha256(json.dumps([FORMAT, chunks, measured]).encode()).hexdigest()
+    target = entries_directory(decomposition.digest) / key
     with nullcontext(progress) if progress else progress_bar() as report, lock(target):
         model = load_model(checkpoint, torch.float32).requires_grad_(False)
-        if force or not (target / "index.json").is_file():
-            with disk_errors(target):
+        with disk_errors(target):
+            if force or not index_file(target).is_file():
                 _make(target, model, checkpoint, decomposition, chunks, force, report)
+            index_file(target).touch()
         found = QuantizedModel(target)
         divergences = {}
-        choices: dict[str, Expert | None] = {"base": None, **experts}
+        choices: dict[str, Expert | None] = {BASE: None, **experts}
         for done, (name, expert) in enumerate(choices.items()):
             report("measuring", done, len(choices))
             divergences[name] = _divergence(found, model, checkpoint, decomposition, measured, expert, force)
@@ -105,27 +93,36 @@ def _make(
     shapes = checkpoint.adapted_shapes()
     if force:
         for module in shapes:
-            _file(target, module).unlink(missing_ok=True)
+            matrix_file(target, module).unlink(missing_ok=True)
     errors: dict[str, float] = {}
     for layer, modules in _by_layer(shapes):
         report("quantising layers", layer, checkpoint.config.num_layers)
-        missing = [module for module in modules if not _file(target, module).is_file()]
+        missing = [module for module in modules if not matrix_file(target, module).is_file()]
         moments = second_moments(model, chunks, missing) if missing else {}
         for module in missing:
             weight, (u, _, vt) = checkpoint.tensor(f"{module}.weight"), decomposition.factors(module)
             inputs = moments[input_of(module)]
             made = refit(weight, u, vt, inputs)
-            save_refit(_file(target, module), made, output_error(weight, made.merged(), inputs))
+            save_refit(matrix_file(target, module), made, output_error(weight, made.merged(), inputs))
     report("quantising layers", checkpoint.config.num_layers, checkpoint.config.num_layers)
     for module in shapes:
-        errors[module] = error_of(_file(target, module))
-        flush(_file(target, module))
+        errors[module] = error_of(matrix_file(target, module))
+        flush(matrix_file(target, module))
     entries = {
-        module: {"error": error, "bytes": load_refit(_file(target, module)).nbytes}
+        module: {"error": error, **index_entry(load_refit(matrix_file(target, module)))}
         for module, error in errors.items()
     }
     index = {"format": FORMAT, "digest": decomposition.digest, "matrices": entries}
-    write_text(target / "index.json", json.dumps(index, indent=1) + "\n")
+    write_text(index_file(target), json.dumps(index, indent=1) + "\n")
+
+
+def _check_shapes(shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises ZweaveError for a matrix that the kernels' grids do not hold."""
+    for module, (rows, columns) in shapes.items():
+        if columns % GROUP or min(rows, columns) % GROUP:
+            raise ZweaveError(
+                f"{module} is {rows} x {columns}: refit factors come in whole groups of {GROUP}"
+            )
 
 
 def _by_layer(modules: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -143,9 +140,10 @@ def _divergence(
     force: bool,
 ) -> float:
     """The mean KL of the base or of an expert, from the file that an earlier run left if there is one."""
-    path = found.directory / f"divergence-{expert.digest if expert else 'base'}.json"
-    if path.is_file() and not force:
-        return float(_read_json(path)["kl"])
+    name = expert.digest if expert else BASE
+    known = None if force else found.divergence(name)
+    if known is not None:
+        return known
 
     def exact(module: str) -> Tensor:
         weight, z = checkpoint.tensor(f"{module}.weight").float(), _z(expert, decomposition, module)
@@ -158,7 +156,7 @@ def _divergence(
         return found.matrix(module).merged(_z(expert, decomposition, module)).float()
 
     divergence = mean_divergence(model, chunks, checkpoint.adapted_shapes(), exact, rounded)
-    write_text(path, json.dumps({"kl": divergence}) + "\n")
+    write_text(divergence_file(found.directory, name), json.dumps({"kl": divergence}) + "\n")
     return divergence
 
 
@@ -171,14 +169,3 @@ def _z(expert: Expert | None, decomposition: Decomposition, module: str) -> Tens
         return z
     sigma = decomposition.sigma(module).double()
     return z * renormalisation(module, sigma.numpy(), (sigma * z).numpy())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except ZweaveError:
-        raise ZweaveError(f"{path} is damaged: run `zweave quantize MODEL --force`") from None
-
-
-def _file(directory: Path, module: str) -> Path:
-    return directory / f"{module}.safetensors"

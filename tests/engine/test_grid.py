@@ -136,7 +136,7 @@ def test_what_has_no_grid_is_told_in_one_line(
 ) -> None:
     with pytest.raises(ZweaveError, match=r"has no matrix on a grid \(Q4_0, .*: take weights='auto'; or, if"):
         Engine(tiny_model("llama"), weights="grid")
-    with pytest.raises(ZweaveError, match="weights must be one of auto, grid, not 'int4'"):
+    with pytest.raises(ZweaveError, match="weights must be one of auto, grid, refit, not 'int4'"):
         Engine(model("Q4_1"), weights="int4")
     with pytest.raises(ZweaveError, match="weights='grid' is for device='cpu'"):
         Engine(model("Q4_1"), weights="grid", device="reference")

@@ -53,6 +53,21 @@ def test_rows_have_the_bits_of_float64(zeros: int, spread: float) -> None:
     assert rows.modes.modes.tolist() == [modes.get(one, LinearMode.FACTORED) for one in supports]
 
 
+@pytest.mark.parametrize("max_error", [0.0, 1e-9])
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_z_multiplies_other_scales_than_sigma(renormalise: bool, max_error: float) -> None:
+    """Those of refit factors; what is renormalised is still what z makes of sigma."""
+    held = sigmas()
+    scales = {module: 2.0 ** torch.randint(-9, 9, (rank,)) for module, rank in RANKS.items()}
+    tables = Bank(held, 2, plan=PLAN, max_error=max_error, scales=scales).tables
+    assert torch.equal(tables.scale[0], torch.cat(list(scales.values())))
+    rows, plain = tables.rows_of(Z, renormalise), Bank(held, 2, plan=PLAN).tables.rows_of(Z, renormalise)
+    factor = {module: held[module].sum() / (held[module] * z).sum() for module, z in Z.items()}
+    wanted = [scales[module] * z * (factor[module] if renormalise else 1) for module, z in Z.items()]
+    torch.testing.assert_close(rows.scale, torch.cat(wanted))
+    assert torch.equal(rows.delta, plain.delta) and torch.equal(rows.modes.modes, plain.modes.modes)
+
+
 def test_equal_supports_share_their_modes() -> None:
     tables = Bank(sigmas(), 2, plan=PLAN).tables
     one, other = tables.rows_of(leading(Z, 5)), tables.rows_of(leading(Z, 5))

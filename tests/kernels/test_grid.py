@@ -1,11 +1,13 @@
 """Products with weights on a grid: a float64 product with the values of the file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from zweave.kernels import AdaptedLinear, Packed, dequantize, linear, pack, quantize, svf_delta_linear
-from zweave.kernels.layout.grid import GRID_FORMS, GROUP, Grid, grid_rows, pack_grid
+from zweave.kernels.layout.grid import GRID_FORMS, GROUP, Grid, grid_of, grid_rows, pack_grid
 
 KINDS = ["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
 
@@ -59,6 +61,46 @@ def test_a_delta_beside_it(kind: str) -> None:
     hidden[slot == 0] = 0
     wanted = x.double() @ grid.values().double().T + hidden @ u.double().T
     torch.testing.assert_close(y.double(), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("on_u", "on_vt"), [("Q8_0", "Q4_0"), ("Q4_0", "Q8_0"), ("Q4_1", "Q4_K")])
+@pytest.mark.parametrize(("M", "N", "K"), [(33, 96, 96), (7, 160, 64), (96, 33 * 32, 96), (1, 32, 32)])
+def test_factors_on_grids(M: int, N: int, K: int, on_u: str, on_vt: str, dtype: torch.dtype) -> None:
+    u, vt = random_grid(on_u, M, K), random_grid(on_vt, K, N, seed=1)
+    draw = torch.Generator().manual_seed(2)
+    table = torch.randn(4, K, generator=draw)
+    factored = AdaptedLinear((M, N), None, pack_grid(vt), pack_grid(u), table, None, None, None)
+    for tokens in (1, 3, 13, 40):
+        x, slot = (
+            torch.randn(tokens, N, generator=draw).to(dtype),
+            torch.arange(tokens, dtype=torch.int32) % 4,
+        )
+        hidden = x.double() @ vt.values().double().T * table.double()[slot.long()]
+        wanted = hidden @ u.values().double().T
+        magnitude = (hidden.abs() @ u.values().double().abs().T).amax()
+        y = factored.native().run(x, slot, False)
+        # In bfloat16 what lies between the products is rounded, and so is y.
+        limit = 1e-5 if dtype == torch.float32 else 2**-8
+        assert (y - wanted).abs().max() < limit * magnitude
+        assert torch.equal(factored(x, slot), y)
+        for row in range(0, tokens, 5):
+            assert torch.equal(factored(x[row : row + 1], slot[row : row + 1]), y[row : row + 1])
+
+
+@pytest.mark.parametrize(("format", "columns"), [("int4", 96), ("int8", 64)])
+def test_integers_lie_on_a_grid_to_the_bit(format: str, columns: int) -> None:
+    weight = quantize(torch.randn(20, columns, generator=torch.Generator().manual_seed(0)), format, 32)
+    weight = replace(weight, scale=weight.scale.half().float())
+    assert torch.equal(grid_of(weight).values(), dequantize(weight))
+    for wrong, words in (
+        (replace(weight, scale=weight.scale * (1 + 2**-20)), "must be float16 values"),
+        (quantize(torch.ones(4, 64), format, 64), "in groups of 64 of 64 inputs lies on no grid"),
+        (quantize(torch.ones(4, 33), format, 32), "lies on no grid"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            grid_of(wrong)
 
 
 @pytest.mark.parametrize("leading", [0, 48])

@@ -16,7 +16,7 @@ from zweave.planner import MatrixPlan, make_plan, plan_for
 from zweave.planner.batch_planner import BatchPlanner, count_by_slot
 from zweave.planner.cost_model import CostModel, cost_model, measure
 from zweave.planner.delta_formats import STATED_ERROR, IntegerFormat
-from zweave.planner.grid_plan import grid_plan
+from zweave.planner.grid_plan import grid_plan, grids_plan, refit_plan
 from zweave.planner.plan import memory, read_bytes
 from zweave.planner.planner import break_even_rank
 
@@ -105,7 +105,8 @@ def test_a_gpu_takes_integers_where_the_error_allows_them() -> None:
 
 
 def test_w_stays_on_its_grid_and_experts_are_int4_beside_it() -> None:
-    plan = make_plan(SHAPES, grids={Q: "Q4_1", UP: "Q8_0"})
+    given = grids_plan(SHAPES, {Q: "Q4_1", UP: "Q8_0"})
+    plan = make_plan(SHAPES, given=given)
     assert plan[Q] == MatrixPlan((576, 576), True, 576, False, "int4", "Q4_1", int8_leading=80)
     assert plan[UP] == MatrixPlan((1536, 576), True, 576, False, "int4", "Q8_0", int8_leading=80)
     assert plan[K] == make_plan(SHAPES)[K]
@@ -115,9 +116,19 @@ def test_w_stays_on_its_grid_and_experts_are_int4_beside_it() -> None:
     assert [plan[Q].read(mode, 2) for mode in (LinearMode.DENSE, LinearMode.DELTA)] == [W, W + U + V]
     assert [plan[Q].format_of(support) for support in (80, 81)] == ["int8", "int4"]
     assert grid_plan((16, 64), "Q4_0") == MatrixPlan((16, 64), True, 16, False, "int8", "Q4_0")
-    assert make_plan(SHAPES, max_memory=memory(plan, 2), grids={Q: "Q4_1", UP: "Q8_0"}) == plan
+    assert make_plan(SHAPES, max_memory=memory(plan, 2), given=given) == plan
     with pytest.raises(ZweaveError, match=r"the least that would do is .*: allow more"):
-        make_plan(SHAPES, max_memory=memory(plan, 2) - 1, grids={Q: "Q4_1", UP: "Q8_0"})
+        make_plan(SHAPES, max_memory=memory(plan, 2) - 1, given=given)
+
+
+def test_refit_factors_are_all_that_is_kept() -> None:
+    shapes = {Q: (576, 576), UP: (1536, 576), K: (192, 576)}
+    plan = make_plan(shapes, given=refit_plan(shapes, dict.fromkeys(shapes, ("Q8_0", "Q4_0"))))
+    assert plan[UP] == MatrixPlan((1536, 576), factor_grids=("Q8_0", "Q4_0"))
+    assert plan[UP].resident(2) == {"W": 0, "U": 1536 * 576 * 17 // 16, "V": 576 * 576 * 9 // 16}
+    assert plan[K].resident(4) == {"W": 0, "U": 192 * 192 * 17 // 16, "V": 192 * 576 * 9 // 16}
+    assert {plan[Q].mode_of(n) for n in (0, 1, 576)} == {LinearMode.FACTORED}
+    assert read_bytes(plan, 2, is_base=True) == read_bytes(plan, 2, is_base=False) == memory(plan, 2)
 
 
 def test_what_a_token_reads() -> None:
@@ -138,6 +149,7 @@ def test_impossible_plans_are_refused() -> None:
         {"grid": "Q4_1"},
         {"dense": True, "factored": False, "delta_rank": 8, "format": "int4", "int8_leading": 8},
         {"dense": True, "factored": False, "delta_rank": 8, "format": "int8", "int8_leading": 4},
+        {"dense": True, "factor_grids": ("Q8_0", "Q4_0")},
     ):
         with pytest.raises(ValueError):
             MatrixPlan((8, 20), **wrong)
@@ -177,7 +189,7 @@ class TestIntegers:
 
         def seconds(plan: dict[str, MatrixPlan]) -> float:
             modes = [(m, m.mode_of(support)) for m in plan.values() for support in (0, m.rank)]
-            return sum(COSTS.seconds(mode, m.shape, 16, m.delta_rank, m.format) for m, mode in modes)
+            return sum(COSTS.seconds(mode, m, 16) for m, mode in modes)
 
         assert seconds(anyhow) <= seconds(close) < seconds(exact)
 
@@ -197,13 +209,10 @@ class TestIntegers:
 
     def test_cost(self) -> None:
         weights = 2 * 576 * 576
-        found = COSTS.seconds(LinearMode.DELTA, (576, 576), 1, 576, "int8") - COSTS.seconds(
-            LinearMode.DENSE, (576, 576), 1
-        )
+        int8, int4 = (MatrixPlan((576, 576), True, 576, False, format) for format in ("int8", "int4"))
+        found = COSTS.seconds(LinearMode.DELTA, int8, 1) - COSTS.seconds(LinearMode.DENSE, int8, 1)
         assert found == pytest.approx(weights / 3e10)
-        found = COSTS.seconds(LinearMode.DELTA, (576, 576), 512, 576, "int4") - COSTS.seconds(
-            LinearMode.DENSE, (576, 576), 512
-        )
+        found = COSTS.seconds(LinearMode.DELTA, int4, 512) - COSTS.seconds(LinearMode.DENSE, int4, 512)
         assert found == pytest.approx(2 * weights * 512 / 8e11)
 
     def test_an_expert_that_would_lose_more_than_allowed_is_refused(self) -> None:
@@ -221,12 +230,15 @@ class TestIntegers:
 
 class TestCostModel:
     def test_streams_or_multiplies(self) -> None:
-        weights = 576 * 576
-        assert COSTS.seconds(LinearMode.DENSE, (576, 576), 1) == pytest.approx(2 * weights / 3e10)
-        assert COSTS.seconds(LinearMode.DENSE, (576, 576), 512) == pytest.approx(2 * weights * 512 / 4e11)
-        assert COSTS.seconds(LinearMode.FACTORED, (576, 576), 1) == pytest.approx(2 * 2 * weights / 3e10)
-        assert COSTS.seconds(LinearMode.DELTA, (576, 576), 1, 72) == pytest.approx(1.25 * 2 * weights / 3e10)
-        assert COSTS.seconds(LinearMode.DENSE, (576, 576), 0) == 0
+        weights, plain = 576 * 576, MatrixPlan((576, 576), dense=True, delta_rank=72)
+        assert COSTS.seconds(LinearMode.DENSE, plain, 1) == pytest.approx(2 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DENSE, plain, 512) == pytest.approx(2 * weights * 512 / 4e11)
+        assert COSTS.seconds(LinearMode.FACTORED, plain, 1) == pytest.approx(2 * 2 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DELTA, plain, 1) == pytest.approx(1.25 * 2 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DENSE, plain, 0) == 0
+        refit = MatrixPlan((576, 576), factor_grids=("Q8_0", "Q4_0"))
+        found = COSTS.seconds(LinearMode.FACTORED, refit, 1)
+        assert found == pytest.approx((1.0625 + 0.5625) * weights / 3e10)
 
     def test_measures(self) -> None:
         found = measure(torch.float32, size=64, bytes_to_rotate=1 << 16)

@@ -34,7 +34,7 @@ def checkpoint(
     tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Checkpoint:
     monkeypatch.setenv("ZWEAVE_CACHE", str(tmp_path / "cache"))
-    return Checkpoint(tiny_model("llama", dtype="bfloat16"))
+    return Checkpoint(tiny_model("llama", dtype="bfloat16", hidden_size=64, intermediate_size=96))
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def test_again_and_after_an_end_it_gives_the_same_bytes(
     monkeypatch.setattr(made_by, "refit", None)
     assert quantize_model(checkpoint, {}, text, progress=silent)[1] == divergence
     monkeypatch.undo()
-    monkeypatch.setenv("ZWEAVE_CACHE", str(first.directory.parents[1]))
+    monkeypatch.setenv("ZWEAVE_CACHE", str(first.directory.parents[2]))
     # What was killed in the second layer.
     (first.directory / "index.json").unlink()
     for name in written:
@@ -112,13 +112,24 @@ def test_divergence_is_that_of_the_merged_models(
 
 
 def test_the_command(
-    tiny_model_and_expert: tuple[str, str], text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    checkpoint: Checkpoint, text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    model, expert = tiny_model_and_expert
+    model, expert = str(checkpoint.directory), str(tmp_path / "e.safetensors")
+    assert main(["expert", "new", expert, "--random", "0.3", "--model", model]) == 0
+    capsys.readouterr()
     assert main(["quantize", model, "--expert", expert, "--text", str(text), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["matrices"] == 14 and set(figures["kl"]) == {"base", expert}
     assert 0.4 < figures["of_bfloat16"] < 0.9 and 0 < figures["mean_error"] <= figures["max_error"] < 0.02
+    plan = ["plan", "--model", model, "--dtype", "float32", "--certify", expert]
+    assert main([*plan, "--weights", "refit", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    auto, grid, refit = planned["forms"]
+    assert refit["kl"] == {"base": figures["kl"]["base"], expert: figures["kl"][expert]} and auto["kl"] == {}
+    assert planned["memory_bytes"] == refit["memory_bytes"] < 0.45 * auto["read_bytes"]["base"]
+    assert refit["read_bytes"] == dict.fromkeys(("base", "expert"), refit["memory_bytes"])
+    assert min(refit["predicted_us"].values()) > 0 and "has no matrix on a grid" in grid["missing"]
+    assert main(plan) == 0 and "KL, nats a token" in capsys.readouterr().out
     short = tmp_path / "short.txt"
     short.write_text("a few words")
     for file, words in ((short, "calibration wants 256 or more"), (tmp_path / "none", "none")):

@@ -42,6 +42,16 @@ def read_choice(
     return value
 
 
+def read_weight_groups(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How compressed-tensors quantises the weights of each group of modules; ZweaveError for anything else."""
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict) or not all(
+        isinstance(group, dict) and isinstance(group.get("weights"), dict) for group in groups.values()
+    ):
+        raise ZweaveError(f"quantization_config: config_groups must hold weights, not {shortened(groups)}")
+    return [group["weights"] for group in groups.values()]
+
+
 def read_blocks(config: Mapping[str, Any], key: str) -> tuple[int, int] | None:
     """Rows and columns of the blocks that share a scale, None where the key is left out or null."""
     value = config.get(key)

@@ -9,7 +9,7 @@ import torch
 from ...errors import ZweaveError, shortened
 from ..hf_config import read_json
 from ..tensor_files import ModelTensor, StoredTensor, first_names
-from . import awq, fp8, gptq
+from . import awq, compressed, fp8, gptq
 from .matrix import QuantizedFiles, QuantizedMatrix
 
 Reader = Callable[[Mapping[str, Any], QuantizedFiles], dict[str, QuantizedMatrix]]
@@ -19,7 +19,7 @@ _METHODS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "awq": (awq.awq_matrices, awq.PARTS),
     "gptq": (gptq.gptq_matrices, gptq.PARTS),
     "fp8": (fp8.fp8_matrices, fp8.SCALES + fp8.UNUSED),
-    "compressed-tensors": (fp8.float_quantized_matrices, fp8.SCALES + fp8.UNUSED),
+    "compressed-tensors": (compressed.compressed_matrices, compressed.PARTS + fp8.SCALES + fp8.UNUSED),
 }
 
 

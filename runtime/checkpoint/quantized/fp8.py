@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import ZweaveError, shortened
+from ...errors import ZweaveError
 from ..tensor_files import StoredTensor
-from .config import read_blocks, read_choice, read_integer
+from .config import read_blocks, read_choice, read_integer, read_weight_groups
 from .matrix import QuantizedFiles, QuantizedMatrix
 
 FP8 = "F8_E4M3"
@@ -32,13 +32,7 @@ def fp8_matrices(config: Mapping[str, Any], files: QuantizedFiles) -> dict[str, 
 
 def float_quantized_matrices(config: Mapping[str, Any], files: QuantizedFiles) -> dict[str, QuantizedMatrix]:
     """The same for compressed-tensors' format "float-quantized", in which groups of modules differ in their blocks."""
-    read_choice(config, "format", among=["float-quantized"])
-    groups = config.get("config_groups")
-    if not isinstance(groups, dict) or not all(
-        isinstance(group, dict) and isinstance(group.get("weights"), dict) for group in groups.values()
-    ):
-        raise ZweaveError(f"quantization_config: config_groups must hold weights, not {shortened(groups)}")
-    return _matrices(files, [_span(group["weights"]) for group in groups.values()])
+    return _matrices(files, [_span(weights) for weights in read_weight_groups(config)])
 
 
 def _span(weights: Mapping[str, Any]) -> Span:

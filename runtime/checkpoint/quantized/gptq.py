@@ -45,8 +45,9 @@ def gptq_matrices(config: Mapping[str, Any], files: QuantizedFiles) -> dict[str,
         scales = files.part(module, "scales", ("F16", "BF16", "F32"), (groups, outputs))
         # Without act order the groups follow each other, and some writers leave the index out.
         found = ordered or f"{module}.g_idx" in files.stored
-        index = files.part(module, "g_idx", ("I32", "I64"), (inputs,)) if found else None
-        groups_of = partial(_group_index, files, module, index, inputs, group or inputs, groups)
+        if found:
+            files.part(module, "g_idx", ("I32", "I64"), (inputs,))
+        groups_of = partial(_group_index, files, module if found else None, inputs, group or inputs, groups)
         read = partial(_dequantize, qweight, qzeros, scales, groups_of, bits, add)
         matrices |= files.matrix(module, (outputs, inputs), read)
     return matrices
@@ -61,18 +62,10 @@ def _refuse_overrides(config: Mapping[str, Any]) -> None:
         )
 
 
-def _group_index(
-    files: QuantizedFiles, module: str, index: StoredTensor | None, inputs: int, group: int, groups: int
-) -> Tensor:
-    """int64 [in_features]: the group of each input."""
-    if index is None:
-        return torch.arange(inputs) // group
-    values = index.read().long()
-    if values.min() < 0 or values.max() >= groups:
-        raise files.unusable(
-            f"{module}.g_idx", f"names groups outside 0 to {groups - 1}: the file is damaged"
-        )
-    return values
+def _group_index(files: QuantizedFiles, module: str | None, inputs: int, group: int, groups: int) -> Tensor:
+    """int64 [in_features]: the group of each input; module: whose g_idx says so, if it has one."""
+    found = None if module is None else files.indices(module, "g_idx", groups)
+    return torch.arange(inputs) // group if found is None else found
 
 
 def _dequantize(

@@ -76,6 +76,20 @@ class QuantizedFiles:
             raise self.unusable(name, f"has shape {tensor.shape}, its quantization_config means {shape}")
         return tensor
 
+    def indices(self, module: str, part: str, limit: int, unset: int | None = None) -> Tensor | None:
+        """The indices in "MODULE.part", int64, which name groups below `limit`; None if one of them is `unset`.
+
+        Raises ZweaveError for others.
+        """
+        values = self.stored[f"{module}.{part}"].read().long()
+        if unset is not None and bool((values == unset).any()):
+            return None
+        if values.min() < 0 or values.max() >= limit:
+            raise self.unusable(
+                f"{module}.{part}", f"names groups outside 0 to {limit - 1}: the file is damaged"
+            )
+        return values
+
     def packed(self, module: str, part: str) -> tuple[int, int]:
         """The shape of "MODULE.part", a matrix of int32; ZweaveError if it is none."""
         shape = self.part(module, part, ("I32",)).shape

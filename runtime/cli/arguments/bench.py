@@ -61,6 +61,10 @@ BENCHES = {
         "learning.describe.hidden_tasks",
         "Can experts that act after the prompt do tasks that the prompt hides?",
     ),
+    "weights": (
+        "learning.weights",
+        "What do the forms in which weights can stay cost: divergence, perplexity and accuracy?",
+    ),
     "transfer": ("learning.transfer", "What is an expert worth on another model of the same shapes?"),
     "two-pass": ("serving.two_pass.two_pass", "What does it cost not to know a prompt's task?"),
     "serve": ("serving.http.serve", "What does HTTP cost, and how long do clients wait?"),

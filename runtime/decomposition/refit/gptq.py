@@ -6,7 +6,8 @@ from torch import Tensor
 from zweave.kernels import Quantized
 from zweave.kernels.layout.quantize import LIMITS, Format, of_codes
 
-GROUP = 64
+# That of the kernels' grids.
+GROUP = 32
 # Share of the mean second moment that is added to each, as in the paper: inputs that were never seen stay bounded.
 _DAMPING = 0.01
 
@@ -15,7 +16,7 @@ def gptq(weight: Tensor, moments: Tensor, format: Format, group: int = GROUP) ->
     """Rounds a matrix so that its outputs change little.
 
     Semantics: minimises, column by column, the trace of (W - Q) moments (W - Q)^T. Each group's scale follows from
-    what its columns have become when it is reached; scales are bfloat16 values.
+    what its columns have become when it is reached; scales are float16 values.
     weight: [out_features, in_features], finite.
     moments: [in_features, in_features], the mean of x x^T over the inputs x.
     """
@@ -52,8 +53,8 @@ def nearest(weight: Tensor, format: Format, group: int = GROUP) -> Quantized:
 
 
 def group_scale(block: Tensor, format: Format) -> Tensor:
-    """[rows] in float64: the largest magnitude of each row over the format's limit, as bfloat16 holds it."""
-    scale = (block.abs().amax(1) / LIMITS[format]).bfloat16().double()
+    """[rows] in float64: the largest magnitude of each row over the format's limit, as float16 holds it."""
+    scale = (block.abs().amax(1) / LIMITS[format]).half().double()
     # A group of zeros has no scale; any will do.
     return torch.where(scale > 0, scale, 1.0)
 

@@ -4,8 +4,11 @@ W = U diag(sigma) V^T has full rank, so one factor is square, V^T where W is tal
 rounded to int4, Q. The other is A = W Q^-1 (tall) or Q^-1 W (wide) in float64, rounded to int8 by GPTQ against the
 inputs that it meets. The base loses what rounding A costs alone. An expert's z acts on the same components, which are
 no longer exactly orthogonal.
+
+Both lie on grids that the kernels multiply: Q4_0 and Q8_0, groups of 32 inputs with scales in float16.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +27,8 @@ _LARGEST_GROWTH = 4.0
 class Refit:
     """W ~ u diag(scale) vt; under an expert u diag(scale * z) vt.
 
-    u: [M, R] and vt: [R, N], the square one in int4, or int8 where int4 would not do, the other in int8.
+    u: [M, R] and vt: [R, N], the square one in int4, or int8 where int4 would not do, the other in int8; in groups of
+        32 inputs whose scales are float16 values.
     scale: [R], float32.
     """
 
@@ -56,15 +60,17 @@ def refit(weight: Tensor, u: Tensor, vt: Tensor, moments: Tensor) -> Refit:
     tall = weight.shape[0] >= weight.shape[1]
     coarse, rounded, long = _divided(exact, vt if tall else u, tall)
     if not tall:
-        return Refit(coarse, torch.ones(len(rounded)), gptq(long, inputs, "int8"))
+        size = _size(long)
+        return Refit(coarse, torch.full((len(rounded),), size), gptq(long / size, inputs, "int8"))
     hidden = rounded @ inputs @ rounded.T
     # Components that carry much are rounded more finely; the scale of z takes it back.
     weights = hidden.diagonal().sqrt().sqrt()
     weights = torch.where(weights > 0, weights / weights.mean(), 1.0)
-    scale = (1 / weights).float()
-    balance = scale.double()
+    balance = (1 / weights).float().double()
     met = balance[:, None] * hidden * balance
-    return Refit(gptq(long / balance, met, "int8"), scale, coarse)
+    long = long / balance
+    size = _size(long)
+    return Refit(gptq(long / size, met, "int8"), (size * balance).float(), coarse)
 
 
 def output_error(weight: Tensor, approximation: Tensor, moments: Tensor) -> float:
@@ -73,6 +79,12 @@ def output_error(weight: Tensor, approximation: Tensor, moments: Tensor) -> floa
     lost = exact - approximation.double()
     norm = ((exact @ inputs) * exact).sum()
     return float((((lost @ inputs) * lost).sum() / norm).clamp(min=0).sqrt()) if norm > 0 else 0.0
+
+
+def _size(matrix: Tensor) -> float:
+    """A power of two, by which a matrix is divided without loss so that float16 holds the scales of its groups."""
+    largest = float(matrix.abs().max())
+    return 2.0 ** math.frexp(largest)[1] if largest > 0 else 1.0
 
 
 def _divided(weight: Tensor, square: Tensor, tall: bool) -> tuple[Quantized, Tensor, Tensor]:

@@ -96,10 +96,43 @@ def fp8_parts(rng, outputs, inputs, rows, columns, name="weight_scale", scale_dt
     return {"weight": stored, name: scales}, weight
 
 
+def compressed_parts(
+    rng, outputs, inputs, bits=4, group=None, per_output=True, zeros=False, act_order=False, packed=True
+):
+    """The same for compressed-tensors' integers, packed into words as unsigned numbers, or bytes."""
+    half, width = 1 << (bits - 1), group or inputs
+    rows, groups = outputs if per_output else 1, -(-inputs // width)
+    q = rng.integers(-half, half, (outputs, inputs))
+    zero = rng.integers(-half, half, (rows, groups)) if zeros else np.zeros((rows, groups), dtype=int)
+    scales = torch.tensor(rng.uniform(0.004, 0.05, (rows, groups)) * 8 / half).half()
+    index = np.arange(inputs) // width
+    if act_order:
+        index = rng.permutation(index)
+    weight = np.empty((outputs, inputs))
+    for m in range(outputs):
+        for n in range(inputs):
+            place = m if per_output else 0, index[n]
+            weight[m, n] = (q[m, n] - zero[place]) * scales[place].item()
+    parts = {"weight_scale": scales if per_output else scales.reshape(1)}
+    if act_order:
+        parts["weight_g_idx"] = torch.tensor(index, dtype=torch.int32)
+    if packed:
+        parts |= {
+            "weight_packed": pack_columns(q + half, bits),
+            "weight_shape": torch.tensor([outputs, inputs]),
+        }
+    else:
+        parts["weight"] = torch.tensor(q, dtype=torch.int8)
+    if zeros:
+        words = pack_columns((zero + half).T, bits).T.contiguous()
+        parts["weight_zero_point"] = words if packed else torch.tensor(zero, dtype=torch.int8)
+    return parts, weight
+
+
 @pytest.fixture(scope="session")
 def formats():
     """The functions that make a matrix's parts, by format."""
-    return {"awq": awq_parts, "gptq": gptq_parts, "fp8": fp8_parts}
+    return {"awq": awq_parts, "gptq": gptq_parts, "fp8": fp8_parts, "compressed": compressed_parts}
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,11 @@ def compressed(**weights):
     }
 
 
+def integers(format, bits=4, **weights):
+    group = {"targets": ["Linear"], "weights": {"num_bits": bits, "type": "int", **weights}}
+    return {"quant_method": "compressed-tensors", "format": format, "config_groups": {"group_0": group}}
+
+
 CASES = {
     "awq": ("awq", {"group": 16}, AWQ),
     "awq rows": ("awq", None, AWQ | {"group_size": -1}),
@@ -56,6 +61,47 @@ CASES = {
         "fp8",
         {"rows": 20, "columns": 24},
         compressed(strategy="block", block_structure=[20, 24]),
+    ),
+    "packed groups": (
+        "compressed",
+        {"group": 16},
+        integers("pack-quantized", strategy="group", group_size=16, symmetric=True),
+    ),
+    "packed zeros": (
+        "compressed",
+        {"group": 16, "zeros": True},
+        integers("pack-quantized", strategy="group", group_size=16, symmetric=False),
+    ),
+    "packed act order": (
+        "compressed",
+        {"group": 16, "act_order": True},
+        integers("pack-quantized", group_size=16, actorder="group"),
+    ),
+    "packed partial group": ("compressed", {"group": 20}, integers("pack-quantized", group_size=20)),
+    "packed channel int8": (
+        "compressed",
+        {"bits": 8, "zeros": True},
+        integers("pack-quantized", 8, strategy="channel", symmetric=False),
+    ),
+    "bytes channel": (
+        "compressed",
+        {"bits": 8, "packed": False},
+        integers("int-quantized", 8, strategy="channel"),
+    ),
+    "bytes channel zeros": (
+        "compressed",
+        {"bits": 8, "packed": False, "zeros": True},
+        integers("int-quantized", 8, strategy="channel", symmetric=False),
+    ),
+    "bytes tensor": (
+        "compressed",
+        {"bits": 8, "packed": False, "per_output": False},
+        integers("int-quantized", 8, strategy="tensor"),
+    ),
+    "bytes groups": (
+        "compressed",
+        {"bits": 4, "packed": False, "group": 16},
+        integers("int-quantized", strategy="group", group_size=16),
     ),
 }
 

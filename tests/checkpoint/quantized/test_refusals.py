@@ -24,6 +24,15 @@ def _compressed(**change):
     }
 
 
+PACKED = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "group_0": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 16, "symmetric": False}}
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def built(formats, quantized_model):
     """A quantised checkpoint by its quant_method, made once."""
@@ -32,7 +41,8 @@ def built(formats, quantized_model):
         "gptq": lambda rng, m, n: formats["gptq"](rng, m, n, 16),
         "fp8": lambda rng, m, n: formats["fp8"](rng, m, n, 16, 16, "weight_scale_inv"),
     }
-    configs = {"awq": AWQ, "gptq": GPTQ, "fp8": FP8}
+    parts["packed"] = lambda rng, m, n: formats["compressed"](rng, m, n, 4, 16, zeros=True, act_order=True)
+    configs = {"awq": AWQ, "gptq": GPTQ, "fp8": FP8, "packed": PACKED}
     return {method: quantized_model(parts[method], configs[method])[0] for method in configs}
 
 
@@ -86,12 +96,25 @@ def _set_config(directory, quantization):
         (FP8 | {"weight_block_size": [128]}, "weight_block_size must be two positive integers"),
         (FP8 | {"weight_block_size": "128"}, "weight_block_size must be two positive integers"),
         (
-            _compressed() | {"format": "pack-quantized"},
-            "format 'pack-quantized' is not supported, only float-quantized",
+            _compressed() | {"format": "marlin-24"},
+            "format 'marlin-24' is not supported, only float-quantized and pack-quantized and int-quantized",
         ),
         (_compressed() | {"config_groups": {"FP8": ["Linear"]}}, "config_groups must hold weights"),
         (_compressed() | {"config_groups": None}, "config_groups must hold weights, not None"),
         (_compressed(type="int"), "type 'int' is not supported, only float"),
+        (_compressed() | {"format": "int-quantized"}, "type 'float' is not supported, only int"),
+        (
+            _compressed(type="int", num_bits=2) | {"format": "pack-quantized"},
+            "num_bits 2 is not supported, only 4 and 8",
+        ),
+        (
+            _compressed(type="int", strategy="block") | {"format": "int-quantized"},
+            "strategy 'block' is not supported, only tensor and channel and group",
+        ),
+        (
+            _compressed(type="int", strategy="group", group_size=-1) | {"format": "int-quantized"},
+            "group_size must be a positive integer, not -1",
+        ),
         (_compressed(num_bits=4), "num_bits 4 is not supported, only 8"),
         (_compressed(symmetric=False), "symmetric False is not supported"),
         (_compressed(strategy="tensor_group"), "strategy 'tensor_group' is not supported"),
@@ -175,6 +198,22 @@ def _first(value):
             "holds values that are not finite",
         ),
         ("fp8", _changed("weight_scale_inv", _first(1e30)), "not finite in float16"),
+        ("packed", _without("weight_packed"), "lacks .*down_proj.weight_packed, without which"),
+        ("packed", _without("weight_shape"), "lacks .*down_proj.weight_shape, without which"),
+        ("packed", _without("weight_zero_point"), "lacks .*down_proj.weight_zero_point, without which"),
+        ("packed", _without("weight_scale"), r"lacks 1 tensors, e.g. model.layers.1.mlp.down_proj.weight"),
+        ("packed", _changed("weight_scale", lambda t: t[:, :2]), r"has shape \(32, 2\), .* means \(32, 3\)"),
+        ("packed", _changed("weight_packed", lambda t: t[:, :5]), "means other bits"),
+        ("packed", _changed("weight_shape", _first(31)), "says 31 x 48, weight_packed has 32 outputs"),
+        ("packed", _changed("weight_zero_point", lambda t: t[:3]), r"\(3, 3\), .* means \(4, 3\)"),
+        (
+            "packed",
+            _changed("weight_zero_point", lambda t: t.to(torch.int8)),
+            r"\(4, 3\), .* means \(32, 3\)",
+        ),
+        ("packed", _changed("weight_g_idx", _first(3)), "weight_g_idx names groups outside 0 to 2"),
+        ("packed", _changed("weight_g_idx", lambda t: t[1:]), r"has shape \(47,\), .* means \(48,\)"),
+        ("packed", _changed("weight_scale", _first(float("nan"))), "holds values that are not finite"),
     ],
 )
 def test_parts_that_are_missing_damaged_or_of_another_size(models, change_files, method, change, message):
@@ -200,6 +239,15 @@ def test_act_order_without_its_index(models, change_files):
     _read(directory)
     _set_config(directory, GPTQ | {"desc_act": True})
     _refused(directory, "lacks .*g_idx")
+
+
+def test_an_index_that_was_never_set(models, change_files):
+    """The groups then follow each other."""
+    directory = models("packed")
+    _read(change_files(directory, _changed("weight_g_idx", lambda t: torch.full_like(t, -1))))
+    found = Checkpoint(directory).tensor(f"{MODULE}.weight").clone()
+    _read(change_files(directory, _without("weight_g_idx")))
+    assert torch.equal(Checkpoint(directory).tensor(f"{MODULE}.weight"), found)
 
 
 def test_quantised_tensors_that_the_config_says_nothing_of(models):

@@ -5,7 +5,7 @@ import torch
 
 from zweave.decomposition.refit.gptq import nearest
 from zweave.decomposition.refit.refit import output_error, refit
-from zweave.kernels import dequantize
+from zweave.kernels import dequantize, grid_of
 
 SHAPES = [(96, 96), (200, 64), (64, 200), (65, 63), (1, 5), (5, 1)]
 
@@ -54,8 +54,20 @@ def test_an_expert_acts_on_the_same_components(shape: tuple[int, int]) -> None:
 def test_bytes() -> None:
     weight, u, _, vt, moments = case((200, 64))
     found = refit(weight, u, vt, moments)
-    # int4 64 x 64, int8 200 x 64, a scale of 16 bits for each group of 64 and each component.
-    assert found.nbytes == 64 * 32 + 200 * 64 + 2 * (64 + 200 + 64)
+    # int4 64 x 64, int8 200 x 64, a scale of 16 bits for each group of 32 and each component.
+    assert found.nbytes == 64 * 32 + 200 * 64 + 2 * (2 * 64 + 2 * 200 + 64)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-4, 1e6])
+@pytest.mark.parametrize("shape", [(64, 96), (96, 64)], ids=str)
+def test_the_kernels_hold_the_factors_to_the_bit_whatever_the_size_of_w(
+    shape: tuple[int, int], size: float
+) -> None:
+    weight, u, _, vt, moments = case(shape)
+    found = refit(size * weight, u, vt, moments)
+    for factor in (found.u, found.vt):
+        assert torch.equal(grid_of(factor).values(), dequantize(factor))
+    assert output_error(size * weight, found.merged(), moments) < 0.02
 
 
 def test_it_is_the_same_every_time() -> None:
