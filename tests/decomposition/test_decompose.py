@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zweave.checkpoint import Checkpoint
-from zweave.decomposition import Decomposition, decompose
+from zweave.decomposition import Decomposition, decompose, factoring
 from zweave.decomposition.decomposition import memory_bound
 from zweave.decomposition.svd import working_bytes
 from zweave.errors import ZweaveError
@@ -165,21 +165,30 @@ def test_weights_that_are_not_finite_are_named(tiny_model, tmp_path, cache):
     assert not (cache / Checkpoint(directory).digest()).exists()
 
 
-def test_interrupted_work_is_resumed(checkpoint, counted, cache):
+def test_interrupted_work_is_resumed(checkpoint, counted, cache, monkeypatch):
     class StopError(Exception):
         pass
 
+    stopped, save = threading.Event(), factoring.save_tensors
+
     def stop_at_5(stage, done, total):
         if done == 5:
+            stopped.set()
             raise StopError
 
+    def save_of_the_seventh_waits(path, *args, **options):
+        if len(counted) == 6:
+            stopped.wait(60)
+        save(path, *args, **options)
+
+    monkeypatch.setattr(factoring, "save_tensors", save_of_the_seventh_waits)
     with pytest.raises(StopError):
         decompose(checkpoint, progress=stop_at_5, workers=1)
     digest = checkpoint.digest()
     assert not (cache / digest).exists()
-    time.sleep(0.1)  # the job that ran at the interrupt ends by itself
     kept = {path.stem for path in (cache / f"{digest}.partial").glob("*.safetensors")}
     assert 5 <= len(kept) <= 7
+    monkeypatch.setattr(factoring, "save_tensors", save)
     # One file is spoilt though its size is right, another was cut, and a third never got its name.
     spoilt, cut = sorted(kept)[:2]
     path = cache / f"{digest}.partial" / f"{spoilt}.safetensors"
