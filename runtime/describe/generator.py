@@ -1,6 +1,7 @@
-"""The network that turns a description's vector into the z vectors of an expert.
+"""The network that turns a description's token states into the z vectors of an expert.
 
-e = [norm(task(v)) | norm(layer) | norm(kind)]      for each adapted matrix, all of them one batch
+v = reader(states)                                  what is asked, a vector of each description
+e = [v | norm(layer) | norm(kind)]                  for each adapted matrix, all of them one batch
 h = trunk(e)                                        residual MLPs
 z = 1 + step[matrix] * head[kind](h)                heads are 0 at the start, so that z is 1
 """
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from ..checkpoint.module_name import layer_of, linear_of
 from ..errors import ZweaveError
+from .reader import ATTENTION_HEADS, Reader
+from .token_states import TokenStates
 
 _STEP = 0.02
 
@@ -21,8 +24,9 @@ _STEP = 0.02
 class GeneratorConfig:
     """The sizes of a generator.
 
-    width: of a description's vector.
+    width: of an encoder's token state.
     task, place: of the parts that say what is asked, and which layer and which kind of matrix it is for.
+    layers, queries: of the reader.
     hidden, head: of the trunk, and of what its heads read.
     blocks: residual MLPs of the trunk.
     """
@@ -30,15 +34,22 @@ class GeneratorConfig:
     width: int
     task: int = 128
     place: int = 64
+    layers: int = 2
+    queries: int = 4
     hidden: int = 256
     head: int = 512
     blocks: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("width", "task", "place", "hidden", "head", "blocks"):
+        for name in ("width", "task", "place", "layers", "queries", "hidden", "head", "blocks"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ZweaveError(f"a generator's {name} must be a whole number of at least 1, not {value!r}")
+        if self.task % ATTENTION_HEADS:
+            raise ZweaveError(f"a generator's task must be a multiple of {ATTENTION_HEADS}, not {self.task}")
+
+    def reader(self) -> Reader:
+        return Reader(self.width, self.task, self.layers, self.queries)
 
 
 class _Block(nn.Module):
@@ -55,7 +66,7 @@ class _Block(nn.Module):
 
 
 class Generator(nn.Module):
-    """Vectors of descriptions to z.
+    """Token states of descriptions to z.
 
     ranks: R of each adapted matrix of the model, in layer order; matrices of a kind have the same.
     """
@@ -77,7 +88,7 @@ class Generator(nn.Module):
         self.register_buffer(
             "_kind", torch.tensor([self._kinds.index(linear_of(n)) for n in flat]), persistent=False
         )
-        self.task = nn.Sequential(nn.Linear(config.width, config.task), nn.LayerNorm(config.task))
+        self.reader = config.reader()
         self.layer = nn.Sequential(nn.Embedding(len(layers), config.place), nn.LayerNorm(config.place))
         self.kind = nn.Sequential(nn.Embedding(len(kinds), config.place), nn.LayerNorm(config.place))
         self.mixer = nn.Linear(config.task + 2 * config.place, config.hidden)
@@ -91,11 +102,11 @@ class Generator(nn.Module):
             for parameter in head.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, vectors: Tensor) -> dict[str, Tensor]:
-        """vectors: [descriptions, width]. Returns z [descriptions, R] of each adapted matrix, float32."""
-        count, matrices = len(vectors), len(self.step)
+    def forward(self, texts: TokenStates) -> dict[str, Tensor]:
+        """z [descriptions, R] of each adapted matrix, float32."""
+        count, matrices = len(texts), len(self.step)
         parts = [
-            self.task(vectors)[:, None].expand(count, matrices, -1),
+            self.reader(texts)[:, None].expand(count, matrices, -1),
             self.layer(self._layer)[None].expand(count, matrices, -1),
             self.kind(self._kind)[None].expand(count, matrices, -1),
         ]
