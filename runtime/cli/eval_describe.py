@@ -18,7 +18,9 @@ from ..options.task_options import data_folder
 
 def run_describe(args: argparse.Namespace) -> int:
     describer = Describer.load(args.describe, args.model, resolve_model(args.model).digest())
-    model = RowModel.open(args.model, getattr(torch, args.dtype))
+    model = RowModel.open(
+        args.model, getattr(torch, args.dtype), describer.trained.training.get("first_layer", 0)
+    )
     evaluation = DescribeEvaluation(model, describer, data_folder(args), args.level_tasks, args.samples)
     with progress_bar() as report:
         found = [condition for level in args.tasks for condition in evaluation.level(level, report)]

@@ -31,7 +31,13 @@ class Reader(nn.Module):
         nn.init.normal_(self.position.weight, std=0.1)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                task, ATTENTION_HEADS, 2 * task, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                task,
+                ATTENTION_HEADS,
+                2 * task,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
             )
             for _ in range(layers)
         )

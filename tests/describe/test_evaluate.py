@@ -15,6 +15,7 @@ from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks import hidden_tasks
 from zweave.describe.tasks.hidden_task import BARE
+from zweave.describe.token_states import TokenStates
 from zweave.describe.train.rows import Row, RowModel, Scored
 from zweave.errors import ZweaveError
 from zweave.io.progress import silent
@@ -27,9 +28,9 @@ class Words:
 
     name, width = "words", 3
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        found = [["one" in text.split() or '"one"' in text, "two" in text, True] for text in texts]
-        return torch.nn.functional.normalize(torch.tensor(found).float(), dim=-1)
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        found = [[["one" in text.split() or '"one"' in text, "two" in text, True]] for text in texts]
+        return TokenStates(torch.tensor(found).float(), torch.ones(len(texts), 1, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,10 @@ def evaluation(tiny_model: Callable[..., Path]) -> DescribeEvaluation:
     pytest.importorskip("transformers")
     directory = str(tiny_model("llama"))
     model = RowModel.open(directory, torch.float32)
-    generator = Generator(GeneratorConfig(3, hidden=16, head=16), model.ranks).eval()
+    generator = Generator(GeneratorConfig(3, task=16, code=8), model.ranks).eval()
     known = torch.nn.functional.normalize(torch.ones(2, 3), dim=-1)
     trained = TrainedGenerator(
-        generator, "words", resolve_model(directory).digest(), BARE, ["a", "b"], known, {"split": 0}
+        generator, "words", resolve_model(directory).digest(), BARE, ["sum", "larger"], known, {"split": 0}
     )
     return DescribeEvaluation(model, Describer(trained, Words()), None, tasks=3, samples=4)
 
@@ -58,7 +59,7 @@ def test_every_level_has_its_conditions(evaluation: DescribeEvaluation, monkeypa
     found = evaluation.level("L2", silent)
     names = [one.condition for one in found]
     assert names[:2] == ["base", "described in the prompt"]
-    assert {"matched", "shuffled", "junk", "nearest description", "mean description"} <= set(names)
+    assert {"matched", "shuffled", "junk", "nearest description", "mean expert"} <= set(names)
     assert "reversed words" in names and all(0 <= one.accuracy <= 1 for one in found)
     assert all(row.sample.answer in row.task.labels for row in asked if row.task.labels)
     assert len({row.slot for row in asked}) == 2

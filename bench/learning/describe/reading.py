@@ -47,5 +47,6 @@ def _rows(name: str, recipe: ReadingRecipe, args: argparse.Namespace, progress: 
         progress(f"{name}, loss {loss:.3f}", training.step, recipe.steps)
     kinds = {"new": drawn("new", args.held_out), "held out": drawn("held out", args.held_out, held_out=True)}
     return [
-        {"provider": name, "wordings": kind, **asdict(training.accuracy(texts))} for kind, texts in kinds.items()
+        {"provider": name, "wordings": kind, **asdict(training.accuracy(texts))}
+        for kind, texts in kinds.items()
     ]

@@ -18,6 +18,7 @@ from ...train.state_file import load_state, save_state
 from ..encoders import Encoder
 from ..generator import Generator, change
 from ..tasks import HiddenTask
+from ..token_states import TokenStates
 from .direct import PASS
 from .rows import Row, RowModel
 
@@ -124,8 +125,8 @@ class GeneratorTraining:
     def advance(self) -> GeneratorStep:
         """One update; ZweaveError if its gradient is not finite."""
         recipe, step = self.recipe, self.step
-        drawn, vectors = self._draw(step)
-        made = self.generator(vectors)
+        drawn, texts = self._draw(step)
+        made = self.generator(texts)
         # The gradient stops here, and goes on when all passes have added to it.
         z = {name: part.detach().requires_grad_() for name, part in made.items()}
         rows, loss, right = self._rows(drawn, step), 0.0, 0
@@ -154,8 +155,8 @@ class GeneratorTraining:
             state = {"generator": self.generator.state_dict(), "optimizer": self._optimizer.state_dict()}
             save_state(self._path, state | {"step": self.step, "digest": self._digest})
 
-    def _draw(self, step: int) -> tuple[list[Learnt], Tensor]:
-        """The tasks of a step, and the vectors of their descriptions."""
+    def _draw(self, step: int) -> tuple[list[Learnt], TokenStates]:
+        """The tasks of a step, and the states of their descriptions."""
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
         drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
         return drawn, self.encoder.encode([one.hidden.describe(rng) for one in drawn])

@@ -95,7 +95,7 @@ class ReadingTraining:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
-        return float(loss)
+        return loss.item()
 
     @torch.no_grad()
     def accuracy(self, told: DescriptionSet) -> "ReadingAccuracy":
@@ -121,3 +121,12 @@ class ReadingAccuracy:
     order: float
 
 
+def read_descriptions(
+    reader: Reader, encoder: Encoder, tasks: Sequence[HiddenTask], recipe: ReadingRecipe
+) -> None:
+    """Has a reader learn what the descriptions of some tasks say."""
+    attributes = sorted({task.attribute for task in tasks})
+    told = DescriptionSet.drawn(tasks, attributes, encoder, recipe.descriptions, f"reading {recipe.seed}")
+    training = ReadingTraining(reader, told, len(attributes), recipe)
+    while not training.is_done:
+        training.advance()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from zweave.describe.generator import Generator, GeneratorConfig
+from zweave.describe.token_states import TokenStates
 from zweave.describe.train.generated import GeneratorRecipe, GeneratorTraining, Learnt
 from zweave.describe.train.rows import Row, RowModel
 from zweave.errors import ZweaveError
@@ -33,8 +33,9 @@ class Lengths:
 
     name, width = "lengths", 4
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([len(text) % 4 for text in texts]), 4).float()
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        states = torch.nn.functional.one_hot(torch.tensor([[len(text) % 4] for text in texts]), 4).float()
+        return TokenStates(states, torch.ones(len(texts), 1, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def begun(
     model: RowModel, learnt: list[Learnt], recipe: GeneratorRecipe, state: Path | None = None
 ) -> GeneratorTraining:
     torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(width=4, hidden=32, head=32), model.ranks)
+    generator = Generator(GeneratorConfig(width=4, task=16, code=16), model.ranks)
     sigma = {name: torch.ones(rank) for name, rank in model.ranks.items()}
     return GeneratorTraining(model, generator, Lengths(), learnt, sigma, recipe, state)
 
@@ -77,9 +78,8 @@ def test_it_listens_to_the_description(model: RowModel, learnt: list[Learnt]):
 def test_gradients_reach_the_generator_as_finite_differences_say(model: RowModel, learnt: list[Learnt]):
     training = begun(model, learnt, replace(QUICK, lr=1e-12, weight=0.3, clip=1e9))
     with torch.no_grad():
-        for head in training.generator.heads.children():
-            head.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
-    parameter = training.generator.mixer.weight
+        training.generator.basis.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    parameter = training.generator.down.weight
     direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     found = []
     parameter.register_hook(lambda grad: found.append((grad * direction).sum()))
