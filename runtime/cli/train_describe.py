@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
         listed=args.listed,
         texts=args.texts,
         one_order=args.one_order,
+        static=args.static,
         recipe=recipe,
     )
     if job.state.exists():

@@ -18,6 +18,7 @@ from .tasks import HiddenTask, as_task, hidden_tasks, split_levels
 from .tasks.hidden_task import LISTED, chosen_tasks, in_one_order
 from .train.direct import PASS
 from .train.rows import Row, RowModel
+from .trained_experts import TrainedExperts
 
 LEVELS = ("L1", "L2", "L3")
 # What the authors of Text-to-LoRA take for descriptions that say nothing.
@@ -52,6 +53,8 @@ class DescribeEvaluation:
 
     tasks: of a level, drawn by the seed; fewer where there are fewer.
     samples: held-out texts of a task, its labels equally often, under three wordings in turn.
+    static: z [1, R] of an expert that was trained on all tasks and hears nothing.
+    trained: experts of single tasks, for the oracle and for mixtures.
     """
 
     model: RowModel
@@ -60,6 +63,8 @@ class DescribeEvaluation:
     tasks: int = 20
     samples: int = 60
     seed: int = 0
+    static: Mapping[str, Tensor] | None = None
+    trained: TrainedExperts | None = None
 
     def level(self, name: str, report: Report) -> list[Condition]:
         """The conditions of a level; ZweaveError for an unknown one."""
@@ -100,7 +105,20 @@ class DescribeEvaluation:
         for name, some in texts.items():
             z = self.describer.z(self.describer.states(some))
             shares[name] = self._right(task, samples, z, len(some))
-        return shares | {"mean expert": self._right(task, samples, self._mean_expert, 1)}
+        for name, experts in self._fixed(hidden, described).items():
+            shares[name] = self._right(task, samples, experts, len(next(iter(experts.values()))))
+        return shares
+
+    def _fixed(self, hidden: HiddenTask, described: Sequence[str]) -> dict[str, Mapping[str, Tensor]]:
+        """z of the controls that no description is made into; those that there are."""
+        found: dict[str, Mapping[str, Tensor] | None] = {
+            "mean expert": self._mean_expert,
+            "static expert": self.static,
+        }
+        if self.trained is not None:
+            found["similarity mixture"] = self.trained.mixed(described, self.describer)
+            found["oracle"] = self.trained.of(hidden.name)
+        return {name: z for name, z in found.items() if z is not None}
 
     def _nearest(self, described: Sequence[str], rng: random.Random) -> list[str]:
         """Of each description a wording of the known task that is nearest to it."""

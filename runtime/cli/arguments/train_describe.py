@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--one-order", action="store_true", help="have the first word of a pair always mean yes"
     )
     parser.add_argument(
+        "--static",
+        action="store_true",
+        help="as a control, have no description told, and write the one expert that is learnt for all tasks",
+    )
+    parser.add_argument(
         "--texts", type=positive_whole, default=400, help="of a source to train on (%(default)s)"
     )
     parser.add_argument("--steps", type=positive_whole, default=1500, help="(%(default)s)")

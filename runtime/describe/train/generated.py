@@ -22,6 +22,8 @@ from ..token_states import TokenStates
 from .direct import PASS
 from .rows import Row, RowModel
 
+ANY_TASK = "Do whatever is asked."
+
 
 @dataclass(frozen=True, slots=True)
 class GeneratorRecipe:
@@ -89,6 +91,7 @@ class GeneratorTraining:
     """The training between its steps.
 
     sigma: [R] of each adapted matrix.
+    static: takes one text for every description, so that one expert is learnt for all tasks.
     state: file that an unfinished training is gone on from, to the same bits.
     """
 
@@ -101,16 +104,18 @@ class GeneratorTraining:
         sigma: Mapping[str, Tensor],
         recipe: GeneratorRecipe,
         state: Path | None = None,
+        static: bool = False,
     ) -> None:
         if not learnt:
             raise ZweaveError("there is no task to learn from")
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
         self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
+        self._static = static
         self._optimizer = torch.optim.AdamW(
             generator.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
         )
         names = [one.task.name for one in learnt]
-        key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe)])
+        key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe), static])
         self._digest = hashlib.sha256(key.encode()).hexdigest()
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
@@ -159,7 +164,8 @@ class GeneratorTraining:
         """The tasks of a step, and the states of their descriptions."""
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
         drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
-        return drawn, self.encoder.encode([one.hidden.describe(rng) for one in drawn])
+        described = [one.hidden.describe(rng) for one in drawn]
+        return drawn, self.encoder.encode([ANY_TASK] * len(drawn) if self._static else described)
 
     def _rows(self, drawn: Sequence[Learnt], step: int) -> list[Row]:
         rng = random.Random(f"rows {self.recipe.seed} {step}")

@@ -58,7 +58,7 @@ class RowModel:
         first_layer: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.ranks = model, tokenizer, dict(ranks)
-        self._experts = experts
+        self.first_layer, self._experts = first_layer, experts
         self._prompts = PromptCache(model, first_layer)
 
     @classmethod

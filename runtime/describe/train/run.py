@@ -14,12 +14,13 @@ from ...checkpoint.checkpoint import resolve_model
 from ...decomposition.decomposition import decompose
 from ...io.atomic_write import write_text
 from ...io.cache_dir import disk_errors
+from ..describer import Describer
 from ..encoders import Encoder, open_encoder
 from ..generator import Generator, GeneratorConfig
 from ..generator_file import TrainedGenerator, known_vectors
 from ..tasks import as_task, hidden_tasks, split_levels
 from ..tasks.hidden_task import BARE, LISTED, chosen_tasks, in_one_order, samples
-from .generated import GeneratorRecipe, GeneratorStep, GeneratorTraining, Learnt
+from .generated import ANY_TASK, GeneratorRecipe, GeneratorStep, GeneratorTraining, Learnt
 from .reading import ReadingRecipe, read_descriptions
 from .rows import RowModel
 
@@ -44,6 +45,7 @@ class GeneratorRun:
     listed: whether prompts list all label words.
     texts: of a source to train on, whose prompts are computed once.
     one_order: whether the first word of a pair always means yes.
+    static: writes the expert of a training that no description is told in: a control.
     split: seed of the levels: what is trained on and what is held out.
     out: the generator's file; its log and its state lie beside it.
     """
@@ -60,6 +62,7 @@ class GeneratorRun:
     listed: bool = False
     texts: int = 400
     one_order: bool = False
+    static: bool = False
     split: int = 0
     recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
 
@@ -114,10 +117,10 @@ class GeneratorRun:
         sigma = {name: decomposition.sigma(name) for name in model.ranks}
         torch.manual_seed(self.recipe.seed)
         generator = Generator(GeneratorConfig(encoder.width), model.ranks)
-        if not self.state.exists():
+        if not self.state.exists() and not self.static:
             read_descriptions(generator.reader, encoder, seen, self.reading)
         return (
-            GeneratorTraining(model, generator, encoder, learnt, sigma, self.recipe, self.state),
+            GeneratorTraining(model, generator, encoder, learnt, sigma, self.recipe, self.state, self.static),
             learnt,
         )
 
@@ -145,6 +148,7 @@ class GeneratorRun:
             "listed": self.listed,
             "texts": self.texts,
             "one_order": self.one_order,
+            "static": self.static,
             "attributes": self.attributes,
             "words": self.words,
             "first_layer": self.first_layer,
@@ -154,7 +158,7 @@ class GeneratorRun:
             "model": self.model,
             "seconds": round(sum(json.loads(line)["seconds"] for line in self._log_lines(training.step))),
         }
-        TrainedGenerator(
+        trained = TrainedGenerator(
             generator=training.generator,
             encoder=encoder.name,
             base_digest=resolve_model(self.model).digest(),
@@ -162,7 +166,11 @@ class GeneratorRun:
             known_tasks=[one.hidden.name for one in learnt],
             known=known,
             training=record,
-        ).save(self.out)
+        )
+        if self.static:
+            Describer(trained, encoder).describe(ANY_TASK).expert.save(self.out, half=True)
+        else:
+            trained.save(self.out)
 
     def _far(self, encoder: Encoder, known: Tensor, learnt: list[Learnt]) -> float:
         """The cosine to the nearest known task that 99 of 100 held-out wordings of known tasks exceed."""
