@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--descriptions", type=positive_whole, default=16, help="a step (%(default)s)")
     parser.add_argument("--rows", type=positive_whole, default=2, help="samples of each (%(default)s)")
     parser.add_argument(
-        "--lr", type=positive_number, default=1e-3, help="largest learning rate (%(default)s)"
+        "--lr", type=positive_number, default=2e-3, help="largest learning rate (%(default)s)"
     )
     parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
     parser.add_argument("--minutes", type=positive_number, help="stop after so long, to go on later")

@@ -31,6 +31,8 @@ class GeneratorRecipe:
 
     descriptions: of a step, each of another task, each worded anew.
     rows: samples of each, the labels equally often.
+    reading: of the learning rate, the share that all but the basis has. The reader has learnt before; as long as the
+        basis is near 0 its gradients are noise, which steps of the basis' size would write over it.
     weight: of the mean relative change of the matrices, squared.
     seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
     """
@@ -38,10 +40,11 @@ class GeneratorRecipe:
     steps: int = 1500
     descriptions: int = 16
     rows: int = 2
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup: int = 20
     decay: float = 0.4
     clip: float = 1.0
+    reading: float = 0.05
     weight: float = 1.0
     seed: int = 0
 
@@ -51,6 +54,8 @@ class GeneratorRecipe:
                 raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.decay <= 1 and self.weight >= 0):
             raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
+        if not 0 <= self.reading <= 1:
+            raise ZweaveError(f"reading is a share of the learning rate from 0 to 1, not {self.reading}")
 
     def lr_at(self, step: int) -> float:
         return self.lr * rate_at(step, self.steps, self.warmup, self.decay)
@@ -111,9 +116,9 @@ class GeneratorTraining:
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
         self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
         self._static = static
-        self._optimizer = torch.optim.AdamW(
-            generator.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        rest = [one for name, one in generator.named_parameters() if name != "basis"]
+        groups = [{"params": [generator.basis], "share": 1.0}, {"params": rest, "share": recipe.reading}]
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         names = [one.task.name for one in learnt]
         key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe), static])
         self._digest = hashlib.sha256(key.encode()).hexdigest()
@@ -147,7 +152,7 @@ class GeneratorTraining:
         if not math.isfinite(norm):
             raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.lr_at(step)
+            group["lr"] = recipe.lr_at(step) * group["share"]
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
