@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         attributes=args.attributes,
         words=args.words,
         first_layer=args.first_layer,
-        reading=ReadingRecipe(args.reading_steps, seed=args.seed),
+        reading=ReadingRecipe(args.reading_steps, 4 * args.reading_steps, seed=args.seed),
         listed=args.listed,
         texts=args.texts,
         one_order=args.one_order,
