@@ -87,7 +87,9 @@ class ReadingTraining:
         chosen = torch.randint(len(told.texts), (recipe.batch,), generator=self._random)
         vectors = self.reader(told.texts[chosen])
         loss = F.cross_entropy(self.attribute(vectors), told.attribute[chosen])
-        loss = loss + F.cross_entropy(self.yes(vectors), told.yes[chosen], ignore_index=_NONE)
+        yes = told.yes[chosen]
+        if (yes != _NONE).any():
+            loss = loss + F.cross_entropy(self.yes(vectors), yes, ignore_index=_NONE)
         for group in self._optimizer.param_groups:
             group["lr"] = recipe.lr * min(1.0, (self.step + 1) / 50, 2 * (1 - self.step / recipe.steps))
         loss.backward()

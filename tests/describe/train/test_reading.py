@@ -67,6 +67,14 @@ def test_the_order_of_words_is_read():
     assert found.order > 0.95 and found.attribute > 0.95 and found.pair == 1
 
 
+def test_tasks_without_words_can_be_read():
+    numeric = chosen_tasks(hidden_tasks(), ("sum", "larger"))
+    told = DescriptionSet.drawn(numeric, ["larger", "sum"], Words(), 40, "a")
+    training = ReadingTraining(Reader(64, 16, 1, 1), told, 2, QUICK)
+    losses = [training.advance() for _ in range(40)]
+    assert losses[-1] < losses[0] / 2
+
+
 def test_a_reader_learns_in_place_and_the_same_again():
     ends = []
     for _ in range(2):
