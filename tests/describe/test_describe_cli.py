@@ -50,6 +50,7 @@ def test_a_generator_is_trained_used_and_evaluated(
     static = tmp_path / "s.safetensors"
     assert main([*train, "--steps", "12", "--static", "--out", str(static)]) == 0
     assert Expert.load(static).first_layer == 1
+    assert "written" in capsys.readouterr().out
     asked = ["eval", "L1", "L3", "--describe", str(out), "--model", model, "--dtype", "float32"]
     assert main([*asked, "--level-tasks", "2", "--samples", "4", "--json", "--static", str(static)]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
