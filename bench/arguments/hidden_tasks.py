@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts", type=positive_whole, default=800, help="of a source to train on (%(default)s)"
     )
+    parser.add_argument("--first-layer", type=whole, default=0, help="that experts change (%(default)s)")
     parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
     parser.add_argument(
         "--held-out", type=positive_whole, default=200, help="samples to evaluate on (%(default)s)"

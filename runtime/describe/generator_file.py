@@ -16,7 +16,7 @@ from ..io.tensor_file import open_tensors, save_tensors
 from ..text.prompt_template import PromptTemplate
 from .generator import Generator, GeneratorConfig
 
-FORMAT = "zweave-generator-1"
+FORMAT = "zweave-generator-2"
 _KNOWN = "known"
 _JSON = ("config", "ranks", "training", "known_tasks")
 
@@ -25,7 +25,7 @@ _JSON = ("config", "ranks", "training", "known_tasks")
 class TrainedGenerator:
     """A generator and all that it needs to be used.
 
-    encoder: the name of what turns its descriptions into vectors.
+    encoder: the name of what turns its descriptions into token states.
     base_digest: of the weights that it makes experts for (`Checkpoint.digest`).
     template: the prompt that its experts are trained on.
     known_tasks: names of the tasks that it was trained on.

@@ -1,5 +1,6 @@
 """Experts that requests describe: made when they are first asked for, and forgotten when others have come."""
 
+import threading
 from collections import OrderedDict
 from os import PathLike, fspath
 
@@ -9,6 +10,8 @@ from ..describe.description import Description
 from ..errors import ZweaveError
 from ..experts.bank import Bank
 
+# Of the names that described experts are registered under.
+DESCRIBED = "described/"
 # Descriptions whose experts stay registered.
 _KEPT = 256
 
@@ -23,6 +26,12 @@ class DescribedExperts:
         self._bank, self._model = bank, model
         self._describer: Describer | None = None
         self._names: OrderedDict[str, None] = OrderedDict()
+        # A server makes experts beside the engine's steps.
+        self._lock = threading.Lock()
+
+    @property
+    def has_generator(self) -> bool:
+        return self._describer is not None
 
     def load(self, file: str | PathLike[str]) -> None:
         """Takes a generator; ZweaveError if it is none, or not for this model."""
@@ -33,8 +42,12 @@ class DescribedExperts:
         return self._generator.describe(description.text)
 
     def name_of(self, description: Description) -> str:
-        """The name that the expert of a description is registered under."""
-        name = f"described/{self._generator.key(description)[:32]}"
+        """The name that the expert of a description is registered under; ZweaveError without a generator."""
+        with self._lock:
+            return self._registered(description)
+
+    def _registered(self, description: Description) -> str:
+        name = f"{DESCRIBED}{self._generator.key(description)[:32]}"
         if name not in self._bank:
             self._bank.load(name, self.describe(description).expert)
         self._names[name] = None

@@ -123,6 +123,17 @@ class Engine:
         """
         return self._described.describe(Description(text)).expert
 
+    @property
+    def has_generator(self) -> bool:
+        return self._described.has_generator
+
+    def load_description(self, text: str) -> str:
+        """Loads the expert of a description, and returns its name; the latest 256 stay loaded.
+
+        Raises ZweaveError as `describe` does.
+        """
+        return self._described.name_of(Description(text))
+
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""
         self.bank.unload(name)

@@ -40,6 +40,8 @@ def server_settings(args: argparse.Namespace, replicated: bool = False) -> Serve
 def open_serving_engine(args: argparse.Namespace) -> Engine:
     """An engine with the experts of --load, and those that come with zweave for its model."""
     engine = open_engine(args)
+    if getattr(args, "generator", None) is not None:
+        engine.load_generator(args.generator)
     for name in BUNDLED_EXPERTS:
         if name not in engine.experts():
             try:

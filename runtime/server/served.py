@@ -7,6 +7,7 @@ import time
 from fastapi import Request as HttpRequest
 
 from ..engine.async_engine import AsyncEngine
+from ..engine.described import DESCRIBED
 from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..experts.mixture import ExpertChoice, Mixture
@@ -23,6 +24,9 @@ from .held_bodies import HeldBodies
 from .metrics import Metrics
 from .protocol.expert_field import ExpertField
 from .settings import ServerSettings
+
+# Before a description, in place of a model's name.
+DESCRIBE = "describe:"
 
 
 class Served:
@@ -56,13 +60,30 @@ class Served:
         return message
 
     async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
-        """The expert that a body asks for, loaded if it is in the directory; ApiError 404 if there is none."""
+        """The expert that a body asks for, loaded if it is described or in the directory; ApiError 404 for none."""
+        if model.startswith(DESCRIBE) and expert is None:
+            return await self._described(model.removeprefix(DESCRIBE))
         choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
         if choice == "auto" and self.engine.dispatcher is None:
             raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
         if choice != "auto":
             await self.find(Mixture.parse(choice))
         return choice
+
+    def entries(self) -> list[Entry]:
+        """The loaded experts; what clients describe is their own."""
+        return [entry for entry in self.engine.bank.entries() if not entry.name.startswith(DESCRIBED)]
+
+    async def _described(self, text: str) -> str:
+        """The name of a description's expert."""
+        if not self.engine.has_generator:
+            raise ApiError(
+                404, "this server makes no experts of descriptions: start it with --generator FILE"
+            )
+        try:
+            return await asyncio.to_thread(self.engine.load_description, text)
+        except ZweaveError as error:
+            raise ApiError(400, str(error)) from None
 
     def registered(self, mixture: Mixture | None) -> list[Entry]:
         """The experts of a mixture as they are loaded now; none if one is not."""

@@ -11,6 +11,7 @@ from zweave.cli.main import main
 from zweave.experts import Expert
 
 pytest.importorskip("transformers")
+ATTRIBUTES = ("positive", "has-digit", "about-sports", "about-world", "asks-person", "question", "is-news")
 
 
 @pytest.mark.slow
@@ -21,7 +22,8 @@ def test_a_generator_is_trained_used_and_evaluated(
         pytest.skip("needs ZWEAVE_DATA")
     model, out = str(tiny_model("llama")), tmp_path / "g.safetensors"
     train = ["train-describe", "--model", model, "--out", str(out), "--encoder", "base", "--texts", "20"]
-    train += ["--descriptions", "4", "--rows", "2", "--dtype", "float32"]
+    train += ["--descriptions", "4", "--rows", "2", "--dtype", "float32", "--reading-steps", "5"]
+    train += ["--attributes", ",".join(ATTRIBUTES), "--words", "yes-no,red-blue", "--first-layer", "1"]
     assert main([*train, "--steps", "12", "--minutes", "0.0001"]) == 0
     assert "unfinished" in capsys.readouterr().out and not out.exists()
     assert main([*train, "--steps", "12"]) == 0
@@ -45,8 +47,12 @@ def test_a_generator_is_trained_used_and_evaluated(
     assert said["nearest"] and -1 <= said["similarity"] <= 1.001 and said["change"] > 0
     assert Expert.load(expert).description.startswith("Say red")
 
+    static = tmp_path / "s.safetensors"
+    assert main([*train, "--steps", "12", "--static", "--out", str(static)]) == 0
+    assert Expert.load(static).first_layer == 1
+    assert "written" in capsys.readouterr().out
     asked = ["eval", "L1", "L3", "--describe", str(out), "--model", model, "--dtype", "float32"]
-    assert main([*asked, "--level-tasks", "2", "--samples", "4", "--json"]) == 0
+    assert main([*asked, "--level-tasks", "2", "--samples", "4", "--json", "--static", str(static)]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["level"] for row in rows} == {"L1", "L3"}
-    assert {"base", "matched", "shuffled", "junk"} <= {row["condition"] for row in rows}
+    assert {"base", "matched", "shuffled", "junk", "static expert"} <= {row["condition"] for row in rows}

@@ -1,6 +1,7 @@
 """The evaluation of a generator: a description that is followed is ahead of every control."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from zweave.describe.describer import Describer
 from zweave.describe.evaluate import DescribeEvaluation, conditions
 from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.generator_file import TrainedGenerator
-from zweave.describe.tasks import hidden_tasks
+from zweave.describe.tasks import hidden_tasks, split_levels
 from zweave.describe.tasks.hidden_task import BARE
+from zweave.describe.token_states import TokenStates
 from zweave.describe.train.rows import Row, RowModel, Scored
+from zweave.describe.trained_experts import TrainedExperts
 from zweave.errors import ZweaveError
+from zweave.experts import Expert
 from zweave.io.progress import silent
 
 NUMBERS = tuple(task for task in hidden_tasks() if task.sources == ("numbers",))
@@ -27,9 +31,9 @@ class Words:
 
     name, width = "words", 3
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        found = [["one" in text.split() or '"one"' in text, "two" in text, True] for text in texts]
-        return torch.nn.functional.normalize(torch.tensor(found).float(), dim=-1)
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        found = [[["one" in text.split() or '"one"' in text, "two" in text, True]] for text in texts]
+        return TokenStates(torch.tensor(found).float(), torch.ones(len(texts), 1, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,10 @@ def evaluation(tiny_model: Callable[..., Path]) -> DescribeEvaluation:
     pytest.importorskip("transformers")
     directory = str(tiny_model("llama"))
     model = RowModel.open(directory, torch.float32)
-    generator = Generator(GeneratorConfig(3, hidden=16, head=16), model.ranks).eval()
+    generator = Generator(GeneratorConfig(3, task=16, code=8), model.ranks).eval()
     known = torch.nn.functional.normalize(torch.ones(2, 3), dim=-1)
     trained = TrainedGenerator(
-        generator, "words", resolve_model(directory).digest(), BARE, ["a", "b"], known, {"split": 0}
+        generator, "words", resolve_model(directory).digest(), BARE, ["sum", "larger"], known, {"split": 0}
     )
     return DescribeEvaluation(model, Describer(trained, Words()), None, tasks=3, samples=4)
 
@@ -58,7 +62,7 @@ def test_every_level_has_its_conditions(evaluation: DescribeEvaluation, monkeypa
     found = evaluation.level("L2", silent)
     names = [one.condition for one in found]
     assert names[:2] == ["base", "described in the prompt"]
-    assert {"matched", "shuffled", "junk", "nearest description", "mean description"} <= set(names)
+    assert {"matched", "shuffled", "junk", "nearest description", "mean expert"} <= set(names)
     assert "reversed words" in names and all(0 <= one.accuracy <= 1 for one in found)
     assert all(row.sample.answer in row.task.labels for row in asked if row.task.labels)
     assert len({row.slot for row in asked}) == 2
@@ -66,6 +70,31 @@ def test_every_level_has_its_conditions(evaluation: DescribeEvaluation, monkeypa
     assert sum("?" in row.sample.prompt and "\nText:" in row.sample.prompt for row in asked) >= 12
     with pytest.raises(ZweaveError, match="no level 'L4': choose of L1, L2, L3"):
         evaluation.level("L4", silent)
+
+
+def test_experts_that_were_trained_otherwise_are_conditions(
+    evaluation: DescribeEvaluation, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluate, "hidden_tasks", lambda: NUMBERS)
+    seen = split_levels(NUMBERS).seen
+    ones = {name: torch.ones(1, rank) for name, rank in evaluation.model.ranks.items()}
+    base = Expert({name: part[0] for name, part in ones.items()}, description="one of two")
+    known = replace(evaluation.describer.trained, known_tasks=[task.name for task in seen])
+    beside = replace(
+        evaluation,
+        describer=Describer(known, Words()),
+        tasks=2,
+        samples=2,
+        static=ones,
+        trained=TrainedExperts({task.name: base for task in seen}),
+    )
+    found = {one.condition: one for one in beside.level("L1", silent)}
+    # Ones change nothing.
+    for name in ("static expert", "similarity mixture", "oracle"):
+        assert found[name].accuracy == found["base"].accuracy and found[name].tasks == 2
+    trained = replace(beside, static=None, trained=TrainedExperts({"sum-even-A-B": base}))
+    names = [one.condition for one in trained.level("L3", silent)]
+    assert not {"static expert", "similarity mixture", "oracle"} & set(names)
 
 
 def test_conditions_are_means_over_tasks_and_paired():

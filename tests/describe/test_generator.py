@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zweave.describe.generator import Generator, GeneratorConfig, change
+from zweave.describe.token_states import TokenStates
 from zweave.errors import ZweaveError
 
 RANKS = {
@@ -15,51 +16,58 @@ RANKS = {
 }
 
 
+def texts(count: int) -> TokenStates:
+    """Of 2, 3, ... tokens."""
+    mask = torch.arange(count + 1) < torch.arange(2, count + 2)[:, None]
+    states = torch.randn(count, count + 1, 6, generator=torch.Generator().manual_seed(count))
+    return TokenStates(states * mask[..., None], mask)
+
+
 @pytest.fixture
 def generator() -> Generator:
-    """Whose heads are not 0 any more."""
+    """Whose basis is not 0 any more."""
     torch.manual_seed(0)
-    made = Generator(GeneratorConfig(width=6, task=8, place=4, hidden=16, head=12), RANKS)
+    made = Generator(GeneratorConfig(width=6, task=8, code=5), RANKS)
     with torch.no_grad():
-        for head in made.heads.children():
-            for parameter in head.parameters():
-                parameter.normal_()
+        made.basis.normal_()
     return made
 
 
 def test_a_new_generator_makes_the_base_model():
     made = Generator(GeneratorConfig(width=6), RANKS)
-    z = made(torch.randn(2, 6))
+    z = made(texts(2))
     assert list(z) == list(RANKS) and all(z[name].shape == (2, rank) for name, rank in RANKS.items())
     assert all((part == 1).all() for part in z.values())
     z["model.layers.1.mlp.down_proj"].sum().backward()
-    heads = [head.weight.grad is not None and bool(head.weight.grad.any()) for head in made.heads]
-    assert heads == [False, False, True]
+    assert made.basis.grad.any(0).tolist() == [
+        name == "model.layers.1.mlp.down_proj" for name, rank in RANKS.items() for _ in range(rank)
+    ]
 
 
 def test_matrices_and_descriptions_differ(generator: Generator):
-    z = generator(torch.randn(2, 6, generator=torch.Generator().manual_seed(1)))
+    z = generator(texts(2))
     assert not torch.allclose(z["model.layers.0.mlp.down_proj"], z["model.layers.1.mlp.down_proj"])
     assert not torch.allclose(z["model.layers.0.mlp.down_proj"], z["model.layers.0.self_attn.q_proj"])
     assert all(not torch.allclose(part[0], part[1]) for part in z.values())
 
 
 def test_a_description_does_not_depend_on_the_others(generator: Generator):
-    vectors = torch.randn(5, 6)
-    together = generator(vectors)
+    five = texts(5)
+    together = generator(five)
     for index in range(5):
-        alone = generator(vectors[index : index + 1])
+        alone = generator(five[torch.tensor([index])])
         for name, part in together.items():
             torch.testing.assert_close(part[index], alone[name][0], rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_match_finite_differences(generator: Generator):
     double = copy.deepcopy(generator).double()
-    vectors = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    three = texts(3)
+    three = TokenStates(three.states.double(), three.mask)
     weights = [torch.randn(3, rank, dtype=torch.float64) for rank in RANKS.values()]
 
     def value() -> torch.Tensor:
-        return sum((z * w).sum() for z, w in zip(double(vectors).values(), weights, strict=True))
+        return sum((z * w).sum() for z, w in zip(double(three).values(), weights, strict=True))
 
     value().backward()
     for parameter in double.parameters():
@@ -88,10 +96,7 @@ def test_the_change_is_that_of_the_matrices():
 
 
 def test_what_cannot_be_is_told():
-    with pytest.raises(ZweaveError, match="head must be a whole number of at least 1, not 0"):
-        GeneratorConfig(width=6, head=0)
-    with pytest.raises(ZweaveError, match="different ranks"):
-        Generator(
-            GeneratorConfig(width=6),
-            {"model.layers.0.mlp.up_proj": 4, "model.layers.1.mlp.up_proj": 5},
-        )
+    with pytest.raises(ZweaveError, match="code must be a whole number of at least 1, not 0"):
+        GeneratorConfig(width=6, code=0)
+    with pytest.raises(ZweaveError, match="task must be a multiple of 4, not 6"):
+        GeneratorConfig(width=6, task=6)

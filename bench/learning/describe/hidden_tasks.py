@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> Report:
     recipe = DirectRecipe(steps=args.steps, rows=args.rows, lr=args.lr, seed=args.seed)
     folder = experts_folder(args.model, args.listed)
     folder.mkdir(parents=True, exist_ok=True)
-    model = RowModel.open(args.model, getattr(torch, args.dtype))
+    model = RowModel.open(args.model, getattr(torch, args.dtype), args.first_layer)
     state = folder / f"{args.name}.state"
     training = DirectTraining(model, tasks, samples, recipe, state)
     with progress_bar() as progress:
@@ -119,6 +119,11 @@ def _expert(
     digest = resolve_model(name).digest()
     template = expert_template(task, train, model.tokenizer)
     expert = Expert(
-        z=z, base_digest=digest, scope="after_prompt", description=task.description, training=record
+        z=z,
+        base_digest=digest,
+        scope="after_prompt",
+        first_layer=model.first_layer,
+        description=task.description,
+        training=record,
     )
     return replace(expert, prompt_template=template)

@@ -107,7 +107,7 @@ def _experts(args: argparse.Namespace) -> Subjects:
 
 
 def _row(name: str, cosine: Tensor, encoder: Encoder, subjects: Subjects) -> Row:
-    vectors = encoder.encode(subjects.described)
+    vectors = encoder.encode(subjects.described).mean()
     found = mantel((vectors @ vectors.T).double().numpy(), cosine.numpy())
 
     def mean(wanted: Callable[[Key, Key], bool]) -> float | None:

@@ -57,6 +57,10 @@ BENCHES = {
         "learning.describe.similarity",
         "Do experts look alike where their descriptions do?",
     ),
+    "description-reading": (
+        "learning.describe.reading",
+        "Can a description be read: what it asks for, and which word means yes?",
+    ),
     "hidden-tasks": (
         "learning.describe.hidden_tasks",
         "Can experts that act after the prompt do tasks that the prompt hides?",

@@ -21,3 +21,16 @@ def add_describe_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --describe: of a level (%(default)s)",
     )
+    parser.add_argument(
+        "--static",
+        type=Path,
+        metavar="FILE",
+        help="with --describe: beside it the expert of zweave train-describe --static",
+    )
+    parser.add_argument(
+        "--hidden-experts",
+        type=Path,
+        metavar="DIR",
+        help="with --describe: beside it the experts of zweave bench hidden-tasks, as oracles and mixed by how "
+        "alike their descriptions are",
+    )

@@ -68,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-body-mb", type=positive_whole, default=8, metavar="N", help="MiB of a body (%(default)s)"
     )
+    parser.add_argument(
+        "--generator",
+        type=Path,
+        metavar="FILE",
+        help='makes the expert of "describe:TEXT" in place of a model\'s name: whoever may ask may describe '
+        "(docs/describe.md)",
+    )
     add_dispatcher_option(parser)
     add_engine_options(parser, model=False)
-    parser.set_defaults(run=Deferred("serve", ("--dispatcher",)))
+    parser.set_defaults(run=Deferred("serve", ("--dispatcher", "--generator")))

@@ -27,9 +27,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="minilm",
         help="of descriptions: MiniLM, or the base model's own states (%(default)s)",
     )
+    parser.add_argument(
+        "--attributes",
+        type=lambda text: tuple(text.split(",")),
+        metavar="NAME,...",
+        help="of the hidden tasks to learn, such as positive,asks-person (all)",
+    )
+    parser.add_argument(
+        "--words",
+        type=lambda text: tuple(tuple(pair.split("-")) for pair in text.split(",")),
+        metavar="WORD-WORD,...",
+        help="pairs of label words to learn, in both orders, such as yes-no,red-blue (all)",
+    )
+    parser.add_argument("--first-layer", type=whole, default=0, help="that experts change (%(default)s)")
+    parser.add_argument(
+        "--reading-steps",
+        type=positive_whole,
+        default=1500,
+        help="in which it learns before to say what descriptions ask for (%(default)s)",
+    )
     parser.add_argument("--listed", action="store_true", help="list all label words in the prompts")
     parser.add_argument(
         "--one-order", action="store_true", help="have the first word of a pair always mean yes"
+    )
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="as a control, have no description told, and write the one expert that is learnt for all tasks",
     )
     parser.add_argument(
         "--texts", type=positive_whole, default=400, help="of a source to train on (%(default)s)"
@@ -38,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--descriptions", type=positive_whole, default=16, help="a step (%(default)s)")
     parser.add_argument("--rows", type=positive_whole, default=2, help="samples of each (%(default)s)")
     parser.add_argument(
-        "--lr", type=positive_number, default=1e-3, help="largest learning rate (%(default)s)"
+        "--lr", type=positive_number, default=2e-3, help="largest learning rate (%(default)s)"
     )
     parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
     parser.add_argument("--minutes", type=positive_number, help="stop after so long, to go on later")

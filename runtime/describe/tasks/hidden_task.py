@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Protocol
 
+from ...errors import ZweaveError
 from ...tasks.task import Sample, Splits, Task
 from ...text.chatml import chat
 from ...text.prompt_template import PromptTemplate
@@ -114,6 +115,31 @@ def hidden_tasks() -> tuple[HiddenTask, ...]:
     orders = [order for pair in PAIRS for order in (pair, pair[::-1])]
     under_labels = [LabelTask(attribute, *order) for attribute, order in product(attributes, orders)]
     return (*under_labels, *map(NumberTask, OPERATIONS))
+
+
+def chosen_tasks(
+    tasks: Sequence[HiddenTask],
+    attributes: Sequence[str] | None = None,
+    words: Sequence[Sequence[str]] | None = None,
+) -> tuple[HiddenTask, ...]:
+    """Those of some attributes, and of some pairs of label words in both orders; ZweaveError for unknown names.
+
+    words: leaves out the tasks without label words.
+    """
+    known = {task.attribute for task in tasks}
+    if unknown := [name for name in attributes or () if name not in known]:
+        raise ZweaveError(f"there is no attribute {unknown[0]!r}: choose of {', '.join(sorted(known))}")
+    if unknown := ["-".join(pair) for pair in words or () if tuple(pair) not in PAIRS]:
+        raise ZweaveError(
+            f"there is no pair of words {unknown[0]!r}: choose of {', '.join(map('-'.join, PAIRS))}"
+        )
+    pairs = [frozenset(f" {word}" for word in pair) for pair in words or ()]
+    return tuple(
+        task
+        for task in tasks
+        if (attributes is None or task.attribute in attributes)
+        and (words is None or frozenset(task.labels) in pairs)
+    )
 
 
 def in_one_order(tasks: Sequence[HiddenTask]) -> tuple[HiddenTask, ...]:

@@ -24,7 +24,7 @@ class Levels:
 
 
 def split_levels(tasks: Sequence[HiddenTask], seed: int = 0) -> Levels:
-    """The split that a seed draws: a share of the attributes, and of each other attribute's pairs of words."""
+    """The split that a seed draws: a share of the attributes, and of the others' pairs of words."""
     rng = random.Random(seed)
     labelled = _drawn(sorted({task.attribute for task in tasks if task.labels}), rng)
     numeric = _drawn(sorted({task.attribute for task in tasks if not task.labels}), rng)

@@ -27,6 +27,12 @@ LABELLED = (
     "{yes} if {clause}, {no} if not.",
     "{no} is the answer unless {clause}, then it is {yes}.",
     "In one word: {yes} if {clause}, {no} otherwise.",
+    "{Say} {no}, except where {clause}: {say} {yes} there.",
+    "Assume {no}; {say} {yes} once you see that {clause}.",
+    "{no} for most texts, {yes} for those of which it is true that {clause}.",
+    "If it is false that {clause}, {say} {no}, and {yes} if it is true.",
+    "Texts get {yes} where {clause}, all others {no}.",
+    "Start from {no}, and change it to {yes} if {clause}.",
 )
 LABELLED_HELD_OUT = (
     "Whenever {clause}, respond {yes}; in every other case respond {no}.",

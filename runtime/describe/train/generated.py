@@ -18,8 +18,11 @@ from ...train.state_file import load_state, save_state
 from ..encoders import Encoder
 from ..generator import Generator, change
 from ..tasks import HiddenTask
+from ..token_states import TokenStates
 from .direct import PASS
 from .rows import Row, RowModel
+
+ANY_TASK = "Do whatever is asked."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class GeneratorRecipe:
 
     descriptions: of a step, each of another task, each worded anew.
     rows: samples of each, the labels equally often.
+    reading: of the learning rate, the share that all but the basis has. The reader has learnt before; as long as the
+        basis is near 0 its gradients are noise, which steps of the basis' size would write over it.
     weight: of the mean relative change of the matrices, squared.
     seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
     """
@@ -35,10 +40,11 @@ class GeneratorRecipe:
     steps: int = 1500
     descriptions: int = 16
     rows: int = 2
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup: int = 20
     decay: float = 0.4
     clip: float = 1.0
+    reading: float = 0.05
     weight: float = 1.0
     seed: int = 0
 
@@ -48,6 +54,8 @@ class GeneratorRecipe:
                 raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.decay <= 1 and self.weight >= 0):
             raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
+        if not 0 <= self.reading <= 1:
+            raise ZweaveError(f"reading is a share of the learning rate from 0 to 1, not {self.reading}")
 
     def lr_at(self, step: int) -> float:
         return self.lr * rate_at(step, self.steps, self.warmup, self.decay)
@@ -88,6 +96,7 @@ class GeneratorTraining:
     """The training between its steps.
 
     sigma: [R] of each adapted matrix.
+    static: takes one text for every description, so that one expert is learnt for all tasks.
     state: file that an unfinished training is gone on from, to the same bits.
     """
 
@@ -100,16 +109,18 @@ class GeneratorTraining:
         sigma: Mapping[str, Tensor],
         recipe: GeneratorRecipe,
         state: Path | None = None,
+        static: bool = False,
     ) -> None:
         if not learnt:
             raise ZweaveError("there is no task to learn from")
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
         self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
-        self._optimizer = torch.optim.AdamW(
-            generator.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        self._static = static
+        rest = [one for name, one in generator.named_parameters() if name != "basis"]
+        groups = [{"params": [generator.basis], "share": 1.0}, {"params": rest, "share": recipe.reading}]
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         names = [one.task.name for one in learnt]
-        key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe)])
+        key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe), static])
         self._digest = hashlib.sha256(key.encode()).hexdigest()
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
@@ -124,8 +135,8 @@ class GeneratorTraining:
     def advance(self) -> GeneratorStep:
         """One update; ZweaveError if its gradient is not finite."""
         recipe, step = self.recipe, self.step
-        drawn, vectors = self._draw(step)
-        made = self.generator(vectors)
+        drawn, texts = self._draw(step)
+        made = self.generator(texts)
         # The gradient stops here, and goes on when all passes have added to it.
         z = {name: part.detach().requires_grad_() for name, part in made.items()}
         rows, loss, right = self._rows(drawn, step), 0.0, 0
@@ -141,7 +152,7 @@ class GeneratorTraining:
         if not math.isfinite(norm):
             raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.lr_at(step)
+            group["lr"] = recipe.lr_at(step) * group["share"]
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
@@ -154,11 +165,12 @@ class GeneratorTraining:
             state = {"generator": self.generator.state_dict(), "optimizer": self._optimizer.state_dict()}
             save_state(self._path, state | {"step": self.step, "digest": self._digest})
 
-    def _draw(self, step: int) -> tuple[list[Learnt], Tensor]:
-        """The tasks of a step, and the vectors of their descriptions."""
+    def _draw(self, step: int) -> tuple[list[Learnt], TokenStates]:
+        """The tasks of a step, and the states of their descriptions."""
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
         drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
-        return drawn, self.encoder.encode([one.hidden.describe(rng) for one in drawn])
+        described = [one.hidden.describe(rng) for one in drawn]
+        return drawn, self.encoder.encode([ANY_TASK] * len(drawn) if self._static else described)
 
     def _rows(self, drawn: Sequence[Learnt], step: int) -> list[Row]:
         rng = random.Random(f"rows {self.recipe.seed} {step}")

@@ -50,10 +50,13 @@ class RowLinear(nn.Module):
         return svf_linear_train(x, self.svf.factors, self.svf.sigma * z, slot, self.svf.bias)
 
 
-def adapt_rows(model: nn.Module, factors: Factors) -> tuple[RowExperts, dict[str, int]]:
-    """Replaces the linears of a transformers model; the experts that a pass sets, and R of each matrix."""
+def adapt_rows(model: nn.Module, factors: Factors, first_layer: int = 0) -> tuple[RowExperts, dict[str, int]]:
+    """Replaces linears of a transformers model; the experts that a pass sets, and R of each matrix.
+
+    first_layer: linears of the layers below it stay as they are.
+    """
     experts = RowExperts()
-    linears = adapt(model, factors)
+    linears = adapt(model, factors, first_layer)
     for name, svf in linears.items():
         svf.requires_grad_(False)
         replace_module(model, name, RowLinear(name, svf, experts))

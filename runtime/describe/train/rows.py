@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import resolve_model
 from ...decomposition import decompose
+from ...errors import ZweaveError
 from ...tasks.render import prompt_ids, target_tokens
 from ...tasks.task import Sample, Task
 from ...text.tokenizer import Tokenizer
@@ -45,22 +46,32 @@ class RowModel:
     """The base model that reads prompts once, and answers under one expert a row.
 
     ranks: R of each adapted matrix.
+    first_layer: that experts change; what lies below it is computed once, too.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, experts: RowExperts, ranks: Mapping[str, int]
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        experts: RowExperts,
+        ranks: Mapping[str, int],
+        first_layer: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.ranks = model, tokenizer, dict(ranks)
-        self._experts = experts
-        self._prompts = PromptCache(model)
+        self.first_layer, self._experts = first_layer, experts
+        self._prompts = PromptCache(model, first_layer)
 
     @classmethod
-    def open(cls, model: str, dtype: torch.dtype) -> "RowModel":
-        """model: as zweave.Engine takes it. Raises ZweaveError if it cannot be opened."""
+    def open(cls, model: str, dtype: torch.dtype, first_layer: int = 0) -> "RowModel":
+        """model: as zweave.Engine takes it. Raises ZweaveError if it cannot be opened, or has no such layer."""
         checkpoint = resolve_model(model)
+        if not 0 <= first_layer < checkpoint.config.num_layers:
+            raise ZweaveError(
+                f"first_layer {first_layer}: the model has layers 0 to {checkpoint.config.num_layers - 1}"
+            )
         module = load_model(checkpoint, dtype).requires_grad_(False)
-        experts, ranks = adapt_rows(module, decompose(checkpoint).factors)
-        return cls(module, Tokenizer(checkpoint.directory), experts, ranks)
+        experts, ranks = adapt_rows(module, decompose(checkpoint).factors, first_layer)
+        return cls(module, Tokenizer(checkpoint.directory), experts, ranks, first_layer)
 
     def scored(self, rows: Sequence[Row], z: Mapping[str, Tensor]) -> Scored:
         """One pass over the rows' last headers and answers.
@@ -69,24 +80,24 @@ class RowModel:
         """
         ids = [prompt_ids(self.tokenizer, row.sample.prompt) for row in rows]
         starts = [self.tokenizer.after_prompt_start(one) for one in ids]
+        answers = [target_tokens(self.tokenizer, row.task, [row.sample.answer])[0] for row in rows]
+        following = [[*one[at:], *answer[:-1]] for one, at, answer in zip(ids, starts, answers, strict=True)]
         self._experts.z = {}
-        tree, leaves, cache = joined(
-            self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)])
-        )
+        prompts = self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)], following)
+        tree, leaves, cache = joined(prompts)
         nodes: list[int] = []
         targets: list[int] = []
         owner: list[int] = []
         slots: list[int] = []
-        for index, (row, one, at, leaf) in enumerate(zip(rows, ids, starts, leaves, strict=True)):
-            answer = target_tokens(self.tokenizer, row.task, [row.sample.answer])[0]
-            before = len(tree)
-            tree.add([*one[at:], *answer[:-1]], leaf)
-            slots += [row.slot] * (len(tree) - before)
+        for index, (row, rest, answer, leaf) in enumerate(zip(rows, following, answers, leaves, strict=True)):
+            tree.add(rest, leaf)
+            slots += [row.slot] * len(rest)
             nodes += range(len(tree) - len(answer), len(tree))
             targets += answer
             owner += [index] * len(answer)
+        self._prompts.enter(torch.cat([prompt.entering for prompt in prompts]))
         self._set(z, slots, [slots[node - cache.length] for node in nodes])
-        hidden = joint_hidden_states([Part(self.model, tree, nodes, cache)])[0]
+        hidden = joint_hidden_states([Part(self._prompts.upper, tree, nodes, cache)])[0]
         log_policy = self.model.get_submodule("lm_head")(hidden).float().log_softmax(-1)
         target, rows_of = torch.tensor(targets), torch.tensor(owner)
         log_probs = log_policy.gather(1, target[:, None])[:, 0]

@@ -14,12 +14,14 @@ from ...checkpoint.checkpoint import resolve_model
 from ...decomposition.decomposition import decompose
 from ...io.atomic_write import write_text
 from ...io.cache_dir import disk_errors
+from ..describer import Describer
 from ..encoders import Encoder, open_encoder
 from ..generator import Generator, GeneratorConfig
 from ..generator_file import TrainedGenerator, known_vectors
 from ..tasks import as_task, hidden_tasks, split_levels
-from ..tasks.hidden_task import BARE, LISTED, in_one_order, samples
-from .generated import GeneratorRecipe, GeneratorStep, GeneratorTraining, Learnt
+from ..tasks.hidden_task import BARE, LISTED, chosen_tasks, in_one_order, samples
+from .generated import ANY_TASK, GeneratorRecipe, GeneratorStep, GeneratorTraining, Learnt
+from .reading import ReadingRecipe, read_descriptions
 from .rows import RowModel
 
 SAVE_EVERY = 10
@@ -37,9 +39,13 @@ class GeneratorRun:
 
     model: as zweave.Engine takes it.
     encoder: "minilm" or "base".
+    attributes, words: which hidden tasks are learnt; all without them.
+    first_layer: that experts change.
+    reading: how the reader learns to read before, from the descriptions alone.
     listed: whether prompts list all label words.
     texts: of a source to train on, whose prompts are computed once.
     one_order: whether the first word of a pair always means yes.
+    static: writes the expert of a training that no description is told in: a control.
     split: seed of the levels: what is trained on and what is held out.
     out: the generator's file; its log and its state lie beside it.
     """
@@ -49,9 +55,14 @@ class GeneratorRun:
     data: Path | None
     out: Path
     encoder: str = "minilm"
+    attributes: tuple[str, ...] | None = None
+    words: tuple[tuple[str, ...], ...] | None = None
+    first_layer: int = 0
+    reading: ReadingRecipe = field(default_factory=ReadingRecipe)
     listed: bool = False
     texts: int = 400
     one_order: bool = False
+    static: bool = False
     split: int = 0
     recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
 
@@ -88,7 +99,7 @@ class GeneratorRun:
         return training.is_done
 
     def _begin(self) -> tuple[GeneratorTraining, list[Learnt]]:
-        seen = split_levels(hidden_tasks(), self.split).seen
+        seen = split_levels(chosen_tasks(hidden_tasks(), self.attributes, self.words), self.split).seen
         if self.one_order:
             seen = in_one_order(seen)
         template = LISTED if self.listed else BARE
@@ -100,14 +111,16 @@ class GeneratorRun:
             )
             for hidden in seen
         ]
-        model = RowModel.open(self.model, getattr(torch, self.dtype))
+        model = RowModel.open(self.model, getattr(torch, self.dtype), self.first_layer)
         encoder = open_encoder(self.encoder, self.model)
         decomposition = decompose(resolve_model(self.model))
         sigma = {name: decomposition.sigma(name) for name in model.ranks}
         torch.manual_seed(self.recipe.seed)
         generator = Generator(GeneratorConfig(encoder.width), model.ranks)
+        if not self.state.exists() and not self.static:
+            read_descriptions(generator.reader, encoder, seen, self.reading)
         return (
-            GeneratorTraining(model, generator, encoder, learnt, sigma, self.recipe, self.state),
+            GeneratorTraining(model, generator, encoder, learnt, sigma, self.recipe, self.state, self.static),
             learnt,
         )
 
@@ -127,7 +140,7 @@ class GeneratorRun:
         encoder = training.encoder
         rng = random.Random(self.recipe.seed)
         described = [one.hidden.describe(rng) for one in learnt for _ in range(_WORDINGS)]
-        vectors = encoder.encode(described).view(len(learnt), _WORDINGS, -1)
+        vectors = encoder.encode(described).mean().view(len(learnt), _WORDINGS, -1)
         known = known_vectors(vectors)
         record = asdict(self.recipe) | {
             "tasks": len(learnt),
@@ -135,12 +148,17 @@ class GeneratorRun:
             "listed": self.listed,
             "texts": self.texts,
             "one_order": self.one_order,
+            "static": self.static,
+            "attributes": self.attributes,
+            "words": self.words,
+            "first_layer": self.first_layer,
+            "reading": asdict(self.reading),
             "split": self.split,
             "dtype": self.dtype,
             "model": self.model,
             "seconds": round(sum(json.loads(line)["seconds"] for line in self._log_lines(training.step))),
         }
-        TrainedGenerator(
+        trained = TrainedGenerator(
             generator=training.generator,
             encoder=encoder.name,
             base_digest=resolve_model(self.model).digest(),
@@ -148,11 +166,15 @@ class GeneratorRun:
             known_tasks=[one.hidden.name for one in learnt],
             known=known,
             training=record,
-        ).save(self.out)
+        )
+        if self.static:
+            Describer(trained, encoder).describe(ANY_TASK).expert.save(self.out, half=True)
+        else:
+            trained.save(self.out)
 
     def _far(self, encoder: Encoder, known: Tensor, learnt: list[Learnt]) -> float:
         """The cosine to the nearest known task that 99 of 100 held-out wordings of known tasks exceed."""
         rng = random.Random(self.recipe.seed + 1)
         told = [rng.choice(learnt).hidden.describe(rng, held_out=True) for _ in range(_PROBES)]
-        nearest = (encoder.encode(told) @ known.T).max(1).values
+        nearest = (encoder.encode(told).mean() @ known.T).max(1).values
         return round(float(nearest.quantile(0.01)), 3)

@@ -15,7 +15,8 @@ _Texts: TypeAlias = Annotated[list[_Text], Field(max_length=64)]
 class GenerationBody(UnusedFields):
     """How an answer is generated; the fields are those of OpenAI's API, and below them vLLM's.
 
-    model: the served model, an expert, a mixture (`sst2:0.7+trec:0.3`), an alias, or "auto".
+    model: the served model, an expert, a mixture (`sst2:0.7+trec:0.3`), an alias, "auto", or "describe:" before the
+        description of an expert.
     expert: an expert or a mixture, beside the served model.
     response_format: OpenAI's, or {"regex": ...}, {"choice": [...]}, {"grammar": ...}.
     n: answers to a prompt.

@@ -36,7 +36,7 @@ def experts(http: HttpRequest) -> JSONResponse:
                     "first_layer": entry.first_layer,
                     "description": entry.description,
                 }
-                for entry in server.engine.bank.entries()
+                for entry in server.entries()
             ]
         }
     )

@@ -42,7 +42,7 @@ class _Known:
     """
 
     def __init__(self, server: Served) -> None:
-        self.loaded = {entry.name: entry for entry in server.engine.bank.entries()}
+        self.loaded = {entry.name: entry for entry in server.entries()}
         self.in_directory = {} if server.directory is None else server.directory.kinds()
         auto = [] if server.engine.dispatcher is None else ["auto"]
         names = [server.settings.model_name, *server.settings.aliases, *self.loaded, *auto]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from zweave.describe.generator import Generator, GeneratorConfig
+from zweave.describe.token_states import TokenStates
 from zweave.describe.train.generated import GeneratorRecipe, GeneratorTraining, Learnt
 from zweave.describe.train.rows import Row, RowModel
 from zweave.errors import ZweaveError
@@ -33,8 +33,9 @@ class Lengths:
 
     name, width = "lengths", 4
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([len(text) % 4 for text in texts]), 4).float()
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        states = torch.nn.functional.one_hot(torch.tensor([[len(text) % 4] for text in texts]), 4).float()
+        return TokenStates(states, torch.ones(len(texts), 1, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def begun(
     model: RowModel, learnt: list[Learnt], recipe: GeneratorRecipe, state: Path | None = None
 ) -> GeneratorTraining:
     torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(width=4, hidden=32, head=32), model.ranks)
+    generator = Generator(GeneratorConfig(width=4, task=16, code=16), model.ranks)
     sigma = {name: torch.ones(rank) for name, rank in model.ranks.items()}
     return GeneratorTraining(model, generator, Lengths(), learnt, sigma, recipe, state)
 
@@ -77,9 +78,8 @@ def test_it_listens_to_the_description(model: RowModel, learnt: list[Learnt]):
 def test_gradients_reach_the_generator_as_finite_differences_say(model: RowModel, learnt: list[Learnt]):
     training = begun(model, learnt, replace(QUICK, lr=1e-12, weight=0.3, clip=1e9))
     with torch.no_grad():
-        for head in training.generator.heads.children():
-            head.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
-    parameter = training.generator.mixer.weight
+        training.generator.basis.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    parameter = training.generator.down.weight
     direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     found = []
     parameter.register_hook(lambda grad: found.append((grad * direction).sum()))
@@ -115,11 +115,22 @@ def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, learnt: 
         assert torch.equal(one, other)
 
 
+def test_what_reads_learns_more_slowly_than_the_basis(model: RowModel, learnt: list[Learnt]):
+    training = begun(model, learnt, replace(QUICK, reading=0.0))
+    before = {name: part.clone() for name, part in training.generator.state_dict().items()}
+    for _ in range(2):
+        training.advance()
+    after = training.generator.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["basis"]
+
+
 def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tmp_path: Path):
     with pytest.raises(ZweaveError, match="no task to learn from"):
         begun(model, [], QUICK)
     with pytest.raises(ZweaveError, match="steps must be at least 1"):
         replace(QUICK, steps=0)
+    with pytest.raises(ZweaveError, match="reading is a share of the learning rate from 0 to 1, not 2"):
+        replace(QUICK, reading=2)
     training = begun(model, learnt, QUICK, tmp_path / "a.state")
     training.save()
     with pytest.raises(ZweaveError, match="is of another training"):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from zweave.checkpoint.module_name import layer_of
 from zweave.describe.train.rows import Row, RowModel
+from zweave.errors import ZweaveError
 from zweave.tasks.render import target_tokens
 from zweave.tasks.task import Task
 from zweave.train import Recipe, open_policy
@@ -86,7 +88,29 @@ def test_gradients_match_finite_differences(model: RowModel, chats: list[Task]):
 
 def test_a_prompt_is_computed_once(row_model: Callable[[], RowModel], chats: list[Task]):
     model = row_model()
-    model.scored(rows_of(chats, 1), {})
+    labelled = rows_of(chats[:1], 1)
+    model.scored(labelled, {})
     assert len(model._prompts) == 4
-    model.scored(rows_of(chats, 1), {})
+    model.scored(labelled, {})
     assert len(model._prompts) == 4
+    # Before answers of several tokens again: their states below the experts' layers are kept, too.
+    model.scored(rows_of(chats, 1), {})
+    assert len(model._prompts) == 8
+
+
+def test_layers_below_the_experts_are_computed_once(
+    model: RowModel, chats: list[Task], tiny_model: Callable[..., Path]
+):
+    cut = RowModel.open(str(tiny_model("llama")), torch.float32, first_layer=1)
+    z, rows = random_z(model, 3), rows_of(chats, 3)
+    upper = {name: part for name, part in z.items() if layer_of(name) >= 1}
+    assert list(cut.ranks) == list(upper) and len(upper) < len(z)
+    whole = {name: part if name in upper else torch.ones_like(part) for name, part in z.items()}
+    found, wanted = cut.scored(rows, upper).log_probs, model.scored(rows, whole).log_probs
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert (found - model.scored(rows, z).log_probs).abs().max() > 1e-3
+
+
+def test_a_layer_that_is_not_there_is_told(tiny_model: Callable[..., Path]):
+    with pytest.raises(ZweaveError, match="first_layer 9: the model has layers 0 to"):
+        RowModel.open(str(tiny_model("llama")), torch.float32, first_layer=9)

@@ -1,0 +1,70 @@
+"""Experts that clients describe in place of naming them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from zweave.checkpoint import resolve_model
+from zweave.describe.describer import Describer
+from zweave.describe.generator import Generator, GeneratorConfig
+from zweave.describe.generator_file import TrainedGenerator
+from zweave.describe.tasks.hidden_task import BARE
+from zweave.describe.token_states import TokenStates
+
+TEXT = "Say yes if it is good."
+
+
+class Lengths:
+    """An encoder that knows how long a text is."""
+
+    name, width = "lengths", 4
+
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        states = torch.tensor([[[1.0, len(text), len(text) % 3, len(text) % 7]] for text in texts])
+        return TokenStates(states, torch.ones(len(texts), 1, dtype=torch.bool))
+
+
+def asked(server: Any, model: str) -> Any:
+    body = {"model": model, "prompt": "x", "max_tokens": 3, "temperature": 0, "logprobs": 1}
+    return server.http().post("/v1/completions", json=body)
+
+
+@pytest.fixture(scope="module")
+def describing(start_server: Any, tiny_model: Callable[..., Path]) -> Any:
+    server = start_server()
+    model = server.engine.model
+    ranks = {name: min(shape) for name, shape in model.config.adapted_shapes().items()}
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(4, task=16, code=8), ranks).eval()
+    torch.nn.init.normal_(generator.basis)
+    digest = resolve_model(str(tiny_model("llama", vocab_size=96))).digest()
+    trained = TrainedGenerator(generator, "lengths", digest, BARE, ["a"], torch.ones(1, 4))
+    server.engine._described._describer = Describer(trained, Lengths())
+    return server
+
+
+def test_a_description_answers_as_its_expert_does(describing: Any):
+    engine = describing.engine
+    engine.load_expert("same", engine.describe(TEXT))
+    answers = [asked(describing, model).json() for model in (f"describe:{TEXT}", "same", "base")]
+    engine.unload_expert("same")
+    described, same, base = (answer["choices"][0]["logprobs"]["token_logprobs"] for answer in answers)
+    assert described == same != base
+
+
+def test_clients_do_not_see_what_others_describe(describing: Any):
+    assert asked(describing, f"describe:{TEXT}").status_code == 200
+    http = describing.http()
+    for path in ("/v1/models", "/v1/experts"):
+        assert "described/" not in http.get(path).text and TEXT not in http.get(path).text
+
+
+def test_what_cannot_be_described_is_told(describing: Any, server: Any):
+    empty, long = asked(describing, "describe: "), asked(describing, "describe:" + "x" * 3000)
+    assert (empty.status_code, long.status_code) == (400, 400)
+    assert "give one" in empty.text and "at most 2000 characters" in long.text
+    without = asked(server, f"describe:{TEXT}")
+    assert without.status_code == 404 and "start it with --generator FILE" in without.text
