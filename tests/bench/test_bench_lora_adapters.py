@@ -10,6 +10,7 @@ from zweave.adapters.peft_directory import read_peft
 from zweave.bench.learning.lora.accuracy import means
 from zweave.bench.learning.lora.adapters import AdapterFolder, trained_adapters
 from zweave.bench.learning.lora.generated_tasks import ANSWERS, ATTRIBUTES, generated_tasks
+from zweave.bench.learning.lora.ways import WAYS
 from zweave.cli.main import main
 from zweave.errors import ZweaveError
 
@@ -135,6 +136,10 @@ def test_a_batch_of_ours_answers_as_peft(
     assert all(row["compressed-64_same"] == 1 for row in adapters.values())
     assert any(row["base_same"] < 1 for row in adapters.values())
     assert rows["mean of 1 trec-r16"]["exact"] == rows["trec-r16-s0"]["exact"]
+    # What was answered is kept.
+    monkeypatch.setattr("zweave.bench.learning.lora.accuracy.WAYS", dict.fromkeys(WAYS))
+    assert make("lora-accuracy", *few) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == [*rows.values()]
     assert make("lora-accuracy", "--seeds", "7", "--generated", "0") == 1
     assert "make them with zweave bench lora-adapters" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from zweave.errors import ZweaveError
 from zweave.evaluation.evaluate import share_right, standard_error
@@ -11,7 +12,8 @@ from zweave.options.task_options import data_folder
 
 from ...harness.report import Column, Report, Row
 from .adapters import AdapterFolder, TrainedAdapter, is_generated, trained_adapters
-from .ways import WAYS, Answers, Asked
+from .kept_answers import KeptAnswers
+from .ways import WAYS, Asked
 
 REFERENCE = "peft"
 _NO_FIGURES = ("provider", "group", "kind", "status", "n", "stderr")
@@ -26,10 +28,9 @@ def run(args: argparse.Namespace) -> Report:
             f"{folder.path} holds none of these adapters: make them with zweave bench lora-adapters"
         )
     asked = [_asked(folder, adapter, args) for adapter in there]
-    answers: dict[str, Answers] = {}
+    kept = KeptAnswers(folder.path, asked, args.dtype)
     with progress_bar() as progress:
-        for way in args.ways:
-            answers[way] = WAYS[way](args, asked, progress)
+        answers = {way: kept.get(way, partial(WAYS[way], args, asked, progress)) for way in args.ways}
     rows = [
         _row(one, {way: found[index] for way, found in answers.items()}) for index, one in enumerate(asked)
     ]
