@@ -14,7 +14,6 @@ from ..names import Scope
 from ..step_turns import rest
 from ..text.prompt_template import PromptTemplate
 
-
 # Magnitude that no value may have. Rows of other requests meet an adapter's components with a scale of zero, which
 # hides a product as long as it is finite in float32.
 _LARGEST = 1e30
