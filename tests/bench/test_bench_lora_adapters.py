@@ -137,7 +137,8 @@ def test_a_batch_of_ours_answers_as_peft(
     assert any(row["base_same"] < 1 for row in adapters.values())
     assert rows["mean of 1 trec-r16"]["exact"] == rows["trec-r16-s0"]["exact"]
     # What was answered is kept.
-    monkeypatch.setattr("zweave.bench.learning.lora.accuracy.WAYS", dict.fromkeys(WAYS))
+    unasked = dict.fromkeys(WAYS, lambda *args: pytest.fail("asked again"))
+    monkeypatch.setattr("zweave.bench.learning.lora.accuracy.WAYS", unasked)
     assert make("lora-accuracy", *few) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == [*rows.values()]
     assert make("lora-accuracy", "--seeds", "7", "--generated", "0") == 1
