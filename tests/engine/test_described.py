@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from zweave.checkpoint import resolve_model
 from zweave.describe import describer
 from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks.hidden_task import BARE
+from zweave.describe.token_states import TokenStates
 from zweave.engine import Engine, described
 from zweave.errors import ZweaveError
 from zweave.request import Description, Request
@@ -22,8 +22,9 @@ class Lengths:
 
     name, width = "lengths", 8
 
-    def encode(self, texts: list[str]) -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([len(text) % 8 for text in texts]), 8).float()
+    def encode(self, texts: list[str]) -> TokenStates:
+        states = torch.nn.functional.one_hot(torch.tensor([[len(text) % 8] for text in texts]), 8).float()
+        return TokenStates(states, torch.ones(len(texts), 1, dtype=torch.bool))
 
 
 @pytest.fixture
@@ -33,9 +34,8 @@ def engine(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
     engine = Engine(directory, dtype="float32")
     ranks = {name: shape[0] for name, shape in engine.bank.tables.layout.shapes.items()}
     torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(8, hidden=16, head=16), ranks)
-    for head in generator.heads.children():
-        torch.nn.init.normal_(head.weight)
+    generator = Generator(GeneratorConfig(8, task=16, code=8), ranks)
+    torch.nn.init.normal_(generator.basis)
     digest = resolve_model(directory).digest()
     trained = TrainedGenerator(generator, "lengths", digest, BARE, ["a"], torch.ones(1, 8))
     trained.save(tmp_path / "g.safetensors")
