@@ -4,18 +4,17 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from zweave.engine import Engine
-from zweave.errors import ZweaveError
 from zweave.evaluation import ExpertMethod, evaluate
 from zweave.io.progress import Report as Progress
 from zweave.io.progress import progress_bar
 from zweave.options.task_options import data_folder
-from zweave.quantization.calibration import SHIPPED, read_chunks
+from zweave.quantization.calibration import SHIPPED, read_chunks, read_tokens
+from zweave.quantization.divergence import divergence
 from zweave.tasks import Sample, Task, resolve_task
 from zweave.text.tokenizer import Tokenizer
 
@@ -42,7 +41,7 @@ class Comparison:
 
     def add(self, found: Tensor, exact: Tensor, token_ids: Sequence[int]) -> None:
         """found, exact: log-probabilities [tokens, vocabulary] of the form and of the reference."""
-        self.divergence += float((exact.exp() * (exact - found)).sum(dtype=torch.float64))
+        self.divergence += divergence(exact, found)
         self.same += int((found.argmax(-1) == exact.argmax(-1)).sum())
         self.tokens += len(token_ids)
         following = torch.tensor(token_ids[1:], dtype=torch.int64)
@@ -97,18 +96,9 @@ def _pieces(args: argparse.Namespace, tokenizer: Tokenizer) -> list[list[int]]:
         return read_chunks(SHIPPED, tokenizer, args.piece)[1]
     pieces = []
     for path in args.text:
-        tokens = tokenizer.encode(_read(path), special=False, escape_special=True)[: args.tokens]
+        tokens = read_tokens(path, tokenizer)[: args.tokens]
         pieces += [tokens[start : start + args.piece] for start in range(0, len(tokens) - 1, args.piece)]
     return pieces
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ZweaveError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ZweaveError(f"cannot read {path}: it is no UTF-8") from None
 
 
 @torch.inference_mode()

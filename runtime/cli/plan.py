@@ -23,9 +23,8 @@ from ..planner.delta_formats import STATED_ERROR
 from ..planner.gpu_cost import DEVICES, StepShape
 from ..planner.gpu_report import InvariancePrice, predict_modes, resident_bytes, step_modes
 from ..planner.plan import MatrixPlan, Plan, memory, read_bytes
-from ..planner.planner import plan_for
 from ..planner.report import mode_costs
-from .plan_weights import describe_forms, forms_table
+from .plan_weights import describe_forms, forms_table, plan_of
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,14 +41,7 @@ def run(args: argparse.Namespace) -> int:
     )
     checkpoint = resolve_model(args.model)
     held = HeldWeights.of(config.weights, checkpoint)
-    plan = plan_for(
-        checkpoint.config.adapted_shapes(),
-        config.plans_for,
-        config.torch_dtype,
-        config.max_memory,
-        config.max_error,
-        given=held.plan,
-    )
+    plan = plan_of(checkpoint, config, held)
     experts = {name: Expert.load(name) for name in args.certify}
     figures: dict[str, Any] = {
         "model": args.model,

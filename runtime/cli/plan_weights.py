@@ -29,7 +29,7 @@ def describe_forms(
     for form in WEIGHTS:
         try:
             held = HeldWeights.of(form, checkpoint)
-            plan = _plan(checkpoint, config, held)
+            plan = plan_of(checkpoint, config, held)
         except ZweaveError as error:
             rows.append({"weights": form, "missing": str(error)})
             continue
@@ -67,7 +67,8 @@ def forms_table(rows: Iterable[Mapping[str, Any]], tokens: int) -> Table:
     return table
 
 
-def _plan(checkpoint: Checkpoint, config: EngineConfig, held: HeldWeights) -> Plan:
+def plan_of(checkpoint: Checkpoint, config: EngineConfig, held: HeldWeights) -> Plan:
+    """What an engine keeps of each matrix where its weights stay in a form; ZweaveError if that cannot be."""
     return plan_for(
         checkpoint.config.adapted_shapes(),
         config.plans_for,

@@ -17,18 +17,23 @@ _CHUNK = 128
 _SAME_INPUTS = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 
+def read_tokens(path: Path, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a text, none of them special; ZweaveError for a file that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise ZweaveError(f"cannot read {path}: {reason}") from None
+    return tokenizer.encode(text, special=False, escape_special=True)
+
+
 def read_chunks(path: Path, tokenizer: Tokenizer, longest: int) -> tuple[list[list[int]], list[list[int]]]:
     """A text in pieces of equal length: those to calibrate with, and every other one, to measure with.
 
     longest: tokens that the model takes.
     Raises ZweaveError for a file that cannot be read, or is too short for two pieces.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-        raise ZweaveError(f"cannot read {path}: {reason}") from None
-    tokens, size = tokenizer.encode(text, special=False, escape_special=True), min(_CHUNK, longest)
+    tokens, size = read_tokens(path, tokenizer), min(_CHUNK, longest)
     chunks = [tokens[start : start + size] for start in range(0, len(tokens) - size + 1, size)]
     if len(chunks) < 2:
         raise ZweaveError(f"{path} has {len(tokens)} tokens: calibration wants {2 * size} or more")

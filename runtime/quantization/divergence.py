@@ -9,6 +9,11 @@ from torch import Tensor
 Matrices: TypeAlias = Callable[[str], Tensor]
 
 
+def divergence(exact: Tensor, found: Tensor) -> float:
+    """The sum over tokens of KL(exact || found), in nats, of log-probabilities [tokens, vocabulary]."""
+    return float((exact.exp() * (exact - found)).sum(dtype=torch.float64))
+
+
 @torch.inference_mode()
 def mean_divergence(
     model: Any, chunks: Sequence[Sequence[int]], modules: Iterable[str], exact: Matrices, rounded: Matrices
@@ -23,8 +28,7 @@ def mean_divergence(
     _set(model, names, rounded)
     total = 0.0
     for chunk, wanted in zip(chunks, expected, strict=True):
-        found = _log_probabilities(model, chunk)
-        total += float((wanted.exp() * (wanted - found)).sum(dtype=torch.float64))
+        total += divergence(wanted, _log_probabilities(model, chunk))
     return total / sum(map(len, chunks))
 
 

@@ -29,11 +29,8 @@ class KeptAnswers:
 
     def get(self, way: str, answer: Callable[[], Answers]) -> Answers:
         """The answers in this way, which are made if there are none."""
-        file = self.file(way)
+        file = self._folder / f"answers-{way}-{self._key}.json"
         if not file.is_file():
             write_text(file, json.dumps(answer()))
         found: Answers = json.loads(file.read_text())
         return found
-
-    def file(self, way: str) -> Path:
-        return self._folder / f"answers-{way}-{self._key}.json"

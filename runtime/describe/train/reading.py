@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...train.recipe import rate_at
 from ..encoders import Encoder
 from ..reader import Reader
 from ..tasks import HiddenTask
@@ -91,7 +92,7 @@ class ReadingTraining:
         if (yes != _NONE).any():
             loss = loss + F.cross_entropy(self.yes(vectors), yes, ignore_index=_NONE)
         for group in self._optimizer.param_groups:
-            group["lr"] = recipe.lr * min(1.0, (self.step + 1) / 50, 2 * (1 - self.step / recipe.steps))
+            group["lr"] = recipe.lr * rate_at(self.step, recipe.steps, warmup=50, decay=0.5)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self._optimizer.step()
