@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from os import PathLike, fspath
 
 from ..checkpoint.checkpoint import resolve_model
@@ -9,6 +10,7 @@ from ..describe.describer import Described, Describer
 from ..describe.description import Description
 from ..errors import ZweaveError
 from ..experts.bank import Bank
+from ..request import Request
 
 # Of the names that described experts are registered under.
 DESCRIBED = "described/"
@@ -45,6 +47,14 @@ class DescribedExperts:
         """The name that the expert of a description is registered under; ZweaveError without a generator."""
         with self._lock:
             return self._registered(description)
+
+    def named(self, request: Request) -> Request:
+        """The request with the names of its descriptions' experts in their place."""
+        for field in ("expert", "fallback"):
+            asked = getattr(request, field)
+            if isinstance(asked, Description):
+                request = replace(request, **{field: self.name_of(asked)})
+        return request
 
     def _registered(self, description: Description) -> str:
         name = f"{DESCRIBED}{self._generator.key(description)[:32]}"

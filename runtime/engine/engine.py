@@ -390,8 +390,8 @@ class Engine:
 
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model, the loaded experts and the dispatcher."""
-        if isinstance(request, Request) and isinstance(request.expert, Description):
-            request = replace(request, expert=self._described.name_of(request.expert))
+        if isinstance(request, Request):
+            request = self._described.named(request)
         sequence = self._input_processor.process(request)
         if request.is_auto and self._dispatcher_of(request) is None:
             self.check_expert("auto")
