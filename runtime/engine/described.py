@@ -40,8 +40,15 @@ class DescribedExperts:
         self._describer = Describer.load(file, fspath(self._model), resolve_model(self._model).digest())
 
     def describe(self, description: Description) -> Described:
-        """ZweaveError without a generator."""
-        return self._generator.describe(description.text)
+        """ZweaveError without a generator, and for what is far from all that it was trained on."""
+        found = self._generator.describe(description.text)
+        if found.is_far:
+            raise ZweaveError(
+                f"the description is far from all that the generator was trained on (nearest is {found.nearest}, cosine "
+                f"{found.similarity:.2f}): describe a task of its kind (docs/describe.md), or see what zweave describe "
+                "makes of it"
+            )
+        return found
 
     def name_of(self, description: Description) -> str:
         """The name that the expert of a description is registered under; ZweaveError without a generator."""

@@ -119,7 +119,8 @@ class Engine:
     def describe(self, text: str) -> Expert:
         """The expert that the generator makes of a description; one of the latest is not made again.
 
-        Raises ZweaveError without a generator, and for a text that can be no description.
+        Raises ZweaveError without a generator, for a text that can be no description, and for one that is far from all
+        that the generator was trained on.
         """
         return self._described.describe(Description(text)).expert
 

@@ -96,3 +96,13 @@ def test_a_description_is_who_answers_where_a_dispatcher_is_unsure(engine: Engin
     )
     assert unsure.expert == described.expert and unsure.asked == described.asked
     assert unsure.logprobs == described.logprobs != base.logprobs
+
+
+def test_what_is_far_from_all_that_it_knows_is_refused(engine: Engine):
+    known = engine._described._describer
+    known.trained.known.copy_(torch.nn.functional.one_hot(torch.tensor([1]), 8))
+    known.trained.training["far"] = 0.5
+    assert engine.generate(asked(Description("a")))[0].error is None
+    with pytest.raises(ZweaveError, match=r"far from all .* \(nearest is a, cosine 0.00\)"):
+        engine.generate(asked(Description("aa")))
+    assert engine.generate(asked(None))[0].error is None
