@@ -44,9 +44,9 @@ class DescribedExperts:
         found = self._generator.describe(description.text)
         if found.is_far:
             raise ZweaveError(
-                f"the description is far from all that the generator was trained on (nearest is {found.nearest}, cosine "
-                f"{found.similarity:.2f}): describe a task of its kind (docs/describe.md), or see what zweave describe "
-                "makes of it"
+                f"the description is far from all that the generator was trained on (nearest: {found.nearest}, "
+                f"cosine {found.similarity:.2f}): describe a task of its kind (docs/describe.md), or see what "
+                "zweave describe makes of it"
             )
         return found
 

@@ -103,6 +103,6 @@ def test_what_is_far_from_all_that_it_knows_is_refused(engine: Engine):
     known.trained.known.copy_(torch.nn.functional.one_hot(torch.tensor([1]), 8))
     known.trained.training["far"] = 0.5
     assert engine.generate(asked(Description("a")))[0].error is None
-    with pytest.raises(ZweaveError, match=r"far from all .* \(nearest is a, cosine 0.00\)"):
+    with pytest.raises(ZweaveError, match=r"far from all .* \(nearest: a, cosine 0.00\)"):
         engine.generate(asked(Description("aa")))
     assert engine.generate(asked(None))[0].error is None
