@@ -57,10 +57,10 @@ class DescribedExperts:
 
     def named(self, request: Request) -> Request:
         """The request with the names of its descriptions' experts in their place."""
-        for field in ("expert", "fallback"):
-            asked = getattr(request, field)
-            if isinstance(asked, Description):
-                request = replace(request, **{field: self.name_of(asked)})
+        if isinstance(request.expert, Description):
+            request = replace(request, expert=self.name_of(request.expert))
+        if isinstance(request.fallback, Description):
+            request = replace(request, fallback=self.name_of(request.fallback))
         return request
 
     def _registered(self, description: Description) -> str:
