@@ -9,8 +9,9 @@
     Q4_K    0 .. 15    float32, float32      a group a block: 4 lines of codes, 1 of scales, 1 of minima
 
 The values are those of the file, to the bit: nothing is rounded anew. A line holds four bytes of codes for each of a
-panel's 16 outputs: four inputs of eight bits; or eight of four bits, input 2 j in nibble j of the lower half and
-2 j + 1 in nibble j of the upper, so that a shift of both halves brings the pairs that a product of bf16 multiplies.
+panel's 16 outputs, in which inputs stand in the order 0, 2, 1, 3: those of eight bits, or 0 to 3 of four bits in the
+lower nibbles and 4 to 7 in the upper. So a mask brings the four inputs that a product of bytes multiplies, and a shift of
+both halves the pair, 2 j and 2 j + 1, that a product of bf16 does.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .packed import PANEL, Packed
 from .quantize import Format, Quantized, codes_of
 
 GROUP = 32
+# Of four inputs in four bytes, and of four pairs of them in the nibbles of two halves; its own inverse.
+_ORDER = [0, 2, 1, 3]
 GridKind: TypeAlias = Literal["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
 # The grids of symmetric integers.
 SYMMETRIC: dict[Format, GridKind] = {"int4": "Q4_0", "int8": "Q8_0"}
@@ -134,9 +137,10 @@ def grid_rows(packed: Packed, rows: Tensor) -> Tensor:
     lines, numbers = blocks[:, :, :code_lines], blocks[:, :, code_lines:]
     codes = lines.unflatten(3, (PANEL, 4))[each, :, :, lane]  # [n, blocks, lines, 4]
     if form.bits == 4:
-        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int16)[:, None]
-        nibbles = codes.view(torch.int16)[..., None, :] >> shifts & 15
+        nibbles = codes.view(torch.int16)[..., None, :] >> _shifts(torch.int16) & 15
         codes = nibbles.to(torch.int8) - (0 if form.has_minimum else 8)
+    else:
+        codes = codes[..., _ORDER]
     values = codes.view(torch.int8).flatten(1).unflatten(1, (-1, GROUP))[:, :groups].float()
     # [n, blocks, scales and minima of a block, 1]
     numbers = (
@@ -159,13 +163,17 @@ def _lines(codes: Tensor, bits: int) -> Tensor:
     """uint8 [panels, groups, lines of a group, 64]; codes of four bits begin at 0."""
     grouped = _panels(codes).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
     if bits == 8:
-        lines = grouped.view(torch.uint8).unflatten(3, (-1, 4))
+        lines = grouped.view(torch.uint8).unflatten(3, (-1, 4))[..., _ORDER]
     else:
         nibbles = grouped.to(torch.int32).unflatten(3, (-1, 4, 2))  # pairs of a line
-        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
-        halves = (nibbles << shifts).sum(4)  # [panels, 16, groups, lines, 2]
+        halves = (nibbles << _shifts(torch.int32)).sum(4)  # [panels, 16, groups, lines, 2]
         lines = torch.stack([halves & 255, halves >> 8], 5).to(torch.uint8).flatten(4)
     return lines.permute(0, 2, 3, 1, 4).flatten(3).contiguous()
+
+
+def _shifts(dtype: torch.dtype) -> Tensor:
+    """By how many bits each pair of a line is shifted in its halves, [4, 1]."""
+    return 4 * torch.tensor(_ORDER, dtype=dtype)[:, None]
 
 
 def _numbers(values: Tensor) -> Tensor:
