@@ -24,7 +24,7 @@ struct Simd {
   static constexpr int tile_panels = 2;
   static constexpr int streamed_rows = 4;
   static constexpr int integer_rows = 6;
-  static constexpr int grid_rows = 6;
+  static constexpr int grid_rows = 4;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
   static constexpr int mix_vectors = 4;
