@@ -9,9 +9,9 @@
     Q4_K    0 .. 15    float32, float32      a group a block: 4 lines of codes, 1 of scales, 1 of minima
 
 The values are those of the file, to the bit: nothing is rounded anew. A line holds four bytes of codes for each of a
-panel's 16 outputs, in which inputs stand in the order 0, 2, 1, 3: those of eight bits, or 0 to 3 of four bits in the
-lower nibbles and 4 to 7 in the upper. So a mask brings the four inputs that a product of bytes multiplies, and a shift of
-both halves the pair, 2 j and 2 j + 1, that a product of bf16 does.
+panel's 16 outputs, in which inputs stand in the order 0, 2, 1, 3: four of eight bits; or eight of four bits, 0 to 3 in
+the lower nibbles and 4 to 7 in the upper. So a mask brings the four inputs that a product of bytes multiplies, and a
+shift of both halves the pair, 2 j and 2 j + 1, that a product of bf16 does.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 
 #include <ATen/Parallel.h>
 
-#include "cpu/gemm/prepared_rows.h"
 #include "cpu/gemm/linear.h"
+#include "cpu/gemm/prepared_rows.h"
 #include "cpu/ops/dispatch.h"
 
 namespace zweave {

@@ -37,7 +37,8 @@ struct GridNumbers {
     }
   }
 
-  // to += scale * part + minimum * x_sum, of a vector of outputs: the sums of code * x and of x over the group.
+  // to += scale * part + minimum * x_sum, of a vector of outputs: the sums of code * x and of x over the
+  // group.
   void add(Simd::F part, float x_sum, int v, float* to) const {
     Simd::F sum = Simd::fma(scale[v], part, Simd::load(to));
     if constexpr (Layout::has_minimum) sum = Simd::fma(minimum[v], Simd::set1(x_sum), sum);

@@ -3,8 +3,8 @@
 //     x = scale * (255 * high + low)      high and low from -127 to 127
 //
 // 65,025 steps between the largest magnitude of a group and its negative: finer than bf16, which x comes in,
-// for all but values that are 2^-7 of the group's largest or less. Both bytes of four inputs lie side by side,
-// the four in the order 0, 2, 1, 3, in which a line has their codes.
+// for all but values that are 2^-7 of the group's largest or less. Both bytes of four inputs lie side by
+// side, the four in the order 0, 2, 1, 3, in which a line has their codes.
 #pragma once
 
 #include <cstring>

@@ -1,9 +1,10 @@
 // The term of a product whose weights lie on a grid, as those of models do that arrive quantised:
 //
-//     w = d * code    or    w = d * code + m        y += sum over groups of d * (sum of code * x) + m * (sum of x)
+//     w = d * code    or    w = d * code + m        y += sum over groups of d * (sum of code * x) + m * (sum
+//     of x)
 //
-// Codes are exact in float32, which multiplies x as it is; bf16's x is multiplied as whole numbers of two bytes
-// (grid_wholes.h). In this order, one operation at a time, in every tile.
+// Codes are exact in float32, which multiplies x as it is; bf16's x is multiplied as whole numbers of two
+// bytes (grid_wholes.h). In this order, one operation at a time, in every tile.
 #pragma once
 
 #include <type_traits>

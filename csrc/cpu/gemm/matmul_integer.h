@@ -6,8 +6,8 @@
 // tile and with every instruction set.
 #pragma once
 
-#include "cpu/gemm/prepared_rows.h"
 #include "cpu/gemm/matmul_tile.h"
+#include "cpu/gemm/prepared_rows.h"
 
 namespace zweave {
 namespace {

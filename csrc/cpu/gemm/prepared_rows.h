@@ -35,7 +35,8 @@ struct PreparedRows {
   // In bytes: whole cache lines, and never a multiple of 2 KiB.
   int64_t stride() const {
     constexpr int64_t groups = kBlock / kGroup;
-    constexpr int64_t bytes = kBlock + sizeof(float) + sizeof(int32_t) + 2 * kBlock + groups * sizeof(GroupNumbers);
+    constexpr int64_t bytes =
+        kBlock + sizeof(float) + sizeof(int32_t) + 2 * kBlock + groups * sizeof(GroupNumbers);
     return row_stride<char>(divide_up(blocks * bytes, 64) * 64);
   }
   // Of all rows.

@@ -45,8 +45,8 @@ constexpr int64_t row_stride(int64_t width) {
 // multiplied by integers, or on a grid (grid_layout.h) as they arrived.
 enum class Storage : uint8_t { plain, int8, int4, grid4, grid4_minimum, grid4_wide, grid8 };
 
-// Where two inputs of eight codes of four bits lie, 2 pair and 2 pair + 1: in these four bits of the lower and
-// the upper half of a lane (kernels/layout/grid.py).
+// Where two inputs of eight codes of four bits lie, 2 pair and 2 pair + 1: in these four bits of the lower
+// and the upper half of a lane (kernels/layout/grid.py).
 constexpr int nibble_of(int pair) { return pair % 2 * 2 + pair / 2; }
 
 constexpr bool is_integer(Storage storage) { return storage == Storage::int8 || storage == Storage::int4; }
