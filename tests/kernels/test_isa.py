@@ -11,13 +11,20 @@ import torch
 # Writes the results of every op, on sizes with tails everywhere, to the file it is given.
 PROGRAM = """
 import sys, torch
+from dataclasses import replace
 from zweave.kernels import *
 from zweave.kernels._C import cpu_isa
+from zweave.kernels.layout.grid import grid_of, pack_grid
 
 random = torch.Generator().manual_seed(0)
 def normal(*shape):
     return torch.randn(*shape, generator=random)
 
+def on_grid(format):
+    weight = quantize(normal(101, 96) / 10, format, 32)
+    return pack_grid(grid_of(replace(weight, scale=weight.scale.half().float())))
+
+grids = on_grid("int4"), on_grid("int8")
 results = {}
 for dtype in (torch.float32, torch.bfloat16):
     x = normal(29, 77).to(dtype)
@@ -69,6 +76,7 @@ for dtype in (torch.float32, torch.bfloat16):
             linear(x, packed, bias),
             linear(x[:2], packed),
             linear(x[:1], packed),
+            *(linear(normal(29, 96).to(dtype)[:tokens], grid) for grid in grids for tokens in (29, 3)),
             svf_linear(x, pack(vt), pack(u), normal(3, 53), slot, bias),
             *(
                 svf_delta_linear(x[:tokens], packed, *factors, normal(3, 53), slot[:tokens], bias)
