@@ -25,8 +25,6 @@ from .packed import PANEL, Packed
 from .quantize import Format, Quantized, codes_of
 
 GROUP = 32
-# Of four inputs in four bytes, and of four pairs of them in the nibbles of two halves; its own inverse.
-_ORDER = [0, 2, 1, 3]
 GridKind: TypeAlias = Literal["Q4_0", "Q8_0", "Q4_1", "Q4_K"]
 # The grids of symmetric integers.
 SYMMETRIC: dict[Format, GridKind] = {"int4": "Q4_0", "int8": "Q8_0"}
@@ -136,11 +134,10 @@ def grid_rows(packed: Packed, rows: Tensor) -> Tensor:
     code_lines = form.block_groups * form.bits
     lines, numbers = blocks[:, :, :code_lines], blocks[:, :, code_lines:]
     codes = lines.unflatten(3, (PANEL, 4))[each, :, :, lane]  # [n, blocks, lines, 4]
+    codes = _in_order(codes).flatten(3)
     if form.bits == 4:
-        nibbles = codes.view(torch.int16)[..., None, :] >> _shifts(torch.int16) & 15
+        nibbles = torch.cat([codes & 15, codes >> 4], 3)
         codes = nibbles.to(torch.int8) - (0 if form.has_minimum else 8)
-    else:
-        codes = codes[..., _ORDER]
     values = codes.view(torch.int8).flatten(1).unflatten(1, (-1, GROUP))[:, :groups].float()
     # [n, blocks, scales and minima of a block, 1]
     numbers = (
@@ -161,19 +158,15 @@ def _panels(values: Tensor) -> Tensor:
 
 def _lines(codes: Tensor, bits: int) -> Tensor:
     """uint8 [panels, groups, lines of a group, 64]; codes of four bits begin at 0."""
-    grouped = _panels(codes).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
-    if bits == 8:
-        lines = grouped.view(torch.uint8).unflatten(3, (-1, 4))[..., _ORDER]
-    else:
-        nibbles = grouped.to(torch.int32).unflatten(3, (-1, 4, 2))  # pairs of a line
-        halves = (nibbles << _shifts(torch.int32)).sum(4)  # [panels, 16, groups, lines, 2]
-        lines = torch.stack([halves & 255, halves >> 8], 5).to(torch.uint8).flatten(4)
-    return lines.permute(0, 2, 3, 1, 4).flatten(3).contiguous()
+    grouped = _panels(codes).view(torch.uint8).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
+    fours = _in_order(grouped.unflatten(3, (-1, 4)))  # [panels, 16, groups, 8, 2, 2]
+    lines = fours if bits == 8 else fours[:, :, :, ::2] | fours[:, :, :, 1::2] << 4
+    return lines.permute(0, 2, 3, 1, 4, 5).flatten(3)
 
 
-def _shifts(dtype: torch.dtype) -> Tensor:
-    """By how many bits each pair of a line is shifted in its halves, [4, 1]."""
-    return 4 * torch.tensor(_ORDER, dtype=dtype)[:, None]
+def _in_order(fours: Tensor) -> Tensor:
+    """A view [..., 2, 2] of inputs [..., 4] in the order of a line: 0, 2, 1, 3, and back."""
+    return fours.unflatten(-1, (2, 2)).transpose(-1, -2)
 
 
 def _numbers(values: Tensor) -> Tensor:
