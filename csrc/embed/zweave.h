@@ -64,8 +64,8 @@ void svf_linear(const Input& x, const Matrix& vt, const Matrix& u, const Scales&
 void svf_delta_linear(const Input& x, const Matrix& w, const Matrix& vt, const Matrix& u, const Scales& delta,
                       const void* bias, const Output& y, int threads = 0);
 
-// "amx", "avx512", "avx2" or "scalar": the best that this processor has, or what ZWEAVE_CPU_ISA names.
-// Throws std::runtime_error if that is unknown or not supported.
+// "amx", "avx512", "avx512_vnni", "avx2" or "scalar": the best that this processor has, or what
+// ZWEAVE_CPU_ISA names. Throws std::runtime_error if that is unknown or not supported.
 const char* instruction_set();
 
 }  // namespace zweave::embed

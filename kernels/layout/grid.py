@@ -9,8 +9,9 @@
     Q4_K    0 .. 15    float32, float32      a group a block: 4 lines of codes, 1 of scales, 1 of minima
 
 The values are those of the file, to the bit: nothing is rounded anew. A line holds four bytes of codes for each of a
-panel's 16 outputs: four inputs of eight bits; or eight of four bits, input 2 j in nibble j of the lower half and
-2 j + 1 in nibble j of the upper, so that a shift of both halves brings the pairs that a product of bf16 multiplies.
+panel's 16 outputs, in which inputs stand in the order 0, 2, 1, 3: four of eight bits; or eight of four bits, 0 to 3 in
+the lower nibbles and 4 to 7 in the upper. So a mask brings the four inputs that a product of bytes multiplies, and a
+shift of both halves the pair, 2 j and 2 j + 1, that a product of bf16 does.
 """
 
 from dataclasses import dataclass
@@ -133,9 +134,9 @@ def grid_rows(packed: Packed, rows: Tensor) -> Tensor:
     code_lines = form.block_groups * form.bits
     lines, numbers = blocks[:, :, :code_lines], blocks[:, :, code_lines:]
     codes = lines.unflatten(3, (PANEL, 4))[each, :, :, lane]  # [n, blocks, lines, 4]
+    codes = _in_order(codes).flatten(3)
     if form.bits == 4:
-        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int16)[:, None]
-        nibbles = codes.view(torch.int16)[..., None, :] >> shifts & 15
+        nibbles = torch.cat([codes & 15, codes >> 4], 3)
         codes = nibbles.to(torch.int8) - (0 if form.has_minimum else 8)
     values = codes.view(torch.int8).flatten(1).unflatten(1, (-1, GROUP))[:, :groups].float()
     # [n, blocks, scales and minima of a block, 1]
@@ -157,15 +158,15 @@ def _panels(values: Tensor) -> Tensor:
 
 def _lines(codes: Tensor, bits: int) -> Tensor:
     """uint8 [panels, groups, lines of a group, 64]; codes of four bits begin at 0."""
-    grouped = _panels(codes).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
-    if bits == 8:
-        lines = grouped.view(torch.uint8).unflatten(3, (-1, 4))
-    else:
-        nibbles = grouped.to(torch.int32).unflatten(3, (-1, 4, 2))  # pairs of a line
-        shifts = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
-        halves = (nibbles << shifts).sum(4)  # [panels, 16, groups, lines, 2]
-        lines = torch.stack([halves & 255, halves >> 8], 5).to(torch.uint8).flatten(4)
-    return lines.permute(0, 2, 3, 1, 4).flatten(3).contiguous()
+    grouped = _panels(codes).view(torch.uint8).unflatten(2, (-1, GROUP))  # [panels, 16, groups, 32]
+    fours = _in_order(grouped.unflatten(3, (-1, 4)))  # [panels, 16, groups, 8, 2, 2]
+    lines = fours if bits == 8 else fours[:, :, :, ::2] | fours[:, :, :, 1::2] << 4
+    return lines.permute(0, 2, 3, 1, 4, 5).flatten(3)
+
+
+def _in_order(fours: Tensor) -> Tensor:
+    """A view [..., 2, 2] of inputs [..., 4] in the order of a line: 0, 2, 1, 3, and back."""
+    return fours.unflatten(-1, (2, 2)).transpose(-1, -2)
 
 
 def _numbers(values: Tensor) -> Tensor:

@@ -99,13 +99,12 @@ def quantize(weight: Tensor, format: Format, group: int | None = None) -> Quanti
     if group < 1:
         raise ValueError(f"group must be 1 or more, not {group}")
     group = min(group, max(N, 1))
-    values = weight.float()
-    if not values.isfinite().all():
-        raise ValueError("quantize: some weights are not finite")
-
-    groups = -(-N // group)
+    values, groups = weight.float(), -(-N // group)
     grouped = torch.nn.functional.pad(values, (0, groups * group - N)).view(M, groups, group)
     scale = grouped.abs().amax(-1) / LIMITS[format] if N else values.new_empty(M, 0)
+    # The largest of a group is not finite if one of them is not.
+    if not scale.isfinite().all():
+        raise ValueError("quantize: some weights are not finite")
     # A group of zeros has no scale; any will do.
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     # The quotient may pass the limit by a rounding.

@@ -9,15 +9,29 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from zweave.kernels import GRID_FORMS, GridKind, LinearMode, cpu_isa, linear, pack, quantize, svf_delta_linear
+from zweave.kernels import (
+    GRID_FORMS,
+    GROUP,
+    Grid,
+    GridKind,
+    LinearMode,
+    Packed,
+    cpu_isa,
+    linear,
+    pack,
+    pack_grid,
+    quantize,
+    svf_delta_linear,
+)
 
 from ..io.atomic_write import atomic_write
 from ..io.cache_dir import cache_dir, disk_errors
 from .delta_formats import BYTES, IntegerFormat
 from .plan import MatrixPlan
 
-FORMAT = "zweave-cost-2"
+FORMAT = "zweave-cost-3"
 Numbers = npt.NDArray[np.float64]
 
 
@@ -28,6 +42,7 @@ class CostModel:
     bytes_per_second: rate at which weights stream from memory.
     flops_per_second: rate of products of many rows.
     integer_ops_per_second: rate of products of many rows with int8 or int4 weights.
+    grid_ops_per_second: with weights on a grid.
     call_seconds: overhead of a call; a fused step has none.
     value_bytes: bytes of a weight that is not an integer.
     """
@@ -35,13 +50,14 @@ class CostModel:
     bytes_per_second: float
     flops_per_second: float
     integer_ops_per_second: float
+    grid_ops_per_second: float
     call_seconds: float
     value_bytes: int
 
     @classmethod
     def nominal(cls, value_bytes: int) -> "CostModel":
         """The model of two server cores: choices between modes depend only on the ratios of the rates."""
-        return cls(3e10, 4e11, 8e11, 0.0, value_bytes)
+        return cls(3e10, 4e11, 8e11, 3e11, 0.0, value_bytes)
 
     def product(
         self,
@@ -53,10 +69,11 @@ class CostModel:
         """Seconds of a product by number of weights and of tokens; 0 without tokens.
 
         format: of integer weights.
-        grid: on which the weights lie; they are multiplied as plain ones are.
+        grid: on which the weights lie.
         """
         value_bytes = BYTES[format] if format else GRID_FORMS[grid].bytes if grid else self.value_bytes
-        rate = self.integer_ops_per_second if format else self.flops_per_second
+        of_grid = self.grid_ops_per_second if grid else self.flops_per_second
+        rate = self.integer_ops_per_second if format else of_grid
         stream = np.asarray(weights) * value_bytes / self.bytes_per_second
         arithmetic = 2 * np.asarray(weights) * tokens / rate
         return np.where(np.asarray(tokens) > 0, np.maximum(stream, arithmetic), 0.0)
@@ -121,14 +138,28 @@ def measure(dtype: torch.dtype, size: int = 2048, bytes_to_rotate: int = 96 << 2
     streaming = _best(lambda: [linear(one, weight) for weight in weights]) / copies
     multiplying = _best(lambda: linear(many, weights[0]))
     adapted = _best(lambda: svf_delta_linear(many, small_w, factor, factor_u, delta, slot))
+    # Q4_1 stands for all kinds.
+    codes = on_grid(torch.ones(size, size), "Q4_1")
+    decoding = _best(lambda: linear(many, codes))
     calling = _best(lambda: [linear(row, small) for _ in range(100)]) / 100
     return CostModel(
         bytes_per_second=size * size * value_bytes / streaming,
         flops_per_second=2 * len(many) * size * size / multiplying,
         integer_ops_per_second=2 * len(many) * size * (size + 16) / adapted,
+        grid_ops_per_second=2 * len(many) * size * size / decoding,
         call_seconds=calling,
         value_bytes=value_bytes,
     )
+
+
+def on_grid(weight: Tensor, grid: GridKind | None) -> Packed:
+    """A packed matrix to be timed: these weights, or codes of their shape on a grid."""
+    if grid is None:
+        return pack(weight)
+    form, (M, N) = GRID_FORMS[grid], weight.shape
+    numbers = torch.full((M, N // GROUP), 0.01, dtype=form.number)
+    codes = (weight.float() * 40).clamp(0, 15).to(torch.int8)
+    return pack_grid(Grid(codes, numbers, numbers if form.has_minimum else None, form.bits))
 
 
 def _best(run: Callable[[], object], rounds: int = 9) -> float:

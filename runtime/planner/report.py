@@ -9,22 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zweave.kernels import (
-    GRID_FORMS,
-    GROUP,
-    Grid,
-    GridKind,
-    LinearMode,
-    Packed,
-    linear,
-    pack,
-    pack_grid,
-    quantize,
-    svf_delta_linear,
-    svf_linear,
-)
+from zweave.kernels import LinearMode, Packed, linear, pack, quantize, svf_delta_linear, svf_linear
 
-from .cost_model import CostModel
+from .cost_model import CostModel, on_grid
 from .plan import MatrixPlan
 
 # Enough weights that each comes from memory, not from a cache.
@@ -82,12 +69,11 @@ def _calls(
     x = torch.randn(tokens, N, generator=random).to(dtype)
     slot = 1 + torch.arange(tokens, dtype=torch.int32) % experts
     scale = torch.ones(experts + 1, matrix.rank)
-    dense = [_on_grid(weight(M, N), matrix.grid) for _ in range(copies)]
+    dense = [on_grid(weight(M, N), matrix.grid) for _ in range(copies)]
     merged = [pack(weight(M, N)) for _ in range(copies)] if matrix.grid else dense
     on_u, on_vt = matrix.factor_grids or (None, None)
     factors = [
-        (_on_grid(weight(matrix.rank, N), on_vt), _on_grid(weight(M, matrix.rank), on_u))
-        for _ in range(copies)
+        (on_grid(weight(matrix.rank, N), on_vt), on_grid(weight(M, matrix.rank), on_u)) for _ in range(copies)
     ]
     calls: dict[LinearMode, list[Callable[[], object]]] = {
         LinearMode.DENSE: [partial(linear, x, w) for w in dense],
@@ -107,16 +93,6 @@ def _calls(
             for w, (vt, u) in zip(dense, parts, strict=True)
         ]
     return dict(sorted(calls.items()))
-
-
-def _on_grid(weight: Tensor, grid: GridKind | None) -> Packed:
-    """A matrix as the plan keeps it: some weights, or any codes on a grid."""
-    if grid is None:
-        return pack(weight)
-    form, (M, N) = GRID_FORMS[grid], weight.shape
-    numbers = torch.full((M, N // GROUP), 0.01, dtype=form.number)
-    codes = (weight.float() * 40).clamp(0, 15).to(torch.int8)
-    return pack_grid(Grid(codes, numbers, numbers if form.has_minimum else None, form.bits))
 
 
 @torch.inference_mode()

@@ -228,7 +228,7 @@ def test_the_library_needs_no_torch(built, library) -> None:
     assert not any(name in needed for name in ("torch", "c10", "python"))
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512_vnni", "avx512", "amx"])
 def test_the_example(built, isa) -> None:
     done = run_example(built, isa)
     if "does not support" in done.stderr:
@@ -250,7 +250,7 @@ def test_the_example(built, isa) -> None:
 def test_an_unknown_instruction_set_ends_the_example_with_a_line(built) -> None:
     done = run_example(built, "sse9")
     assert done.returncode == 1
-    assert done.stderr == "ZWEAVE_CPU_ISA is 'sse9': use scalar, avx2, avx512 or amx\n"
+    assert done.stderr == "ZWEAVE_CPU_ISA is 'sse9': use scalar, avx2, avx512_vnni, avx512 or amx\n"
 
 
 def run_example(built: Path, isa: str) -> subprocess.CompletedProcess[str]:

@@ -11,13 +11,20 @@ import torch
 # Writes the results of every op, on sizes with tails everywhere, to the file it is given.
 PROGRAM = """
 import sys, torch
+from dataclasses import replace
 from zweave.kernels import *
 from zweave.kernels._C import cpu_isa
+from zweave.kernels.layout.grid import grid_of, pack_grid
 
 random = torch.Generator().manual_seed(0)
 def normal(*shape):
     return torch.randn(*shape, generator=random)
 
+def on_grid(format):
+    weight = quantize(normal(101, 96) / 10, format, 32)
+    return pack_grid(grid_of(replace(weight, scale=weight.scale.half().float())))
+
+grids = on_grid("int4"), on_grid("int8")
 results = {}
 for dtype in (torch.float32, torch.bfloat16):
     x = normal(29, 77).to(dtype)
@@ -69,6 +76,7 @@ for dtype in (torch.float32, torch.bfloat16):
             linear(x, packed, bias),
             linear(x[:2], packed),
             linear(x[:1], packed),
+            *(linear(normal(29, 96).to(dtype)[:tokens], grid) for grid in grids for tokens in (29, 3)),
             svf_linear(x, pack(vt), pack(u), normal(3, 53), slot, bias),
             *(
                 svf_delta_linear(x[:tokens], packed, *factors, normal(3, 53), slot[:tokens], bias)
@@ -113,7 +121,7 @@ def scalar_results(tmp_path_factory) -> dict:
     return results_of("scalar", tmp_path_factory.mktemp("scalar"))
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "amx"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512_vnni", "avx512", "amx"])
 def test_agrees_with_its_scalar_twin(isa, scalar_results, tmp_path, tolerance) -> None:
     found = results_of(isa, tmp_path)
     for dtype, kinds in scalar_results.items():
@@ -128,9 +136,9 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     done = run("sse9", "import torch; from zweave.kernels import silu_mul; silu_mul(*torch.ones(2, 1, 1))")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "RuntimeError: ZWEAVE_CPU_ISA is 'sse9': use scalar, avx2, avx512 or amx"
+    assert last == "RuntimeError: ZWEAVE_CPU_ISA is 'sse9': use scalar, avx2, avx512_vnni, avx512 or amx"
 
 
 def test_without_the_variable_a_set_is_chosen() -> None:
     done = run("", "from zweave.kernels._C import cpu_isa; print(cpu_isa())")
-    assert done.stdout.strip() in ("scalar", "avx2", "avx512", "amx")
+    assert done.stdout.strip() in ("scalar", "avx2", "avx512_vnni", "avx512", "amx")

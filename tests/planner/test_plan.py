@@ -26,7 +26,9 @@ SHAPES = {
     "model.layers.0.mlp.up_proj": (1536, 576),
 }
 Q, K, UP = SHAPES
-COSTS = CostModel(3e10, 4e11, integer_ops_per_second=8e11, call_seconds=1e-6, value_bytes=2)
+COSTS = CostModel(
+    3e10, 4e11, integer_ops_per_second=8e11, grid_ops_per_second=3e11, call_seconds=1e-6, value_bytes=2
+)
 
 
 def test_all_modes_are_open_without_a_budget() -> None:
@@ -237,6 +239,9 @@ class TestCostModel:
         assert COSTS.seconds(LinearMode.DELTA, plain, 1) == pytest.approx(1.25 * 2 * weights / 3e10)
         assert COSTS.seconds(LinearMode.DENSE, plain, 0) == 0
         refit = MatrixPlan((576, 576), factor_grids=("Q8_0", "Q4_0"))
+        on_grid = MatrixPlan((576, 576), dense=True, grid="Q4_1")
+        assert COSTS.seconds(LinearMode.DENSE, on_grid, 1) == pytest.approx(0.625 * weights / 3e10)
+        assert COSTS.seconds(LinearMode.DENSE, on_grid, 512) == pytest.approx(2 * weights * 512 / 3e11)
         found = COSTS.seconds(LinearMode.FACTORED, refit, 1)
         assert found == pytest.approx((1.0625 + 0.5625) * weights / 3e10)
 

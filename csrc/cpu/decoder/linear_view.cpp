@@ -45,7 +45,7 @@ void LinearView<T>::add_jobs(Buffer<T> x, const int32_t* slot, int64_t rows, Bet
   LinearOperands<T> a{};
   a.x = x.data;
   a.x_stride = x.stride;
-  a.x_integers = x.integers;
+  a.x_prepared = x.prepared;
   a.inputs = inputs;
   a.outputs = outputs;
   a.slot = slot;

@@ -3,8 +3,8 @@
 
 #include <ATen/Parallel.h>
 
-#include "cpu/gemm/integer_rows.h"
 #include "cpu/gemm/linear.h"
+#include "cpu/gemm/prepared_rows.h"
 #include "cpu/ops/dispatch.h"
 
 namespace zweave {
@@ -17,11 +17,11 @@ class Workspace {
   Buffer<T> take(int64_t rows, int64_t width) {
     return {reserve(rows * row_stride<T>(width)), row_stride<T>(width), nullptr};
   }
-  // The same with room for the rows as integers.
+  // The same with room for what is prepared of the rows.
   Buffer<T> take_both(int64_t rows, int64_t width) {
     Buffer<T> buffer = take(rows, width);
-    const int64_t bytes = at::get_num_threads() * IntegerRows(nullptr, width).bytes(rows);
-    buffer.integers = reinterpret_cast<char*>(reserve(divide_up(bytes, sizeof(T))));
+    const int64_t bytes = at::get_num_threads() * PreparedRows(nullptr, width).bytes(rows);
+    buffer.prepared = reinterpret_cast<char*>(reserve(divide_up(bytes, sizeof(T))));
     return buffer;
   }
   void allocate(const at::TensorOptions& options) {

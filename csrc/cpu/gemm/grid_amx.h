@@ -29,26 +29,15 @@ inline __attribute__((always_inline)) void decode_group(const char* line, char* 
 template <Storage storage, int panels>
 inline void scale_group(const Term<bf16>& term, int64_t row_begin, const TileBlock& block,
                         const char* weights, int64_t group, const float* part, float* sums) {
-  using Layout = GridLayout<storage>;
   const int64_t bytes = term.weights.panel_bytes;
-  const IntegerRows prepared(term.integers, term.inputs);
-  Simd::F scale[panels], least[panels];
-  load_numbers<Layout::has_halves, panels>(weights + Layout::scales(group), bytes, scale);
-  if constexpr (Layout::has_minimum) {
-    load_numbers<Layout::has_halves, panels>(weights + Layout::minima(group), bytes, least);
-  }
+  const PreparedRows prepared(term.prepared, term.inputs);
+  const GridNumbers<storage, panels> numbers(weights, bytes, group);
   for (int64_t row = block.shared; row < block.height + block.others; ++row) {
     float* to = sums + (block.row + row) * kTileOutputs;
-    Simd::F total = Simd::set1(0);
-    if constexpr (Layout::has_minimum) {
-      total = Simd::set1(prepared.group_sums(row_begin + block.row + row)[group]);
-    }
+    const float x_sum = prepared.groups(row_begin + block.row + row)[group].sum;
 #pragma GCC unroll 2
     for (int p = 0; p < panels; ++p) {
-      const Simd::F products = Simd::load(part + row * kTileOutputs + p * kPanel);
-      Simd::F sum = Simd::fma(scale[p], products, Simd::load(to + p * kPanel));
-      if constexpr (Layout::has_minimum) sum = Simd::fma(least[p], total, sum);
-      Simd::store(to + p * kPanel, sum);
+      numbers.add(Simd::load(part + row * kTileOutputs + p * kPanel), x_sum, p, to + p * kPanel);
     }
   }
 }

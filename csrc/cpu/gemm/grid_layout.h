@@ -6,12 +6,10 @@
 
 #include <cstdint>
 
+#include "cpu/gemm/prepared_rows.h"
 #include "cpu/simd/kernels.h"
 
 namespace zweave {
-
-// Inputs of a group.
-constexpr int64_t kGroup = 32;
 
 template <Storage storage>
 struct GridLayout;

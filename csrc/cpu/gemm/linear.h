@@ -18,7 +18,7 @@ template <class T>
 struct Buffer {
   T* data;
   int64_t stride;
-  char* integers;  // room for the rows as integers, for each thread of a team, or null
+  char* prepared;  // room for what is prepared of the rows, for each thread of a team, or null
 };
 
 // Rows [S, width] of float32, one a slot.
@@ -41,7 +41,7 @@ template <class T>
 struct LinearOperands {
   const T* x;  // [T, inputs]
   int64_t x_stride;
-  char* x_integers;  // see Buffer
+  char* x_prepared;  // see Buffer
   int64_t inputs, outputs;
   Weights dense;        // W [outputs, inputs]; W' in merged mode
   Factors<T> factors;   // of delta and factored mode
@@ -67,10 +67,10 @@ LinearProducts<T> build_linear(LinearMode mode, const LinearOperands<T>& a) {
   LinearProducts<T> result{};
   Matmul<T>& last = result.last;
   if (mode != LinearMode::factored)
-    last.terms[last.num_terms++] = {a.x, a.x_stride, a.dense, a.inputs, a.x_integers};
+    last.terms[last.num_terms++] = {a.x, a.x_stride, a.dense, a.inputs, a.x_prepared};
   const auto add = [&](const Factors<T>& f) {
     Matmul<T>& first = result.first[result.num_first++];
-    first.terms[first.num_terms++] = {a.x, a.x_stride, f.vt, a.inputs, a.x_integers};
+    first.terms[first.num_terms++] = {a.x, a.x_stride, f.vt, a.inputs, a.x_prepared};
     first.outputs = f.rank;
     first.y = f.hidden.data;
     first.y_stride = f.hidden.stride;
@@ -78,7 +78,7 @@ LinearProducts<T> build_linear(LinearMode mode, const LinearOperands<T>& a) {
     first.scale_stride = f.scale.stride;
     first.slot = a.slot;
     first.zero_base = a.zero_base;
-    last.terms[last.num_terms++] = {f.hidden.data, f.hidden.stride, f.u, f.rank, f.hidden.integers};
+    last.terms[last.num_terms++] = {f.hidden.data, f.hidden.stride, f.u, f.rank, f.hidden.prepared};
   };
   if (mode == LinearMode::delta || mode == LinearMode::factored) add(a.factors);
   if (mode == LinearMode::delta && a.rest.rank > 0) add(a.rest);

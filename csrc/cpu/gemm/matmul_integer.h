@@ -1,4 +1,4 @@
-// The term of a product whose weights are integers: activations are integers too (integer_rows.h), and
+// The term of a product whose weights are integers: activations are integers too (prepared_rows.h), and
 //
 //     y += sum over groups of weight_scale * sum over their blocks of x_scale * (integer product of a block)
 //
@@ -6,8 +6,8 @@
 // tile and with every instruction set.
 #pragma once
 
-#include "cpu/gemm/integer_rows.h"
 #include "cpu/gemm/matmul_tile.h"
+#include "cpu/gemm/prepared_rows.h"
 
 namespace zweave {
 namespace {
@@ -110,7 +110,7 @@ void integer_tile(const Term<T>& term, int64_t row, int64_t panel, int64_t begin
                   float* sums) {
   constexpr int vectors = panels * kPanelVectors;
   constexpr int64_t block_bytes = kBlock / kUnit * IntegerStream<storage>::step;
-  const IntegerRows x(term.integers, term.inputs);
+  const PreparedRows x(term.prepared, term.inputs);
   const Weights& weights = term.weights;
   const int64_t bytes = weights.panel_bytes, scale_stride = weights.scale_groups * kPanel;
   const int64_t group_blocks = block_scales ? 1 : divide_up(weights.group, kBlock);

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/gemm/integer_rows.h"
+#include "cpu/gemm/prepared_rows.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/threads/team.h"
 
@@ -90,7 +90,7 @@ class Phase {
         if (job.prepared[i] < 0) continue;
         // Every thread makes its own: fetching another's from its cache takes longer.
         Term<T>& term = product.terms[i];
-        term.integers += team.rank * IntegerRows(nullptr, term.inputs).bytes(rows_);
+        term.prepared += team.rank * PreparedRows(nullptr, term.inputs).bytes(rows_);
         if (!ready[job.prepared[i]]) kernel.prepare_rows(term, job.row_begin, job.row_end);
         ready[job.prepared[i]] = true;
       }
@@ -102,7 +102,7 @@ class Phase {
   // What is worked out of rows before a product reads them.
   struct Prepared {
     const char* room;
-    bool integers;  // or sums of groups
+    bool integers;  // or what a grid wants
     int64_t row_begin, row_end;
 
     bool operator==(const Prepared&) const = default;
@@ -120,7 +120,7 @@ class Phase {
   // Products of the same rows share it.
   int64_t prepared_of(const Term<T>& term, int64_t row_begin, int64_t row_end) {
     if (!wants_prepared(term.weights.storage)) return -1;
-    const Prepared wanted{term.integers, is_integer(term.weights.storage), row_begin, row_end};
+    const Prepared wanted{term.prepared, is_integer(term.weights.storage), row_begin, row_end};
     const auto found = std::find(prepared_.begin(), prepared_.end(), wanted);
     const int64_t index = found - prepared_.begin();
     if (found == prepared_.end()) prepared_.push_back(wanted);

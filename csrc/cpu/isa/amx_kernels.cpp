@@ -19,10 +19,18 @@
 namespace zweave {
 namespace {
 
+// Tiles multiply rows for a grid as they are.
+void prepare_tile_rows(const Term<bf16>& term, int64_t row_begin, int64_t row_end) {
+  const auto prepare =
+      is_integer(term.weights.storage) ? kernels_avx512().b16.prepare_rows : sum_groups<bf16>;
+  prepare(term, row_begin, row_end);
+}
+
 // All but the products of bf16 is AVX-512's.
 Kernels with_tiles(Kernels kernels) {
   kernels.name = "amx";
   kernels.b16.matmul = matmul_amx;
+  kernels.b16.prepare_rows = prepare_tile_rows;
   return kernels;
 }
 

@@ -4,7 +4,7 @@
 #include "cpu/attention/attention.h"
 #include "cpu/gemm/matmul.h"
 #include "cpu/gemm/pack_panels.h"
-#include "cpu/gemm/quantize_rows.h"
+#include "cpu/gemm/prepare_rows.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/simd/rows.h"
 

@@ -24,7 +24,7 @@ at::Tensor readable_rows(const at::Tensor& x) {
 // that wants nothing.
 at::Tensor room_for_prepared(const PackedMatrix& weight, int64_t rows, int64_t inputs) {
   if (!weight.panels.defined() || !wants_prepared(storage_of(weight.panels))) return {};
-  const int64_t bytes = IntegerRows(nullptr, inputs).bytes(rows);
+  const int64_t bytes = PreparedRows(nullptr, inputs).bytes(rows);
   return empty_tensor({at::get_num_threads(), bytes}, weight.panels.options().dtype(at::kChar));
 }
 
@@ -73,16 +73,16 @@ at::Tensor LinearCall<T>::run(LinearMode mode, at::ScalarType y_dtype) {
   const at::Tensor x = readable_rows<T>(x_);
   a_.x = data<T>(x);
   a_.x_stride = x.stride(0);
-  at::Tensor hidden, hidden_integers, x_integers = room_for_prepared(w_, rows, a_.inputs);
+  at::Tensor hidden, hidden_prepared, x_prepared = room_for_prepared(w_, rows, a_.inputs);
   if (mode != LinearMode::dense) {
     const int64_t rank = a_.factors.rank;
     hidden = empty_rows<T>(rows, rank, x.options());
-    if (!x_integers.defined()) x_integers = room_for_prepared(vt_, rows, a_.inputs);
-    hidden_integers = room_for_prepared(u_, rows, rank);
-    a_.factors.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_integers)};
+    if (!x_prepared.defined()) x_prepared = room_for_prepared(vt_, rows, a_.inputs);
+    hidden_prepared = room_for_prepared(u_, rows, rank);
+    a_.factors.hidden = {mutable_data<T>(hidden), hidden.stride(0), pointer(hidden_prepared)};
     a_.zero_base = mode == LinearMode::delta;
   }
-  a_.x_integers = pointer(x_integers);
+  a_.x_prepared = pointer(x_prepared);
   run_products(kernel_, build_linear(mode, a_), rows, [](const auto& run) { run_team(run); });
   return y;
 }

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include "cpu/gemm/integer_rows.h"
+#include "cpu/gemm/prepared_rows.h"
 #include "cpu/ops/dispatch.h"
 
 namespace zweave {

@@ -20,6 +20,7 @@ struct Simd {
   static constexpr int tile_panels = 1;
   static constexpr int streamed_rows = 2;
   static constexpr int integer_rows = 4;
+  static constexpr int grid_rows = 2;
   static constexpr int byte_offset = 0;
   static constexpr int mix_rows = 2;
   static constexpr int mix_vectors = 4;
@@ -120,13 +121,13 @@ struct Simd {
   static Two codes(const char* at, int pair, const T*) {
     const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     if constexpr (bits == 8) {
-      const __m256i even = _mm256_srai_epi32(_mm256_slli_epi32(line, 24 - 16 * pair), 24);
-      const __m256i odd = _mm256_srai_epi32(_mm256_slli_epi32(line, 16 - 16 * pair), 24);
+      const __m256i even = _mm256_srai_epi32(_mm256_slli_epi32(line, 24 - 8 * pair), 24);
+      const __m256i odd = _mm256_srai_epi32(_mm256_slli_epi32(line, 8 - 8 * pair), 24);
       return {_mm256_cvtepi32_ps(even), _mm256_cvtepi32_ps(odd)};
     }
     const __m256i mask = _mm256_set1_epi32(15), middle = _mm256_set1_epi32(origin);
-    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(line, 4 * pair), mask);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(line, 16 + 4 * pair), mask);
+    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(line, 4 * nibble_of(pair)), mask);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(line, 16 + 4 * nibble_of(pair)), mask);
     return {_mm256_cvtepi32_ps(_mm256_sub_epi32(even, middle)),
             _mm256_cvtepi32_ps(_mm256_sub_epi32(odd, middle))};
   }
@@ -149,6 +150,9 @@ struct Simd {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
+  // Nibbles times bytes, of which eight sums of two stay below 2^15: they are added up in halves.
+  static I dot_nibbles(I sum, Bytes w, Bytes x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
+  static I settle_nibbles(I sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static I to_whole(F x) { return _mm256_cvtps_epi32(x); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
@@ -164,6 +168,19 @@ struct Simd {
       const __m256i low = _mm256_packs_epi32(x[i], x[i + 1]), high = _mm256_packs_epi32(x[i + 2], x[i + 3]);
       const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(at + i * width), bytes);
+    }
+  }
+  static __m128i as_bytes(I low, I high) {
+    const __m128i a = _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    const __m128i b = _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    return _mm_shuffle_epi8(_mm_packs_epi16(a, b), order);
+  }
+  static void store_wholes(int8_t* at, const I (&high)[4], const I (&low)[4]) {
+    for (int i = 0; i < 4; i += 2, at += 32) {
+      const __m128i upper = as_bytes(high[i], high[i + 1]), lower = as_bytes(low[i], low[i + 1]);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm_unpacklo_epi32(upper, lower));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 16), _mm_unpackhi_epi32(upper, lower));
     }
   }
 

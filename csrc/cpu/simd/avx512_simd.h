@@ -1,4 +1,5 @@
-// Vectors of 16 floats; products of bf16 pairs by vdpbf16ps, of bytes by vpdpbusd.
+// Vectors of 16 floats; products of bytes by vpdpbusd, of bf16 pairs by vdpbf16ps. Where the processor has no
+// instructions for bf16, pairs are split into halves that are multiplied in float32.
 #pragma once
 
 #include <immintrin.h>
@@ -12,13 +13,18 @@ namespace zweave {
 namespace {
 
 struct Simd {
+#ifdef __AVX512BF16__
   static constexpr const char* name = "avx512";
+#else
+  static constexpr const char* name = "avx512_vnni";
+#endif
   static constexpr int width = 16;
   template <class T>
   static constexpr int max_rows = 12;
   static constexpr int tile_panels = 2;
   static constexpr int streamed_rows = 4;
   static constexpr int integer_rows = 6;
+  static constexpr int grid_rows = 4;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
   static constexpr int mix_vectors = 4;
@@ -41,10 +47,19 @@ struct Simd {
   static void store(float* at, F x) { _mm512_storeu_ps(at, x); }
   static void store(float* at, F x, int64_t n) { _mm512_mask_storeu_ps(at, first(n), x); }
   static __m256i narrow(F x) {
+#ifdef __AVX512BF16__
     const __m256bh y = _mm512_cvtneps_pbh(x);
     __m256i bits;
     std::memcpy(&bits, &y, sizeof(bits));
     return bits;
+#else
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(quiet, 16));
+#endif
   }
   static void store(bf16* at, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), narrow(x)); }
   static void store(bf16* at, F x, int64_t n) { _mm256_mask_storeu_epi16(at, first(n), narrow(x)); }
@@ -75,7 +90,13 @@ struct Simd {
   }
   static Pair broadcast_last(const bf16* at) { return _mm512_set1_epi32(at->bits); }
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
-  static F multiply_add(F sum, Pair w, Pair x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+  static F multiply_add(F sum, Pair w, Pair x) {
+#ifdef __AVX512BF16__
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
+#else
+    return fma(odd(w), odd(x), fma(even(w), even(x), sum));
+#endif
+  }
 
   static F load_halves(const char* at) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
@@ -88,13 +109,13 @@ struct Simd {
   static Two codes(const char* at, int pair, const float*) {
     const __m512i line = _mm512_loadu_si512(at);
     if constexpr (bits == 8) {
-      const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(line, 24 - 16 * pair), 24);
-      const __m512i odd = _mm512_srai_epi32(_mm512_slli_epi32(line, 16 - 16 * pair), 24);
+      const __m512i even = _mm512_srai_epi32(_mm512_slli_epi32(line, 24 - 8 * pair), 24);
+      const __m512i odd = _mm512_srai_epi32(_mm512_slli_epi32(line, 8 - 8 * pair), 24);
       return {_mm512_cvtepi32_ps(even), _mm512_cvtepi32_ps(odd)};
     }
     const __m512i mask = _mm512_set1_epi32(15), middle = _mm512_set1_epi32(origin);
-    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(line, 4 * pair), mask);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(line, 16 + 4 * pair), mask);
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(line, 4 * nibble_of(pair)), mask);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(line, 16 + 4 * nibble_of(pair)), mask);
     return {_mm512_cvtepi32_ps(_mm512_sub_epi32(even, middle)),
             _mm512_cvtepi32_ps(_mm512_sub_epi32(odd, middle))};
   }
@@ -110,7 +131,7 @@ struct Simd {
     // The lookup takes the lowest five bits of each half of a lane, four of which are the code: the table
     // repeats.
     const __m512i line = _mm512_loadu_si512(at);
-    return _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4 * pair), code_table<origin>());
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4 * nibble_of(pair)), code_table<origin>());
   }
   // bf16 of code - origin, twice.
   template <int origin>
@@ -136,6 +157,8 @@ struct Simd {
   }
   static I whole(int32_t x) { return _mm512_set1_epi32(x); }
   static I dot(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static I dot_nibbles(I sum, Bytes w, Bytes x) { return dot(sum, w, x); }
+  static I settle_nibbles(I sum) { return sum; }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static I to_whole(F x) { return _mm512_cvtps_epi32(x); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
@@ -145,6 +168,17 @@ struct Simd {
     const __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     _mm512_storeu_si512(at, _mm512_permutexvar_epi32(order, bytes));
+  }
+  static __m128i as_bytes(I x) {
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    return _mm_shuffle_epi8(_mm512_cvtepi32_epi8(x), order);
+  }
+  static void store_wholes(int8_t* at, const I (&high)[2], const I (&low)[2]) {
+    for (int i = 0; i < 2; ++i, at += 32) {
+      const __m128i upper = as_bytes(high[i]), lower = as_bytes(low[i]);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm_unpacklo_epi32(upper, lower));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 16), _mm_unpackhi_epi32(upper, lower));
+    }
   }
   // The largest magnitude of 64; infinity or NaN if one of them is. Magnitudes of bf16 are ordered as their
   // bits are.

@@ -45,11 +45,13 @@ constexpr int64_t row_stride(int64_t width) {
 // multiplied by integers, or on a grid (grid_layout.h) as they arrived.
 enum class Storage : uint8_t { plain, int8, int4, grid4, grid4_minimum, grid4_wide, grid8 };
 
+// Where two inputs of eight codes of four bits lie, 2 pair and 2 pair + 1: in these four bits of the lower
+// and the upper half of a lane (kernels/layout/grid.py).
+constexpr int nibble_of(int pair) { return pair % 2 * 2 + pair / 2; }
+
 constexpr bool is_integer(Storage storage) { return storage == Storage::int8 || storage == Storage::int4; }
 // Whether a product reads something of its rows that has to be worked out first.
-constexpr bool wants_prepared(Storage storage) {
-  return is_integer(storage) || storage == Storage::grid4_minimum || storage == Storage::grid4_wide;
-}
+constexpr bool wants_prepared(Storage storage) { return storage != Storage::plain; }
 
 // A packed matrix; kernels/layout/packed.py shows the layouts.
 struct Weights {
@@ -58,7 +60,7 @@ struct Weights {
   Storage storage;
   const float* scales;   // [panels, scale_groups, kPanel] unless plain
   int64_t scale_groups;  // of a panel
-  int64_t group;         // inputs that share a scale: whole blocks of integer_rows.h, or all
+  int64_t group;         // inputs that share a scale: whole blocks of prepared_rows.h, or all
 };
 
 // x W^T with W packed, or with the leading `inputs` columns of a plain packed matrix.
@@ -68,7 +70,7 @@ struct Term {
   int64_t x_stride;
   Weights weights;
   int64_t inputs;
-  char* integers;  // what this thread has prepared of x (integer_rows.h); null if the weights want nothing
+  char* prepared;  // what this thread has prepared of x (prepared_rows.h); null if the weights are plain
 };
 
 // y = (sum of the terms and pages) * scale[slot] + bias, the last two where given. Plain terms and pages are
@@ -178,7 +180,7 @@ struct TypedKernels {
                int64_t end);
   void (*matmul)(const Matmul<T>&, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                  int64_t panel_end);
-  // Fills the integers of a term, or the sums of groups.
+  // Fills what a term reads of its rows (prepared_rows.h).
   void (*prepare_rows)(const Term<T>&, int64_t row_begin, int64_t row_end);
   void (*norm)(const Norm<T>&, int64_t row_begin, int64_t row_end);
   void (*rope)(const Rope<T>&, int64_t row_begin, int64_t row_end);
@@ -201,6 +203,7 @@ struct Kernels {
 const Kernels& kernels_scalar();
 #ifdef ZWEAVE_X86
 const Kernels& kernels_avx2();
+const Kernels& kernels_avx512_vnni();
 const Kernels& kernels_avx512();
 const Kernels& kernels_amx();
 #endif

@@ -23,6 +23,8 @@ struct Simd {
   // Rows of the register tile of a product with integer weights, and what `bytes` adds to the weights.
   static constexpr int integer_rows = 4;
   static constexpr int byte_offset = 0;
+  // The same of a product with a grid, whose rows are of two bytes.
+  static constexpr int grid_rows = 2;
   // Register tile of a mix.
   static constexpr int mix_rows = 1;
   static constexpr int mix_vectors = 2;
@@ -170,9 +172,9 @@ struct Simd {
   template <int bits, int origin, class T>
   static Two codes(const char* at, int pair, const T*) {
     const auto code = [&](int i, int odd) {
-      if constexpr (bits == 8) return float(int8_t(at[4 * i + 2 * pair + odd]));
-      const uint8_t byte = uint8_t(at[4 * i + 2 * odd + pair / 2]);
-      return float(int(pair % 2 ? byte >> 4 : byte & 15) - origin);
+      if constexpr (bits == 8) return float(int8_t(at[4 * i + 2 * odd + pair]));
+      const uint8_t byte = uint8_t(at[4 * i + 2 * odd + nibble_of(pair) / 2]);
+      return float(int(nibble_of(pair) % 2 ? byte >> 4 : byte & 15) - origin);
     };
     return {each([&](int i) { return code(i, 0); }), each([&](int i) { return code(i, 1); })};
   }
@@ -205,6 +207,9 @@ struct Simd {
     for (int i = 0; i < 4 * width; ++i) sum.lane[i / 4] += int32_t(w.byte[i]) * x.byte[i];
     return sum;
   }
+  // A sum of up to eight products by `dot_nibbles`, begun at zero, and its numbers.
+  static I dot_nibbles(I sum, Bytes w, Bytes x) { return dot(sum, w, x); }
+  static I settle_nibbles(I sum) { return sum; }
   static F to_float(I x) {
     return each([&](int i) { return float(x.lane[i]); });
   }
@@ -227,6 +232,14 @@ struct Simd {
   // 64 numbers from -128 to 127.
   static void store_bytes(int8_t* at, const I (&x)[8]) {
     for (int i = 0; i < 64; ++i) at[i] = int8_t(x[i / width].lane[i % width]);
+  }
+  // Of a group of a row, to the order of grid_rows.h.
+  static void store_wholes(int8_t* at, const I (&high)[4], const I (&low)[4]) {
+    for (int i = 0; i < 32; ++i) {
+      const int input = i / 4 * 4 + (i % 4 == 1 ? 2 : i % 4 == 2 ? 1 : i % 4);
+      at[i / 4 * 8 + i % 4] = int8_t(high[input / width].lane[input % width]);
+      at[i / 4 * 8 + 4 + i % 4] = int8_t(low[input / width].lane[input % width]);
+    }
   }
 
   // to[j * stride + i] = from[i][j] for i, j < width, in 4-byte units.

@@ -1,17 +1,15 @@
-// Quantises rows of activations to integers, block by block.
+// Prepares rows of activations for products; integer weights multiply them quantised, block by block.
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
-#include "cpu/gemm/integer_rows.h"
-#include "cpu/gemm/matmul_grid.h"
+#include "cpu/gemm/grid_rows.h"
+#include "cpu/gemm/prepared_rows.h"
 #include "cpu/simd/vectors.h"
 
 namespace zweave {
 namespace {
-
-// A block whose largest magnitude is smaller becomes zero: the inverse of its scale might not be finite.
-constexpr float kSmallestPeak = 1e-30f;
 
 constexpr int kBlockVectors = int(kBlock) / Simd::width;
 
@@ -67,7 +65,7 @@ void quantize_block(const T* x, int64_t inputs, int8_t* values, float* scale, in
 
 template <class T>
 void quantize_rows(const Term<T>& term, int64_t row_begin, int64_t row_end) {
-  const IntegerRows rows(term.integers, term.inputs);
+  const PreparedRows rows(term.prepared, term.inputs);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* x = term.x + row * term.x_stride;
     for (int64_t block = 0; block < rows.blocks; ++block) {
@@ -81,6 +79,7 @@ void quantize_rows(const Term<T>& term, int64_t row_begin, int64_t row_end) {
 template <class T>
 void prepare_rows(const Term<T>& term, int64_t row_begin, int64_t row_end) {
   if (is_integer(term.weights.storage)) return quantize_rows(term, row_begin, row_end);
+  if constexpr (std::is_same_v<T, bf16>) return split_rows(term, row_begin, row_end);
   sum_groups(term, row_begin, row_end);
 }
 

@@ -1,0 +1,22 @@
+#include "cpu/simd/kernels.h"
+
+#ifdef ZWEAVE_X86
+// These come before the pragma: what they define is shared with files for lesser processors.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+// GCC 12 takes the deliberately undefined operands of its own intrinsics for mistakes (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#include "cpu/simd/avx512_simd.h"
+
+// Made of what stands above.
+#include "cpu/isa/table.h"
+
+namespace zweave {
+const Kernels& kernels_avx512_vnni() { return kTable; }
+}  // namespace zweave
+#endif
