@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
         attributes=args.attributes,
         words=args.words,
         first_layer=args.first_layer,
+        upper_layer=args.upper_layer,
         reading=ReadingRecipe(args.reading_steps, 4 * args.reading_steps, seed=args.seed),
         listed=args.listed,
         texts=args.texts,

@@ -7,6 +7,10 @@ z = 1 + step * c basis                      basis is 0 at the start, so that z i
 The rows of the basis are experts, and every description's expert is a mixture of them. The code is a product since an
 answer is one, of what is read in a text and of which word that calls for: the sum of a part for the attribute and one
 for the words gets no gradient as long as each word means yes as often as no.
+
+In two parts, code and basis are those of the lower layers and of the upper ones, and a training tells each another
+description: what is asked to the lower, which words to say to the upper. So the two can meet in the model's own
+states alone, and attribute and words that were never seen together are two halves that were.
 """
 
 from collections.abc import Mapping
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
 from .reader import ATTENTION_HEADS, Reader
 from .token_states import TokenStates
@@ -30,6 +35,7 @@ class GeneratorConfig:
     task: width of the vector that says what is asked.
     layers, queries: of the reader.
     code: experts of the basis.
+    upper_layer: where the upper part begins; 0: there is one part.
     """
 
     width: int
@@ -37,17 +43,38 @@ class GeneratorConfig:
     layers: int = 2
     queries: int = 4
     code: int = 64
+    upper_layer: int = 0
 
     def __post_init__(self) -> None:
         for name in ("width", "task", "layers", "queries", "code"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ZweaveError(f"a generator's {name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.upper_layer, int) or self.upper_layer < 0:
+            raise ZweaveError(f"a generator's upper_layer must be a layer, not {self.upper_layer!r}")
         if self.task % ATTENTION_HEADS:
             raise ZweaveError(f"a generator's task must be a multiple of {ATTENTION_HEADS}, not {self.task}")
 
     def reader(self) -> Reader:
         return Reader(self.width, self.task, self.layers, self.queries)
+
+
+class Part(nn.Module):
+    """The experts of some matrices, and the code that weighs them."""
+
+    def __init__(self, config: GeneratorConfig, ranks: Mapping[str, int]) -> None:
+        super().__init__()
+        self.ranks = dict(ranks)
+        self.gate, self.up = (nn.Linear(config.task, 2 * config.code) for _ in range(2))
+        self.down = nn.Linear(2 * config.code, config.code)
+        self.norm = nn.LayerNorm(config.code)
+        self.basis = nn.Parameter(torch.zeros(config.code, sum(ranks.values())))
+
+    def forward(self, v: Tensor) -> dict[str, Tensor]:
+        """z [descriptions, R] of each matrix, float32."""
+        code = self.norm(self.down(self.gate(v) * self.up(v)))
+        z = 1 + _STEP * (code @ self.basis)
+        return dict(zip(self.ranks, z.split(list(self.ranks.values()), 1), strict=True))
 
 
 class Generator(nn.Module):
@@ -60,21 +87,24 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.ranks = config, dict(ranks)
         self.reader = config.reader()
-        self.gate, self.up = (nn.Linear(config.task, 2 * config.code) for _ in range(2))
-        self.down = nn.Linear(2 * config.code, config.code)
-        self.norm = nn.LayerNorm(config.code)
-        self.basis = nn.Parameter(torch.zeros(config.code, sum(ranks.values())))
+        upper = {name: rank for name, rank in ranks.items() if 0 < config.upper_layer <= layer_of(name)}
+        lower = {name: rank for name, rank in ranks.items() if name not in upper}
+        if config.upper_layer and not (upper and lower):
+            raise ZweaveError(f"no layers of the experts lie on both sides of layer {config.upper_layer}")
+        self.parts = nn.ModuleList(Part(config, some) for some in (lower, upper) if some)
 
-    def forward(self, texts: TokenStates) -> dict[str, Tensor]:
-        """z [descriptions, R] of each adapted matrix, float32."""
-        delta = _STEP * (self.code(texts) @ self.basis)
-        return dict(zip(self.ranks, (1 + delta).split(list(self.ranks.values()), 1), strict=True))
+    def forward(self, texts: TokenStates, upper: TokenStates | None = None) -> dict[str, Tensor]:
+        """z [descriptions, R] of each adapted matrix, float32.
 
-    def code(self, texts: TokenStates) -> Tensor:
-        """[descriptions, code]: how much of each expert of the basis."""
-        v = self.reader(texts)
-        code: Tensor = self.norm(self.down(self.gate(v) * self.up(v)))
-        return code
+        upper: what is told to the upper part in place of `texts`.
+        """
+        read = [self.reader(texts)] * len(self.parts)
+        if upper is not None:
+            read[-1] = self.reader(upper)
+        z: dict[str, Tensor] = {}
+        for part, v in zip(self.parts, read, strict=True):
+            z |= part(v)
+        return z
 
 
 def change(z: Mapping[str, Tensor], sigma: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from ..io.tensor_file import open_tensors, save_tensors
 from ..text.prompt_template import PromptTemplate
 from .generator import Generator, GeneratorConfig
 
-FORMAT = "zweave-generator-2"
+FORMAT = "zweave-generator-3"
 _KNOWN = "known"
 _JSON = ("config", "ranks", "training", "known_tasks")
 

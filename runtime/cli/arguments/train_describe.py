@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--first-layer", type=whole, default=0, help="that experts change (%(default)s)")
     parser.add_argument(
+        "--upper-layer",
+        type=whole,
+        default=0,
+        metavar="LAYER",
+        help="learn experts in two parts: below this layer of what is asked, from it on of the words to say (one part)",
+    )
+    parser.add_argument(
         "--reading-steps",
         type=positive_whole,
         default=1500,

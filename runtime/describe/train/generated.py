@@ -116,8 +116,9 @@ class GeneratorTraining:
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
         self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
         self._static = static
-        rest = [one for name, one in generator.named_parameters() if name != "basis"]
-        groups = [{"params": [generator.basis], "share": 1.0}, {"params": rest, "share": recipe.reading}]
+        basis = [part.basis for part in generator.parts]
+        rest = [one for name, one in generator.named_parameters() if not name.endswith("basis")]
+        groups = [{"params": basis, "share": 1.0}, {"params": rest, "share": recipe.reading}]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         names = [one.task.name for one in learnt]
         key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe), static])
@@ -135,8 +136,8 @@ class GeneratorTraining:
     def advance(self) -> GeneratorStep:
         """One update; ZweaveError if its gradient is not finite."""
         recipe, step = self.recipe, self.step
-        drawn, texts = self._draw(step)
-        made = self.generator(texts)
+        drawn, *texts = self._draw(step)
+        made = self.generator(*texts)
         # The gradient stops here, and goes on when all passes have added to it.
         z = {name: part.detach().requires_grad_() for name, part in made.items()}
         rows, loss, right = self._rows(drawn, step), 0.0, 0
@@ -165,12 +166,26 @@ class GeneratorTraining:
             state = {"generator": self.generator.state_dict(), "optimizer": self._optimizer.state_dict()}
             save_state(self._path, state | {"step": self.step, "digest": self._digest})
 
-    def _draw(self, step: int) -> tuple[list[Learnt], TokenStates]:
-        """The tasks of a step, and the states of their descriptions."""
+    def _draw(
+        self, step: int
+    ) -> tuple[list[Learnt], TokenStates] | tuple[list[Learnt], TokenStates, TokenStates]:
+        """The tasks of a step, and the states of what is told to each part of the generator.
+
+        Two parts are told descriptions of other tasks: the lower one of a task that asks for the same with any words,
+        the upper one of a task that has the same words for anything.
+        """
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
         drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
-        described = [one.hidden.describe(rng) for one in drawn]
-        return drawn, self.encoder.encode([ANY_TASK] * len(drawn) if self._static else described)
+        if self._static:
+            return drawn, self.encoder.encode([ANY_TASK] * len(drawn))
+        if len(self.generator.parts) == 1:
+            return drawn, self.encoder.encode([one.hidden.describe(rng) for one in drawn])
+        tasks = [one.hidden for one in self._learnt]
+        lower = [rng.choice([t for t in tasks if t.attribute == one.hidden.attribute]) for one in drawn]
+        upper = [rng.choice([t for t in tasks if t.labels == one.hidden.labels]) for one in drawn]
+        told = ([task.describe(rng) for task in some] for some in (lower, upper))
+        lower_states, upper_states = map(self.encoder.encode, told)
+        return drawn, lower_states, upper_states
 
     def _rows(self, drawn: Sequence[Learnt], step: int) -> list[Row]:
         rng = random.Random(f"rows {self.recipe.seed} {step}")

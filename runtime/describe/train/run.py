@@ -41,6 +41,7 @@ class GeneratorRun:
     encoder: "minilm" or "base".
     attributes, words: which hidden tasks are learnt; all without them.
     first_layer: that experts change.
+    upper_layer: from which on they follow from the words alone, and below from what is asked; 0: all from both.
     reading: how the reader learns to read before, from the descriptions alone.
     listed: whether prompts list all label words.
     texts: of a source to train on, whose prompts are computed once.
@@ -58,6 +59,7 @@ class GeneratorRun:
     attributes: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
     first_layer: int = 0
+    upper_layer: int = 0
     reading: ReadingRecipe = field(default_factory=ReadingRecipe)
     listed: bool = False
     texts: int = 400
@@ -116,7 +118,7 @@ class GeneratorRun:
         decomposition = decompose(resolve_model(self.model))
         sigma = {name: decomposition.sigma(name) for name in model.ranks}
         torch.manual_seed(self.recipe.seed)
-        generator = Generator(GeneratorConfig(encoder.width), model.ranks)
+        generator = Generator(GeneratorConfig(encoder.width, upper_layer=self.upper_layer), model.ranks)
         if not self.state.exists() and not self.static:
             read_descriptions(generator.reader, encoder, seen, self.reading)
         return (
