@@ -37,7 +37,7 @@ def trained(tiny_model: Callable[..., Path], letters: Encoder) -> TrainedGenerat
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(26, task=16, code=8), ranks).eval()
     with torch.no_grad():
-        generator.basis.normal_()
+        generator.parts[0].basis.normal_()
     told = letters.encode(["is it good", "good or not", "how long", "length"])
     known = known_vectors(told.mean().view(2, 2, 26))
     record = {"steps": 3, "far": 0.5}

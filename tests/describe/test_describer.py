@@ -111,9 +111,9 @@ def test_files_that_are_no_generator_are_told(trained: TrainedGenerator, tmp_pat
     with pytest.raises(ZweaveError, match="the file's format is 'zweave-expert-1'"):
         TrainedGenerator.load(path)
     broken = replace(trained, known=torch.full_like(trained.known, 1.0))
-    torch.nn.init.constant_(broken.generator.norm.bias, float("nan"))
+    torch.nn.init.constant_(broken.generator.parts[0].norm.bias, float("nan"))
     broken.save(path)
-    torch.nn.init.zeros_(broken.generator.norm.bias)
+    torch.nn.init.zeros_(broken.generator.parts[0].norm.bias)
     with pytest.raises(ZweaveError, match="holds NaN or infinity"):
         TrainedGenerator.load(path)
 

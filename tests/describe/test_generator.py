@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from zweave.checkpoint.module_name import layer_of
 from zweave.describe.generator import Generator, GeneratorConfig, change
 from zweave.describe.token_states import TokenStates
 from zweave.errors import ZweaveError
@@ -23,13 +24,14 @@ def texts(count: int) -> TokenStates:
     return TokenStates(states * mask[..., None], mask)
 
 
-@pytest.fixture
-def generator() -> Generator:
+@pytest.fixture(params=[0, 1], ids=["one part", "two parts"])
+def generator(request: pytest.FixtureRequest) -> Generator:
     """Whose basis is not 0 any more."""
     torch.manual_seed(0)
-    made = Generator(GeneratorConfig(width=6, task=8, code=5), RANKS)
+    made = Generator(GeneratorConfig(width=6, task=8, code=5, upper_layer=request.param), RANKS)
     with torch.no_grad():
-        made.basis.normal_()
+        for part in made.parts:
+            part.basis.normal_()
     return made
 
 
@@ -39,7 +41,7 @@ def test_a_new_generator_makes_the_base_model():
     assert list(z) == list(RANKS) and all(z[name].shape == (2, rank) for name, rank in RANKS.items())
     assert all((part == 1).all() for part in z.values())
     z["model.layers.1.mlp.down_proj"].sum().backward()
-    assert made.basis.grad.any(0).tolist() == [
+    assert made.parts[0].basis.grad.any(0).tolist() == [
         name == "model.layers.1.mlp.down_proj" for name, rank in RANKS.items() for _ in range(rank)
     ]
 
@@ -49,6 +51,20 @@ def test_matrices_and_descriptions_differ(generator: Generator):
     assert not torch.allclose(z["model.layers.0.mlp.down_proj"], z["model.layers.1.mlp.down_proj"])
     assert not torch.allclose(z["model.layers.0.mlp.down_proj"], z["model.layers.0.self_attn.q_proj"])
     assert all(not torch.allclose(part[0], part[1]) for part in z.values())
+
+
+def test_parts_follow_from_what_each_is_told():
+    made = Generator(GeneratorConfig(width=6, task=8, code=5, upper_layer=1), RANKS)
+    for part in made.parts:
+        torch.nn.init.normal_(part.basis)
+    one, other = texts(5)[torch.tensor([0])], texts(5)[torch.tensor([3])]
+    whole, across = made(one), made(one, other)
+    assert list(across) == list(RANKS)
+    for name, z in made(other).items():
+        assert torch.equal(across[name], z if layer_of(name) >= 1 else whole[name])
+        assert not torch.equal(z, whole[name])
+    with pytest.raises(ZweaveError, match="lie on both sides of layer 3"):
+        Generator(GeneratorConfig(width=6, upper_layer=3), RANKS)
 
 
 def test_a_description_does_not_depend_on_the_others(generator: Generator):

@@ -37,7 +37,7 @@ def engine(tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
     ranks = {name: shape[0] for name, shape in engine.bank.tables.layout.shapes.items()}
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(8, task=16, code=8), ranks)
-    torch.nn.init.normal_(generator.basis)
+    torch.nn.init.normal_(generator.parts[0].basis)
     digest = resolve_model(directory).digest()
     trained = TrainedGenerator(generator, "lengths", digest, BARE, ["a"], torch.ones(1, 8))
     trained.save(tmp_path / "g.safetensors")

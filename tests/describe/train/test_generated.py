@@ -23,6 +23,8 @@ class Said:
     """A hidden task that is described by its name alone."""
 
     name: str
+    attribute: str = ""
+    labels: tuple[str, ...] = ()
 
     def describe(self, rng: random.Random, held_out: bool = False) -> str:
         return self.name
@@ -78,8 +80,8 @@ def test_it_listens_to_the_description(model: RowModel, learnt: list[Learnt]):
 def test_gradients_reach_the_generator_as_finite_differences_say(model: RowModel, learnt: list[Learnt]):
     training = begun(model, learnt, replace(QUICK, lr=1e-12, weight=0.3, clip=1e9))
     with torch.no_grad():
-        training.generator.basis.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
-    parameter = training.generator.down.weight
+        training.generator.parts[0].basis.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    parameter = training.generator.parts[0].down.weight
     direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     found = []
     parameter.register_hook(lambda grad: found.append((grad * direction).sum()))
@@ -95,6 +97,31 @@ def test_gradients_reach_the_generator_as_finite_differences_say(model: RowModel
         parameter.data.copy_(start + distance * direction)
         values.append(value())
     assert (values[1] - values[2]) / 8e-3 == pytest.approx(found[0].item(), rel=0.03, abs=2e-3)
+
+
+def test_parts_are_told_of_other_tasks_with_that_attribute_or_those_words(
+    model: RowModel, learnt: list[Learnt]
+):
+    told: list[Sequence[str]] = []
+
+    class Recorder(Lengths):
+        def encode(self, texts: Sequence[str]) -> TokenStates:
+            told.append(texts)
+            return super().encode(texts)
+
+    tasks = [Said(attribute + word, attribute, (word,)) for attribute in "ab" for word in "xyz"]
+    generator = Generator(GeneratorConfig(width=4, task=16, code=16, upper_layer=1), model.ranks)
+    training = GeneratorTraining(
+        model, generator, Recorder(), [replace(learnt[0], hidden=task) for task in tasks],
+        {name: torch.ones(rank) for name, rank in model.ranks.items()}, replace(QUICK, descriptions=6),
+    )  # fmt: skip
+    training.advance()
+    lower, upper = told
+    # All six tasks are drawn.
+    assert sorted(one[0] + other[1] for one, other in zip(lower, upper, strict=True)) == sorted(
+        task.name for task in tasks
+    )
+    assert lower != upper and not training.generator.parts[1].basis.eq(0).all()
 
 
 def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, learnt: list[Learnt], tmp_path: Path):
@@ -121,7 +148,7 @@ def test_what_reads_learns_more_slowly_than_the_basis(model: RowModel, learnt: l
     for _ in range(2):
         training.advance()
     after = training.generator.state_dict()
-    assert [name for name in before if not torch.equal(before[name], after[name])] == ["basis"]
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["parts.0.basis"]
 
 
 def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tmp_path: Path):
