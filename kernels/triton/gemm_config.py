@@ -17,8 +17,8 @@ import torch
 
 from .optional_triton import triton
 
-# Where the scales of the weights are applied: there are none, once to the result, or to each step.
-Scales: TypeAlias = Literal["none", "row", "group"]
+# Where the scales of the weights are applied: there are none, once to the result, to each step, or twice a step.
+Scales: TypeAlias = Literal["none", "row", "group", "grid"]
 SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
 # One program adds them all up, and what a split saves shrinks with their number.
@@ -84,8 +84,11 @@ def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
     """Inputs that a tile takes in at a step: of weights of a byte twice as many, for the same bytes in flight.
 
     Steps of one accumulator follow each other like the instructions of a step: only where groups have scales does
-    the length of a step show in the result. Rows out of line are loaded value by value, through registers.
+    the length of a step show in the result. Rows out of line are loaded value by value, through registers. A step of a
+    grid is what lies together, two groups.
     """
+    if scales == "grid":
+        return 64
     if dtype == torch.float32 or not aligned:
         return 32
     return 128 if scales == "row" else 64
@@ -115,11 +118,11 @@ def tile_config(
     if tokens <= 64 or tiles < 64:
         # Steps of groups are half as long or less: more of them keep as many bytes in flight.
         return TileConfig(
-            min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales == "group" else 4
+            min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales in ("group", "grid") else 4
         )
     stages = 4 if device.ample_shared_memory else 3
     # Groups need the sum of a step beside the running sums; on consumer chips steps of 128 inputs leave no registers.
-    narrow = scales == "group" or (scales == "row" and not device.ample_shared_memory)
+    narrow = scales in ("group", "grid") or (scales == "row" and not device.ample_shared_memory)
     return TileConfig(64 if narrow else 128, 128, block_n, num_warps=8, num_stages=stages)
 
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         lora_components=args.lora_components,
     )
     checkpoint = resolve_model(args.model)
-    held = HeldWeights.of(config.weights, checkpoint)
+    held = HeldWeights.of(config.weights, checkpoint, config.plans_for)
     plan = plan_of(checkpoint, config, held)
     experts = {name: Expert.load(name) for name in args.certify}
     figures: dict[str, Any] = {

@@ -16,6 +16,21 @@ def grids_plan(shapes: Shapes, grids: Mapping[str, GridKind]) -> Plan:
     return {module: grid_plan(shapes[module], grid) for module, grid in grids.items()}
 
 
+def gpu_grids_plan(shapes: Shapes, grids: Mapping[str, GridKind]) -> Plan:
+    """The plan of a GPU, whose steps have one mode for all matrices: W, on its grid if it has one, U and V in int8."""
+    return {
+        module: MatrixPlan(
+            shape,
+            dense=True,
+            delta_rank=min(shape),
+            factored=False,
+            format="int8",
+            grid=grids.get(module),
+        )
+        for module, shape in shapes.items()
+    }
+
+
 def refit_plan(shapes: Shapes, grids: Mapping[str, tuple[GridKind, GridKind]]) -> Plan:
     """The plan of matrices that keep refit factors alone; grids: of U and of V^T."""
     return {module: MatrixPlan(shape, factor_grids=grids[module]) for module, shape in shapes.items()}

@@ -95,11 +95,11 @@ def make_plan(
     max_error: share of a matrix's spectral norm that an expert may lose.
     costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
     batch_invariant: on a GPU, whether all tokens of all batches take one mode.
-    given: on a CPU, the plans of matrices that are not free to choose, since their weights lie on grids.
+    given: the plans of matrices that are not free to choose, since their weights lie on grids; on a GPU of all of them.
     Raises ZweaveError, with the least that would do, if no plan fits.
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
-    if device_type != "cpu":
+    if device_type != "cpu" and not given:
         return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
         module: given.get(module) or MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))

@@ -17,6 +17,8 @@ from torch import Tensor
 from zweave import Engine, Expert, Request, ZweaveError
 from zweave.checkpoint import Checkpoint, ModelConfig
 from zweave.checkpoint.gguf.grid_file import GridBlocks, write_grids
+from zweave.decomposition import decompose
+from zweave.kernels import dequantize, quantize
 
 CHOICES: list[Any] = [None, "leading", "a", "b", {"a": 0.5, "leading": 0.25}]
 KINDS = ("Q4_0", "Q4_1", "Q8_0")
@@ -138,8 +140,6 @@ def test_what_has_no_grid_is_told_in_one_line(
         Engine(tiny_model("llama"), weights="grid")
     with pytest.raises(ZweaveError, match="weights must be one of auto, grid, refit, not 'int4'"):
         Engine(model("Q4_1"), weights="int4")
-    with pytest.raises(ZweaveError, match="weights='grid' is for device='cpu'"):
-        Engine(model("Q4_1"), weights="grid", device="reference")
     with pytest.raises(
         ZweaveError, match=r"max_memory allows 0\.0 MiB .* the least that would do is 0\.4: allow more"
     ):
@@ -161,3 +161,65 @@ def test_a_matrix_beside_the_grid_keeps_all_forms(
     for one, other in zip(engine.generate(requests), whole.generate(requests), strict=True):
         assert one.token_ids == other.token_ids
     assert len(engine.generate(asked([5, 9, 40], "a"))[0].token_ids) == 24
+
+
+@torch.inference_mode()
+def tokens_of_deltas(directory: Path, expert: Expert | None, prompts: list[list[int]]) -> list[list[int]]:
+    """What transformers' model answers whose weights have the expert's delta by factors in int8 added to them."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    factors = decompose(Checkpoint(directory))
+    for module, z in (expert.z if expert else {}).items():
+        u, sigma, vt = factors.factors(module)
+        u, vt = (dequantize(quantize(part.float().contiguous(), "int8")) for part in (u, vt))
+        model.get_submodule(module).weight += (u * (sigma * (z - 1))) @ vt
+    answers = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(24):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        answers.append(tokens[len(prompt) :])
+    return answers
+
+
+@pytest.fixture(scope="module")
+def mixed(model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose matrices of one input are of several types, or on no grid at all."""
+    directory = shutil.copytree(model("Q4_1", False), tmp_path_factory.mktemp("mixed") / "model")
+    weights = load_file(directory / "model.safetensors")
+    blocks = []
+    for name, values in list(weights.items()):
+        kind = "Q8_0" if "v_proj" in name or "up_proj" in name else "Q4_0" if "o_proj" in name else "Q4_1"
+        if values.ndim == 2 and "k_proj" not in name and "layers.1.mlp" not in name:
+            rows = gguf.quants.quantize(values, Type[kind])
+            weights[name] = gguf.quants.dequantize(rows, Type[kind])
+            blocks.append(GridBlocks(name, kind, rows.shape, lambda rows=rows: rows))
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    write_grids(directory, blocks)
+    return directory
+
+
+@pytest.mark.parametrize("which", ["mixed", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)])
+@pytest.mark.parametrize(
+    "library_from", [129, pytest.param(12, marks=pytest.mark.slow)], ids=["", "by library"]
+)
+def test_steps_of_a_gpu_give_the_tokens_of_the_grid_and_its_deltas(
+    which: str,
+    library_from: int,
+    mixed: Path,
+    model: Callable[..., Path],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zweave.engine.gpu.build.LIBRARY_FROM", library_from)
+    directory = mixed if which == "mixed" else model(which)
+    engine = make_engine(directory, device="reference", max_batch_tokens=64)
+    asked_for: dict[Any, list[list[int]]] = {None: prompts(2), "a": prompts(4)[2:], "leading": prompts(1)}
+    requests = [asked(prompt, choice) for choice, given in asked_for.items() for prompt in given]
+    found = [result.token_ids for result in engine.generate(requests)]
+    wanted = []
+    for choice, given in asked_for.items():
+        expert = engine.bank.expert(choice) if choice else None
+        wanted += tokens_of_deltas(directory, expert, given)
+    assert found == wanted
