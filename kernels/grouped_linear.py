@@ -257,10 +257,8 @@ def _operands(
         )
     parts = [x] * len(weights) if shared else x.split(columns, dim=1)
     operands = [Operand.of(part, weight) for part, weight in zip(parts, weights, strict=True)]
-    if len({(operand.format, operand.group) for operand in operands}) > 1:
+    if len({operand.kind for operand in operands}) > 1:
         raise ValueError(f"{op}: {name} must all be plain, or all of one format and group")
-    if len({operand.scale.dtype for operand in operands if operand.scale is not None}) > 1:
-        raise ValueError(f"{op}: {name} on a grid must all have scales of one dtype")
     return operands
 
 

@@ -66,7 +66,7 @@ def launch_delta(
     h = x.new_empty(len(x), sum(ranks))
     deltas = [Operand.of(*pair) for pair in zip(h.split([k.shape[1] for k in u], 1), u, strict=True)]
     h_outputs: tuple[int, ...] = ranks
-    if (firsts[0].format, firsts[0].group) != (deltas[0].format, deltas[0].group):
+    if firsts[0].kind != deltas[0].kind:
         launch_gemm(h, firsts, table=table, slot=slot, skip_base=bool(products))
         firsts, h_outputs = deltas, tuple(0 for _ in deltas)
     outputs = tuple(delta.out_features for delta in deltas)

@@ -54,6 +54,11 @@ class Operand:
         return self.grid_outputs or self.data.shape[0]
 
     @property
+    def kind(self) -> tuple[str, int, torch.dtype | None]:
+        """What operands of a launch have in common."""
+        return self.format, self.group, None if self.scale is None else self.scale.dtype
+
+    @property
     def scales(self) -> Scales:
         if self.grid_outputs:
             return "grid"

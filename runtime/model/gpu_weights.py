@@ -1,6 +1,7 @@
 """The tensors of a model on a GPU: plain or on a grid, and those of one input stacked."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol, TypeAlias
 
@@ -89,8 +90,13 @@ class GpuWeights:
         embedding = self.matrix(_EMBEDDING)
         head = embedding if is_tied else self.matrix("lm_head.weight")
         if isinstance(embedding, GridPanels):
-            return GridEmbedding(embedding.rows, self.dtype), head
+            return GridEmbedding(partial(self._rows, embedding), self.dtype), head
         return embedding, head
+
+    def _rows(self, matrix: GridPanels, index: Tensor) -> Tensor:
+        rows = torch.empty(len(index), matrix.shape[1], dtype=self.dtype, device=self.device)
+        self._ops.grid_values(rows, matrix, index)
+        return rows
 
     def stacked(self, layer: int, linears: Sequence[str], silu: bool = False) -> StackedLinear | JoinedLinear:
         """Linears of a layer that have one input; a stack is of weights of one format."""

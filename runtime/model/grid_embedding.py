@@ -11,7 +11,7 @@ from torch import Tensor
 class GridEmbedding:
     """Indexed as a tensor is.
 
-    rows: the rows [n, hidden] float32 of some tokens [n]; what gives them may be the head as well.
+    rows: the rows [n, hidden] of some tokens [n]; what gives them may be the head as well.
     dtype: of the rows.
     """
 

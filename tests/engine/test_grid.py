@@ -7,11 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import gguf
 import pytest
 import torch
-from gguf import GGMLQuantizationType as Type
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from zweave import Engine, Expert, Request, ZweaveError
@@ -24,25 +22,9 @@ CHOICES: list[Any] = [None, "leading", "a", "b", {"a": 0.5, "leading": 0.25}]
 KINDS = ("Q4_0", "Q4_1", "Q8_0")
 
 
-def to_grid(source: Path, target: Path, kind: str) -> Path:
-    """A copy of a model whose matrices lie on a grid."""
-    shutil.copytree(source, target)
-    weights = load_file(target / "model.safetensors")
-    blocks = {
-        name: gguf.quants.quantize(values, Type[kind]) for name, values in weights.items() if values.ndim == 2
-    }
-    for name, stored in blocks.items():
-        weights[name] = gguf.quants.dequantize(stored, Type[kind])
-    save_file(weights, target / "model.safetensors", {"format": "pt"})
-    write_grids(
-        target, [GridBlocks(name, kind, rows.shape, lambda rows=rows: rows) for name, rows in blocks.items()]
-    )
-    return target
-
-
 @pytest.fixture(scope="module")
 def model(
-    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Callable[..., Path], to_grid: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, bool], Path]:
     """`model(kind, is_tied)`: a random Llama on a grid, of 128 components at most."""
     made: dict[tuple[str, bool], Path] = {}
@@ -56,7 +38,8 @@ def model(
                 intermediate_size=160,
                 tie_word_embeddings=is_tied,
             )
-            made[kind, is_tied] = to_grid(source, tmp_path_factory.mktemp("grid") / kind, kind)
+            kind_of = mixed_kind if kind == "mixed" else lambda name: kind
+            made[kind, is_tied] = to_grid(source, tmp_path_factory.mktemp("grid") / kind, kind_of)
         return made[kind, is_tied]
 
     return make
@@ -183,37 +166,26 @@ def tokens_of_deltas(directory: Path, expert: Expert | None, prompts: list[list[
     return answers
 
 
-@pytest.fixture(scope="module")
-def mixed(model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose matrices of one input are of several types, or on no grid at all."""
-    directory = shutil.copytree(model("Q4_1", False), tmp_path_factory.mktemp("mixed") / "model")
-    weights = load_file(directory / "model.safetensors")
-    blocks = []
-    for name, values in list(weights.items()):
-        kind = "Q8_0" if "v_proj" in name or "up_proj" in name else "Q4_0" if "o_proj" in name else "Q4_1"
-        if values.ndim == 2 and "k_proj" not in name and "layers.1.mlp" not in name:
-            rows = gguf.quants.quantize(values, Type[kind])
-            weights[name] = gguf.quants.dequantize(rows, Type[kind])
-            blocks.append(GridBlocks(name, kind, rows.shape, lambda rows=rows: rows))
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-    write_grids(directory, blocks)
-    return directory
+def mixed_kind(name: str) -> str | None:
+    """Matrices of one input have several types, and some are on no grid at all."""
+    if "k_proj" in name or "layers.1.mlp" in name:
+        return None
+    return "Q8_0" if "v_proj" in name or "up_proj" in name else "Q4_0" if "o_proj" in name else "Q4_1"
 
 
-@pytest.mark.parametrize("which", ["mixed", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)])
+@pytest.mark.parametrize("kind", ["mixed", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)])
 @pytest.mark.parametrize(
     "library_from", [129, pytest.param(12, marks=pytest.mark.slow)], ids=["", "by library"]
 )
 def test_steps_of_a_gpu_give_the_tokens_of_the_grid_and_its_deltas(
-    which: str,
+    kind: str,
     library_from: int,
-    mixed: Path,
     model: Callable[..., Path],
     make_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("zweave.engine.gpu.build.LIBRARY_FROM", library_from)
-    directory = mixed if which == "mixed" else model(which)
+    directory = model(kind, False)
     engine = make_engine(directory, device="reference", max_batch_tokens=64)
     asked_for: dict[Any, list[list[int]]] = {None: prompts(2), "a": prompts(4)[2:], "leading": prompts(1)}
     requests = [asked(prompt, choice) for choice, given in asked_for.items() for prompt in given]

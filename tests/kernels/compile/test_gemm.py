@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from zweave.kernels.grid_values import _grid_values_kernel
+from zweave.kernels.layout.grid_panels import GPU_PANEL
 from zweave.kernels.triton.gemm_config import Scales, paired_tile_config, tile_config
 
-from .compiled import DEVICES, SHARED_MEMORY, check_resources
+from .compiled import DEVICES, SHARED_MEMORY, check_resources, compiled
 from .gemm_kernels import (
     GRIDS,
     OUT_FEATURES,
@@ -150,7 +152,7 @@ def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
 def grid_targets() -> Iterator[Any]:
     """Architecture, alignment and grid."""
     for arch, aligned, name in product(SHARED_MEMORY, (True, False), GRIDS):
-        on_every_run = (arch, aligned, name) in {(80, True, "Q4_1"), (90, True, "Q4_0"), (90, True, "Q4_1")}
+        on_every_run = (arch, aligned, name) in {(80, True, "Q4_1"), (90, True, "Q4_1")}
         marks = pytest.mark.slow if on_every_run else pytest.mark.exhaustive
         rows = "aligned" if aligned else "odd"
         yield pytest.param(arch, aligned, GRIDS[name], id=f"sm_{arch}-{rows}-{name}", marks=marks)
@@ -164,14 +166,23 @@ def test_tiles_of_products_with_grids(arch, aligned, weights, tmp_path) -> None:
         for t, m in product(TOKENS, OUT_FEATURES)
     )
     integers = Weights(**vars(WEIGHTS["int8"]) | {"dtype": weights.dtype})
-    for tile in (tiles[0], tiles[-1]):
-        for name, binary in {
-            "gemm, parallel": gemm_kernel(arch, aligned, tile, weights, "parallel", False),
-            "gemm, serial": gemm_kernel(arch, aligned, tile, weights, "serial", True, groups=3),
-            "delta": delta_gemm_kernel(arch, aligned, tile, weights, integers, groups=3, pdl=arch >= 90),
-            "factored": delta_gemm_kernel(arch, aligned, tile, weights, weights, groups=3, factored=True),
-        }.items():
-            check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {tile} {name}")
+    small, large = tiles[0], tiles[-1]
+    for name, binary in {
+        "gemm": gemm_kernel(arch, aligned, small, weights, "parallel", True, groups=3, pdl=arch >= 90),
+        "delta": delta_gemm_kernel(arch, aligned, small, weights, integers, groups=3, pdl=arch >= 90),
+        "factored": delta_gemm_kernel(arch, aligned, large, weights, weights, groups=3, factored=True),
+    }.items():
+        check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {name}")
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_values_of_a_grid(arch, kind, tmp_path) -> None:
+    types = {"codes": GRIDS[kind].data, "numbers": "*fp16", "index": "*i64", "y": "*bf16"}
+    for index in ({}, {"index": None}):
+        constants = {"FORMAT": kind, "BLOCK_M": GPU_PANEL, "STEPS": 4} | index
+        binary = compiled(_grid_values_kernel, arch, types, constants, True, num_warps=4)
+        check_resources(binary, arch, tmp_path, f"values of {kind}")
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8", "Q4_1", "Q8_0"])
