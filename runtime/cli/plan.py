@@ -136,7 +136,6 @@ def _gpu(
     """What is resident, the modes of a step, and for each known device what is predicted."""
     itemsize, shape = config.torch_dtype.itemsize, StepShape(args.tokens, args.context, args.experts)
     figures: dict[str, Any] = {
-        "weights": config.weights,
         "resident_bytes": resident_bytes(plan, itemsize),
         "modes": [mode.name.lower() for mode in step_modes(plan)],
         "predicted": [],
@@ -250,7 +249,7 @@ def _show_gpu(console: Console, figures: Mapping[str, Any]) -> None:
     resident = ", ".join(
         f"{name} {size / (1 << 20):.0f} MiB" for name, size in figures["resident_bytes"].items() if size
     )
-    views = "" if figures["weights"] != "auto" else "; leading components are views of U and V"
+    views = "; leading components are views of U and V" if "factored" in figures["modes"] else ""
     console.print(f"resident on a GPU: {resident}{views}")
     console.print(
         f"a step takes the first of these modes that serves every slot: {', '.join(figures['modes'])}"

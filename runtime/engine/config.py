@@ -44,7 +44,7 @@ class EngineConfig:
     weights: "auto": of `dtype`; "grid": matrices that a GGUF file brings in four or eight bits stay on that grid,
         values as in the file, and experts are added by U and V in int8 and int4 (docs/planner.md); "refit": all that is
         kept of a matrix are the factors in int4 and int8 that `zweave quantize` has made (docs/quantization.md). On a
-        GPU deltas beside a grid are in int8.
+        GPU U and V stay beside a grid as they are, or in int8 under `max_memory` or `batch_invariant`.
     device: "cpu", a CUDA device, or "reference": the steps of a CUDA device on a CPU, with PyTorch in the place of
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.

@@ -16,7 +16,7 @@ from zweave import Engine, Expert, Request, ZweaveError
 from zweave.checkpoint import Checkpoint, ModelConfig
 from zweave.checkpoint.gguf.grid_file import GridBlocks, write_grids
 from zweave.decomposition import decompose
-from zweave.kernels import dequantize, quantize
+from zweave.kernels import Quantized, dequantize, quantize
 
 CHOICES: list[Any] = [None, "leading", "a", "b", {"a": 0.5, "leading": 0.25}]
 KINDS = ("Q4_0", "Q4_1", "Q8_0")
@@ -147,15 +147,18 @@ def test_a_matrix_beside_the_grid_keeps_all_forms(
 
 
 @torch.inference_mode()
-def tokens_of_deltas(directory: Path, expert: Expert | None, prompts: list[list[int]]) -> list[list[int]]:
-    """What transformers' model answers whose weights have the expert's delta by factors in int8 added to them."""
+def tokens_of_deltas(
+    directory: Path, expert: Expert | None, prompts: list[list[int]], in_int8: bool
+) -> list[list[int]]:
+    """What transformers' model answers, the expert's delta added to its weights, by factors in int8 or exact ones."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     factors = decompose(Checkpoint(directory))
     for module, z in (expert.z if expert else {}).items():
         u, sigma, vt = factors.factors(module)
-        u, vt = (dequantize(quantize(part.float().contiguous(), "int8")) for part in (u, vt))
+        if in_int8:
+            u, vt = (dequantize(quantize(part.float().contiguous(), "int8")) for part in (u, vt))
         model.get_submodule(module).weight += (u * (sigma * (z - 1))) @ vt
     answers = []
     for prompt in prompts:
@@ -173,25 +176,44 @@ def mixed_kind(name: str) -> str | None:
     return "Q8_0" if "v_proj" in name or "up_proj" in name else "Q4_0" if "o_proj" in name else "Q4_1"
 
 
-@pytest.mark.parametrize("kind", ["mixed", *(pytest.param(k, marks=pytest.mark.slow) for k in KINDS)])
+def stacks(layer: Any) -> list[Any]:
+    """Those of a layer, of one format each."""
+    linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
+    return [stack for linear in linears for stack in getattr(linear, "parts", (linear,))]
+
+
 @pytest.mark.parametrize(
-    "library_from", [129, pytest.param(12, marks=pytest.mark.slow)], ids=["", "by library"]
+    ("kind", "library_from", "in_int8"),
+    [
+        ("mixed", 129, False),
+        ("mixed", 129, True),
+        pytest.param("mixed", 12, False, marks=pytest.mark.slow),
+        pytest.param("mixed", 12, True, marks=pytest.mark.slow),
+        *(pytest.param(kind, 129, False, marks=pytest.mark.slow) for kind in KINDS),
+    ],
 )
 def test_steps_of_a_gpu_give_the_tokens_of_the_grid_and_its_deltas(
     kind: str,
     library_from: int,
+    in_int8: bool,
     model: Callable[..., Path],
     make_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("zweave.engine.gpu.build.LIBRARY_FROM", library_from)
     directory = model(kind, False)
-    engine = make_engine(directory, device="reference", max_batch_tokens=64)
+    # Enough for deltas in int8 alone.
+    options = {"max_memory": 1_000_000} if in_int8 else {}
+    engine = make_engine(directory, device="reference", max_batch_tokens=64, **options)
+    formats = {
+        isinstance(stack.leading.u[0], Quantized) for each in engine.model.layers for stack in stacks(each)
+    }
+    assert formats == {in_int8}
     asked_for: dict[Any, list[list[int]]] = {None: prompts(2), "a": prompts(4)[2:], "leading": prompts(1)}
     requests = [asked(prompt, choice) for choice, given in asked_for.items() for prompt in given]
     found = [result.token_ids for result in engine.generate(requests)]
     wanted = []
     for choice, given in asked_for.items():
         expert = engine.bank.expert(choice) if choice else None
-        wanted += tokens_of_deltas(directory, expert, given)
+        wanted += tokens_of_deltas(directory, expert, given, in_int8)
     assert found == wanted

@@ -149,9 +149,11 @@ def test_interpreted_linear(shape, kind, dtype, interpreted, guarded, tolerance)
     )
 
 
-@pytest.mark.combinations(kind=KINDS, dtype=FLOATS)
-def test_interpreted_groups_and_deltas_beside_them(kind, dtype, interpreted, tolerance) -> None:
+@pytest.mark.combinations(kind=KINDS, dtype=FLOATS, integers={"int8": True, "plain": False})
+def test_interpreted_groups_and_deltas_beside_them(kind, dtype, integers, interpreted, tolerance) -> None:
     p = problem((kind, kind, kind), 3, 96, (70, 33), 32, dtype)
+    if not integers:
+        p.vt, p.u = ([plain(part).to(dtype) for part in parts] for parts in (p.vt, p.u))
     p.table[0] = float("nan")
     y = interpreted(*delta_of(p, grouped_delta_linear_triton))
     torch.testing.assert_close(y.double(), cut(expected_delta(p, cut), dtype), **tolerance(dtype))

@@ -9,6 +9,7 @@ import pytest
 
 from zweave.bench.serving.gpu.decoders import decoder_config
 from zweave.cli.main import main
+from zweave.errors import ZweaveError
 from zweave.kernels import LinearMode
 from zweave.planner import make_plan
 from zweave.planner.gpu_cost import DEVICES, PromptCost, StepCost, StepShape, rates_of
@@ -96,7 +97,7 @@ def test_weights_on_a_grid() -> None:
     """Of H100 and H200 by hand: bytes where memory binds, else instructions of the loop."""
     shapes = LLAMA.adapted_shapes()
     plan = gpu_grids_plan(shapes, dict.fromkeys(shapes, "Q4_0"))
-    assert step_modes(plan) == [DENSE, DELTA]
+    assert step_modes(plan) == [DENSE, DELTA, FACTORED]
     weights = 32 * 218.1e6 + 128256 * 4096
     shape = StepShape(1, 1, 0)
     for rates, seconds in zip(DEVICES, (weights / 2.31e12, weights / 2.31e12), strict=True):
@@ -113,6 +114,22 @@ def test_weights_on_a_grid() -> None:
     prompt = PromptCost.of(LLAMA, plan, DENSE, 512, 2)
     assert prompt.weights == pytest.approx(32 * 218.1e6 * (0.5625 + 4), rel=1e-3)
     assert prompt.small == 7 * 32
+
+
+def test_what_stays_beside_a_grid() -> None:
+    """U and V, unless they do not fit, or results must not depend on the batch: then all of them in int8."""
+    shapes = LLAMA.adapted_shapes()
+    given = gpu_grids_plan(shapes, dict.fromkeys(shapes, "Q4_0"))
+    assert make_plan(shapes, "gpu", given=given) == given
+    small = make_plan(shapes, "gpu", max_memory=memory(given, 2) - 1, given=given)
+    assert step_modes(small) == [DENSE, DELTA] and {matrix.format for matrix in small.values()} == {"int8"}
+    assert {matrix.grid for matrix in small.values()} == {"Q4_0"}
+    assert make_plan(shapes, "gpu", batch_invariant=True, given=given) == small
+    assert make_plan(shapes, "gpu", max_memory=memory(small, 2), given=given) == small
+    with pytest.raises(ZweaveError, match="allow more"):
+        make_plan(shapes, "gpu", max_memory=memory(small, 2) - 1, given=given)
+    refit = refit_plan(shapes, dict.fromkeys(shapes, ("Q8_0", "Q4_0")))
+    assert make_plan(shapes, "gpu", batch_invariant=True, given=refit) == refit
 
 
 def test_refit_factors() -> None:
@@ -133,10 +150,10 @@ def test_the_command_of_a_model_on_a_grid(
     words = ["plan", "--model", str(model), "--device", "cuda", "--weights", "grid", "--explain"]
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "predicted, not measured" in shown and "batch_invariant" not in shown and "views" not in shown
+    assert "predicted, not measured" in shown and "batch_invariant" not in shown
     assert main([*words, "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["gpu"]["modes"] == ["dense", "delta"] and not figures["gpu"]["batch_invariant"]
+    assert figures["gpu"]["modes"] == ["dense", "delta", "factored"] and not figures["gpu"]["batch_invariant"]
     assert {row["grid"] for row in figures["shapes"]} == {"Q4_1"}
     assert figures["gpu"]["resident_bytes"]["W"] == pytest.approx(
         0.625 * sum(row["count"] * row["shape"][0] * row["shape"][1] for row in figures["shapes"])

@@ -166,10 +166,12 @@ def test_tiles_of_products_with_grids(arch, aligned, weights, tmp_path) -> None:
         for t, m in product(TOKENS, OUT_FEATURES)
     )
     integers = Weights(**vars(WEIGHTS["int8"]) | {"dtype": weights.dtype})
+    dense = next(w for w in WEIGHTS.values() if w.kind == "plain" and w.dtype == weights.dtype)
     small, large = tiles[0], tiles[-1]
     for name, binary in {
         "gemm": gemm_kernel(arch, aligned, small, weights, "parallel", True, groups=3, pdl=arch >= 90),
         "delta": delta_gemm_kernel(arch, aligned, small, weights, integers, groups=3, pdl=arch >= 90),
+        "plain delta": delta_gemm_kernel(arch, aligned, large, weights, dense, groups=3),
         "factored": delta_gemm_kernel(arch, aligned, large, weights, weights, groups=3, factored=True),
     }.items():
         check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {name}")
