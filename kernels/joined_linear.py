@@ -1,4 +1,4 @@
-"""Linears of one input whose weights are of several formats, which no launch takes together."""
+"""Linears of one input whose weights are of several formats, which no launch takes together, or whose gate is apart."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .stacked_linear import StackedLinear
 class JoinedLinear:
     """The results of stacks side by side; called as a `StackedLinear`.
 
-    parts: of one format each, without silu
+    parts: one or more, of one format each, without silu
     silu: the result is silu(first half) * (second half)
     """
 
@@ -23,5 +23,6 @@ class JoinedLinear:
     silu: bool = False
 
     def __call__(self, x: Tensor, slot: Tensor, mode: LinearMode, pages: Tensor | None = None) -> Tensor:
-        y = torch.cat([part(x, slot, mode, pages) for part in self.parts], 1)
+        results = [part(x, slot, mode, pages) for part in self.parts]
+        y = torch.cat(results, 1) if len(results) > 1 else results[0]
         return self.ops.silu_mul(*y.chunk(2, 1)) if self.silu else y

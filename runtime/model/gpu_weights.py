@@ -102,7 +102,9 @@ class GpuWeights:
         """Linears of a layer that have one input; a stack is of weights of one format."""
         modules = [module_name(layer, linear) for linear in linears]
         runs = [list(run) for _, run in groupby(modules, self._format)]
-        if len(runs) == 1:
+        # The gate of integers is a kernel of its own; base tokens shall have the same bits beside them and alone.
+        own_gate = silu and self._library_from is None and any(self._plan[m].format for m in modules)
+        if len(runs) == 1 and not own_gate:
             return self._stacked(modules, silu)
         return JoinedLinear(self._ops, tuple(self._stacked(run) for run in runs), silu)
 

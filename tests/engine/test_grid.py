@@ -16,7 +16,8 @@ from zweave import Engine, Expert, Request, ZweaveError
 from zweave.checkpoint import Checkpoint, ModelConfig
 from zweave.checkpoint.gguf.grid_file import GridBlocks, write_grids
 from zweave.decomposition import decompose
-from zweave.kernels import Quantized, dequantize, quantize
+from zweave.experts import Mixture
+from zweave.kernels import LinearMode, Quantized, dequantize, quantize
 
 CHOICES: list[Any] = [None, "leading", "a", "b", {"a": 0.5, "leading": 0.25}]
 KINDS = ("Q4_0", "Q4_1", "Q8_0")
@@ -176,10 +177,9 @@ def mixed_kind(name: str) -> str | None:
     return "Q8_0" if "v_proj" in name or "up_proj" in name else "Q4_0" if "o_proj" in name else "Q4_1"
 
 
-def stacks(layer: Any) -> list[Any]:
-    """Those of a layer, of one format each."""
-    linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
-    return [stack for linear in linears for stack in getattr(linear, "parts", (linear,))]
+def stacks_of(linear: Any) -> tuple[Any, ...]:
+    """Of one format each."""
+    return getattr(linear, "parts", (linear,))
 
 
 @pytest.mark.parametrize(
@@ -205,10 +205,8 @@ def test_steps_of_a_gpu_give_the_tokens_of_the_grid_and_its_deltas(
     # Enough for deltas in int8 alone.
     options = {"max_memory": 1_000_000} if in_int8 else {}
     engine = make_engine(directory, device="reference", max_batch_tokens=64, **options)
-    formats = {
-        isinstance(stack.leading.u[0], Quantized) for each in engine.model.layers for stack in stacks(each)
-    }
-    assert formats == {in_int8}
+    gates = [stack for layer in engine.model.layers for stack in stacks_of(layer.gate_up)]
+    assert {isinstance(stack.leading.u[0], Quantized) for stack in gates} == {in_int8}
     asked_for: dict[Any, list[list[int]]] = {None: prompts(2), "a": prompts(4)[2:], "leading": prompts(1)}
     requests = [asked(prompt, choice) for choice, given in asked_for.items() for prompt in given]
     found = [result.token_ids for result in engine.generate(requests)]
@@ -217,3 +215,17 @@ def test_steps_of_a_gpu_give_the_tokens_of_the_grid_and_its_deltas(
         expert = engine.bank.expert(choice) if choice else None
         wanted += tokens_of_deltas(directory, expert, given, in_int8)
     assert found == wanted
+
+
+def test_base_tokens_have_the_same_bits_in_either_mode_of_a_step(
+    model: Callable[..., Path], make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(model("mixed", False), "bfloat16", device="reference", batch_invariant=True)
+    draw = torch.Generator().manual_seed(0)
+    slot = torch.tensor([0, engine.bank.acquire(Mixture.parse("a")), 0], dtype=torch.int32)
+    for layer in engine.model.layers:
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            x = torch.randn(3, stacks_of(linear)[0].dense.parts[0].shape[1], generator=draw).bfloat16()
+            alone, beside = (linear(x, slot, mode) for mode in (LinearMode.DENSE, LinearMode.DELTA))
+            assert torch.equal(alone[slot == 0], beside[slot == 0])
+            assert not torch.equal(alone[1], beside[1])
