@@ -219,6 +219,7 @@ def _factors(
         raise ValueError(f"{op}: u must have as many columns as vt has rows, {columns}, not {sum(ranks)}")
     for i, (matrix, m, rank) in enumerate(zip(u, rows, ranks, strict=True)):
         check_factor(op, f"u[{i}]", matrix, (m, rank), x)
+    _check_kinds(op, "u", [Operand.of(x, matrix) for matrix in u])
     check_tensor(op, "table", table, (table.shape[0], columns), torch.float32, x)
     check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
     return firsts
@@ -257,9 +258,13 @@ def _operands(
         )
     parts = [x] * len(weights) if shared else x.split(columns, dim=1)
     operands = [Operand.of(part, weight) for part, weight in zip(parts, weights, strict=True)]
+    _check_kinds(op, name, operands)
+    return operands
+
+
+def _check_kinds(op: str, name: str, operands: Sequence[Operand]) -> None:
     if len({operand.kind for operand in operands}) > 1:
         raise ValueError(f"{op}: {name} must all be plain, or all of one format and group")
-    return operands
 
 
 def _check_epilogue(op: str, x: Tensor, weights: Sequence[Factor], bias: Tensor | None, silu: bool) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zweave.checkpoint import ModelConfig
-from zweave.kernels import DeviceOps, LinearMode, StackedLinear
+from zweave.kernels import DeviceOps, LinearMode, Stack, StackedLinear
 
 from ..harness.machine import cache_bytes
 from ..serving.gpu.random_weights import RandomWeights
@@ -53,7 +53,7 @@ class Stage:
         """slots: rows of the tables, that of the base model included."""
         weights = RandomWeights(config, slots, dtype, device, ops)
         first = weights.stacked(0, STAGES[name], silu=name == "gate_up")
-        assert first.dense is not None
+        assert isinstance(first.dense, Stack)
         count = min(most_copies, -(-4 * cache_bytes(device.type) // first.dense.whole.nbytes))
         others = [weights.stacked(0, STAGES[name], silu=first.silu) for _ in range(count - 1)]
         return cls(name, [first, *others])
@@ -62,7 +62,7 @@ class Stage:
     def inputs(self) -> int:
         """Numbers of a token that go in."""
         dense = self.copies[0].dense
-        assert dense is not None
+        assert isinstance(dense, Stack)
         return dense.whole.shape[1]
 
     def cost(self, mode: LinearMode, tokens: int, experts: int) -> Cost:
@@ -87,7 +87,7 @@ class Stage:
     def truth(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
         """What the first copy gives in float64, [tokens, outputs]."""
         stack, wide = self.copies[0], x.double()
-        assert stack.dense is not None and stack.vt is not None
+        assert isinstance(stack.dense, Stack) and isinstance(stack.vt, Stack)
         assert stack.scale is not None
         if mode == LinearMode.FACTORED:
             h = wide @ stack.vt.whole.double().T * stack.scale[slot.long()].double()
@@ -95,7 +95,7 @@ class Stage:
         else:
             y = wide @ stack.dense.whole.double().T
         if mode == LinearMode.DELTA:
-            vt, leading = stack.leading.values(x.dtype)
+            vt, leading = stack.leading.values(x.dtype, stack.ops)
             h = wide @ torch.cat(vt).double().T * stack.delta[slot.long()].double()
             y += torch.where((slot != 0)[:, None], _block_diagonal(h, leading), 0)
         if stack.silu:

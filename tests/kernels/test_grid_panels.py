@@ -199,7 +199,41 @@ def test_weights_of_two_kinds_are_refused(interpreted) -> None:
     for other in (torch.ones(4, 32), *grids[1:]):
         with pytest.raises(ValueError, match="weights must all be plain, or all of one format and group"):
             interpreted(grouped_linear_triton, x, [grids[0], other])
+    p = problem(("Q4_1", "Q8_0", "Q8_0"), 2, 32, (4, 4), 32, torch.float32)
+    p.grid_u[1] = panels("Q4_0", 4, 32)
+    with pytest.raises(ValueError, match="u must all be plain, or all of one format and group"):
+        interpreted(*factored_of(p, grouped_factored_linear_triton))
     with pytest.raises(ValueError, match="silu wants plain weights"):
         interpreted(partial(grouped_linear_triton, silu=True), x, grids[:1] * 2)
     with pytest.raises(ValueError, match=r"weights\[0\] must be \[4, 64\]"):
         interpreted(grouped_linear_triton, torch.ones(2, 64), grids[:1])
+
+
+def to_gpu(value: object) -> object:
+    if isinstance(value, list):
+        return [to_gpu(each) for each in value]
+    if isinstance(value, GridPanels):
+        return replace(value, codes=value.codes.cuda(), numbers=value.numbers.cuda())
+    return value.to("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [*FLOATS.values(), torch.float16], ids=[*FLOATS, "f16"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [1, 16, 64, 128])
+def test_products_on_a_gpu(tokens, kind, dtype, tolerance, poisoned_outputs) -> None:
+    p = problem((kind, "Q4_0", "Q8_0"), tokens, 1056, (576, 70), 64, dtype)
+    on_gpu = SimpleNamespace(**{name: to_gpu(value) for name, value in vars(p).items()})
+    launch, *operands = delta_of(on_gpu, grouped_delta_linear_triton)
+    y = launch(*operands)
+    torch.testing.assert_close(y.cpu().double(), expected_delta(p, rounded), **tolerance(dtype))
+    dense = grouped_linear_triton(on_gpu.x, on_gpu.w, bias=on_gpu.bias)
+    assert torch.equal(y[on_gpu.slot == 0], dense[on_gpu.slot == 0])
+    assert torch.equal(grouped_linear_triton(on_gpu.x[:1], on_gpu.w, bias=on_gpu.bias), dense[:1])
+    launch, *operands = factored_of(on_gpu, grouped_factored_linear_triton)
+    torch.testing.assert_close(
+        launch(*operands).cpu().double(), expected_factored(p, rounded), **tolerance(dtype)
+    )
+    values = torch.empty(576, 1056, dtype=torch.float32, device="cuda")
+    grid_values_triton(values, on_gpu.w[0])
+    assert torch.equal(values.cpu(), p.w[0].values())
