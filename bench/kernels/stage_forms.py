@@ -11,6 +11,7 @@ from torch import Tensor
 from zweave.kernels import DeviceOps, LinearMode, Stack, StackedLinear, cuda_decode
 from zweave.kernels.triton.gemm_config import MAX_SPLITS, use_max_splits
 from zweave.kernels.triton.pdl import dependent_launches
+from zweave.kernels.weight_stack import plain_parts
 
 from .stages import Stage
 
@@ -97,12 +98,14 @@ def decode_call(
     ops: DeviceOps = stack.ops
     groups: list[Callable[..., Tensor]]
     if mode == LinearMode.DENSE:
-        groups = [lambda x, slot: dense(x, stack.dense.whole)]
+        whole = stack.dense.whole
+        groups = [lambda x, slot: dense(x, whole)]
     elif mode == LinearMode.FACTORED:
-        scales = [part.contiguous() for part in stack.scale.split([u.shape[1] for u in stack.u], 1)]
+        plain_u = plain_parts(stack.u, stack.vt.whole.dtype, ops)
+        scales = [part.contiguous() for part in stack.scale.split([u.shape[1] for u in plain_u], 1)]
         groups = [
             partial(_factored, factored, vt, u, scale)
-            for vt, u, scale in zip(stack.vt.parts, stack.u, scales, strict=True)
+            for vt, u, scale in zip(stack.vt.parts, plain_u, scales, strict=True)
         ]
     else:
         of_vt, of_u = stack.leading.values(stack.vt.whole.dtype, ops)

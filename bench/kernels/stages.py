@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from zweave.checkpoint import ModelConfig
 from zweave.kernels import DeviceOps, LinearMode, Stack, StackedLinear
+from zweave.kernels.weight_stack import plain_parts
 
 from ..harness.machine import cache_bytes
 from ..serving.gpu.random_weights import RandomWeights
@@ -68,7 +69,7 @@ class Stage:
     def cost(self, mode: LinearMode, tokens: int, experts: int) -> Cost:
         """Weights once, rows of the tables in use, and what each token reads and writes."""
         stack = self.copies[0]
-        outputs = [len(u) for u in stack.u]
+        outputs = [u.shape[0] for u in stack.u]
         ranks = [u.shape[1] for u in (stack.u if mode == LinearMode.FACTORED else stack.leading.u)]
         elements, between = 0, 0
         if mode != LinearMode.FACTORED:
@@ -77,7 +78,8 @@ class Stage:
             elements += sum(rank * (self.inputs + M) for rank, M in zip(ranks, outputs, strict=True))
             between = sum(ranks)
         written = outputs[0] if stack.silu else sum(outputs)
-        itemsize = stack.u[0].element_size()
+        assert isinstance(stack.dense, Stack)
+        itemsize = stack.dense.whole.element_size()
         activations = tokens * (self.inputs + written + 2 * between)
         return Cost(
             (elements + activations) * itemsize + 4.0 * experts * between,
@@ -91,7 +93,7 @@ class Stage:
         assert stack.scale is not None
         if mode == LinearMode.FACTORED:
             h = wide @ stack.vt.whole.double().T * stack.scale[slot.long()].double()
-            y = _block_diagonal(h, stack.u)
+            y = _block_diagonal(h, plain_parts(stack.u, x.dtype, stack.ops))
         else:
             y = wide @ stack.dense.whole.double().T
         if mode == LinearMode.DELTA:

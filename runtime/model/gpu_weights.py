@@ -118,13 +118,15 @@ class GpuWeights:
         plans = [self._plan[module] for module in modules]
         (keeps_dense,), (keeps_factors,) = {p.dense for p in plans}, {p.factored for p in plans}
         tables, pool = self._bank.tables, self._bank.components
-        u, vt = zip(*(self._factors(module, self._plan[module]) for module in modules), strict=True)
-        stack, leading = None, DeltaFactors(vt, u)
+        factors: Any = zip(*(self._factors(module, self._plan[module]) for module in modules), strict=True)
+        u, vt = factors
+        leading = DeltaFactors(vt, u)
+        stack: Stack | GridStack | None = None
         if self._held.refit is not None:
             stack = GridStack(vt)
         elif keeps_factors:
-            stack, u = Stack.of(vt), together(u)
-            leading = DeltaFactors.leading(stack.parts, u, [plan.delta_rank for plan in plans])
+            plain, u = Stack.of(vt), together(u)
+            stack, leading = plain, DeltaFactors.leading(plain.parts, u, [plan.delta_rank for plan in plans])
         return StackedLinear(
             ops=self._ops,
             dense=self._dense(modules) if keeps_dense else None,
@@ -148,7 +150,7 @@ class GpuWeights:
         """u and vt of the components that a plan keeps, in its format."""
         if self._held.refit is not None:
             refit = self._held.refit.matrix(module)
-            return tuple(GridPanels.of(grid_of(part), self.device) for part in (refit.u, refit.vt))
+            return GridPanels.of(grid_of(refit.u), self.device), GridPanels.of(grid_of(refit.vt), self.device)
         of_u, _, of_vt = self._decomposition.factors(module)
         u, vt = of_u[:, : plan.kept].to(self.device), of_vt[: plan.kept].to(self.device)
         if plan.format:
