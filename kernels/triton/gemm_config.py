@@ -110,7 +110,9 @@ def tile_config(
     block_t = min(max(16, triton.next_power_of_2(tokens)), 128)
     if dtype == torch.float32:
         block_t = min(block_t, 32)
-        return TileConfig(block_t, 64, block_n, num_warps=block_t // 4, num_stages=2)
+        # Steps of a grid are twice as long, and spill with four warps where rows are out of line.
+        num_warps = 8 if scales == "grid" else block_t // 4
+        return TileConfig(block_t, 64, block_n, num_warps, num_stages=2)
     if not aligned:
         return TileConfig(min(block_t, 32), 64, block_n, num_warps=4, num_stages=2)
     # Large tiles read less, and are worth it once there are enough of them to occupy half of a large chip.
