@@ -115,7 +115,8 @@ class Dispatch:
 
     label: what the prompt was taken for; None if nothing was probed.
     probabilities: of the labels that it was chosen from.
-    mixture: the chosen expert, as `Request.expert` takes it; None is the base model, also chosen below a threshold.
+    mixture: the chosen expert, as `Request.expert` takes it; None is the base model, also chosen below a threshold. A
+        result has the request's fallback in place of that.
     confidence: from 0 to 1.
     tokens: tokens computed for the first pass alone; 0 where the answer reuses all of them.
     seconds: time from the dispatcher's first call to its choice, other work of the batch included.

@@ -147,7 +147,7 @@ def _named(args: argparse.Namespace, line: Line) -> Line:
         return line
 
     def check() -> Request:
-        check_named(args, [request.named_expert, request.template])
+        check_named(args, [request.named_expert, request.named_fallback, request.template])
         return request
 
     return _line(line.where, args.on_error, check)
@@ -160,7 +160,7 @@ def _checked(engine: Engine, line: Line, on_error: str) -> Line:
         return line
 
     def check() -> Request:
-        load_named(engine, [request.named_expert, request.template])
+        load_named(engine, [request.named_expert, request.named_fallback, request.template])
         engine.check(request)
         return request
 

@@ -27,11 +27,11 @@ def run(args: argparse.Namespace) -> int:
     lines = _requests(args)
     for where, _, request in lines:
         with located(where):
-            check_named(args, [request.named_expert, request.template])
+            check_named(args, [request.named_expert, request.named_fallback, request.template])
     engine = open_engine(args)
     for where, _, request in lines:
         with located(where):
-            load_named(engine, [request.named_expert, request.template])
+            load_named(engine, [request.named_expert, request.named_fallback, request.template])
             engine.check(request)
     timeline = record(engine, [(shown, request) for _, shown, request in lines], args.interval)
     write_text(args.output, json.dumps(timeline.chrome()))

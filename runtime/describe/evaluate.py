@@ -70,10 +70,12 @@ class DescribeEvaluation:
         """The conditions of a level; ZweaveError for an unknown one."""
         pool = self._tasks_of(name)
         drawn = random.Random(f"{name} {self.seed}").sample(pool, min(self.tasks, len(pool)))
+        # Of a level alone there may be no other attribute.
+        wrong = list(dict.fromkeys([*pool, *self._known.values()]))
         shares = []
         for done, hidden in enumerate(drawn):
             report(f"evaluating {name}", done, len(drawn))
-            shares.append(self._shares(hidden, random.Random(f"{hidden.name} {self.seed}"), pool))
+            shares.append(self._shares(hidden, random.Random(f"{hidden.name} {self.seed}"), wrong))
         report(f"evaluating {name}", len(drawn), len(drawn))
         return conditions(name, shares)
 
@@ -87,7 +89,7 @@ class DescribeEvaluation:
         found = parts[level]
         return in_one_order(found) if training.get("one_order") else found
 
-    def _shares(self, hidden: HiddenTask, rng: random.Random, pool: Sequence[HiddenTask]) -> Shares:
+    def _shares(self, hidden: HiddenTask, rng: random.Random, wrong: Sequence[HiddenTask]) -> Shares:
         template = self.describer.trained.template
         task = as_task(hidden, listed=template == LISTED)
         samples = balanced_shots(task.samples("test", self.data), task.labels, self.seed, self.samples)
@@ -97,7 +99,7 @@ class DescribeEvaluation:
             "nearest description": self._nearest(described, rng),
             "junk": JUNK,
         }
-        for name, others in _others(hidden, pool).items():
+        for name, others in _others(hidden, wrong).items():
             if others:
                 texts[name] = [rng.choice(others).describe(rng, held_out=True) for _ in range(_WORDINGS)]
         shares = {"base": self._right(task, samples, {}, 1)}

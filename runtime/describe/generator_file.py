@@ -52,9 +52,15 @@ class TrainedGenerator:
             hashed.update(part.detach().cpu().contiguous().numpy().tobytes())
         return hashed.hexdigest()
 
-    def save(self, path: Path) -> None:
-        """Writes the file, whole or not at all; ZweaveError if it cannot be written."""
-        tensors = {name: part.detach().contiguous() for name, part in self.generator.state_dict().items()}
+    def save(self, path: Path, half: bool = False) -> None:
+        """Writes the file, whole or not at all; ZweaveError if it cannot be written.
+
+        half: rounds the weights to half precision: half the file, and another digest.
+        """
+        dtype = torch.float16 if half else torch.float32
+        tensors = {
+            name: part.detach().to(dtype).contiguous() for name, part in self.generator.state_dict().items()
+        }
         fields = {
             "config": asdict(self.generator.config),
             "ranks": self.generator.ranks,
@@ -90,7 +96,7 @@ class TrainedGenerator:
             read = {name: parse_json(metadata[name]) for name in _JSON}
             generator = Generator(GeneratorConfig(**read["config"]), read["ranks"])
             known = tensors.pop(_KNOWN).float()
-            generator.load_state_dict(tensors)
+            generator.load_state_dict({name: part.float() for name, part in tensors.items()})
             encoder, digest = metadata["encoder"], metadata["base_digest"]
             template = PromptTemplate.from_json(metadata["prompt_template"])
         except ZweaveError:

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from os import PathLike, fspath
 
 from ..checkpoint.checkpoint import resolve_model
@@ -9,6 +10,7 @@ from ..describe.describer import Described, Describer
 from ..describe.description import Description
 from ..errors import ZweaveError
 from ..experts.bank import Bank
+from ..request import Request
 
 # Of the names that described experts are registered under.
 DESCRIBED = "described/"
@@ -38,13 +40,28 @@ class DescribedExperts:
         self._describer = Describer.load(file, fspath(self._model), resolve_model(self._model).digest())
 
     def describe(self, description: Description) -> Described:
-        """ZweaveError without a generator."""
-        return self._generator.describe(description.text)
+        """ZweaveError without a generator, and for what is far from all that it was trained on."""
+        found = self._generator.describe(description.text)
+        if found.is_far:
+            raise ZweaveError(
+                f"the description is far from all that the generator was trained on (nearest: {found.nearest}, "
+                f"cosine {found.similarity:.2f}): describe a task of its kind (docs/describe.md), or see what "
+                "zweave describe makes of it"
+            )
+        return found
 
     def name_of(self, description: Description) -> str:
         """The name that the expert of a description is registered under; ZweaveError without a generator."""
         with self._lock:
             return self._registered(description)
+
+    def named(self, request: Request) -> Request:
+        """The request with the names of its descriptions' experts in their place."""
+        if isinstance(request.expert, Description):
+            request = replace(request, expert=self.name_of(request.expert))
+        if isinstance(request.fallback, Description):
+            request = replace(request, fallback=self.name_of(request.fallback))
+        return request
 
     def _registered(self, description: Description) -> str:
         name = f"{DESCRIBED}{self._generator.key(description)[:32]}"

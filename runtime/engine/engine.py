@@ -119,7 +119,8 @@ class Engine:
     def describe(self, text: str) -> Expert:
         """The expert that the generator makes of a description; one of the latest is not made again.
 
-        Raises ZweaveError without a generator, and for a text that can be no description.
+        Raises ZweaveError without a generator, for a text that can be no description, and for one that is far from all
+        that the generator was trained on.
         """
         return self._described.describe(Description(text)).expert
 
@@ -390,8 +391,8 @@ class Engine:
 
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model, the loaded experts and the dispatcher."""
-        if isinstance(request, Request) and isinstance(request.expert, Description):
-            request = replace(request, expert=self._described.name_of(request.expert))
+        if isinstance(request, Request):
+            request = self._described.named(request)
         sequence = self._input_processor.process(request)
         if request.is_auto and self._dispatcher_of(request) is None:
             self.check_expert("auto")

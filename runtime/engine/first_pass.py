@@ -200,9 +200,13 @@ class FirstPassManager:
             self._scheduler.add(sequence)
 
     def _bind_choice(self, first_pass: FirstPass, dispatch: Dispatch) -> None:
-        """Binds the request to the chosen mixture; ZweaveError if there is no such expert."""
+        """Binds the request to the chosen mixture, or its fallback; ZweaveError if there is no such expert."""
         sequence = first_pass.sequence
-        mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
+        if dispatch.mixture is None and dispatch.error is None and sequence.fallback is not None:
+            mixture = sequence.fallback
+            dispatch = replace(dispatch, mixture=sequence.request.named_fallback)
+        else:
+            mixture = self._bank.resolve(Mixture.parse(dispatch.mixture))
         whole = self._in_own_words(sequence, mixture)
         adapted_from = self._input_processor.adapted_from(
             mixture, (whole or sequence).token_ids, sequence.request.kv_reuse

@@ -6,6 +6,7 @@ from itertools import count
 
 from ..errors import ZweaveError, shortened
 from ..experts.bank import Bank
+from ..experts.mixture import Mixture
 from ..experts.resolved_mixture import ResolvedMixture
 from ..request import KVReuse, Request
 from ..scheduler.sequence import Sequence
@@ -70,6 +71,7 @@ class InputProcessor:
             text=self._text(request, tokens),
             edits=self._edits(request, tokens),
             asked=asked,
+            fallback=self._fallback(request) if chosen is None else None,
         )
 
     def further(self, sequence: Sequence) -> list[Sequence]:
@@ -126,6 +128,10 @@ class InputProcessor:
         if template is None:
             raise ZweaveError(f"the expert {request.template!r} has no prompt template: leave it out")
         return template
+
+    def _fallback(self, request: Request) -> ResolvedMixture | None:
+        choice = request.named_fallback
+        return None if choice is None else self._bank.resolve(Mixture.parse(choice))
 
     def _tokens(self, request: Request) -> list[int]:
         around, escape = request.add_special_tokens, request.escape_special

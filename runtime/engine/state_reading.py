@@ -37,8 +37,10 @@ class StateReading:
         """
         if not (isinstance(probe.layer, int) and 1 <= probe.layer <= self._layers):
             raise ZweaveError(f"a layer must be from 1 to {self._layers}, not {probe.layer!r}")
-        pooling = self._pooling(sequence.request, prompt, probe, is_blocking)
-        sequence.choice = self._choice_on_device(sequence.request, prompt, probe, pooling)
+        pooling = self._pooling(sequence, prompt, probe, is_blocking)
+        # A device knows no fallback.
+        if sequence.fallback is None:
+            sequence.choice = self._choice_on_device(sequence.request, prompt, probe, pooling)
         if sequence.choice is None:
             sequence.pooling = pooling
         else:
@@ -70,7 +72,7 @@ class StateReading:
             return None
         return Choice(pooling, classifier, mixtures)
 
-    def _pooling(self, request: Request, prompt: Prompt, probe: ReadState, is_blocking: bool) -> Pooling:
+    def _pooling(self, sequence: Sequence, prompt: Prompt, probe: ReadState, is_blocking: bool) -> Pooling:
         """How much of the prompt is computed to pool its states, before the expert is known.
 
         What the answer can use of it depends on the experts that may be chosen:
@@ -83,8 +85,9 @@ class StateReading:
         is an expert's in any case            either           the lowest layer that an expert adapts, where the
                                                                answer's pass resumes; at least the probed layer
         """
-        experts = [mixture for mixture in self._resolved(probe.candidates) if mixture.parts]
-        approximate = request.kv_reuse == "approximate"
+        candidates = [*self._resolved(probe.candidates), *([sequence.fallback] if sequence.fallback else [])]
+        experts = [mixture for mixture in candidates if mixture.parts]
+        approximate = sequence.request.kv_reuse == "approximate"
         reusable = approximate or not experts or any(expert.scope == "after_prompt" for expert in experts)
         exit_layer: int | None
         if not reusable:

@@ -70,6 +70,8 @@ class Request:
     salt: requests share KV cache only with requests of the same salt, a tenant's secret for instance.
     score: token ids whose log-probabilities at the prompt's end are returned, whatever is generated there.
     dispatcher: for "auto", instead of the engine's.
+    fallback: for "auto": who answers in place of the base where the dispatcher chooses that, as below its threshold; an
+        expert, a mixture or a Description.
     kv_reuse: "approximate" computes the prompt by the base model, whose KV cache is shared, and applies the expert from
         the answer's header on, as if its scope were `after_prompt`. An expert that was not trained so answers worse,
         or wrongly (docs/kv_cache.md).
@@ -104,6 +106,7 @@ class Request:
     salt: str | None = None
     score: Sequence[int] = ()
     dispatcher: Dispatcher | None = None
+    fallback: ExpertChoice | Description = None
     kv_reuse: KVReuse = "exact"
     template: str | None = None
     raw: bool = False
@@ -120,8 +123,14 @@ class Request:
             if not isinstance(self.expert, Description):
                 object.__setattr__(self, "mixture", Mixture.parse(self.expert))
                 object.__setattr__(self, "expert", plain_choice(self.expert))
-            if self.dispatcher is not None:
-                raise ZweaveError("a request's dispatcher is for expert='auto': leave one of the two out")
+            for name in ("dispatcher", "fallback"):
+                if getattr(self, name) is not None:
+                    raise ZweaveError(f"a request's {name} is for expert='auto': leave one of the two out")
+        if self.fallback == "auto":
+            raise ZweaveError("a request's fallback is an expert, a mixture or a Description, not 'auto'")
+        if not isinstance(self.fallback, Description):
+            Mixture.parse(self.fallback)
+            object.__setattr__(self, "fallback", plain_choice(self.fallback))
         if self.prompt is not None:
             _check_sequence("prompt", self.prompt, "text or a list of token ids", "character or token id")
         if self.messages is not None:
@@ -197,6 +206,11 @@ class Request:
     def named_expert(self) -> ExpertChoice:
         """The expert; None where it is described and no engine has made and named it yet."""
         return None if isinstance(self.expert, Description) else self.expert
+
+    @property
+    def named_fallback(self) -> ExpertChoice:
+        """The fallback; None where it is described and no engine has made and named it yet."""
+        return None if isinstance(self.fallback, Description) else self.fallback
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class Sequence:
     kv: blocks of the cache and how far they are computed.
     pooling: the first pass that reads the prompt's states; None once an expert is chosen.
     choice: of an expert that the device makes meanwhile; None once it has landed. `mixture` is the base until then.
+    fallback: what computes the answer if the dispatcher chooses the base model, where that is said.
     dispatch: what the dispatcher chose.
     slot: row of the bank that the sequence holds, or the place of one that is being chosen.
     logprobs: of the generated tokens, if they are asked for.
@@ -61,6 +62,7 @@ class Sequence:
     kv: KVState = field(default_factory=KVState)
     pooling: Pooling | None = None
     choice: Choice | None = None
+    fallback: ResolvedMixture | None = None
     dispatch: Dispatch | None = None
     slot: int | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -23,7 +23,9 @@ from .experts.uploads import Uploads
 from .held_bodies import HeldBodies
 from .metrics import Metrics
 from .protocol.expert_field import ExpertField
+from .protocol.generation import GenerationBody
 from .settings import ServerSettings
+from .to_requests import Choices
 
 # Before a description, in place of a model's name.
 DESCRIBE = "describe:"
@@ -69,6 +71,11 @@ class Served:
         if choice != "auto":
             await self.find(Mixture.parse(choice))
         return choice
+
+    async def choices(self, body: GenerationBody) -> Choices:
+        """The expert and the fallback that a body asks for; ApiError as `choose` raises it."""
+        fallback = None if body.fallback is None else await self.choose(body.fallback)
+        return Choices(await self.choose(body.model, body.expert), fallback)
 
     def entries(self) -> list[Entry]:
         """The loaded experts; what clients describe is their own."""

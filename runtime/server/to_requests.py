@@ -1,5 +1,6 @@
 """Bodies as the engine's requests."""
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ..engine.engine import Engine
@@ -34,7 +35,18 @@ _SAME = (
 )
 
 
-def chat_request(body: ChatBody, choice: ExpertChoice, salt: str | None, engine: Engine) -> Request:
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Who answers a body.
+
+    fallback: in place of the base, where a dispatcher leaves it to that.
+    """
+
+    expert: ExpertChoice
+    fallback: ExpertChoice = None
+
+
+def chat_request(body: ChatBody, choices: Choices, salt: str | None, engine: Engine) -> Request:
     """The request of a conversation."""
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true")
@@ -44,13 +56,11 @@ def chat_request(body: ChatBody, choice: ExpertChoice, salt: str | None, engine:
         chat_template_kwargs=body.chat_template_kwargs,
         max_tokens=_given(body.max_completion_tokens, body.max_tokens, engine.max_length),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        **_fields(body, choice, salt),
+        **_fields(body, choices, salt),
     )
 
 
-def completion_requests(
-    body: CompletionBody, choice: ExpertChoice, salt: str | None, most: int
-) -> list[Request]:
+def completion_requests(body: CompletionBody, choices: Choices, salt: str | None, most: int) -> list[Request]:
     """The requests of the prompts.
 
     most: prompts that a body may have.
@@ -60,7 +70,7 @@ def completion_requests(
         raise ApiError(400, "the prompt is empty: give text or a list of token ids")
     if len(prompts) > most:
         raise ApiError(400, f"the body has {len(prompts)} prompts, and this server takes {most} at once")
-    fields = _fields(body, choice, salt)
+    fields = _fields(body, choices, salt)
     # What stands in place of no token at all is left out of the response.
     fields["max_tokens"] = 1 if body.is_echo_alone else _given(body.max_tokens, _COMPLETION_TOKENS)
     if body.echo:
@@ -68,7 +78,7 @@ def completion_requests(
     return [Request(prompt, logprobs=body.logprobs, **fields) for prompt in prompts]
 
 
-def _fields(body: GenerationBody, choice: ExpertChoice, salt: str | None) -> dict[str, Any]:
+def _fields(body: GenerationBody, choices: Choices, salt: str | None) -> dict[str, Any]:
     """What both kinds of bodies say of a `Request`."""
     for name in ("logprobs", "top_logprobs", "prompt_logprobs"):
         count = getattr(body, name, None)
@@ -88,7 +98,8 @@ def _fields(body: GenerationBody, choice: ExpertChoice, salt: str | None) -> dic
         frequency_penalty=_given(body.frequency_penalty, 0.0),
         logit_bias=cast(Any, body.logit_bias),  # ids are text in JSON
     )
-    return {**fields, "expert": choice, "n": _given(body.n, 1), "sampling": sampling, "salt": salt}
+    who = {"expert": choices.expert, "fallback": choices.fallback}
+    return {**fields, **who, "n": _given(body.n, 1), "sampling": sampling, "salt": salt}
 
 
 def _given(*values: Any) -> Any:

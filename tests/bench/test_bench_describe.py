@@ -1,5 +1,9 @@
 """The benches of descriptions: Mantel's test, and cosines of LoRAs without forming their products."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,13 @@ pytest.importorskip("scipy")
 from zweave.adapters.lora import Lora, LoraPair
 from zweave.bench.learning.describe.lora_products import delta_cosines, product_cosines
 from zweave.bench.learning.describe.mantel import mantel
+from zweave.checkpoint import resolve_model
+from zweave.cli.main import main
+from zweave.describe import describer
+from zweave.describe.generator import Generator, GeneratorConfig
+from zweave.describe.generator_file import TrainedGenerator
+from zweave.describe.tasks.hidden_task import BARE
+from zweave.describe.token_states import TokenStates
 from zweave.io.progress import silent
 
 
@@ -50,3 +61,41 @@ def test_cosines_of_loras_are_those_of_their_products():
         [torch.cat([(p.scaling * p.b @ p.a).flatten() for p in one.pairs.values()]) for one in loras]
     )
     torch.testing.assert_close(product_cosines(loras, silent), delta_cosines(products), rtol=1e-4, atol=1e-5)
+
+
+class Lengths:
+    """An encoder that needs no weights."""
+
+    name, width = "lengths", 8
+
+    def encode(self, texts: list[str]) -> TokenStates:
+        states = torch.nn.functional.one_hot(torch.tensor([[len(text) % 8] for text in texts]), 8).float()
+        return TokenStates(states, torch.ones(len(texts), 1, dtype=torch.bool))
+
+
+def test_descriptions(
+    tiny_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    checkpoint = resolve_model(str(tiny_model("llama")))
+    ranks = {name: min(shape) for name, shape in checkpoint.config.adapted_shapes().items()}
+    generator = Generator(GeneratorConfig(8, task=16, code=8), ranks)
+    torch.nn.init.normal_(generator.basis)
+    file = tmp_path / "g.safetensors"
+    TrainedGenerator(generator, "lengths", checkpoint.digest(), BARE, ["a"], torch.ones(1, 8)).save(file)
+    monkeypatch.setattr(describer, "open_encoder", lambda name, model: Lengths())
+    sizes = ["--requests", "3", "--prompt", "9", "--new", "2", "--rounds", "1", "--dtype", "float32"]
+    command = ["bench", "descriptions", "--model", str(checkpoint.directory), "--generator", str(file)]
+    assert main([*command, *sizes]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["provider"], row["state"], row["descriptions"]) for row in rows] == [
+        ("expert", "new", 1),
+        ("first token", "known", 1),
+        ("first token", "new", 1),
+        ("batch", "known", 1),
+        ("batch", "known", 3),
+        ("batch", "new", 3),
+    ]
+    assert all(row["tok_s"] > 0 for row in rows[3:]) and rows[1]["later"] == 0

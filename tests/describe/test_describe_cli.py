@@ -51,6 +51,8 @@ def test_a_generator_is_trained_used_and_evaluated(
     assert main([*train, "--steps", "12", "--static", "--out", str(static)]) == 0
     assert Expert.load(static).first_layer == 1
     assert "written" in capsys.readouterr().out
+    assert main([*describe, "-o", str(tmp_path / "f.safetensors"), "--json", "--static", str(static)]) == 0
+    assert 0 < json.loads(capsys.readouterr().out)["from_static"] < 1
     asked = ["eval", "L1", "L3", "--describe", str(out), "--model", model, "--dtype", "float32"]
     assert main([*asked, "--level-tasks", "2", "--samples", "4", "--json", "--static", str(static)]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]

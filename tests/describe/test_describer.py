@@ -50,6 +50,12 @@ def test_a_file_holds_the_generator(trained: TrainedGenerator, letters: Encoder,
     torch.testing.assert_close(read.known, trained.known, rtol=0, atol=1e-3)
     one, other = (Describer(each, letters).describe("is it good").expert for each in (trained, read))
     assert all(torch.equal(one.z[name], other.z[name]) for name in one.z)
+    whole = path.stat().st_size
+    trained.save(path, half=True)
+    rounded = Describer(TrainedGenerator.load(path), letters).describe("is it good").expert
+    assert path.stat().st_size < 0.7 * whole
+    for name in one.z:
+        torch.testing.assert_close(rounded.z[name], one.z[name], rtol=0, atol=3e-3)
 
 
 def test_a_request_under_a_description_is_one_under_its_file(

@@ -16,6 +16,7 @@ from zweave.dispatch import (
     PromptDispatcher,
     Routes,
 )
+from zweave.experts.mixture import ExpertChoice
 from zweave.text import PromptTemplate
 
 TinyEngine = Callable[..., Engine]
@@ -365,3 +366,43 @@ def test_the_engines_dispatcher_and_the_requests_own(make_engine: TinyEngine) ->
     assert (mine.dispatch.label, mine.dispatch.confidence) == ("label", 0.5)
     with pytest.raises(ZweaveError, match="is for expert='auto'"):
         Request([5], expert="a", dispatcher=FixedDispatcher("b"))
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+@pytest.mark.parametrize("fallback", ["tail-b", "a", {"a": 0.5, "b": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "experts", [{"x": None, "y": None, "z": None}, {"x": "late", "y": "late-b"}], ids=["base", "late"]
+)
+def test_the_fallback_answers_in_place_of_the_base(
+    make_engine: TinyEngine, experts: dict, fallback: ExpertChoice, device: str
+) -> None:
+    engine = make_engine(device=device)
+    unsure = hidden(experts, threshold=1.0)
+    request = Request(messages=chat("a b c"), expert="auto", dispatcher=unsure, max_tokens=3, logprobs=1)
+    told, base, alone = engine.generate(
+        [
+            replace(request, fallback=fallback),
+            request,
+            replace(request, expert=fallback, dispatcher=None),
+        ]
+    )
+    assert told.expert == told.dispatch.mixture == fallback and base.expert is None
+    assert told.token_ids == alone.token_ids and told.logprobs != base.logprobs
+    # What stands in for a GPU rounds as the batch is.
+    assert device == "reference" or told.logprobs == alone.logprobs
+
+
+def test_a_fallback_leaves_a_sure_choice_and_errors_alone(make_engine: TinyEngine) -> None:
+    engine = make_engine(on_dispatch_error="base")
+    request = Request(messages=chat("a b c"), expert="auto", fallback="b", max_tokens=2)
+    sure, wrong = engine.generate(
+        [replace(request, dispatcher=FixedDispatcher(name)) for name in ("a", "nobody")]
+    )
+    assert sure.expert == "a"
+    assert wrong.expert is None and "nobody" in wrong.dispatch.error
+    with pytest.raises(ZweaveError, match="fallback is for expert='auto'"):
+        Request([5], expert="a", fallback="b")
+    with pytest.raises(ZweaveError, match="not 'auto'"):
+        Request([5], expert="auto", fallback="auto")
+    with pytest.raises(ZweaveError, match="nobody"):
+        engine.generate(replace(request, fallback="nobody", dispatcher=FixedDispatcher("a")))

@@ -1,6 +1,7 @@
 """Requests that describe their expert: as under the expert itself, each its own, and told where it cannot be."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks.hidden_task import BARE
 from zweave.describe.token_states import TokenStates
+from zweave.dispatch import FixedDispatcher
 from zweave.engine import Engine, described
 from zweave.errors import ZweaveError
 from zweave.request import Description, Request
@@ -85,3 +87,22 @@ def test_without_a_generator_it_is_told(tiny_model: Callable[..., Path]):
         engine.describe("yes if so")
     with pytest.raises(ZweaveError, match="there is no such file"):
         engine.load_generator("/nowhere.safetensors")
+
+
+def test_a_description_is_who_answers_where_a_dispatcher_is_unsure(engine: Engine):
+    auto = Request("some text", expert="auto", dispatcher=FixedDispatcher(None), max_tokens=6, logprobs=2)
+    described, unsure, base = engine.generate(
+        [*asked(Description("yes if so")), replace(auto, fallback=Description("yes if so")), auto]
+    )
+    assert unsure.expert == described.expert and unsure.asked == described.asked
+    assert unsure.logprobs == described.logprobs != base.logprobs
+
+
+def test_what_is_far_from_all_that_it_knows_is_refused(engine: Engine):
+    known = engine._described._describer
+    known.trained.known.copy_(torch.nn.functional.one_hot(torch.tensor([1]), 8))
+    known.trained.training["far"] = 0.5
+    assert engine.generate(asked(Description("a")))[0].error is None
+    with pytest.raises(ZweaveError, match=r"far from all .* \(nearest: a, cosine 0.00\)"):
+        engine.generate(asked(Description("aa")))
+    assert engine.generate(asked(None))[0].error is None

@@ -13,6 +13,7 @@ from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks.hidden_task import BARE
 from zweave.describe.token_states import TokenStates
+from zweave.dispatch import FixedDispatcher
 
 TEXT = "Say yes if it is good."
 
@@ -68,3 +69,26 @@ def test_what_cannot_be_described_is_told(describing: Any, server: Any):
     assert "give one" in empty.text and "at most 2000 characters" in long.text
     without = asked(server, f"describe:{TEXT}")
     assert without.status_code == 404 and "start it with --generator FILE" in without.text
+
+
+def test_a_description_answers_where_the_dispatcher_finds_no_expert(describing: Any):
+    describing.engine.dispatcher = FixedDispatcher(None)
+    body = {"prompt": "x", "max_tokens": 3, "temperature": 0, "logprobs": 1}
+    http = describing.http()
+    described, unsure, base = (
+        http.post("/v1/completions", json=body | fields).json()["choices"][0]["logprobs"]
+        for fields in (
+            {"model": f"describe:{TEXT}"},
+            {"model": "auto", "fallback": f"describe:{TEXT}"},
+            {"model": "auto"},
+        )
+    )
+    assert described["token_logprobs"] == unsure["token_logprobs"] != base["token_logprobs"]
+    named = http.post("/v1/completions", json=body | {"model": "base", "fallback": "a"})
+    assert named.status_code == 400 and "is for expert='auto'" in named.text
+    assert http.post("/v1/completions", json=body | {"model": "auto", "fallback": "x"}).status_code == 404
+
+
+def test_a_server_says_whether_it_describes(describing: Any, server: Any):
+    kinds = [one.http().get("/v1/models").json()["data"][0]["zweave"] for one in (describing, server)]
+    assert kinds == [{"kind": "base", "describes": True}, {"kind": "base"}]

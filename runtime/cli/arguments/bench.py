@@ -32,6 +32,10 @@ BENCHES = {
         "What does it cost to serve many LoRA adapters at once, here and elsewhere?",
     ),
     "experts": ("serving.experts", "Does the cost of a batch depend on how many experts it holds?"),
+    "descriptions": (
+        "serving.descriptions",
+        "What does it cost to describe an expert in place of naming it?",
+    ),
     "prefix-tree": (
         "serving.prefix_tree",
         "How long does it take to find a prompt among many whose keys and values are cached?",

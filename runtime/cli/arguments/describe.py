@@ -20,5 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the expert to write")
     add_overwrite_option(parser)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
+    parser.add_argument(
+        "--effect",
+        action="store_true",
+        help="tell the KL to the base and the likeliest words of answers to everyday prompts, too",
+    )
+    parser.add_argument(
+        "--static",
+        type=Path,
+        metavar="FILE",
+        help="tell how far it is from the expert of train-describe --static",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.set_defaults(run=Deferred("describe", ("--generator",), ("--out",)))
+    parser.set_defaults(run=Deferred("describe", ("--generator", "--static"), ("--out",)))

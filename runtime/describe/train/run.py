@@ -170,7 +170,7 @@ class GeneratorRun:
         if self.static:
             Describer(trained, encoder).describe(ANY_TASK).expert.save(self.out, half=True)
         else:
-            trained.save(self.out)
+            trained.save(self.out, half=True)
 
     def _far(self, encoder: Encoder, known: Tensor, learnt: list[Learnt]) -> float:
         """The cosine to the nearest known task that 99 of 100 held-out wordings of known tasks exceed."""

@@ -16,7 +16,10 @@ let running = null;
 let rescaling = null;
 
 const mixture = new Mixture(
-  { expert: $("expert"), description: $("description"), mixture: $("mixture"), sliders: $("sliders"), add: $("add") },
+  {
+    expert: $("expert"), description: $("description"), taskBox: $("task-box"), task: $("task"),
+    mixture: $("mixture"), sliders: $("sliders"), add: $("add"),
+  },
   () => {
     $("adapted-title").textContent = mixture.title;
     $("z-box").hidden = mixture.single === null;

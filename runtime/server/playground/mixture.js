@@ -1,6 +1,7 @@
-// Who answers: one expert, a mixture of several by sliders, or "auto".
+// Who answers: one expert, one that is described, a mixture of several by sliders, or "auto".
 
 const MIXTURE = "\u0000mixture";
+const DESCRIBED = "\u0000described";
 
 // Whether a model can be a part of a mixture.
 const isExpert = (model) => ["expert", "lora"].includes(model.zweave.kind);
@@ -18,6 +19,7 @@ export class Mixture {
       onChange();
       onWeights();
     });
+    this.task.addEventListener("input", onChange);
     this.onChange = onChange;
     this.onWeights = onWeights;
   }
@@ -29,6 +31,7 @@ export class Mixture {
     this.expert.replaceChildren(
       ...[...experts, ...others].map((model) => new Option(model.id, model.id)),
       new Option("a mixture of several", MIXTURE),
+      ...(models.some((model) => model.zweave.describes) ? [new Option("described in words", DESCRIBED)] : []),
     );
     this.add.replaceChildren(new Option("choose one", ""), ...experts.map((model) => new Option(model.id, model.id)));
     this.show(this.onChange);
@@ -37,6 +40,7 @@ export class Mixture {
   show(onChange) {
     const model = this.models.find((one) => one.id === this.expert.value);
     this.mixture.hidden = this.expert.value !== MIXTURE;
+    this.taskBox.hidden = this.expert.value !== DESCRIBED;
     const asked = model?.zweave.own_words ? " It is asked each message by itself, in the words it was trained on." : "";
     const rank = model?.zweave.rank ? ` of rank ${model.zweave.rank}` : "";
     const kind = model?.zweave.kind === "lora" ? `LoRA${rank}. ` : "";
@@ -66,6 +70,7 @@ export class Mixture {
 
   // The fields of a body.
   get fields() {
+    if (this.expert.value === DESCRIBED) return { model: `describe:${this.task.value}` };
     if (this.expert.value !== MIXTURE) return { model: this.expert.value || "base" };
     const parts = [...this.weights].filter(([, weight]) => weight !== 0);
     return parts.length ? { model: "base", expert: Object.fromEntries(parts) } : { model: "base" };
@@ -73,12 +78,14 @@ export class Mixture {
 
   get title() {
     const { model, expert } = this.fields;
+    if (this.expert.value === DESCRIBED) return this.task.value.trim() || "a description that is to be written";
     if (this.expert.value === MIXTURE && !expert) return "a mixture of nothing yet";
     return expert ? Object.entries(expert).map(([name, weight]) => `${weight.toFixed(2)} ${name}`).join(" + ") : model;
   }
 
   // Whether the conversation before a message is left out.
   get asksAlone() {
+    if (this.expert.value === DESCRIBED) return true;
     return this.models.find((one) => one.id === this.expert.value)?.zweave.own_words ?? false;
   }
 

@@ -18,6 +18,7 @@ class GenerationBody(UnusedFields):
     model: the served model, an expert, a mixture (`sst2:0.7+trec:0.3`), an alias, "auto", or "describe:" before the
         description of an expert.
     expert: an expert or a mixture, beside the served model.
+    fallback: answers in place of the base where "auto" finds no expert; named as `model` is, or described.
     response_format: OpenAI's, or {"regex": ...}, {"choice": [...]}, {"grammar": ...}.
     n: answers to a prompt.
     """
@@ -50,6 +51,7 @@ class GenerationBody(UnusedFields):
     stop_token_ids: list[int] | None = None
     top_k: int | None = None
 
+    fallback: ModelName | None = None
     kv_reuse: str = "exact"
     raw: bool = False
     template: str | None = None

@@ -21,8 +21,8 @@ async def chat(body: ChatBody, http: HttpRequest) -> Any:
     """Answers a conversation."""
     server = served(http)
     salt = tenant(http)
-    choice = await server.choose(body.model, body.expert)
-    request = chat_request(body, choice, salt, server.engine)
+    choices = await server.choices(body)
+    request = chat_request(body, choices, salt, server.engine)
     response = ChatResponse(
         body.model, server.engine.tokenizer, body.includes_usage, body.offered_tools is not None
     )

@@ -21,8 +21,8 @@ async def completions(body: CompletionBody, http: HttpRequest) -> Any:
     """Continues prompts."""
     server = served(http)
     salt = tenant(http)
-    choice = await server.choose(body.model, body.expert)
-    requests = completion_requests(body, choice, salt, server.settings.max_prompts)
+    choices = await server.choices(body)
+    requests = completion_requests(body, choices, salt, server.settings.max_prompts)
     response = CompletionResponse(body, server.engine.tokenizer)
     answering = Answering(server, requests, response.id)
     if body.stream:

@@ -66,7 +66,7 @@ def _model(server: Served, name: str, known: _Known) -> dict[str, Any]:
 def _facts(server: Served, name: str, known: _Known) -> dict[str, Any]:
     """What kind of model it is, and of an expert or a LoRA what its files say."""
     if name in server.base_names:
-        return {"kind": "base"}
+        return {"kind": "base"} | ({"describes": True} if server.engine.has_generator else {})
     if name in server.settings.aliases:
         return {"kind": "alias", "expert": server.settings.aliases[name]}
     if name == "auto":

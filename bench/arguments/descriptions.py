@@ -1,0 +1,23 @@
+"""What does it cost to describe an expert in place of naming it?
+
+How long a new description takes to become an expert that is served; how much later the first token of a request comes
+under a new description than under a loaded one; and a batch of requests under one description, under as many different
+ones that are known, and under as many new ones.
+"""
+
+import argparse
+from pathlib import Path
+
+from zweave.options.arguments import positive_whole
+
+from ..harness.options import add_model, add_pace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument(
+        "--generator", type=Path, required=True, metavar="FILE", help="of zweave train-describe"
+    )
+    for name, value in (("requests", 64), ("prompt", 64), ("new", 16)):
+        parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
+    add_pace(parser, rounds=9)
