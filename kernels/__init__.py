@@ -17,7 +17,9 @@ from .components import gather_components
 from .decoder import Decoder, DecoderConfig, DecoderLayer, DecoderMetadata, decoder_ref
 from .device_ops import REFERENCE_OPS, DeviceOps, triton_ops
 from .greedy import greedy, greedy_ref
+from .joined_linear import JoinedLinear
 from .layout.grid import GRID_FORMS, GROUP, SYMMETRIC, Grid, GridKind, grid_of, grid_rows, pack_grid
+from .layout.grid_panels import GridPanels
 from .layout.kv_layout import empty_kv
 from .layout.packed import Packed, pack, unpack, unpack_quantized
 from .layout.quantize import Quantized, dequantize, quantize
@@ -27,9 +29,10 @@ from .mix import mix, mix_ref
 from .rms_norm import add_rms_norm, add_rms_norm_ref, rms_norm, rms_norm_ref
 from .rope import rope, rope_ref
 from .silu_mul import silu_mul, silu_mul_ref
-from .stacked_linear import LIBRARY_FROM, DeltaFactors, Stack, StackedLinear
+from .stacked_linear import LIBRARY_FROM, StackedLinear
 from .svf_delta_linear import svf_delta_linear, svf_delta_linear_ref
 from .svf_linear import svf_linear, svf_linear_ref
+from .weight_stack import DeltaFactors, GridStack, Stack
 
 __all__ = [
     "GRID_FORMS",
@@ -49,6 +52,9 @@ __all__ = [
     "DeviceOps",
     "Grid",
     "GridKind",
+    "GridPanels",
+    "GridStack",
+    "JoinedLinear",
     "LinearMode",
     "Packed",
     "Quantized",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .add_components import add_components_ref, add_components_triton
 from .decode_attention import decode_attention_ref, decode_attention_triton
+from .grid_values import grid_values_ref, grid_values_triton
 from .grouped_linear import (
     grouped_delta_linear_ref,
     grouped_delta_linear_triton,
@@ -36,6 +37,7 @@ class DeviceOps:
     grouped_linear: Callable[..., Tensor]
     grouped_delta_linear: Callable[..., Tensor]
     grouped_factored_linear: Callable[..., Tensor]
+    grid_values: Callable[..., None]
     add_components: Callable[..., None]
     add_rms_norm: Callable[..., Tensor]
     silu_mul: Callable[..., Tensor]
@@ -52,6 +54,7 @@ REFERENCE_OPS = DeviceOps(
     grouped_linear=grouped_linear_ref,
     grouped_delta_linear=grouped_delta_linear_ref,
     grouped_factored_linear=grouped_factored_linear_ref,
+    grid_values=grid_values_ref,
     add_components=add_components_ref,
     add_rms_norm=add_rms_norm_ref,
     silu_mul=silu_mul_ref,
@@ -71,6 +74,7 @@ def triton_ops() -> DeviceOps:
         grouped_linear=grouped_linear_triton,
         grouped_delta_linear=grouped_delta_linear_triton,
         grouped_factored_linear=grouped_factored_linear_triton,
+        grid_values=grid_values_triton,
         add_components=add_components_triton,
         add_rms_norm=add_rms_norm_triton,
         silu_mul=silu_mul_triton,

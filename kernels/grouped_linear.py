@@ -50,7 +50,7 @@ def grouped_linear_ref(
 
 def grouped_delta_linear_ref(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Factor],
     vt: Sequence[Factor],
     u: Sequence[Factor],
     table: Tensor,
@@ -109,7 +109,7 @@ def grouped_linear_triton(
 
     x: [tokens, in_features], bf16, float16 or float32; rows may lie apart.
     weights: one to three matrices [M_g, N_g], x's dtype, whose rows may lie apart; or all of one quantised format, with
-        one scale a row or groups of a multiple of 64.
+        one scale a row or groups of a multiple of 64; or all on a grid of one format.
     shared: all groups read x; otherwise consecutive columns of it.
     table: [slots, sum of M_g], float32; rows may lie apart. A token whose slot lies outside it becomes NaN.
     slot: [tokens], int32; with a table.
@@ -138,7 +138,7 @@ def grouped_linear_triton(
 
 def grouped_delta_linear_triton(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Sequence[Factor],
     vt: Sequence[Factor],
     u: Sequence[Factor],
     table: Tensor,
@@ -150,7 +150,7 @@ def grouped_delta_linear_triton(
     """Semantics: y = [w_0 x + u_0 h_0 | ...] + bias, without u h for tokens in slot 0, with
     [h_0 | ...] = [vt_0 x | ...] * table[slot] in x's dtype; in one launch on a CUDA device.
 
-    weights: plain.
+    weights: plain, or on a grid of one format.
     vt: a matrix [K_g, N] for each of weights, or some of them as one: plain, or quantised as weights of
         `grouped_linear_triton`, and then of as many launches as there are formats among vt and u.
     u: a matrix [M_g, K_g] for each of weights, the same.
@@ -162,7 +162,7 @@ def grouped_delta_linear_triton(
     op = "grouped_delta_linear"
     products = _operands(op, x, weights, True)
     if any(isinstance(matrix, Quantized) for matrix in weights):
-        raise ValueError(f"{op}: weights must be plain")
+        raise ValueError(f"{op}: weights must be plain, or on a grid")
     if len(u) != len(weights):
         raise ValueError(f"{op}: u must be as many matrices as weights")
     rows = [weight.shape[0] for weight in weights]
@@ -212,13 +212,14 @@ def _factors(
     """Checks factors and what goes with them, and gives the operands of vt. rows: of each u."""
     firsts = _operands(op, x, vt, True, "x", "vt")
     _check_epilogue(op, x, u, bias, silu)
-    if silu and any(isinstance(matrix, Quantized) for matrix in vt):
+    if silu and not all(isinstance(matrix, Tensor) for matrix in vt):
         raise ValueError(f"{op}: silu wants plain vt")
     ranks, columns = [matrix.shape[1] for matrix in u], sum(matrix.shape[0] for matrix in vt)
     if sum(ranks) != columns or (silu and ranks != [matrix.shape[0] for matrix in vt]):
         raise ValueError(f"{op}: u must have as many columns as vt has rows, {columns}, not {sum(ranks)}")
     for i, (matrix, m, rank) in enumerate(zip(u, rows, ranks, strict=True)):
         check_factor(op, f"u[{i}]", matrix, (m, rank), x)
+    _check_kinds(op, "u", [Operand.of(x, matrix) for matrix in u])
     check_tensor(op, "table", table, (table.shape[0], columns), torch.float32, x)
     check_tensor(op, "slot", slot, (x.shape[0],), torch.int32, x)
     return firsts
@@ -257,15 +258,19 @@ def _operands(
         )
     parts = [x] * len(weights) if shared else x.split(columns, dim=1)
     operands = [Operand.of(part, weight) for part, weight in zip(parts, weights, strict=True)]
-    if len({(operand.format, operand.group) for operand in operands}) > 1:
-        raise ValueError(f"{op}: {name} must all be plain, or all of one format and group")
+    _check_kinds(op, name, operands)
     return operands
+
+
+def _check_kinds(op: str, name: str, operands: Sequence[Operand]) -> None:
+    if len({operand.kind for operand in operands}) > 1:
+        raise ValueError(f"{op}: {name} must all be plain, or all of one format and group")
 
 
 def _check_epilogue(op: str, x: Tensor, weights: Sequence[Factor], bias: Tensor | None, silu: bool) -> None:
     if silu and (len(weights) != 2 or weights[0].shape[0] != weights[1].shape[0]):
         raise ValueError(f"{op}: silu wants two matrices of as many rows")
-    if silu and any(isinstance(weight, Quantized) for weight in weights):
+    if silu and not all(isinstance(weight, Tensor) for weight in weights):
         raise ValueError(f"{op}: silu wants plain weights")
     if bias is not None:
         check_tensor(op, "bias", bias, (sum(w.shape[0] for w in weights),), x.dtype, x)

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from .layout.packed import Weight, split
-from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of
+from .triton.checks import Factor, check_factor, check_input, check_tensor, matrix_shape, on_device_of, plain
 from .triton.gemm import gemm
 
 
 def linear_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+    x: Tensor, weight: Factor, bias: Tensor | None = None, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """Semantics: y = x @ weight.T + bias in float32, then rounded once.
 
     x: [tokens, in_features].
-    weight: [out_features, in_features].
+    weight: [out_features, in_features], or quantised, or on a grid.
     bias: [out_features], or None.
     out_dtype: None for x's dtype.
     """
-    y = x.float() @ weight.float().T
+    y = x.float() @ plain(weight).T
     if bias is not None:
         y = y + bias.float()
     return y.to(out_dtype or x.dtype)
@@ -39,7 +39,8 @@ def linear_triton(
     """Launches the GEMM on a CUDA device (or in Triton's interpreter, on CPU tensors).
 
     x: [tokens, in_features], bf16, float16 or float32.
-    weight: [out_features, in_features], x's dtype, or quantised with one scale a row or groups of a multiple of 64.
+    weight: [out_features, in_features], x's dtype, or quantised with one scale a row or groups of a multiple of 64,
+        or on a grid.
     bias: [out_features], x's dtype, or None.
     out_dtype: None for x's dtype, or float32.
     A row's result is the same bit for bit in every batch, and in `svf_delta_linear_triton` under slot 0.

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ from hypothesis import settings
 from torch import Tensor
 
 from zweave.checkpoint import ModelConfig
+from zweave.checkpoint.gguf.grid_file import GridBlocks, write_grids
 from zweave.checkpoint.module_name import layer_of
 from zweave.checkpoint.pull import pull
 from zweave.cli.main import main
 from zweave.engine import Engine
 from zweave.experts import Expert
+from zweave.kernels import GridKind
 from zweave.request import Request
 from zweave.scheduler import Chunk
 
@@ -180,6 +183,28 @@ def prompt_logits() -> Callable[..., list[Tensor]]:
         return list(logits.split([chunk.count for chunk in chunks]))
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def to_grid() -> Callable[[Path, Path, Callable[[str], GridKind | None]], Path]:
+    """`to_grid(source, target, kind_of)`: a copy of a model whose matrices lie on grids, or on none, by their names."""
+    import gguf
+    from safetensors.numpy import load_file, save_file
+
+    def copy(source: Path, target: Path, kind_of: Callable[[str], GridKind | None]) -> Path:
+        shutil.copytree(source, target)
+        weights = load_file(target / "model.safetensors")
+        grids = []
+        for name, values in weights.items():
+            if values.ndim == 2 and (kind := kind_of(name)):
+                rows = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+                weights[name] = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[kind])
+                grids.append(GridBlocks(name, kind, rows.shape, lambda rows=rows: rows))
+        save_file(weights, target / "model.safetensors", {"format": "pt"})
+        write_grids(target, grids)
+        return target
+
+    return copy
 
 
 @pytest.fixture(scope="session")

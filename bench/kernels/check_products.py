@@ -24,7 +24,7 @@ def product_checks(source: CheckSource) -> Iterator[KernelCheck]:
         x, slot = source.normal(tokens, stage.inputs), source.whole(0, SLOTS, tokens)
         others = source.whole(0, SLOTS, tokens)
         for mode in MODES:
-            shape = f"{tokens} x {stage.inputs} -> {' + '.join(str(len(u)) for u in stack.u)}"
+            shape = f"{tokens} x {stage.inputs} -> {' + '.join(str(u.shape[0]) for u in stack.u)}"
             kernel = f"{name} {mode.name.lower()}"
             yield KernelCheck(kernel, shape, partial(stack, x, slot, mode), stage.truth(x, slot, mode))
             taken = slot.clone()

@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode, StackedLinear, cuda_decode
+from zweave.kernels import DeviceOps, LinearMode, Stack, StackedLinear, cuda_decode
 from zweave.kernels.triton.gemm_config import MAX_SPLITS, use_max_splits
 from zweave.kernels.triton.pdl import dependent_launches
+from zweave.kernels.weight_stack import plain_parts
 
 from .stages import Stage
 
@@ -92,20 +93,22 @@ def decode_call(
     delta: Callable[..., Tensor] = cuda_decode.svf_delta_linear_decode,
 ) -> Call:
     """A launch a stack for the base model, one or two for each of its linears under experts."""
-    assert stack.dense is not None and stack.vt is not None
+    assert isinstance(stack.dense, Stack) and isinstance(stack.vt, Stack)
     assert stack.scale is not None
     ops: DeviceOps = stack.ops
     groups: list[Callable[..., Tensor]]
     if mode == LinearMode.DENSE:
-        groups = [lambda x, slot: dense(x, stack.dense.whole)]  # type: ignore[union-attr]
+        whole = stack.dense.whole
+        groups = [lambda x, slot: dense(x, whole)]
     elif mode == LinearMode.FACTORED:
-        scales = [part.contiguous() for part in stack.scale.split([u.shape[1] for u in stack.u], 1)]
+        plain_u = plain_parts(stack.u, stack.vt.whole.dtype, ops)
+        scales = [part.contiguous() for part in stack.scale.split([u.shape[1] for u in plain_u], 1)]
         groups = [
             partial(_factored, factored, vt, u, scale)
-            for vt, u, scale in zip(stack.vt.parts, stack.u, scales, strict=True)
+            for vt, u, scale in zip(stack.vt.parts, plain_u, scales, strict=True)
         ]
     else:
-        of_vt, of_u = stack.leading.values(stack.vt.whole.dtype)
+        of_vt, of_u = stack.leading.values(stack.vt.whole.dtype, ops)
         deltas = stack.delta.split([len(vt) for vt in of_vt], 1)
         groups = [
             partial(_delta, delta, w, vt, u.contiguous(), row.contiguous())

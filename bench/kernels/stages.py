@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zweave.checkpoint import ModelConfig
-from zweave.kernels import DeviceOps, LinearMode, StackedLinear
+from zweave.kernels import DeviceOps, LinearMode, Stack, StackedLinear
+from zweave.kernels.weight_stack import plain_parts
 
 from ..harness.machine import cache_bytes
 from ..serving.gpu.random_weights import RandomWeights
@@ -53,7 +54,7 @@ class Stage:
         """slots: rows of the tables, that of the base model included."""
         weights = RandomWeights(config, slots, dtype, device, ops)
         first = weights.stacked(0, STAGES[name], silu=name == "gate_up")
-        assert first.dense is not None
+        assert isinstance(first.dense, Stack)
         count = min(most_copies, -(-4 * cache_bytes(device.type) // first.dense.whole.nbytes))
         others = [weights.stacked(0, STAGES[name], silu=first.silu) for _ in range(count - 1)]
         return cls(name, [first, *others])
@@ -62,13 +63,13 @@ class Stage:
     def inputs(self) -> int:
         """Numbers of a token that go in."""
         dense = self.copies[0].dense
-        assert dense is not None
+        assert isinstance(dense, Stack)
         return dense.whole.shape[1]
 
     def cost(self, mode: LinearMode, tokens: int, experts: int) -> Cost:
         """Weights once, rows of the tables in use, and what each token reads and writes."""
         stack = self.copies[0]
-        outputs = [len(u) for u in stack.u]
+        outputs = [u.shape[0] for u in stack.u]
         ranks = [u.shape[1] for u in (stack.u if mode == LinearMode.FACTORED else stack.leading.u)]
         elements, between = 0, 0
         if mode != LinearMode.FACTORED:
@@ -77,7 +78,8 @@ class Stage:
             elements += sum(rank * (self.inputs + M) for rank, M in zip(ranks, outputs, strict=True))
             between = sum(ranks)
         written = outputs[0] if stack.silu else sum(outputs)
-        itemsize = stack.u[0].element_size()
+        assert isinstance(stack.dense, Stack)
+        itemsize = stack.dense.whole.element_size()
         activations = tokens * (self.inputs + written + 2 * between)
         return Cost(
             (elements + activations) * itemsize + 4.0 * experts * between,
@@ -87,15 +89,15 @@ class Stage:
     def truth(self, x: Tensor, slot: Tensor, mode: LinearMode) -> Tensor:
         """What the first copy gives in float64, [tokens, outputs]."""
         stack, wide = self.copies[0], x.double()
-        assert stack.dense is not None and stack.vt is not None
+        assert isinstance(stack.dense, Stack) and isinstance(stack.vt, Stack)
         assert stack.scale is not None
         if mode == LinearMode.FACTORED:
             h = wide @ stack.vt.whole.double().T * stack.scale[slot.long()].double()
-            y = _block_diagonal(h, stack.u)
+            y = _block_diagonal(h, plain_parts(stack.u, x.dtype, stack.ops))
         else:
             y = wide @ stack.dense.whole.double().T
         if mode == LinearMode.DELTA:
-            vt, leading = stack.leading.values(x.dtype)
+            vt, leading = stack.leading.values(x.dtype, stack.ops)
             h = wide @ torch.cat(vt).double().T * stack.delta[slot.long()].double()
             y += torch.where((slot != 0)[:, None], _block_diagonal(h, leading), 0)
         if stack.silu:

@@ -6,10 +6,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..layout.grid_panels import GridPanels
 from ..layout.quantize import Quantized, dequantize
 from .optional_triton import INTERPRETED
 
-Factor: TypeAlias = Tensor | Quantized
+Factor: TypeAlias = Tensor | Quantized | GridPanels
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # A step of a GEMM lies within a group, see gemm_config.step_config.
 GROUP_UNIT = 64
@@ -22,6 +23,8 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 def plain(weight: Factor) -> Tensor:
     """The factor's values in float32, for the references."""
+    if isinstance(weight, GridPanels):
+        return weight.values()
     return dequantize(weight) if isinstance(weight, Quantized) else weight.float()
 
 
@@ -60,7 +63,7 @@ def check_tensor(
 
 
 def check_factor(op: str, name: str, weight: Factor, shape: tuple[int, int], x: Tensor) -> None:
-    """As check_tensor, for a plain matrix of x's dtype or a quantised one."""
+    """As check_tensor, for a plain matrix of x's dtype, a quantised one, or one on a grid."""
     if isinstance(weight, Tensor):
         check_tensor(op, name, weight, shape, x.dtype, x)
         return
@@ -68,7 +71,7 @@ def check_factor(op: str, name: str, weight: Factor, shape: tuple[int, int], x: 
         raise ValueError(
             f"{op}: {name} must be {list(shape)} on {x.device}, not {list(weight.shape)} on {weight.device}"
         )
-    if not weight.scale_a_row and weight.group % GROUP_UNIT:
+    if isinstance(weight, Quantized) and not weight.scale_a_row and weight.group % GROUP_UNIT:
         raise ValueError(
             f"{op}: {name} has groups of {weight.group} inputs, the kernels want one scale a row or groups of a "
             f"multiple of {GROUP_UNIT}"

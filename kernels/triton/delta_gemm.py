@@ -74,7 +74,9 @@ def _delta_gemm_kernel(
     stride_y: tl.tensor,
     stride_h: tl.tensor,
     stride_table: tl.tensor,
-    # Of vt and u.
+    # Of w; of vt and u.
+    W_FORMAT: tl.constexpr,
+    W_GROUP: tl.constexpr,
     FORMAT: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -94,15 +96,16 @@ def _delta_gemm_kernel(
     if products is None:
         sums_w: tl.constexpr = False
     else:
-        product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, 0)
+        product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, W_FORMAT, W_GROUP)
         sums_w = w_first < w_last
     if PDL:
         launch_dependents()
         if sums_w:
-            prefetch_weights(product, first_number(w_first, steps, "plain", BLOCK_N))
+            number = first_number(w_first, steps, W_FORMAT, W_GROUP, BLOCK_N)
+            prefetch_weights(product, number, W_FORMAT, W_GROUP)
         else:
-            factor = tile_operand(matrix, t, in_t, m, in_m, GROUP)
-            prefetch_weights(factor, first_number(first, steps, FORMAT, BLOCK_N))
+            factor = tile_operand(matrix, t, in_t, m, in_m, FORMAT, GROUP)
+            prefetch_weights(factor, first_number(first, steps, FORMAT, GROUP, BLOCK_N), FORMAT, GROUP)
         wait_for_predecessor()
     adapted = in_t if products is None else adapted_tokens(slot, t, in_t)
     if of_h & (any_of(adapted) == 0):
@@ -110,11 +113,11 @@ def _delta_gemm_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_T), dtype=tl.float32)
     if products is not None:
-        acc = sum_of_splits(acc, product, w_first, w_last, steps, "plain", 0, BLOCK_N)
+        acc = sum_of_splits(acc, product, w_first, w_last, steps, W_FORMAT, W_GROUP, BLOCK_N)
     reads_h = (of_h == 0) & (first < last)
     wait_for_h(semaphores + tile_t, adapted, reads_h, h_tiles, y_tiles, y_parts, u_splits)
     # Not before: where a factor lies would take registers from the sum of W.
-    factor = tile_operand(matrix, t, in_t, m, in_m, GROUP)
+    factor = tile_operand(matrix, t, in_t, m, in_m, FORMAT, GROUP)
     # Masked, not multiplied by zero: what stands in h for a token of the base is not defined.
     factor = for_tokens(factor, tl.where(of_h, in_t, adapted))
     acc = sum_of_splits(acc, factor, first, last, steps, FORMAT, GROUP, BLOCK_N)
@@ -146,8 +149,19 @@ def launch_delta_gemm(
 ) -> None:
     """Launches one to three groups, which write consecutive columns of y; once where the factors are of one format.
 
-    products: plain weights of each group; none for the factored linear.
+    products: weights of each group, plain or on a grid of one format; none for the factored linear.
     firsts: of factors Vt, of one format, which give consecutive columns of h.
     u: of each group, of one format.
     """
-    launch_delta(_delta_gemm_kernel, y, products, firsts, u, table=table, slot=slot, bias=bias)
+    launch_delta(
+        _delta_gemm_kernel,
+        y,
+        products,
+        firsts,
+        u,
+        table=table,
+        slot=slot,
+        bias=bias,
+        W_FORMAT=products[0].format if products else "plain",
+        W_GROUP=products[0].group if products else 0,
+    )

@@ -56,7 +56,7 @@ def launch_delta(
     """Launches h and y as one, or not at all where y is empty; h before y where its factors are of another format.
 
     Arguments as in delta_gemm.py's `launch_delta_gemm`.
-    products: none for the factored linear.
+    products: plain, or on a grid of one format; none for the factored linear.
     sums: those that a program makes side by side, 1 or 2: of groups whose tiles lie at the same place.
     constants: the kernel's own.
     """
@@ -66,7 +66,7 @@ def launch_delta(
     h = x.new_empty(len(x), sum(ranks))
     deltas = [Operand.of(*pair) for pair in zip(h.split([k.shape[1] for k in u], 1), u, strict=True)]
     h_outputs: tuple[int, ...] = ranks
-    if (firsts[0].format, firsts[0].group) != (deltas[0].format, deltas[0].group):
+    if firsts[0].kind != deltas[0].kind:
         launch_gemm(h, firsts, table=table, slot=slot, skip_base=bool(products))
         firsts, h_outputs = deltas, tuple(0 for _ in deltas)
     outputs = tuple(delta.out_features for delta in deltas)
@@ -80,7 +80,8 @@ def launch_delta(
         config = paired_tile_config(len(x), outputs[0], x.dtype, device, aligned)
     else:
         tiled, h_tiled = outputs, h_outputs
-        scales = "group" if deltas[0].scales == "group" else "none"
+        known = {operand.scales for operand in (*products[:1], deltas[0])}
+        scales = next((kind for kind in ("grid", "group") if kind in known), "none")
         config = tile_config(len(x), sum(outputs), x.dtype, scales, device, aligned)
     h_size = split_size(sum(ranks), x.shape[1], device)
     h_cut = Cut.of(config.tiles(len(x), h_tiled), h_size, max(1, splits_of(firsts, h_size)), device)

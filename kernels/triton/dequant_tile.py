@@ -8,6 +8,7 @@ exactly, since every value of the three formats is a bf16 value. Their scales ar
     fp8    the byte's exponent and mantissa are moved to bf16's places; times 2**120, which mends the exponent's bias
     int8   128 + (q & 127), the low bits in the mantissa of 128, less 128 or, for negative q, 256
     int4   128 + (q + 8), the nibble in the mantissa of 128, less 136
+    grids  the same, for codes from 0 on less 128; the low and the high nibbles of two bytes each become a register
 
 tests/kernels/test_dequant_tile.py runs these instructions for every byte. Other dtypes and the interpreter take the
 plain conversion.
@@ -52,6 +53,54 @@ fma.rn.bf16x2 word, word, one, less;
 mov.b32 {$0, $1}, word;
 }""")
 
+# $0, $1: bf16 of the low and of the high nibbles of two bytes; $2: the bytes.
+_NIBBLES_TO_BF16 = """{{
+.reg .b32 word, low, one, less;
+mov.b32 one, 0x3F803F80;
+mov.b32 less, {less};
+cvt.u32.u16 word, $2;
+prmt.b32 word, word, 0, 0x4140;
+and.b32 low, word, 0x000F000F;
+or.b32 low, low, 0x43004300;
+fma.rn.bf16x2 $0, low, one, less;
+shr.u32 word, word, 4;
+and.b32 word, word, 0x000F000F;
+or.b32 word, word, 0x43004300;
+fma.rn.bf16x2 $1, word, one, less;
+}}"""
+NIBBLES_TO_BF16 = tl.constexpr(_NIBBLES_TO_BF16.format(less="0xC300C300"))
+NIBBLES_LESS_8_TO_BF16 = tl.constexpr(_NIBBLES_TO_BF16.format(less="0xC308C308"))
+
+
+@triton.jit
+def from_nibbles(pair: tl.tensor, ORIGIN: tl.constexpr, DTYPE: tl.constexpr) -> tl.tuple:
+    """The low and the high nibbles of bytes, each less the origin, 0 or 8."""
+    if DTYPE == tl.bfloat16:  # noqa: SIM300
+        CODE: tl.constexpr = NIBBLES_LESS_8_TO_BF16 if ORIGIN else NIBBLES_TO_BF16
+        return tl.inline_asm_elementwise(
+            CODE, "=r,=r,h", [pair], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=2
+        )
+    else:
+        return (
+            ((pair & 15).to(tl.int8) - ORIGIN).to(DTYPE),
+            ((pair >> 4).to(tl.int8) - ORIGIN).to(DTYPE),
+        )
+
+
+@triton.jit
+def ones_beside(codes: tl.tensor) -> tl.tensor:
+    """Ones that lie in registers as converted codes do, so that one x serves products with both.
+
+    A constant would have a layout of its own before sm_90, for which x is loaded a second time, and no copy is
+    pipelined.
+    """
+    if codes.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, 0x3F803F80;", "=r,r", [codes], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    else:
+        return tl.full(codes.shape, 1.0, codes.dtype)
+
 
 @triton.jit
 def _from_int4(pair: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
@@ -68,7 +117,7 @@ def _from_int4(pair: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _from_int8(tile: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+def from_int8(tile: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     if DTYPE == tl.bfloat16:  # noqa: SIM300
         return tl.inline_asm_elementwise(
             INT8_TO_BF16, "=r,h", [tile], dtype=tl.bfloat16, is_pure=True, pack=2
@@ -118,7 +167,7 @@ def weight_tile(
         mask = in_m[:, None] & (n < width)[None, :]
         tile = tl.load(w_rows + n[None, :], mask=mask, other=0.0, eviction_policy="evict_first")
         if FORMAT == "int8":
-            return _from_int8(tile, DTYPE)
+            return from_int8(tile, DTYPE)
         elif FORMAT == "fp8":
             return _from_fp8(tile, DTYPE)
         else:

@@ -71,10 +71,10 @@ def _gemm_kernel(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < width
     split = tl.program_id(2)
-    product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, GROUP)
+    product = tile_operand(pick_operand(products, group), t, in_t, m, in_m, FORMAT, GROUP)
     if PDL:
         launch_dependents()
-        prefetch_weights(product, first_number(split, steps, FORMAT, BLOCK_N))
+        prefetch_weights(product, first_number(split, steps, FORMAT, GROUP, BLOCK_N), FORMAT, GROUP)
         wait_for_predecessor()
     if SKIP_BASE:
         all_base = any_of(adapted_tokens(slot, t, in_t)) == 0

@@ -17,8 +17,8 @@ import torch
 
 from .optional_triton import triton
 
-# Where the scales of the weights are applied: there are none, once to the result, or to each step.
-Scales: TypeAlias = Literal["none", "row", "group"]
+# Where the scales of the weights are applied: there are none, once to the result, to each step, or twice a step.
+Scales: TypeAlias = Literal["none", "row", "group", "grid"]
 SPLIT_UNIT = 128
 MIN_SPLIT_SIZE = 256
 # One program adds them all up, and what a split saves shrinks with their number.
@@ -84,8 +84,11 @@ def step_config(dtype: torch.dtype, scales: Scales, aligned: bool) -> int:
     """Inputs that a tile takes in at a step: of weights of a byte twice as many, for the same bytes in flight.
 
     Steps of one accumulator follow each other like the instructions of a step: only where groups have scales does
-    the length of a step show in the result. Rows out of line are loaded value by value, through registers.
+    the length of a step show in the result. Rows out of line are loaded value by value, through registers. A step of a
+    grid is what lies together, two groups.
     """
+    if scales == "grid":
+        return 64
     if dtype == torch.float32 or not aligned:
         return 32
     return 128 if scales == "row" else 64
@@ -107,19 +110,23 @@ def tile_config(
     block_t = min(max(16, triton.next_power_of_2(tokens)), 128)
     if dtype == torch.float32:
         block_t = min(block_t, 32)
-        return TileConfig(block_t, 64, block_n, num_warps=block_t // 4, num_stages=2)
+        # Steps of a grid are twice as long, and spill with four warps where rows are out of line.
+        num_warps = 8 if scales == "grid" else block_t // 4
+        return TileConfig(block_t, 64, block_n, num_warps, num_stages=2)
     if not aligned:
-        return TileConfig(min(block_t, 32), 64, block_n, num_warps=4, num_stages=2)
+        # Beside a grid 32 tokens spill on sm_80.
+        most = 16 if scales == "grid" else 32
+        return TileConfig(min(block_t, most), 64, block_n, num_warps=4, num_stages=2)
     # Large tiles read less, and are worth it once there are enough of them to occupy half of a large chip.
     tiles = triton.cdiv(tokens, 128) * triton.cdiv(out_features, 128)
     if tokens <= 64 or tiles < 64:
         # Steps of groups are half as long or less: more of them keep as many bytes in flight.
         return TileConfig(
-            min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales == "group" else 4
+            min(block_t, 64), 64, block_n, num_warps=4, num_stages=6 if scales in ("group", "grid") else 4
         )
     stages = 4 if device.ample_shared_memory else 3
     # Groups need the sum of a step beside the running sums; on consumer chips steps of 128 inputs leave no registers.
-    narrow = scales == "group" or (scales == "row" and not device.ample_shared_memory)
+    narrow = scales in ("group", "grid") or (scales == "row" and not device.ample_shared_memory)
     return TileConfig(64 if narrow else 128, 128, block_n, num_warps=8, num_stages=stages)
 
 

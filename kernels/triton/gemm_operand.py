@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..layout.grid import GROUP
+from ..layout.grid_panels import GridPanels
 from .checks import Factor
 from .gemm_config import Scales
 from .optional_triton import triton
@@ -16,10 +18,11 @@ class Operand:
     """Tokens and weights as the kernel takes them.
 
     x: [T, in_features].
-    data: the weights or their quantised values, [out_features, width].
-    scale: [out_features, groups], or None.
-    format: "plain", "int8", "int4" or "fp8".
+    data: the weights or their quantised values, [out_features, width], or the codes of a grid.
+    scale: [out_features, groups], or None; or the numbers of a grid.
+    format: "plain", "int8", "int4", "fp8", or that of a grid.
     group: in_features that share a scale; 0 if all of them do, or there is none.
+    grid_outputs: out_features of a grid, whose data are not a row each; 0 for other weights.
     """
 
     x: Tensor
@@ -27,12 +30,15 @@ class Operand:
     scale: Tensor | None = None
     format: str = "plain"
     group: int = 0
+    grid_outputs: int = 0
 
     @classmethod
     def of(cls, x: Tensor, weight: Factor) -> "Operand":
         """Triton knows fp8 on newer chips only, so its bytes are taken apart by hand."""
         if isinstance(weight, Tensor):
             return cls(x, weight)
+        if isinstance(weight, GridPanels):
+            return cls(x, weight.codes, weight.numbers, weight.format, GROUP, weight.shape[0])
         # Without inputs there are no scales either.
         if weight.shape[1] == 0:
             return cls(x, weight.data)
@@ -45,24 +51,36 @@ class Operand:
 
     @property
     def out_features(self) -> int:
-        return self.data.shape[0]
+        return self.grid_outputs or self.data.shape[0]
+
+    @property
+    def kind(self) -> tuple[str, int, torch.dtype | None]:
+        """What operands of a launch have in common."""
+        return self.format, self.group, None if self.scale is None else self.scale.dtype
 
     @property
     def scales(self) -> Scales:
+        if self.grid_outputs:
+            return "grid"
         return "none" if self.scale is None else "group" if self.group else "row"
 
     @property
     def aligned(self) -> bool:
         """Whether the rows of x and of the weights begin at multiples of 16 values."""
-        sizes = (self.x.data_ptr(), self.data.data_ptr(), row_stride(self.x), row_stride(self.data))
+        sizes = (self.x.data_ptr(), self.data.data_ptr(), row_stride(self.x), self._stride)
         return all(size % 16 == 0 for size in (*sizes, self.in_features))
 
     @property
     def fields(self) -> tuple[Tensor | int, ...]:
         """What a kernel takes, in its order. Where there are no scales the weights stand in, and are not read."""
         scale = self.data if self.scale is None else self.scale
-        width = self.data.shape[1]
-        return self.x, self.data, scale, self.in_features, width, row_stride(self.x), row_stride(self.data)
+        width = self._stride if self.grid_outputs else self.data.shape[1]
+        return self.x, self.data, scale, self.in_features, width, row_stride(self.x), self._stride
+
+    @property
+    def _stride(self) -> int:
+        """From a row of weights to the next; of a grid from a panel to the next."""
+        return self.data.stride(0) if self.grid_outputs else row_stride(self.data)
 
 
 def row_stride(matrix: Tensor) -> int:

@@ -7,8 +7,7 @@ instructions of sm_90 and sm_100 want 64 or 128 rows on the left and are content
 Quantised weights stay small until they are in registers, where they become x's dtype, exactly; their scales are
 applied in float32, one a row to the sum of a split, one a group to the sum of a step.
 
-FORMAT is "plain", "int8", "int4" or "fp8"; GROUP is the inputs that share a scale, or 0. The interpreter's dot is
-wrong for bf16 operands, so there they become float32 first.
+FORMAT is "plain", "int8", "int4", "fp8", or one of a grid (grid_sum.py); GROUP is the inputs that share a scale, or 0.
 
 Operands come as tuples:
 
@@ -16,12 +15,14 @@ Operands come as tuples:
     of a tile (`tile_operand`): x_rows [BLOCK_T, 1], in_t [BLOCK_T], w_rows [BLOCK_M, 1], in_m [BLOCK_M],
         scale_rows [BLOCK_M], N, width
 
-N: inputs; width: stored numbers in a row of w, half of N for int4; x_rows, w_rows, scale_rows: where rows begin;
-in_t, in_m: which of the tile's tokens and outputs there are.
+N: inputs; width: stored numbers in a row of w, half of N for int4, or bytes of a panel's codes on a grid; x_rows,
+w_rows, scale_rows: where rows begin; in_t, in_m: which of the tile's tokens and outputs there are.
 """
 
 from .dequant_tile import weight_tile
-from .optional_triton import INTERPRETED, tl, triton
+from .grid_sum import GRID_GROUP, STEP_BYTES, grid_partial_sum, grid_rows
+from .optional_triton import tl, triton
+from .token_tile import x_step
 
 
 @triton.jit
@@ -65,13 +66,22 @@ def pick_operand(operands: tl.tuple, group: tl.tensor) -> tl.tuple:
 
 @triton.jit
 def tile_operand(
-    operand: tl.tuple, t: tl.tensor, in_t: tl.tensor, m: tl.tensor, in_m: tl.tensor, GROUP: tl.constexpr
+    operand: tl.tuple,
+    t: tl.tensor,
+    in_t: tl.tensor,
+    m: tl.tensor,
+    in_m: tl.tensor,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
 ) -> tl.tuple:
     """A tile's part of one group's operand: tokens t and outputs m."""
     x, w, scale, N, width, stride_x, stride_w = operand
     x_rows = x + t.to(tl.int64)[:, None] * stride_x
-    w_rows = w + m.to(tl.int64)[:, None] * stride_w
-    scale_rows = scale + m.to(tl.int64) * (tl.cdiv(N, GROUP) if GROUP > 0 else 1)
+    if GROUP == GRID_GROUP:
+        w_rows, scale_rows = grid_rows(w, scale, m, N, width, FORMAT)
+    else:
+        w_rows = w + m.to(tl.int64)[:, None] * stride_w
+        scale_rows = scale + m.to(tl.int64) * (tl.cdiv(N, GROUP) if GROUP > 0 else 1)
     return x_rows, in_t, w_rows, in_m, scale_rows, N, width
 
 
@@ -98,22 +108,13 @@ def for_tokens(operand: tl.tuple, in_t: tl.tensor) -> tl.tuple:
 
 @triton.jit
 def first_number(
-    split: tl.tensor, steps: tl.tensor, FORMAT: tl.constexpr, BLOCK_N: tl.constexpr
+    split: tl.tensor, steps: tl.tensor, FORMAT: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr
 ) -> tl.tensor:
     """Where in a row of stored weights a split begins."""
-    return split * steps * (BLOCK_N // 2 if FORMAT == "int4" else BLOCK_N)
-
-
-@triton.jit
-def x_step(
-    x_rows: tl.tensor, in_t: tl.tensor, N: tl.tensor, step: tl.tensor, BLOCK_N: tl.constexpr
-) -> tl.tensor:
-    """The tokens' inputs of a step, [BLOCK_T, BLOCK_N]; zeros beyond them."""
-    n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-    x_tile = tl.load(x_rows + n[None, :], mask=in_t[:, None] & (n < N)[None, :], other=0.0)
-    if INTERPRETED:
-        x_tile = x_tile.to(tl.float32)
-    return x_tile
+    if GROUP == GRID_GROUP:
+        return split * steps * (2 * STEP_BYTES if FORMAT == "Q8_0" else STEP_BYTES)
+    else:
+        return split * steps * (BLOCK_N // 2 if FORMAT == "int4" else BLOCK_N)
 
 
 @triton.jit
@@ -130,6 +131,22 @@ def partial_sum(
     operand: of a tile.
     steps: steps of BLOCK_N inputs in a split.
     """
+    if GROUP == GRID_GROUP:
+        return grid_partial_sum(operand, split, steps, FORMAT)
+    else:
+        return _row_partial_sum(operand, split, steps, FORMAT, GROUP, BLOCK_N)
+
+
+@triton.jit
+def _row_partial_sum(
+    operand: tl.tuple,
+    split: tl.tensor,
+    steps: tl.tensor,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> tl.tensor:
+    """As `partial_sum`, with weights that lie in rows."""
     x_rows, in_t, w_rows, in_m, scale_rows, N, width = operand
     acc = tl.zeros((w_rows.shape[0], x_rows.shape[0]), dtype=tl.float32)
     first = split * steps

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from .gemm_config import device_of
+from .grid_sum import GRID_GROUP, STEP_BYTES
 from .optional_triton import INTERPRETED, tl, triton
 
 # Of each row of weights, 128 bytes a line: with 64 rows to a tile 32 KiB a program.
@@ -51,11 +52,15 @@ def launch_options(index: int | None) -> dict[str, bool]:
 
 
 @triton.jit
-def prefetch_weights(operand: tl.tuple, first: tl.tensor) -> None:
+def prefetch_weights(operand: tl.tuple, first: tl.tensor, FORMAT: tl.constexpr, GROUP: tl.constexpr) -> None:
     """Asks for the lines from stored number `first` on of a tile's weights, see gemm_tile.py, into L2."""
     w_rows, in_m, width = operand[2], operand[3], operand[6]
-    LINE: tl.constexpr = 1024 // w_rows.dtype.element_ty.primitive_bitwidth
-    n = first + LINE * tl.arange(0, PREFETCHED_LINES)
+    if GROUP == GRID_GROUP:
+        # The rows of a panel lie side by side, and those of its next step behind them.
+        line = 2 * STEP_BYTES if FORMAT == "Q8_0" else STEP_BYTES
+    else:
+        line = 1024 // w_rows.dtype.element_ty.primitive_bitwidth
+    n = first + line * tl.arange(0, PREFETCHED_LINES)
     wanted = in_m[:, None] & (n < width)[None, :]
     tl.inline_asm_elementwise(
         _PREFETCH,

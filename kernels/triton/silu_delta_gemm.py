@@ -85,18 +85,18 @@ def _silu_delta_gemm_kernel(
     if products is None:
         sums_w: tl.constexpr = False
     else:
-        gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_gate, 0)
-        up = tile_operand(pick_operand(products, 1), t, in_t, m, in_up, 0)
+        gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_gate, "plain", 0)
+        up = tile_operand(pick_operand(products, 1), t, in_t, m, in_up, "plain", 0)
         sums_w = w_first < w_last
     if PDL:
         launch_dependents()
         if sums_w:
-            prefetch_weights(gate, first_number(w_first, steps, "plain", BLOCK_N))
-            prefetch_weights(up, first_number(w_first, steps, "plain", BLOCK_N))
+            prefetch_weights(gate, first_number(w_first, steps, "plain", 0, BLOCK_N), "plain", 0)
+            prefetch_weights(up, first_number(w_first, steps, "plain", 0, BLOCK_N), "plain", 0)
         else:
-            number = first_number(first, steps, "plain", BLOCK_N)
-            prefetch_weights(tile_operand(gate_matrix, t, in_t, m, in_gate, 0), number)
-            prefetch_weights(tile_operand(up_matrix, t, in_t, m, in_up, 0), number)
+            number = first_number(first, steps, "plain", 0, BLOCK_N)
+            prefetch_weights(tile_operand(gate_matrix, t, in_t, m, in_gate, "plain", 0), number, "plain", 0)
+            prefetch_weights(tile_operand(up_matrix, t, in_t, m, in_up, "plain", 0), number, "plain", 0)
         wait_for_predecessor()
     adapted = in_t if products is None else adapted_tokens(slot, t, in_t)
     if of_h & (any_of(adapted) == 0):
@@ -109,8 +109,8 @@ def _silu_delta_gemm_kernel(
     reads_h = (of_h == 0) & (first < last)
     wait_for_h(semaphores + tile_t, adapted, reads_h, h_tiles, y_tiles, y_parts, u_splits)
     seen = tl.where(of_h, in_t, adapted)
-    gate = for_tokens(tile_operand(gate_matrix, t, in_t, m, in_gate, 0), seen)
-    up = for_tokens(tile_operand(up_matrix, t, in_t, m, in_up, 0), seen)
+    gate = for_tokens(tile_operand(gate_matrix, t, in_t, m, in_gate, "plain", 0), seen)
+    up = for_tokens(tile_operand(up_matrix, t, in_t, m, in_up, "plain", 0), seen)
     gate_acc, up_acc = sums_of_splits(gate_acc, up_acc, gate, up, first, last, steps, False, BLOCK_N)
     if parts > 1:
         program = 2 * tl.program_id(0)

@@ -20,11 +20,11 @@ from .gemm_tile import (
     pick_operand,
     store_tile,
     tile_operand,
-    x_step,
 )
 from .optional_triton import tl, triton
 from .pdl import launch_dependents, prefetch_weights, wait_for_predecessor
 from .split_k import arrive_is_last, reduce_partials, store_partial
+from .token_tile import x_step
 
 
 @triton.jit
@@ -116,13 +116,13 @@ def _silu_gemm_kernel(
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_t, in_m = t < T, m < M
     split = tl.program_id(2)
-    gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_m, 0)
-    up = tile_operand(pick_operand(products, 1), t, in_t, m, in_m, 0)
+    gate = tile_operand(pick_operand(products, 0), t, in_t, m, in_m, "plain", 0)
+    up = tile_operand(pick_operand(products, 1), t, in_t, m, in_m, "plain", 0)
     if PDL:
         launch_dependents()
-        first = first_number(split, steps, "plain", BLOCK_N)
-        prefetch_weights(gate, first)
-        prefetch_weights(up, first)
+        first = first_number(split, steps, "plain", 0, BLOCK_N)
+        prefetch_weights(gate, first, "plain", 0)
+        prefetch_weights(up, first, "plain", 0)
         wait_for_predecessor()
 
     if SPLIT_K == "serial":

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from zweave.kernels import GridKind
+
 from ..adapters.component_pool import pool_bytes
 from ..checkpoint.checkpoint import resolve_model
 from ..checkpoint.model_config import ModelConfig
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         lora_components=args.lora_components,
     )
     checkpoint = resolve_model(args.model)
-    held = HeldWeights.of(config.weights, checkpoint)
+    held = HeldWeights.of(config.weights, checkpoint, config.plans_for)
     plan = plan_of(checkpoint, config, held)
     experts = {name: Expert.load(name) for name in args.certify}
     figures: dict[str, Any] = {
@@ -56,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
         "certificates": [],
     }
     if config.plans_for == "gpu":
-        figures["gpu"] = _gpu(args, checkpoint.config, plan, config)
+        head = "model.embed_tokens.weight" if checkpoint.config.tie_embeddings else "lm_head.weight"
+        head_grid = checkpoint.grid_kinds.get(head) if held.on_grid else None
+        figures["gpu"] = _gpu(args, checkpoint.config, plan, config, head_grid)
     else:
         figures["forms"] = describe_forms(checkpoint, config, args.tokens, experts)
     # What refit factors cost an expert is no matter of its components: its KL was measured, or was not.
@@ -122,7 +126,13 @@ def _shapes(args: argparse.Namespace, plan: Plan, config: EngineConfig) -> list[
     return rows
 
 
-def _gpu(args: argparse.Namespace, model: ModelConfig, plan: Plan, config: EngineConfig) -> dict[str, Any]:
+def _gpu(
+    args: argparse.Namespace,
+    model: ModelConfig,
+    plan: Plan,
+    config: EngineConfig,
+    head_grid: GridKind | None,
+) -> dict[str, Any]:
     """What is resident, the modes of a step, and for each known device what is predicted."""
     itemsize, shape = config.torch_dtype.itemsize, StepShape(args.tokens, args.context, args.experts)
     figures: dict[str, Any] = {
@@ -132,8 +142,11 @@ def _gpu(args: argparse.Namespace, model: ModelConfig, plan: Plan, config: Engin
         "batch_invariant": [],
     }
     for rates in DEVICES:
-        price = InvariancePrice.of(model, itemsize, rates)
-        figures["batch_invariant"].append({"device": rates.name, **asdict(price), "line": price.line(rates)})
+        if config.weights == "auto":
+            price = InvariancePrice.of(model, itemsize, rates)
+            figures["batch_invariant"].append(
+                {"device": rates.name, **asdict(price), "line": price.line(rates)}
+            )
         if args.explain:
             figures["predicted"] += [
                 {
@@ -142,7 +155,9 @@ def _gpu(args: argparse.Namespace, model: ModelConfig, plan: Plan, config: Engin
                     "decode_seconds": one.decode,
                     "prompt_products_seconds": one.prompt,
                 }
-                for one in predict_modes(model, plan, shape, args.context, itemsize, rates)
+                for one in predict_modes(
+                    model, plan, shape, args.context, itemsize, rates, head_grid=head_grid
+                )
             ]
     return figures
 
@@ -234,7 +249,8 @@ def _show_gpu(console: Console, figures: Mapping[str, Any]) -> None:
     resident = ", ".join(
         f"{name} {size / (1 << 20):.0f} MiB" for name, size in figures["resident_bytes"].items() if size
     )
-    console.print(f"resident on a GPU: {resident}; leading components are views of U and V")
+    views = "; leading components are views of U and V" if "factored" in figures["modes"] else ""
+    console.print(f"resident on a GPU: {resident}{views}")
     console.print(
         f"a step takes the first of these modes that serves every slot: {', '.join(figures['modes'])}"
     )

@@ -43,8 +43,8 @@ class EngineConfig:
     dtype: "bfloat16" or "float32", of weights, activations and cache.
     weights: "auto": of `dtype`; "grid": matrices that a GGUF file brings in four or eight bits stay on that grid,
         values as in the file, and experts are added by U and V in int8 and int4 (docs/planner.md); "refit": all that is
-        kept of a matrix are the factors in int4 and int8 that `zweave quantize` has made (docs/quantization.md). Both
-        on a CPU.
+        kept of a matrix are the factors in int4 and int8 that `zweave quantize` has made (docs/quantization.md). On a
+        GPU U and V stay beside a grid as they are, or in int8 under `max_memory` or `batch_invariant`.
     device: "cpu", a CUDA device, or "reference": the steps of a CUDA device on a CPU, with PyTorch in the place of
         kernels, to find out what goes wrong on a GPU without one.
     slots: experts and mixtures resident at once, besides the base.
@@ -147,8 +147,6 @@ class EngineConfig:
             check_flag(name, getattr(self, name))
         if self.merge_memory and self.plans_for != "cpu":
             raise ZweaveError("merge_memory is for device='cpu'")
-        if self.weights != "auto" and self.plans_for != "cpu":
-            raise ZweaveError(f"weights={self.weights!r} is for device='cpu'")
         if self.weights == "refit" and self.merge_memory:
             raise ZweaveError("merge_memory is not for weights='refit', which keep nothing to merge")
         if self.merge_memory and self.batch_invariant:

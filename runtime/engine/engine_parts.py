@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 
 from ..adapters.component_pool import ComponentOrder, ComponentPool
@@ -47,7 +46,7 @@ class EngineParts:
 def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     """Loads a model, decomposes it on its device if that was never done, and makes the parts that serve it."""
     checkpoint = resolve_model(model)
-    held = HeldWeights.of(config.weights, checkpoint)
+    held = HeldWeights.of(config.weights, checkpoint, config.plans_for)
     decomposition = decompose(checkpoint, device=str(config.torch_device))
     tokenizer = Tokenizer(checkpoint.directory)
     shapes = checkpoint.config.adapted_shapes()
@@ -62,8 +61,8 @@ def load_parts(model: str | PathLike[str], config: EngineConfig) -> EngineParts:
     )
     max_model_len = _max_model_len(config, checkpoint.config)
     bank = _bank(decomposition, plan, config, held.refit)
-    make = partial(_cpu_runner, held=held) if config.plans_for == "cpu" else gpu_runner
-    runner: Runner = make(config, checkpoint, decomposition, plan, bank, max_model_len)
+    make = _cpu_runner if config.plans_for == "cpu" else gpu_runner
+    runner: Runner = make(config, checkpoint, decomposition, plan, bank, max_model_len, held)
     blocks = BlockManager(runner.cache, config.prefix_cache)
     scheduler = Scheduler(blocks, bank, config.max_sequences, config.max_batch_tokens)
     input_processor = InputProcessor(

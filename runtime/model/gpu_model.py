@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zweave.kernels import DeviceOps, LinearMode, StackedLinear
+from zweave.kernels import DeviceOps, JoinedLinear, LinearMode, StackedLinear
 
 from ..checkpoint.model_config import ModelConfig
 from ..checkpoint.rope_tables import rope_tables
@@ -24,10 +24,10 @@ class GpuLayer:
     mlp_norm: Tensor
     q_norm: Tensor | None
     k_norm: Tensor | None
-    qkv: StackedLinear
-    o: StackedLinear
-    gate_up: StackedLinear
-    down: StackedLinear
+    qkv: StackedLinear | JoinedLinear
+    o: StackedLinear | JoinedLinear
+    gate_up: StackedLinear | JoinedLinear
+    down: StackedLinear | JoinedLinear
     window: int
 
 
@@ -45,8 +45,7 @@ class GpuModel:
     def __init__(self, weights: DeviceWeights, config: ModelConfig, max_length: int, ops: DeviceOps) -> None:
         self.config = config
         self.ops = ops
-        self.embedding = weights.tensor("model.embed_tokens.weight")
-        self.head = self.embedding if config.tie_embeddings else weights.tensor("lm_head.weight")
+        self.embedding, self.head = weights.embedding_and_head(config.tie_embeddings)
         self.norm = weights.tensor("model.norm.weight")
         self._cos, self._sin = (table.to(weights.device) for table in rope_tables(config, max_length))
         self.layers = [self._layer(weights, index) for index in range(config.num_layers)]

@@ -1,23 +1,22 @@
 """An embedding that lies on a grid: its rows are worked out when they are looked up."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from zweave.kernels import Packed, grid_rows
 
 
 @dataclass(frozen=True, slots=True)
 class GridEmbedding:
     """Indexed as a tensor is.
 
-    packed: [vocabulary, hidden]; it may be the head as well.
+    rows: the rows [n, hidden] of some tokens [n]; what gives them may be the head as well.
     dtype: of the rows.
     """
 
-    packed: Packed
+    rows: Callable[[Tensor], Tensor]
     dtype: torch.dtype
 
     def __getitem__(self, token_ids: Tensor) -> Tensor:
-        return grid_rows(self.packed, token_ids).to(self.dtype)
+        return self.rows(token_ids).to(self.dtype)

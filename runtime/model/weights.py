@@ -1,11 +1,12 @@
 """The tensors of a model, cast and packed for a device."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, grid_of, pack, pack_grid, quantize
+from zweave.kernels import AdaptedLinear, DecoderLayer, Packed, grid_of, grid_rows, pack, pack_grid, quantize
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.model_config import ModelConfig
@@ -56,7 +57,7 @@ class Weights:
         """The embedding; head: that of the model."""
         name = "model.embed_tokens.weight"
         if self._held.on_grid and name in self._checkpoint.grid_kinds:
-            return GridEmbedding(head if is_tied else self.packed(name), self.dtype)
+            return GridEmbedding(partial(grid_rows, head if is_tied else self.packed(name)), self.dtype)
         return self.tensor(name)
 
     def adapted(self, module: str) -> AdaptedLinear:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from zweave.kernels import LinearMode
+from zweave.kernels import GridKind, LinearMode
 
 from .gpu_cost import Decoder, DeviceRates, PromptCost, StepCost, StepShape
 from .plan import Plan, memory
@@ -50,16 +50,18 @@ def predict_modes(
     value_bytes: int,
     rates: DeviceRates,
     by_library: bool = True,
+    head_grid: GridKind | None = None,
 ) -> list[ModePrediction]:
     """What each mode of a plan is predicted to cost.
 
     tokens: of the prompt
     by_library: whether its products are a library's, as they are but for `batch_invariant=True`
+    head_grid: on which the head lies, if on any
     """
     return [
         ModePrediction(
             mode,
-            StepCost.of(decoder, plan, mode, shape, value_bytes).seconds(rates),
+            StepCost.of(decoder, plan, mode, shape, value_bytes, head_grid=head_grid).seconds(rates),
             PromptCost.of(decoder, plan, mode, tokens, value_bytes, by_library).seconds(rates),
         )
         for mode in step_modes(plan)

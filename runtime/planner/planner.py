@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -95,11 +95,14 @@ def make_plan(
     max_error: share of a matrix's spectral norm that an expert may lose.
     costs: of the machine, nominal ones by default. Only a choice under `max_memory` depends on them.
     batch_invariant: on a GPU, whether all tokens of all batches take one mode.
-    given: on a CPU, the plans of matrices that are not free to choose, since their weights lie on grids.
+    given: the plans of matrices whose weights lie on grids. They are not free to choose; on a GPU, where all of them
+        are given, deltas of all components in int8 take the place of U and V where these do not fit.
     Raises ZweaveError, with the least that would do, if no plan fits.
     """
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
+        if given:
+            return _gpu_grids_plan(given, budget, batch_invariant)
         return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
         module: given.get(module) or MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
@@ -139,6 +142,25 @@ def _gpu_plan(
         least = {module: _leading(shape, 1, None) for module, shape in shapes.items()}
         raise budget.refusal(min(factored, least, key=budget.needs))
     return leading
+
+
+def _gpu_grids_plan(given: Plan, budget: Budget | None, batch_invariant: bool) -> dict[str, MatrixPlan]:
+    """The plan as it is given, or with deltas of all components in int8 beside W.
+
+    With `batch_invariant` the latter: base tokens are then the same bits in either mode of a step.
+    """
+    if any(matrix.factor_grids for matrix in given.values()):
+        options = [dict(given)]
+    else:
+        integers = {
+            module: replace(_full_coverage(p.shape, "int8"), grid=p.grid) for module, p in given.items()
+        }
+        options = [integers] if batch_invariant else [dict(given), integers]
+    for plan in options:
+        if budget is None or budget.fits(plan):
+            return plan
+    assert budget is not None
+    raise budget.refusal(options[-1])
 
 
 def hosted_plan(shape: tuple[int, int], dense: bool = True) -> MatrixPlan:

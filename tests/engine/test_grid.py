@@ -7,40 +7,25 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import gguf
 import pytest
 import torch
-from gguf import GGMLQuantizationType as Type
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from zweave import Engine, Expert, Request, ZweaveError
 from zweave.checkpoint import Checkpoint, ModelConfig
 from zweave.checkpoint.gguf.grid_file import GridBlocks, write_grids
+from zweave.decomposition import decompose
+from zweave.experts import Mixture
+from zweave.kernels import LinearMode, Quantized, dequantize, quantize
 
 CHOICES: list[Any] = [None, "leading", "a", "b", {"a": 0.5, "leading": 0.25}]
 KINDS = ("Q4_0", "Q4_1", "Q8_0")
 
 
-def to_grid(source: Path, target: Path, kind: str) -> Path:
-    """A copy of a model whose matrices lie on a grid."""
-    shutil.copytree(source, target)
-    weights = load_file(target / "model.safetensors")
-    blocks = {
-        name: gguf.quants.quantize(values, Type[kind]) for name, values in weights.items() if values.ndim == 2
-    }
-    for name, stored in blocks.items():
-        weights[name] = gguf.quants.dequantize(stored, Type[kind])
-    save_file(weights, target / "model.safetensors", {"format": "pt"})
-    write_grids(
-        target, [GridBlocks(name, kind, rows.shape, lambda rows=rows: rows) for name, rows in blocks.items()]
-    )
-    return target
-
-
 @pytest.fixture(scope="module")
 def model(
-    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Callable[..., Path], to_grid: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, bool], Path]:
     """`model(kind, is_tied)`: a random Llama on a grid, of 128 components at most."""
     made: dict[tuple[str, bool], Path] = {}
@@ -54,7 +39,8 @@ def model(
                 intermediate_size=160,
                 tie_word_embeddings=is_tied,
             )
-            made[kind, is_tied] = to_grid(source, tmp_path_factory.mktemp("grid") / kind, kind)
+            kind_of = mixed_kind if kind == "mixed" else lambda name: kind
+            made[kind, is_tied] = to_grid(source, tmp_path_factory.mktemp("grid") / kind, kind_of)
         return made[kind, is_tied]
 
     return make
@@ -138,8 +124,6 @@ def test_what_has_no_grid_is_told_in_one_line(
         Engine(tiny_model("llama"), weights="grid")
     with pytest.raises(ZweaveError, match="weights must be one of auto, grid, refit, not 'int4'"):
         Engine(model("Q4_1"), weights="int4")
-    with pytest.raises(ZweaveError, match="weights='grid' is for device='cpu'"):
-        Engine(model("Q4_1"), weights="grid", device="reference")
     with pytest.raises(
         ZweaveError, match=r"max_memory allows 0\.0 MiB .* the least that would do is 0\.4: allow more"
     ):
@@ -161,3 +145,87 @@ def test_a_matrix_beside_the_grid_keeps_all_forms(
     for one, other in zip(engine.generate(requests), whole.generate(requests), strict=True):
         assert one.token_ids == other.token_ids
     assert len(engine.generate(asked([5, 9, 40], "a"))[0].token_ids) == 24
+
+
+@torch.inference_mode()
+def tokens_of_deltas(
+    directory: Path, expert: Expert | None, prompts: list[list[int]], in_int8: bool
+) -> list[list[int]]:
+    """What transformers' model answers, the expert's delta added to its weights, by factors in int8 or exact ones."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    factors = decompose(Checkpoint(directory))
+    for module, z in (expert.z if expert else {}).items():
+        u, sigma, vt = factors.factors(module)
+        if in_int8:
+            u, vt = (dequantize(quantize(part.float().contiguous(), "int8")) for part in (u, vt))
+        model.get_submodule(module).weight += (u * (sigma * (z - 1))) @ vt
+    answers = []
+    for prompt in prompts:
+        tokens = list(prompt)
+        for _ in range(24):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        answers.append(tokens[len(prompt) :])
+    return answers
+
+
+def mixed_kind(name: str) -> str | None:
+    """Matrices of one input have several types, and some are on no grid at all."""
+    if "k_proj" in name or "layers.1.mlp" in name:
+        return None
+    return "Q8_0" if "v_proj" in name or "up_proj" in name else "Q4_0" if "o_proj" in name else "Q4_1"
+
+
+def stacks_of(linear: Any) -> tuple[Any, ...]:
+    """Of one format each."""
+    return getattr(linear, "parts", (linear,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "library_from", "in_int8"),
+    [
+        ("mixed", 129, False),
+        ("mixed", 129, True),
+        pytest.param("mixed", 12, False, marks=pytest.mark.slow),
+        pytest.param("mixed", 12, True, marks=pytest.mark.slow),
+        *(pytest.param(kind, 129, False, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
+def test_steps_of_a_gpu_give_the_tokens_of_the_grid_and_its_deltas(
+    kind: str,
+    library_from: int,
+    in_int8: bool,
+    model: Callable[..., Path],
+    make_engine: Callable[..., Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zweave.engine.gpu.build.LIBRARY_FROM", library_from)
+    directory = model(kind, False)
+    # Enough for deltas in int8 alone.
+    options = {"max_memory": 1_000_000} if in_int8 else {}
+    engine = make_engine(directory, device="reference", max_batch_tokens=64, **options)
+    gates = [stack for layer in engine.model.layers for stack in stacks_of(layer.gate_up)]
+    assert {isinstance(stack.leading.u[0], Quantized) for stack in gates} == {in_int8}
+    asked_for: dict[Any, list[list[int]]] = {None: prompts(2), "a": prompts(4)[2:], "leading": prompts(1)}
+    requests = [asked(prompt, choice) for choice, given in asked_for.items() for prompt in given]
+    found = [result.token_ids for result in engine.generate(requests)]
+    wanted = []
+    for choice, given in asked_for.items():
+        expert = engine.bank.expert(choice) if choice else None
+        wanted += tokens_of_deltas(directory, expert, given, in_int8)
+    assert found == wanted
+
+
+def test_base_tokens_have_the_same_bits_in_either_mode_of_a_step(
+    model: Callable[..., Path], make_engine: Callable[..., Engine]
+) -> None:
+    engine = make_engine(model("mixed", False), "bfloat16", device="reference", batch_invariant=True)
+    draw = torch.Generator().manual_seed(0)
+    slot = torch.tensor([0, engine.bank.acquire(Mixture.parse("a")), 0], dtype=torch.int32)
+    for layer in engine.model.layers:
+        for linear in (layer.qkv, layer.o, layer.gate_up, layer.down):
+            x = torch.randn(3, stacks_of(linear)[0].dense.parts[0].shape[1], generator=draw).bfloat16()
+            alone, beside = (linear(x, slot, mode) for mode in (LinearMode.DENSE, LinearMode.DELTA))
+            assert torch.equal(alone[slot == 0], beside[slot == 0])
+            assert not torch.equal(alone[1], beside[1])

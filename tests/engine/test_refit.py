@@ -120,6 +120,31 @@ def test_float32_gives_the_tokens_of_the_factors(
         torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "library_from", [129, pytest.param(12, marks=pytest.mark.slow)], ids=["", "by library"]
+)
+def test_steps_of_a_gpu_give_the_tokens_of_the_factors(
+    library_from: int,
+    make_engine: Callable[..., Engine],
+    refit_model: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zweave.engine.gpu.build.LIBRARY_FROM", library_from)
+    engine = make_engine(device="reference", max_batch_tokens=64)
+    requests = [
+        asked(prompt, choice, 12) for choice, prompt in zip(CHOICES, prompts(len(CHOICES)), strict=True)
+    ]
+    for request, result in zip(requests, engine.generate(requests), strict=True):
+        assert result.token_ids == greedy(refit_model(request.expert), request.prompt, 12)
+    assert all(stack.dense is None for layer in engine.model.layers for stack in stacks_of(layer))
+
+
+def stacks_of(layer: Any) -> list[Any]:
+    """Its stacks of one format each."""
+    linears = (layer.qkv, layer.o, layer.gate_up, layer.down)
+    return [stack for linear in linears for stack in getattr(linear, "parts", (linear,))]
+
+
 def test_a_lora_beside_them(
     model: Path, make_engine: Callable[..., Engine], refit_model: Callable[..., Any]
 ) -> None:
@@ -179,7 +204,6 @@ def test_what_cannot_be_is_told_in_one_line(
     with pytest.raises(ZweaveError, match="has no refit factors: run `zweave quantize MODEL`, or take"):
         Engine(tiny_model("llama"), weights="refit")
     for options, words in (
-        ({"device": "reference"}, "weights='refit' is for device='cpu'"),
         ({"batch_invariant": False, "merge_memory": 1 << 20}, "merge_memory is not for weights='refit'"),
         ({"max_memory": 1000}, r"max_memory allows 0\.0 MiB .* the least that would do is 0\.1: allow more"),
     ):

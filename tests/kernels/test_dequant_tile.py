@@ -9,7 +9,13 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from zweave.kernels.triton.dequant_tile import FP8_TO_BF16, INT4_TO_BF16, INT8_TO_BF16
+from zweave.kernels.triton.dequant_tile import (
+    FP8_TO_BF16,
+    INT4_TO_BF16,
+    INT8_TO_BF16,
+    NIBBLES_LESS_8_TO_BF16,
+    NIBBLES_TO_BF16,
+)
 
 BYTES = range(256)
 
@@ -88,3 +94,13 @@ def test_two_nibbles() -> None:
         registers = run(INT4_TO_BF16.value, "$2", 0xDEADBE00 | byte)
         even, odd = halves(registers["$0"] | registers["$1"] << 16)
         assert (even, odd) == ((byte & 15) - 8, (byte >> 4) - 8), byte
+
+
+@pytest.mark.parametrize(("assembly", "origin"), [(NIBBLES_TO_BF16, 0), (NIBBLES_LESS_8_TO_BF16, 8)])
+def test_nibbles_of_two_bytes(assembly, origin) -> None:
+    for byte in BYTES:
+        other = 255 - byte
+        registers = run(assembly.value, "$2", 0xDEAD0000 | other << 8 | byte)
+        low, high = halves(registers["$0"]), halves(registers["$1"])
+        assert low.tolist() == [(byte & 15) - origin, (other & 15) - origin], byte
+        assert high.tolist() == [(byte >> 4) - origin, (other >> 4) - origin], byte

@@ -63,7 +63,7 @@ class DecodeStep:
     tokens: Tensor
 
     def __init__(self, model: GpuModel, mode: LinearMode, shape: StepShape) -> None:
-        device = model.embedding.device
+        device = model.norm.device
         self._model = model
         self._mode = mode
         self._batch = _batch(model, shape, device)

@@ -31,6 +31,10 @@ class RandomWeights:
         shape = self._shapes[name]
         return self._normal(*shape) if len(shape) > 1 else torch.ones(shape, dtype=self.dtype).to(self.device)
 
+    def embedding_and_head(self, is_tied: bool) -> tuple[Tensor, Tensor]:
+        embedding = self.tensor("model.embed_tokens.weight")
+        return embedding, embedding if is_tied else self.tensor("lm_head.weight")
+
     def stacked(self, layer: int, linears: Sequence[str], silu: bool = False) -> StackedLinear:
         """Linears of a layer that have one input, with all that any mode needs."""
         shapes = [self._shapes[f"{module_name(layer, linear)}.weight"] for linear in linears]

@@ -28,8 +28,7 @@ class Stretch {
  public:
   explicit Stretch(int64_t bytes) : size_(round_up(std::max(bytes, kStretch), kPage)) {
 #ifdef __linux__
-    void* mapped =
-        mmap(nullptr, mapped_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* mapped = mmap(nullptr, mapped_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK(mapped != MAP_FAILED, "no memory for ", bytes, " bytes of weights or cache");
     memory_ = static_cast<char*>(mapped);
     data_ = reinterpret_cast<char*>(round_up(reinterpret_cast<int64_t>(mapped), kPage));

@@ -14,6 +14,7 @@ from ...experts.bank import Bank
 from ...kv_cache.block_pool import KVCache
 from ...model.gpu_model import GpuModel
 from ...model.gpu_weights import GpuWeights
+from ...model.held_weights import HeldWeights
 from ...planner.gpu_cost import rates_of
 from ...planner.gpu_report import InvariancePrice
 from ...planner.plan import Plan
@@ -32,10 +33,11 @@ def gpu_runner(
     plan: Plan,
     bank: Bank,
     max_model_len: int,
+    held: HeldWeights,
 ) -> GpuRunner:
     """The runner of `config.device`; ZweaveError if its memory is too small."""
     backend = backend_of(config.device, config.dependent_launches)
-    if config.batch_invariant:
+    if config.batch_invariant and not held.plan:
         _log_price(checkpoint.config, config, backend.device)
     library_from = None if config.batch_invariant else LIBRARY_FROM
     try:
@@ -44,6 +46,7 @@ def gpu_runner(
             decomposition,
             bank,
             plan,
+            held,
             config.torch_dtype,
             backend.device,
             backend.ops,

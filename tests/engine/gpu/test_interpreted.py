@@ -70,9 +70,31 @@ def test_tokens(
         )
         for i, prompt in enumerate(prompts)
     ]
-    (tmp_path / "requests").write_bytes(pickle.dumps(requests))
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(model)]
-    command.append(pickle.dumps(options | {"batch_invariant": batch_invariant}).hex())
+    given = interpreted(tmp_path, model, options | {"batch_invariant": batch_invariant}, requests)
+    assert given == [(result.token_ids, None) for result in engine.generate(requests)]
+
+
+def interpreted(folder: Path, model: Path, options: dict[str, Any], requests: list[Request]) -> list[Any]:
+    """Token ids and error of each request, of an engine with the experts of a folder and interpreted kernels."""
+    (folder / "requests").write_bytes(pickle.dumps(requests))
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(model), pickle.dumps(options).hex()]
     subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
-    given = pickle.loads((tmp_path / "results").read_bytes())
+    return pickle.loads((folder / "results").read_bytes())
+
+
+@pytest.mark.slow
+def test_tokens_of_weights_on_a_grid(
+    tiny_model: Any, to_grid: Callable[..., Path], random_expert: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = tiny_model("llama", vocab_size=96, hidden_size=64, intermediate_size=96)
+    model = to_grid(source, tmp_path / "model", lambda name: "Q8_0" if "v_proj" in name else "Q4_1")
+    options = {"dtype": "float32", "kv_tokens": 512, "block_size": 16, "weights": "grid"}
+    engine = Engine(model, device="reference", **options)
+    random_expert(engine.model.config.adapted_shapes(), seed=1).save(tmp_path / "a.safetensors")
+    engine.load_expert("a", tmp_path / "a.safetensors")
+    requests = [
+        Request(prompt, expert=expert, max_tokens=3, ignore_eos=True)
+        for prompt, expert in (([1, 5, 9, 40], None), (list(range(3, 20)), "a"))
+    ]
+    given = interpreted(tmp_path, model, options, requests)
     assert given == [(result.token_ids, None) for result in engine.generate(requests)]

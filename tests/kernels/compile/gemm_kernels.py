@@ -20,13 +20,17 @@ OUT_FEATURES = (192, 576, 14336)
 
 
 class Weights(SimpleNamespace):
-    """A format as the kernels see it: FORMAT, type of the data, GROUP, where the scales go; the tokens' dtype."""
+    """A format as the kernels see it: FORMAT, type of the data, GROUP, where the scales go; the tokens' dtype.
+
+    numbers: type of the scales.
+    """
 
     kind: str
     data: str
     group: int
     scales: Scales
     dtype: torch.dtype
+    numbers: str = "*fp32"
 
 
 WEIGHTS = {
@@ -39,10 +43,29 @@ WEIGHTS = {
     "fp8": Weights(kind="fp8", data="*u8", group=0, scales="row", dtype=torch.bfloat16),
 }
 
+# Weights on a grid, and float32 tokens.
+GRIDS = {
+    name: Weights(
+        kind=kind,
+        data="*i8" if kind == "Q8_0" else "*u8",
+        group=32,
+        scales="grid",
+        dtype=dtype,
+        numbers=numbers,
+    )
+    for name, kind, numbers, dtype in (
+        ("Q4_0", "Q4_0", "*fp16", torch.bfloat16),
+        ("Q4_1", "Q4_1", "*fp16", torch.bfloat16),
+        ("Q4_K", "Q4_1", "*fp32", torch.bfloat16),
+        ("Q8_0", "Q8_0", "*fp16", torch.bfloat16),
+        ("Q4_1 of f32", "Q4_1", "*fp16", torch.float32),
+    )
+}
+
 
 def operands(w: Weights, groups: int) -> Types:
     """Types of the operands of a kernel."""
-    scale = w.data if w.scales == "none" else "*fp32"
+    scale = w.data if w.scales == "none" else w.numbers
     return tuple((kind,) * groups for kind in (VALUE[w.dtype], w.data, scale, "i32", "i32", "i32", "i32"))
 
 
@@ -84,7 +107,7 @@ def delta_gemm_kernel(
 ) -> Any:
     """The delta linear compiled, its handover checked.
 
-    w: plain weights, or with `factored` the tokens alone; u: of both factors; silu: gated
+    w: plain weights or a grid, or with `factored` the tokens alone; u: of both factors; silu: gated
     """
     types: dict[str, Types] = {"outputs": ("i32",) * groups}
     types |= {} if factored else {"products": operands(w, groups)}
@@ -95,6 +118,7 @@ def delta_gemm_kernel(
     types |= dict.fromkeys(("slot", "semaphores"), "*i32")
     constants = {"FORMAT": u.kind, "GROUP": u.group, "PDL": pdl} | tile_constants(tile)
     constants |= {"products": None} if factored else {}
+    constants |= {} if silu else {"W_FORMAT": w.kind, "W_GROUP": w.group}
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     kernel = _silu_delta_gemm_kernel if silu else _delta_gemm_kernel
     binary = compiled(kernel, arch, types, constants, aligned, **options)

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from zweave.kernels.grid_values import _grid_values_kernel
+from zweave.kernels.layout.grid_panels import GPU_PANEL
 from zweave.kernels.triton.gemm_config import Scales, paired_tile_config, tile_config
 
-from .compiled import DEVICES, SHARED_MEMORY, check_resources
+from .compiled import DEVICES, SHARED_MEMORY, check_resources, compiled
 from .gemm_kernels import (
+    GRIDS,
     OUT_FEATURES,
     TOKENS,
     WEIGHTS,
+    Weights,
     by_size,
     delta_gemm_kernel,
     gemm_kernel,
@@ -145,13 +149,51 @@ def test_tiles_of_the_gated_gemm(arch, aligned, name, tmp_path) -> None:
             check(binary, arch, w.dtype, tmp_path, f"gated delta {name} {tile}")
 
 
-@pytest.mark.parametrize("format", ["int8", "int4", "fp8"])
+def grid_targets() -> Iterator[Any]:
+    """Architecture, alignment and grid."""
+    for arch, aligned, name in product(SHARED_MEMORY, (True, False), GRIDS):
+        on_every_run = (arch, aligned, name) in {(80, True, "Q4_1"), (90, True, "Q4_1")}
+        marks = pytest.mark.slow if on_every_run else pytest.mark.exhaustive
+        rows = "aligned" if aligned else "odd"
+        yield pytest.param(arch, aligned, GRIDS[name], id=f"sm_{arch}-{rows}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("arch", "aligned", "weights"), list(grid_targets()))
+def test_tiles_of_products_with_grids(arch, aligned, weights, tmp_path) -> None:
+    """The plain product, deltas of integers beside a grid, and factors on grids."""
+    tiles = by_size(
+        tile_config(t, m, weights.dtype, "grid", DEVICES[arch], aligned)
+        for t, m in product(TOKENS, OUT_FEATURES)
+    )
+    integers = Weights(**vars(WEIGHTS["int8"]) | {"dtype": weights.dtype})
+    dense = next(w for w in WEIGHTS.values() if w.kind == "plain" and w.dtype == weights.dtype)
+    small, large = tiles[0], tiles[-1]
+    for name, binary in {
+        "gemm": gemm_kernel(arch, aligned, small, weights, "parallel", True, groups=3, pdl=arch >= 90),
+        "delta": delta_gemm_kernel(arch, aligned, small, weights, integers, groups=3, pdl=arch >= 90),
+        "plain delta": delta_gemm_kernel(arch, aligned, large, weights, dense, groups=3),
+        "factored": delta_gemm_kernel(arch, aligned, large, weights, weights, groups=3, factored=True),
+    }.items():
+        check(binary, arch, weights.dtype, tmp_path, f"{weights.kind} {name}")
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_values_of_a_grid(arch, kind, tmp_path) -> None:
+    types = {"codes": GRIDS[kind].data, "numbers": "*fp16", "index": "*i64", "y": "*bf16"}
+    for index in ({}, {"index": None}):
+        constants = {"FORMAT": kind, "BLOCK_M": GPU_PANEL, "STEPS": 4} | index
+        binary = compiled(_grid_values_kernel, arch, types, constants, True, num_warps=4)
+        check_resources(binary, arch, tmp_path, f"values of {kind}")
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "fp8", "Q4_1", "Q8_0"])
 def test_quantised_weights_stay_small_until_they_are_in_registers(format) -> None:
     """On Hopper the left operand comes from registers, and the pipeline's copies are of quantised bytes."""
-    weights = WEIGHTS[format]
+    weights = (WEIGHTS | GRIDS)[format]
     tile = tile_config(16, 576, weights.dtype, weights.scales, DEVICES[90], True)
     binary = gemm_kernel(90, True, tile, weights, "serial", False, splits=1)
     assert re.search(r"wgmma\.mma_async\S+\s+\{[^}]*\},\s*\{", binary.asm["ptx"])
     assert "fma.rn.bf16x2" in binary.asm["ptx"]
-    byte = tile.block_m * tile.block_n // (2 if format == "int4" else 1)
+    byte = tile.block_m * tile.block_n // (2 if format in ("int4", "Q4_1") else 1)
     assert binary.metadata.shared <= tile.num_stages * (byte + 2 * tile.block_t * tile.block_n)
