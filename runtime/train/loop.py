@@ -77,14 +77,17 @@ def train(
     """
     training = Training(policy, task, samples, validation, recipe, state)
     while not training.is_done:
-        yield training.step()
+        step = training.step()
+        training.save_after(step)
+        yield step
     training.load_best()
 
 
 class Training:
     """A training between its steps: the optimizer, the progress and the best adapter; loads and saves them.
 
-    It is made as `train` is called.
+    It is made as `train` is called. Whoever makes its steps calls `save_after` with each, once whatever else is kept of
+    the step is written: what is written of steps after the state is repeated, and before it nothing may be missing.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class Training:
         self.policy.adapter.load_state(self.best)
 
     def step(self) -> Step:
-        """One update on the next batch, a validation if one is due, and the state saved."""
+        """One update on the next batch, and a validation if one is due."""
         start = time.perf_counter()
         pending = self.draw()
         loss = pending.of(self.policy.hidden(pending.prompts, pending.nodes))
@@ -149,11 +152,15 @@ class Training:
         self._check_signal(loss.reward)
         seconds += time.perf_counter() - start
         validation, improved = self._validate() if _validates(self.recipe, index) else (None, False)
-        # After the first step, too: whatever has a log can be gone on from.
-        if self._path is not None and (index == 0 or (index + 1) % SAVE_EVERY == 0 or validation is not None):
-            self._save(self._path)
         rate = self.recipe.lr_at(index)
         return Step(index, loss.reward, loss.accuracy, rate, norm, seconds, validation, improved)
+
+    def save_after(self, step: Step) -> None:
+        """Saves the state if it is time after this step, the latest one."""
+        # After the first step, too: whatever has a log can be gone on from.
+        is_due = step.step == 0 or (step.step + 1) % SAVE_EVERY == 0 or step.validation is not None
+        if self._path is not None and is_due:
+            self._save(self._path)
 
     def _update(self, step: int) -> float:
         """Steps the optimizer; returns the norm of the gradient."""

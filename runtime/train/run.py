@@ -185,18 +185,19 @@ class Recorder:
         self.training = Training(run.policy, run.task, train_samples, validation, run.recipe, state)
 
     def add(self, step: Step) -> None:
-        """Logs a step that was made, and saves the expert if it is the best so far."""
+        """Logs a step that was made, and saves the expert if it is the best so far, and the state if it is time."""
         self._log.add(step)
         if step.improved:
             self._record |= {"validation_accuracy": step.validation, "best_step": step.step + 1}
             self._save(self._record | {"unfinished": True})
+        self.training.save_after(step)
 
     def finish(self) -> dict[str, Any]:
         """Writes the best expert with its record, which is returned, and the curves; drops the state."""
         self.training.load_best()
         policy, log, record = self._run.policy, self._log, self._record
         improvements = [line for line in log.lines if line["improved"]]
-        # Empty if a kill came after the state was saved and before its line was written.
+        # Empty if somebody has removed the log.
         if improvements:
             best = improvements[-1]
             record |= {"validation_accuracy": best["validation"], "best_step": best["step"] + 1}

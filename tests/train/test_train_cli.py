@@ -156,6 +156,25 @@ def test_missing_task_files_are_told_before_the_model_loads(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interruption_before_a_step_is_logged_leaves_no_gap(
+    zweave: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("letters.jsonl", *QUICK, "--steps", 6, "--validate-every", 2)
+    add = Log.add
+
+    def interrupted(log: Log, step: Step) -> None:
+        if step.step == 3:
+            raise KeyboardInterrupt
+        add(log, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "add", interrupted)
+        assert zweave(*arguments).returncode == 130
+    assert zweave(*arguments).returncode == 0
+    log = (tmp_path / "out" / "letters.log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(6))
+
+
 @pytest.mark.slow
 def test_an_interrupted_command_goes_on(
     command: Callable[..., list[str]], zweave: Run, tmp_path: Path
