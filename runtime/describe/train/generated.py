@@ -136,7 +136,7 @@ class GeneratorTraining:
     def advance(self) -> GeneratorStep:
         """One update; ZweaveError if its gradient is not finite."""
         recipe, step = self.recipe, self.step
-        drawn, *texts = self._draw(step)
+        drawn, texts = self._draw(step)
         made = self.generator(*texts)
         # The gradient stops here, and goes on when all passes have added to it.
         z = {name: part.detach().requires_grad_() for name, part in made.items()}
@@ -166,10 +166,8 @@ class GeneratorTraining:
             state = {"generator": self.generator.state_dict(), "optimizer": self._optimizer.state_dict()}
             save_state(self._path, state | {"step": self.step, "digest": self._digest})
 
-    def _draw(
-        self, step: int
-    ) -> tuple[list[Learnt], TokenStates] | tuple[list[Learnt], TokenStates, TokenStates]:
-        """The tasks of a step, and the states of what is told to each part of the generator.
+    def _draw(self, step: int) -> tuple[list[Learnt], list[TokenStates]]:
+        """The tasks of a step, and for each part of the generator the states of what it is told.
 
         Two parts are told descriptions of other tasks: the lower one of a task that asks for the same with any words,
         the upper one of a task that has the same words for anything.
@@ -177,15 +175,13 @@ class GeneratorTraining:
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
         drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
         if self._static:
-            return drawn, self.encoder.encode([ANY_TASK] * len(drawn))
+            return drawn, [self.encoder.encode([ANY_TASK] * len(drawn))]
         if len(self.generator.parts) == 1:
-            return drawn, self.encoder.encode([one.hidden.describe(rng) for one in drawn])
+            return drawn, [self.encoder.encode([one.hidden.describe(rng) for one in drawn])]
         tasks = [one.hidden for one in self._learnt]
         lower = [rng.choice([t for t in tasks if t.attribute == one.hidden.attribute]) for one in drawn]
         upper = [rng.choice([t for t in tasks if t.labels == one.hidden.labels]) for one in drawn]
-        told = ([task.describe(rng) for task in some] for some in (lower, upper))
-        lower_states, upper_states = map(self.encoder.encode, told)
-        return drawn, lower_states, upper_states
+        return drawn, [self.encoder.encode([task.describe(rng) for task in some]) for some in (lower, upper)]
 
     def _rows(self, drawn: Sequence[Learnt], step: int) -> list[Row]:
         rng = random.Random(f"rows {self.recipe.seed} {step}")
