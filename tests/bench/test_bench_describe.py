@@ -82,7 +82,7 @@ def test_descriptions(
     checkpoint = resolve_model(str(tiny_model("llama")))
     ranks = {name: min(shape) for name, shape in checkpoint.config.adapted_shapes().items()}
     generator = Generator(GeneratorConfig(8, task=16, code=8), ranks)
-    torch.nn.init.normal_(generator.basis)
+    torch.nn.init.normal_(generator.parts[0].basis)
     file = tmp_path / "g.safetensors"
     TrainedGenerator(generator, "lengths", checkpoint.digest(), BARE, ["a"], torch.ones(1, 8)).save(file)
     monkeypatch.setattr(describer, "open_encoder", lambda name, model: Lengths())

@@ -40,7 +40,7 @@ def describing(start_server: Any, tiny_model: Callable[..., Path]) -> Any:
     ranks = {name: min(shape) for name, shape in model.config.adapted_shapes().items()}
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(4, task=16, code=8), ranks).eval()
-    torch.nn.init.normal_(generator.basis)
+    torch.nn.init.normal_(generator.parts[0].basis)
     digest = resolve_model(str(tiny_model("llama", vocab_size=96))).digest()
     trained = TrainedGenerator(generator, "lengths", digest, BARE, ["a"], torch.ones(1, 4))
     server.engine._described._describer = Describer(trained, Lengths())
