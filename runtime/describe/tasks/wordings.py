@@ -3,8 +3,26 @@
 import random
 from collections.abc import Sequence
 
-# {say}: imperative; {text}: the text; {clause}: that the text has the attribute.
+# {say}: imperative; {text}: the text; {clause}: that the text has the attribute; {if_}, {else_}: conjunctions.
 LABELLED = (
+    "{Say} {yes} {if_} {clause}, {else_} {no}.",
+    "{Say} {yes} {if_} {clause}; {else_} {say} {no}.",
+    "{Say} {yes} {if_} {clause}. {Else_}, {say} {no}.",
+    "{If_} {clause}, {say} {yes}, {else_} {no}.",
+    "{If_} {clause}, {say} {yes}; {else_} {say} {no}.",
+    "{If_} {clause}, it is {yes}. {Else_}, it is {no}.",
+    "{If_} {clause} the answer is {yes}, {else_} {no}.",
+    "The answer is {yes} {if_} {clause} and {else_} {no}.",
+    "{yes} {if_} {clause}, {else_} {no}.",
+    "{yes} is for {text} {if_} {clause}, {no} for anything else.",
+    "{no} is what to {say}, and {yes} {if_} {clause}.",
+    "You {say} {no}, but {if_} {clause}, {yes}.",
+    "Put {text} under {yes} {if_} {clause}; {else_} put it under {no}.",
+    "There are two groups, {yes} and {no}: {clause} in the first, not so in the second.",
+    "There are two groups, {no} and {yes}: {clause} in the second, not so in the first.",
+    "{yes}: {clause}. {no}: it is not so.",
+    "{no}: it is not so that {clause}. {yes}: it is.",
+    "{yes} ({clause}) or {no} (not so)?",
     "{Say} {yes} if {clause}, and {no} if not.",
     "{Say} {yes} if {clause}, otherwise {no}.",
     "If {clause}, {say} {yes}. If not, {say} {no}.",
@@ -71,7 +89,27 @@ NUMERIC_HELD_OUT = (
     "Compute {result} for the pair.",
     "All that matters is {result}.",
 )
-_SAY = ("say", "answer", "reply", "write", "output", "print")
+_IF = (
+    "if",
+    "when",
+    "where",
+    "so long as",
+    "given that",
+    "every time",
+    "on condition that",
+    "only if",
+    "assuming",
+)
+_ELSE = (
+    "otherwise",
+    "else",
+    "if not",
+    "failing that",
+    "in all other cases",
+    "for all others",
+    "for everything else",
+)
+_SAY = ("say", "answer", "reply", "write", "output", "print", "give", "return", "choose")
 _TEXT = ("the text", "this text", "the passage", "the input", "the message")
 
 
@@ -99,5 +137,9 @@ def numeric(phrases: Sequence[str], rng: random.Random, held_out: bool = False) 
 
 
 def _slots(rng: random.Random) -> dict[str, str]:
-    say = rng.choice(_SAY)
-    return {"say": say, "Say": say.capitalize(), "text": rng.choice(_TEXT)}
+    words = {"say": rng.choice(_SAY), "if_": rng.choice(_IF), "else_": rng.choice(_ELSE)}
+    return (
+        words
+        | {name.capitalize(): word.capitalize() for name, word in words.items()}
+        | {"text": rng.choice(_TEXT)}
+    )

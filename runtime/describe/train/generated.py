@@ -31,8 +31,7 @@ class GeneratorRecipe:
 
     descriptions: of a step, each of another task, each worded anew.
     rows: samples of each, the labels equally often.
-    reading: of the learning rate, the share that all but the basis has. The reader has learnt before; as long as the
-        basis is near 0 its gradients are noise, which steps of the basis' size would write over it.
+    code: of the learning rate, the share that what makes the codes has.
     weight: of the mean relative change of the matrices, squared.
     seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
     """
@@ -44,7 +43,7 @@ class GeneratorRecipe:
     warmup: int = 20
     decay: float = 0.4
     clip: float = 1.0
-    reading: float = 0.05
+    code: float = 0.25
     weight: float = 1.0
     seed: int = 0
 
@@ -54,8 +53,8 @@ class GeneratorRecipe:
                 raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.decay <= 1 and self.weight >= 0):
             raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
-        if not 0 <= self.reading <= 1:
-            raise ZweaveError(f"reading is a share of the learning rate from 0 to 1, not {self.reading}")
+        if not 0 <= self.code <= 1:
+            raise ZweaveError(f"code is a share of the learning rate from 0 to 1, not {self.code}")
 
     def lr_at(self, step: int) -> float:
         return self.lr * rate_at(step, self.steps, self.warmup, self.decay)
@@ -95,6 +94,9 @@ class GeneratorStep:
 class GeneratorTraining:
     """The training between its steps.
 
+    The reader has learnt to read before, and stays as it is: it would unlearn what no task asks of it, which is to read
+    wordings and combinations that no task has.
+
     sigma: [R] of each adapted matrix.
     static: takes one text for every description, so that one expert is learnt for all tasks.
     state: file that an unfinished training is gone on from, to the same bits.
@@ -116,9 +118,10 @@ class GeneratorTraining:
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
         self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
         self._static = static
+        generator.reader.requires_grad_(False)
         basis = [part.basis for part in generator.parts]
-        rest = [one for name, one in generator.named_parameters() if not name.endswith("basis")]
-        groups = [{"params": basis, "share": 1.0}, {"params": rest, "share": recipe.reading}]
+        codes = [one for name, one in generator.parts.named_parameters() if not name.endswith("basis")]
+        groups = [{"params": basis, "share": 1.0}, {"params": codes, "share": recipe.code}]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         names = [one.task.name for one in learnt]
         key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe), static])

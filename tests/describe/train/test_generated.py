@@ -142,13 +142,17 @@ def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, learnt: 
         assert torch.equal(one, other)
 
 
-def test_what_reads_learns_more_slowly_than_the_basis(model: RowModel, learnt: list[Learnt]):
-    training = begun(model, learnt, replace(QUICK, reading=0.0))
+@pytest.mark.parametrize("code, learning", [(0.0, ["basis"]), (1.0, ["basis", "down", "gate", "norm", "up"])])
+def test_the_basis_learns_and_the_codes_by_their_share_and_the_reader_stays(
+    model: RowModel, learnt: list[Learnt], code: float, learning: list[str]
+):
+    training = begun(model, learnt, replace(QUICK, code=code))
     before = {name: part.clone() for name, part in training.generator.state_dict().items()}
     for _ in range(2):
         training.advance()
-    after = training.generator.state_dict()
-    assert [name for name in before if not torch.equal(before[name], after[name])] == ["parts.0.basis"]
+    changed = [name for name, part in training.generator.state_dict().items() if not part.equal(before[name])]
+    assert all(name.startswith("parts.0.") for name in changed)
+    assert sorted({name.split(".")[2] for name in changed}) == learning
 
 
 def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tmp_path: Path):
@@ -156,8 +160,8 @@ def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tm
         begun(model, [], QUICK)
     with pytest.raises(ZweaveError, match="steps must be at least 1"):
         replace(QUICK, steps=0)
-    with pytest.raises(ZweaveError, match="reading is a share of the learning rate from 0 to 1, not 2"):
-        replace(QUICK, reading=2)
+    with pytest.raises(ZweaveError, match="code is a share of the learning rate from 0 to 1, not 2"):
+        replace(QUICK, code=2)
     training = begun(model, learnt, QUICK, tmp_path / "a.state")
     training.save()
     with pytest.raises(ZweaveError, match="is of another training"):
