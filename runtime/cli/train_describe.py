@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         texts=args.texts,
         one_order=args.one_order,
         static=args.static,
+        split=args.split,
         recipe=recipe,
     )
     if job.state.exists():

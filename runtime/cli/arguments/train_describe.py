@@ -72,6 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr", type=positive_number, default=2e-3, help="largest learning rate (%(default)s)"
     )
     parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
+    parser.add_argument(
+        "--split", type=whole, default=0, help="seed of which tasks are held out (%(default)s)"
+    )
     parser.add_argument("--minutes", type=positive_number, help="stop after so long, to go on later")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="(as zweave train)")
     parser.set_defaults(run=Deferred("train_describe", outputs=("--out",)))
