@@ -102,7 +102,7 @@ def make_plan(
     budget = None if max_memory is None else Budget(max_memory, value_bytes)
     if device_type != "cpu":
         if given:
-            return _gpu_grids_plan(given, budget, batch_invariant)
+            return _gpu_given_plan(given, budget, batch_invariant)
         return _gpu_plan(shapes, budget, batch_invariant, max_error)
     plan = {
         module: given.get(module) or MatrixPlan(shape, dense=True, delta_rank=break_even_rank(shape))
@@ -144,7 +144,7 @@ def _gpu_plan(
     return leading
 
 
-def _gpu_grids_plan(given: Plan, budget: Budget | None, batch_invariant: bool) -> dict[str, MatrixPlan]:
+def _gpu_given_plan(given: Plan, budget: Budget | None, batch_invariant: bool) -> dict[str, MatrixPlan]:
     """The plan as it is given, or with deltas of all components in int8 beside W.
 
     With `batch_invariant` the latter: base tokens are then the same bits in either mode of a step.

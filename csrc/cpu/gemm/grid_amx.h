@@ -55,11 +55,8 @@ void add_grid_block(const Term<bf16>& term, int64_t row_begin, const TileBlock& 
   const bf16* x = term.x + (row_begin + block.row) * term.x_stride;
   Ahead ahead = fetch.ahead(weights, fetch.next, Layout::bytes(groups) / kLine, bytes);
   const auto decode = [&](int64_t group, char (&to)[panels][kGroupPacks* kLine]) {
-    for (int64_t line = 0; line < divide_up(Layout::block_bytes, kLine * Layout::block_groups); ++line) {
-      prefetch(ahead.at);
-      if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
-      ahead.at += ahead.step;
-    }
+    for (int64_t line = 0; line < divide_up(Layout::block_bytes, kLine * Layout::block_groups); ++line)
+      prefetch_line<panels>(ahead);
     for (int p = 0; p < panels; ++p) decode_group<storage>(weights + p * bytes + Layout::codes(group), to[p]);
     settle(to);
   };

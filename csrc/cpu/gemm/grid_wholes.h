@@ -43,11 +43,6 @@ void grid_tile(const Term<bf16>& term, int64_t row, int64_t panel, int64_t begin
   const char* weights = term.weights.panels + panel * bytes;
   Ahead ahead = fetch.ahead(weights + Layout::codes(begin), fetch.next,
                             (Layout::codes(end) - Layout::codes(begin)) / kLine, bytes);
-  const auto prefetch_line = [&] {
-    prefetch(ahead.at);
-    if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
-    ahead.at += ahead.step;
-  };
   const PreparedRows prepared(term.prepared, term.inputs);
   const int64_t stride = prepared.stride();
   for (int64_t group = begin; group < end; ++group) {
@@ -57,7 +52,7 @@ void grid_tile(const Term<bf16>& term, int64_t row, int64_t panel, int64_t begin
     Codes stream{weights + Layout::codes(group), bytes};
     const int8_t* x = prepared.wholes(row) + group * 2 * kGroup;
     for (int64_t unit = 0; unit < kGroup / kUnit; ++unit, stream.at += Codes::step, x += 2 * kUnit) {
-      for (int64_t line = 0; line < Codes::step; line += kLine) prefetch_line();
+      for (int64_t line = 0; line < Codes::step; line += kLine) prefetch_line<panels>(ahead);
       Simd::Bytes codes[2][vectors];
 #pragma GCC unroll 32
       for (int v = 0; v < vectors; ++v) stream.load(v, codes[0][v], codes[1][v]);
@@ -75,7 +70,7 @@ void grid_tile(const Term<bf16>& term, int64_t row, int64_t panel, int64_t begin
         }
       }
     }
-    prefetch_line();
+    prefetch_line<panels>(ahead);
     const GridNumbers<storage, panels> numbers(weights, bytes, group);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {

@@ -30,10 +30,7 @@ void add_tiles(const Term<bf16>& term, int64_t row, int64_t others, int64_t pane
   const bf16* x = term.x + row * term.x_stride + begin * kPack<bf16>;
   for (int64_t pack = begin; pack < covered_packs<size>(term); pack += size) {
     multiply_tiles<row_tiles, panels>(x, term.x_stride, others * term.x_stride, weights, bytes);
-    for (int64_t line = 0; line < size; ++line, ahead.at += ahead.step) {
-      prefetch(ahead.at);
-      if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
-    }
+    for (int64_t line = 0; line < size; ++line) prefetch_line<panels>(ahead);
     x += size * kPack<bf16>;
     weights += size * kLine;
   }

@@ -62,14 +62,11 @@ void grid_tile(const Term<float>& term, int64_t row, int64_t panel, int64_t begi
     clear<rows, panels>(part);
     const char* line = weights + Layout::codes(group);
     const float* x = term.x + row * term.x_stride + group * kGroup;
-    for (int64_t i = 0; i < lines; ++i, line += kLine, x += line_inputs, ahead.at += ahead.step) {
-      prefetch(ahead.at);
-      if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
+    for (int64_t i = 0; i < lines; ++i, line += kLine, x += line_inputs) {
+      prefetch_line<panels>(ahead);
       add_line<rows, panels, Layout::bits, Layout::origin>(line, bytes, x, term.x_stride, part);
     }
-    prefetch(ahead.at);
-    if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
-    ahead.at += ahead.step;
+    prefetch_line<panels>(ahead);
     const GridNumbers<storage, panels> numbers(weights, bytes, group);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {

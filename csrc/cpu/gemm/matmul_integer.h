@@ -52,10 +52,7 @@ inline __attribute__((always_inline)) void count_units(const int8_t* x, int64_t 
   constexpr int vectors = panels * kPanelVectors;
   constexpr int64_t step = IntegerStream<storage>::step;
   for (int64_t unit = 0; unit < units; ++unit, stream.at += step, x += kUnit) {
-    for (int64_t line = 0; line < step; line += kLine, ahead.at += ahead.step) {
-      prefetch(ahead.at);
-      if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
-    }
+    for (int64_t line = 0; line < step; line += kLine) prefetch_line<panels>(ahead);
     Simd::Bytes weight[2][vectors];
 #pragma GCC unroll 32
     for (int v = 0; v < vectors; ++v) stream.load(v, weight[0][v], weight[1][v]);

@@ -41,6 +41,14 @@ struct Fetch {
 
 inline void prefetch(const char* at) { __builtin_prefetch(at, 0, 2); }
 
+// The line that is next, of each panel.
+template <int panels>
+inline void prefetch_line(Ahead& ahead) {
+  prefetch(ahead.at);
+  if constexpr (panels > 1) prefetch(ahead.at + ahead.apart);
+  ahead.at += ahead.step;
+}
+
 // Plain weights of a tile, pack by pack.
 template <class T>
 struct Stream {
@@ -91,15 +99,13 @@ inline __attribute__((always_inline)) void store_sums(const Sums<rows, panels>& 
 // sum[r][.] += x[row + r] W^T over packs [begin, end) of one term; `stream` stands at `begin`.
 template <class T, int rows, int panels>
 inline __attribute__((always_inline)) void accumulate(const Term<T>& term, int64_t row, int64_t begin,
-                                                      int64_t end, Stream<T>& stream, const Ahead& ahead,
+                                                      int64_t end, Stream<T>& stream, Ahead ahead,
                                                       Sums<rows, panels>& sum) {
   constexpr int vectors = panels * kPanelVectors;
   const int64_t whole = term.inputs / kPack<T>, last = end < whole ? end : whole;
   const T* x = term.x + row * term.x_stride + begin * kPack<T>;
-  const char* next = ahead.at;
-  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kPack<T>, next += ahead.step) {
-    prefetch(next);
-    if constexpr (panels > 1) prefetch(next + ahead.apart);
+  for (int64_t k = begin; k < last; ++k, stream.at += kLine, x += kPack<T>) {
+    prefetch_line<panels>(ahead);
     decltype(stream.weights(0)) loaded[vectors];
 #pragma GCC unroll 32
     for (int v = 0; v < vectors; ++v) loaded[v] = stream.weights(v);
