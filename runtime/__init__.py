@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .experts.expert import Expert
     from .request import Delta, Description, Request, ResponseFormat, Result, Sampling, TokenLogprob
 
+    __version__: str
+
 __all__ = [
     "AsyncEngine",
     "Delta",
@@ -41,6 +43,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     """Imports a public name at its first use: the command line can then be interrupted while torch loads."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("zweave")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"zweave.{_MODULES.get(name, 'request')}"), name)

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
+from .. import __version__
 from ..options.file_options import check_input, check_named_expert, check_output, destination
 
 # Each is a module of `arguments`, whose `add_arguments(parser)` also names what runs it.
@@ -70,7 +70,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zweave", description="Serve one resident language model to many differently adapted prompts."
     )
-    parser.add_argument("--version", action="version", version=f"zweave {version('zweave')}")
+    parser.add_argument("--version", action="version", version=f"zweave {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():

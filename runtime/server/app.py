@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from fastapi import FastAPI
 
+from .. import __version__
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from . import errors
@@ -23,7 +23,7 @@ def create_app(engine: Engine, settings: ServerSettings) -> FastAPI:
         async with AsyncEngine(engine) as served.serving:
             yield
 
-    app = FastAPI(title="zweave", version=version("zweave"), lifespan=lifespan)
+    app = FastAPI(title="zweave", version=__version__, lifespan=lifespan)
     app.state.served = served
     errors.install(app, served.told)
     for part in (chat, completions, rescale, models, experts, expert_z, tokenize, health, playground):

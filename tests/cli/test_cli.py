@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from zweave import __version__
 from zweave.checkpoint import ModelConfig
 from zweave.cli.main import main
 
@@ -199,7 +200,7 @@ def test_interrupt_while_the_program_loads(seconds: float) -> None:
     ("closed", "status", "out", "errors"),
     [
         (">&-", 1, "", "zweave: error: standard output is closed: send it to a file, or to /dev/null\n"),
-        ("<&- 2>&-", 0, "zweave ", ""),
+        ("<&- 2>&-", 0, f"zweave {__version__}\n", ""),
     ],
     ids=["output", "input and errors"],
 )
