@@ -1,9 +1,10 @@
 """How fast are other servers on the same requests, and our experts inside them?
 
 16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine under the base model, experts and
-LoRAs, vLLM without and with LoRA, our plugin in vLLM, transformers, our experts attached to it, PEFT, and llama.cpp
-with the weights as they are and in its own formats. Each runs in a process of its own, in the environment that suits
-it, and they take turns. A reference model in float32 checks every answer first.
+LoRAs, with the weights as they are and on their grid, vLLM without and with LoRA, our plugin in vLLM, transformers,
+our experts attached to it, PEFT, and llama.cpp with the weights as they are and in its own formats. Each runs in a
+process of its own, in the environment that suits it, and they take turns. A reference model in float32 checks every
+answer first.
 """
 
 import argparse
@@ -20,7 +21,11 @@ def peer_names(experts: int) -> tuple[str, ...]:
     return (
         "zweave0",
         f"zweave{experts}",
+        f"zweave{experts}-leading",
         f"zweave-lora{experts}-r16",
+        "zweave0-grid",
+        f"zweave{experts}-grid",
+        f"zweave{experts}-leading-grid",
         "vllm",
         "vllm-lora0",
         f"vllm-lora{experts}-r16",

@@ -150,6 +150,26 @@ def test_a_peer_that_ends_gets_no_time(
     assert line["rows"][0]["status"] == "failed" and "ended with 1" in line["rows"][0]["note"]
 
 
+@pytest.mark.slow
+def test_our_engine_on_the_grid_among_peers(
+    capsys: pytest.CaptureFixture,
+    tiny_model: Callable[..., Path],
+    to_grid: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    model = tiny_model("llama", vocab_size=264, hidden_size=64, intermediate_size=96)
+    names = "zweave0-grid,zweave2-grid,zweave2-leading-grid"
+    sizes = ("--dtype", "float32", "--requests", 2, "--prompt", 8, "--new", 6, "--experts", 2, "--rounds", 1)
+    on_grid = to_grid(model, tmp_path / "model", lambda name: "Q8_0")
+    _, _, line = bench(capsys, "peers", "--model", on_grid, *sizes, "--providers", names)
+    errors = {row["provider"]: row["error"] for row in line["rows"]}
+    assert set(errors) == set(names.split(",")) and errors["zweave0-grid"] < 1e-3, line["rows"]
+    # Experts have their components in int8 and int4.
+    assert all(error < 0.2 for error in errors.values()), errors
+    _, lines, line = bench(capsys, "peers", "--model", model, *sizes, "--providers", names)
+    assert not line["rows"] and sum("has no matrix on a grid" in text for text in lines) == 3
+
+
 def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:
     common = ("--model", model, "--dtype", "float32", "--prompt", 8, "--rounds", 2, "--json")
     status, _, line = bench(capsys, "step", *common, "--tokens", "1,3", "--experts", 2)

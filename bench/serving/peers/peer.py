@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from zweave.integrations.vllm import save_adapter
+from zweave.model.held_weights import HeldWeights
 
 from ...harness.harness import Provider
 from ..fixtures import Answers, Fixtures
@@ -34,7 +35,7 @@ class Peer:
         "compressed", LoRAs in one file.
     rank: of LoRAs, or of the basis of compressed ones.
     options: of vLLM.
-    weights: of llama.cpp, a format of its own or "" for the bench's dtype.
+    weights: a format of llama.cpp's, or in what form our engine holds them; "" for the bench's dtype.
     """
 
     kind: str
@@ -94,22 +95,23 @@ def peer_provider(
     stack: ExitStack,
     **labels: object,
 ) -> Provider:
-    """The provider of a peer, whose process ends with the stack; ZweaveError if it is not installed."""
-    limit = REGRET_LIMITS[fixtures.torch_dtype]
+    """The provider of a peer, whose process ends with the stack; ZweaveError if there is none for the model."""
+    # In few bits our experts, and llama.cpp's activations, are rounded whatever the bench's dtype is.
+    limit = max(REGRET_LIMITS.values()) if peer.weights else REGRET_LIMITS[fixtures.torch_dtype]
     if peer.kind == "llama.cpp":
         python, model = llama_python(), files.llama(peer.weights)
         paths = files.paths(peer)
         job = str(model.job(workload, paths, torch.get_num_threads()))
         process = PeerProcess(python, job, os.environ, [str(LLAMA_WORKER)])
+        changes = (lambda _: model.changes) if peer.weights else _changes(peer, fixtures, paths)
     else:
+        if peer.kind == "zweave":
+            HeldWeights.of(peer.weights or "auto", fixtures.checkpoint)
         python = vllm_python() if peer.in_vllm else Path(sys.executable)
         environment = vllm_environment(python) if peer.in_vllm else os.environ
         paths = files.paths(peer)
         process = PeerProcess(python, json.dumps(_job(peer, fixtures, workload, paths)), environment)
-    changes = _changes(peer, fixtures, paths)
-    if peer.weights:
-        # Its activations are rounded to eight bits, whatever the bench's dtype is.
-        changes, limit = (lambda _: model.changes), max(REGRET_LIMITS.values())
+        changes = _changes(peer, fixtures, paths)
     stack.callback(process.close)
     prompts, groups = workload.prompts(fixtures.config), max(1, peer.adapters)
 
@@ -131,6 +133,7 @@ def _job(peer: Peer, fixtures: Fixtures, workload: Workload, paths: Sequence[Pat
         "compressed": peer.changed == "compressed",
         "adapters": list(map(str, paths)),
         "rank": peer.rank,
+        "weights": peer.weights or "auto",
         "options": dict(peer.options),
         **workload.labels(),
     }

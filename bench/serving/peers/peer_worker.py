@@ -55,6 +55,7 @@ def _zweave(job: dict[str, Any]) -> Serve:
         prefix_cache=False,
         slots=max(1, job["experts"]),
         lora_components=PAGE * pages_of_rank(job["rank"]) * len(job["adapters"]),
+        weights=job["weights"],
     )
     if job["compressed"]:
         names = engine.load_adapters(job["adapters"][0])

@@ -34,7 +34,11 @@ def _peers(many: int) -> dict[str, Peer]:
     return {
         "zweave0": Peer("zweave"),
         f"zweave{many}": Peer("zweave", many),
+        f"zweave{many}-leading": Peer("zweave", many, "leading"),
         f"zweave-lora{many}-r16": Peer("zweave", many, "lora"),
+        "zweave0-grid": Peer("zweave", weights="grid"),
+        f"zweave{many}-grid": Peer("zweave", many, weights="grid"),
+        f"zweave{many}-leading-grid": Peer("zweave", many, "leading", weights="grid"),
         "vllm": Peer("vllm"),
         "vllm-lora0": Peer("vllm", options=lora),
         f"vllm-lora{many}-r16": Peer("vllm", many, "lora", options=lora),
