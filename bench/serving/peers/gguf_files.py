@@ -1,5 +1,6 @@
 """A checkpoint and LoRA adapters as the GGUF files that llama.cpp reads: Llama models, in float32 or bfloat16."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,13 @@ def read_matrices(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     return matrices
 
 
+@lru_cache(maxsize=1)
+def _names(layers: int) -> gguf.TensorNameMap:
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+
+
 def _name(name: str, config: ModelConfig) -> str:
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_layers)
-    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    found = _names(config.num_layers).get_name(name, try_suffixes=(".weight", ".bias"))
     if found is None:
         raise ZweaveError(f"llama.cpp has no name for {name}")
     return str(found)
