@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ class GeneratorRecipe:
     descriptions: of a step, each of another task, each worded anew.
     rows: samples of each, the labels equally often.
     code: of the learning rate, the share that what makes the codes has.
+    opening: steps at the beginning in which two parts learn all attributes under the same words. What the lower part
+        writes is worth something if the upper one reads it, and the other way round: with all words at once neither
+        gets a gradient to begin with.
     weight: of the mean relative change of the matrices, squared.
     seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
     """
@@ -44,6 +48,7 @@ class GeneratorRecipe:
     decay: float = 0.4
     clip: float = 1.0
     code: float = 0.25
+    opening: int = 150
     weight: float = 1.0
     seed: int = 0
 
@@ -53,6 +58,8 @@ class GeneratorRecipe:
                 raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not (self.lr > 0 and self.clip > 0 and 0 <= self.decay <= 1 and self.weight >= 0):
             raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
+        if self.opening < 0:
+            raise ZweaveError(f"opening must be at least 0, not {self.opening}")
         if not 0 <= self.code <= 1:
             raise ZweaveError(f"code is a share of the learning rate from 0 to 1, not {self.code}")
 
@@ -118,6 +125,8 @@ class GeneratorTraining:
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
         self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
         self._static = static
+        words = Counter(one.hidden.labels for one in learnt).most_common(1)[0][0]
+        self._under_same_words = [one for one in learnt if one.hidden.labels == words]
         generator.reader.requires_grad_(False)
         basis = [part.basis for part in generator.parts]
         codes = [one for name, one in generator.parts.named_parameters() if not name.endswith("basis")]
@@ -176,7 +185,9 @@ class GeneratorTraining:
         the upper one of a task that has the same words for anything.
         """
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
-        drawn = rng.sample(self._learnt, min(self.recipe.descriptions, len(self._learnt)))
+        opens = len(self.generator.parts) > 1 and step < self.recipe.opening
+        pool = self._under_same_words if opens else self._learnt
+        drawn = rng.sample(pool, min(self.recipe.descriptions, len(pool)))
         if self._static:
             return drawn, [self.encoder.encode([ANY_TASK] * len(drawn))]
         if len(self.generator.parts) == 1:

@@ -113,8 +113,12 @@ def test_parts_are_told_of_other_tasks_with_that_attribute_or_those_words(
     generator = Generator(GeneratorConfig(width=4, task=16, code=16, upper_layer=1), model.ranks)
     training = GeneratorTraining(
         model, generator, Recorder(), [replace(learnt[0], hidden=task) for task in tasks],
-        {name: torch.ones(rank) for name, rank in model.ranks.items()}, replace(QUICK, descriptions=6),
+        {name: torch.ones(rank) for name, rank in model.ranks.items()}, replace(QUICK, descriptions=6, opening=1),
     )  # fmt: skip
+    training.advance()
+    # The beginning has both attributes under the same words.
+    assert sorted(one[0] for one in told[0]) == ["a", "b"] and [one[1] for one in told[1]] == ["x", "x"]
+    told.clear()
     training.advance()
     lower, upper = told
     # All six tasks are drawn.
@@ -160,6 +164,8 @@ def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tm
         begun(model, [], QUICK)
     with pytest.raises(ZweaveError, match="steps must be at least 1"):
         replace(QUICK, steps=0)
+    with pytest.raises(ZweaveError, match="opening must be at least 0, not -1"):
+        replace(QUICK, opening=-1)
     with pytest.raises(ZweaveError, match="code is a share of the learning rate from 0 to 1, not 2"):
         replace(QUICK, code=2)
     training = begun(model, learnt, QUICK, tmp_path / "a.state")
