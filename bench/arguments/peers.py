@@ -1,7 +1,7 @@
 """How fast are other servers on the same requests, and our experts inside them?
 
 16 requests of 64 prompt and 64 new tokens, greedy, whatever they say: by our engine under the base model, experts and
-LoRAs, with the weights as they are and on their grid, vLLM without and with LoRA, our plugin in vLLM, transformers,
+LoRAs, with the weights as they are and in few bits, vLLM without and with LoRA, our plugin in vLLM, transformers,
 our experts attached to it, PEFT, and llama.cpp with the weights as they are and in its own formats. Each runs in a
 process of its own, in the environment that suits it, and they take turns. A reference model in float32 checks every
 answer first.
@@ -26,6 +26,7 @@ def peer_names(experts: int) -> tuple[str, ...]:
         "zweave0-grid",
         f"zweave{experts}-grid",
         f"zweave{experts}-leading-grid",
+        f"zweave{experts}-refit",
         "vllm",
         "vllm-lora0",
         f"vllm-lora{experts}-r16",

@@ -166,8 +166,10 @@ def test_our_engine_on_the_grid_among_peers(
     assert set(errors) == set(names.split(",")) and errors["zweave0-grid"] < 1e-3, line["rows"]
     # Experts have their components in int8 and int4.
     assert all(error < 0.2 for error in errors.values()), errors
-    _, lines, line = bench(capsys, "peers", "--model", model, *sizes, "--providers", names)
+    few_bits = f"{names},zweave2-refit"
+    _, lines, line = bench(capsys, "peers", "--model", model, *sizes, "--providers", few_bits)
     assert not line["rows"] and sum("has no matrix on a grid" in text for text in lines) == 3
+    assert sum(text.startswith("Left out zweave2-refit") for text in lines) == 1
 
 
 def test_step_and_experts(capsys: pytest.CaptureFixture, model: Path) -> None:

@@ -39,6 +39,7 @@ def _peers(many: int) -> dict[str, Peer]:
         "zweave0-grid": Peer("zweave", weights="grid"),
         f"zweave{many}-grid": Peer("zweave", many, weights="grid"),
         f"zweave{many}-leading-grid": Peer("zweave", many, "leading", weights="grid"),
+        f"zweave{many}-refit": Peer("zweave", many, weights="refit"),
         "vllm": Peer("vllm"),
         "vllm-lora0": Peer("vllm", options=lora),
         f"vllm-lora{many}-r16": Peer("vllm", many, "lora", options=lora),
