@@ -33,9 +33,9 @@ class GeneratorRecipe:
     descriptions: of a step, each of another task, each worded anew.
     rows: samples of each, the labels equally often.
     code: of the learning rate, the share that what makes the codes has.
-    opening: steps at the beginning in which two parts learn all attributes under the same words. What the lower part
-        writes is worth something if the upper one reads it, and the other way round: with all words at once neither
-        gets a gradient to begin with.
+    opening: steps at the beginning in which two parts have half of their descriptions under the same words. What the
+        lower part writes is worth something if the upper one reads it, and the other way round: with all words evenly
+        neither gets a gradient to begin with.
     weight: of the mean relative change of the matrices, squared.
     seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
     """
@@ -48,7 +48,7 @@ class GeneratorRecipe:
     decay: float = 0.4
     clip: float = 1.0
     code: float = 0.25
-    opening: int = 150
+    opening: int = 400
     weight: float = 1.0
     seed: int = 0
 
@@ -185,9 +185,11 @@ class GeneratorTraining:
         the upper one of a task that has the same words for anything.
         """
         rng = random.Random(f"tasks {self.recipe.seed} {step}")
-        opens = len(self.generator.parts) > 1 and step < self.recipe.opening
-        pool = self._under_same_words if opens else self._learnt
-        drawn = rng.sample(pool, min(self.recipe.descriptions, len(pool)))
+        count = min(self.recipe.descriptions, len(self._learnt))
+        drawn = rng.sample(self._learnt, count)
+        if len(self.generator.parts) > 1 and step < self.recipe.opening:
+            same = rng.sample(self._under_same_words, min(count // 2, len(self._under_same_words)))
+            drawn = [*same, *drawn][:count]
         if self._static:
             return drawn, [self.encoder.encode([ANY_TASK] * len(drawn))]
         if len(self.generator.parts) == 1:
