@@ -1,10 +1,13 @@
 """What does it cost to describe an expert in place of naming it?"""
 
 import argparse
-from collections.abc import Callable, Sequence
-from itertools import count
+import random
+from collections.abc import Callable, Iterator, Sequence
 
+from zweave.describe.generator_file import TrainedGenerator
+from zweave.describe.tasks import hidden_tasks
 from zweave.engine import Engine
+from zweave.errors import ZweaveError
 from zweave.request import Description, Request
 
 from ..harness.harness import Outcome, Provider, find, measure, per_second
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> Report:
     # Rounds that repeat their prompts would find them in a prefix cache.
     engine = Engine(args.model, dtype=args.dtype, prefix_cache=False, slots=args.requests)
     engine.load_generator(args.generator)
-    bench = _Descriptions(engine, workload)
+    bench = _Descriptions(engine, workload, _distinct(TrainedGenerator.load(args.generator).known_tasks))
     outcomes = measure(list(bench.providers()), pace(args))
     one = {name: find(outcomes, name, descriptions=1, state="known") for name in (FIRST, BATCH)}
     rows = [
@@ -43,11 +46,10 @@ def run(args: argparse.Namespace) -> Report:
 class _Descriptions:
     """The work that is timed, and its check: that a description answers as its expert under a name does."""
 
-    def __init__(self, engine: Engine, workload: Workload) -> None:
-        self._engine, self._workload = engine, workload
+    def __init__(self, engine: Engine, workload: Workload, texts: Iterator[str]) -> None:
+        self._engine, self._workload, self._texts = engine, workload, texts
         self._prompts = workload.prompts(engine.model.config)
-        self._known = [_text(f"known {index}") for index in range(workload.requests)]
-        self._numbers = count()
+        self._known = [next(self._texts) for _ in range(workload.requests)]
         engine.load_expert("named", engine.describe(self._known[0]))
 
     def providers(self) -> Sequence[Provider]:
@@ -66,7 +68,7 @@ class _Descriptions:
         ]
 
     def _new(self) -> str:
-        return _text(f"new {next(self._numbers)}")
+        return next(self._texts)
 
     def _answers(self, texts: Sequence[str], new: int | None = None) -> list[list[int]]:
         requests = [
@@ -80,8 +82,17 @@ class _Descriptions:
         return float(self._answers(self._known[:1]) != [self._engine.generate(named)[0].token_ids])
 
 
-def _text(about: str) -> str:
-    return f"Say red if the text is about {about}, and blue if it is about anything else."
+def _distinct(names: Sequence[str]) -> Iterator[str]:
+    """Descriptions of known tasks, none twice: of anything else a generator may say that it is too far."""
+    known = [task for task in hidden_tasks() if task.name in set(names)]
+    if not known:
+        raise ZweaveError("the generator knows none of the hidden tasks that there are: train it again")
+    rng, told = random.Random(0), set[str]()
+    while True:
+        text = rng.choice(known).describe(rng)
+        if text not in told:
+            told.add(text)
+            yield text
 
 
 def _figures(outcome: Outcome, workload: Workload, one: Outcome | None) -> Row:

@@ -2,12 +2,17 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
+import torch
+from torch import Tensor
+
 from ..checkpoint.checkpoint import resolve_model
-from ..decomposition.decomposition import Decomposition
+from ..decomposition.decomposition import Decomposition, decompose
 from ..describe.describer import Describer
 from ..describe.generator import change
+from ..describe.trained_experts import load_static
 from ..dispatch.everyday import everyday_prompts
 from ..evaluation.answer_effect import AnswerEffect
 from ..experts.expert import Expert
@@ -18,22 +23,23 @@ _PROMPTS = 16
 
 
 def run(args: argparse.Namespace) -> int:
-    digest = resolve_model(args.model).digest()
-    static = None if args.static is None else Expert.load(args.static)
+    checkpoint = resolve_model(args.model)
+    digest = checkpoint.digest()
+    static = None if args.static is None else load_static(args.static, digest)
     found = Describer.load(args.generator, args.model, digest).describe(args.text)
-    found.expert.save(args.out, half=True)
+    decomposition = decompose(checkpoint)
     figures: dict[str, object] = {
         "nearest": found.nearest,
         "similarity": found.similarity,
         "is_far": found.is_far,
-        "change": _distance(found.expert, None, digest),
+        "change": _distance(found.expert.z, {}, decomposition),
     }
     said = (
         f"{args.out}: nearest known task {found.nearest} (cosine {found.similarity:.2f}); changes the matrices by "
         f"{figures['change']:.2%} of their norm"
     )
     if static is not None:
-        figures["from_static"] = _distance(found.expert, static, digest)
+        figures["from_static"] = _distance(found.expert.z, static.z, decomposition)
         said += f", and is {figures['from_static']:.2%} away from {args.static}"
     if args.effect:
         effect = _effect(args.model, found.expert)
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         said += (
             f"; KL to the base {effect.divergence:.2f} nats at the first token of answers, which is {words}"
         )
+    found.expert.save(args.out, half=True)
     print(json.dumps({"expert": str(args.out)} | figures) if args.json else said)
     if found.is_far:
         stderr.print(
@@ -52,12 +59,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _distance(expert: Expert, other: Expert | None, digest: str) -> float:
-    """The root mean square over the matrices of ||W' - W''|| / ||W||; without another expert W'' is W."""
-    decomposition = Decomposition.open(digest)
-    delta = {name: z - (1 if other is None else other.z.get(name, 1)) for name, z in expert.z.items()}
-    sigma = {name: decomposition.sigma(name) for name in delta}
-    return float(change({name: (1 + part)[None] for name, part in delta.items()}, sigma)[0].sqrt())
+def _distance(z: Mapping[str, Tensor], other: Mapping[str, Tensor], decomposition: Decomposition) -> float:
+    """The root mean square of ||W' - W''|| / ||W|| over the matrices of either expert; W'' is W without the other."""
+    sigma = {name: decomposition.sigma(name) for name in {**z, **other}}
+    apart = {name: 1 + z.get(name, torch.ones(())) - other.get(name, torch.ones(())) for name in sigma}
+    return float(change({name: part[None] for name, part in apart.items()}, sigma)[0].sqrt())
 
 
 def _effect(model: str, expert: Expert) -> AnswerEffect:

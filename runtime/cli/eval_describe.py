@@ -4,27 +4,32 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from ..checkpoint.checkpoint import resolve_model
 from ..describe.describer import Describer
-from ..describe.evaluate import Condition, DescribeEvaluation
+from ..describe.evaluate import LEVELS, Condition, DescribeEvaluation
 from ..describe.train.rows import RowModel
-from ..describe.trained_experts import TrainedExperts
+from ..describe.trained_experts import TrainedExperts, load_static
 from ..errors import ZweaveError
 from ..evaluation.table import Cells, print_cells
-from ..experts.expert import Expert
 from ..io.progress import progress_bar
+from ..options.engine_options import stderr
 from ..options.task_options import data_folder
 
 
 def run_describe(args: argparse.Namespace) -> int:
+    if unknown := [name for name in args.tasks if name not in LEVELS]:
+        raise ZweaveError(f"there is no level {unknown[0]!r}: choose of {', '.join(LEVELS)}")
+    if args.expert or args.dispatch or args.kv_reuse:
+        raise ZweaveError(
+            "--describe evaluates a generator alone: leave out --expert, --dispatch and --kv-reuse"
+        )
     digest = resolve_model(args.model).digest()
     describer = Describer.load(args.describe, args.model, digest)
     trained = TrainedExperts.load(args.hidden_experts, digest) if args.hidden_experts else None
-    static = _static(args.static, digest) if args.static else None
+    static = load_static(args.static, digest) if args.static else None
     others = [*([static] if static else []), *(trained.experts.values() if trained else [])]
     own = describer.trained.training.get("first_layer", 0)
     first = min([own, *(expert.first_layer for expert in others)])
@@ -38,19 +43,16 @@ def run_describe(args: argparse.Namespace) -> int:
         trained=trained,
     )
     with progress_bar() as report:
-        found = [condition for level in args.tasks for condition in evaluation.level(level, report)]
+        levels = {level: evaluation.level(level, report) for level in args.tasks}
+    for level, conditions in levels.items():
+        if not conditions:
+            stderr.print(f"{level} has no tasks: of so few attributes none was held out", markup=False)
+    found = [condition for conditions in levels.values() for condition in conditions]
     if args.json:
         print(json.dumps({"generator": str(args.describe), "rows": [asdict(one) for one in found]}))
     else:
         print_cells(_cells(found))
     return 0
-
-
-def _static(path: Path, digest: str) -> Expert:
-    expert = Expert.load(path)
-    if expert.base_digest != digest or expert.scope != "after_prompt":
-        raise ZweaveError(f"{path}: is no expert of zweave train-describe --static for this model")
-    return expert
 
 
 def _cells(found: Sequence[Condition]) -> Cells:

@@ -67,7 +67,7 @@ class DescribeEvaluation:
     trained: TrainedExperts | None = None
 
     def level(self, name: str, report: Report) -> list[Condition]:
-        """The conditions of a level; ZweaveError for an unknown one."""
+        """The conditions of a level, none if it has no tasks; ZweaveError for an unknown one."""
         pool = self._tasks_of(name)
         drawn = random.Random(f"{name} {self.seed}").sample(pool, min(self.tasks, len(pool)))
         # Of a level alone there may be no other attribute.
@@ -76,6 +76,7 @@ class DescribeEvaluation:
         for done, hidden in enumerate(drawn):
             report(f"evaluating {name}", done, len(drawn))
             shares.append(self._shares(hidden, random.Random(f"{hidden.name} {self.seed}"), wrong))
+            self.model.prompts.clear()
         report(f"evaluating {name}", len(drawn), len(drawn))
         return conditions(name, shares)
 
@@ -104,6 +105,7 @@ class DescribeEvaluation:
                 texts[name] = [rng.choice(others).describe(rng, held_out=True) for _ in range(_WORDINGS)]
         shares = {"base": self._right(task, samples, {}, 1)}
         shares["described in the prompt"] = self._right(task, _told(samples, described), {}, 1)
+        self.model.prompts.clear()
         for name, some in texts.items():
             z = self.describer.z(self.describer.states(some))
             shares[name] = self._right(task, samples, z, len(some))
@@ -131,6 +133,10 @@ class DescribeEvaluation:
     @cached_property
     def _known(self) -> dict[str, HiddenTask]:
         tasks = {task.name: task for task in hidden_tasks()}
+        if unknown := [name for name in self.describer.trained.known_tasks if name not in tasks]:
+            raise ZweaveError(
+                f"the generator was trained on {unknown[0]!r}, which there is not: train it again"
+            )
         return {name: tasks[name] for name in self.describer.trained.known_tasks}
 
     @cached_property

@@ -95,8 +95,14 @@ class TrainedGenerator:
         try:
             read = {name: parse_json(metadata[name]) for name in _JSON}
             generator = Generator(GeneratorConfig(**read["config"]), read["ranks"])
-            known = tensors.pop(_KNOWN).float()
-            generator.load_state_dict({name: part.float() for name, part in tensors.items()})
+            known = tensors[_KNOWN].float()
+            generator.load_state_dict(
+                {name: part.float() for name, part in tensors.items() if name != _KNOWN}
+            )
+            if known.shape != (len(read["known_tasks"]), generator.config.width) or not len(known):
+                raise ValueError("other tasks are known than there are vectors of")
+            float(read["training"].get("far", 0))
+            known_tasks = list(map(str, read["known_tasks"]))
             encoder, digest = metadata["encoder"], metadata["base_digest"]
             template = PromptTemplate.from_json(metadata["prompt_template"])
         except ZweaveError:
@@ -106,7 +112,7 @@ class TrainedGenerator:
             raise ZweaveError(f"is not a whole generator ({type(error).__name__}): train it again") from None
         if not all(part.isfinite().all() for part in tensors.values()):
             raise ZweaveError("holds NaN or infinity: train it again")
-        return cls(generator.eval(), encoder, digest, template, read["known_tasks"], known, read["training"])
+        return cls(generator.eval(), encoder, digest, template, known_tasks, known, read["training"])
 
 
 def known_vectors(vectors: Tensor) -> Tensor:

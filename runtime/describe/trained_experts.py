@@ -16,6 +16,14 @@ _TASK = "hidden:"
 _TEMPERATURE = 0.05
 
 
+def load_static(path: Path, base_digest: str) -> Expert:
+    """The expert of `zweave train-describe --static`; ZweaveError for any other, or for one of another model."""
+    expert = Expert.load(path)
+    if expert.base_digest != base_digest or expert.scope != "after_prompt":
+        raise ZweaveError(f"{path}: is no expert of zweave train-describe --static for this model")
+    return expert
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedExperts:
     """Experts by the names of their hidden tasks.

@@ -1,5 +1,7 @@
 """The state of an unfinished training: written whole or not at all."""
 
+import hashlib
+import json
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,11 @@ import torch
 
 from ..errors import ZweaveError
 from ..io.atomic_write import atomic_write
+
+
+def digest_of(*parts: object) -> str:
+    """sha256 of all that a training follows from, as JSON."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

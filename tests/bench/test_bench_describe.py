@@ -84,7 +84,9 @@ def test_descriptions(
     generator = Generator(GeneratorConfig(8, task=16, code=8), ranks)
     torch.nn.init.normal_(generator.parts[0].basis)
     file = tmp_path / "g.safetensors"
-    TrainedGenerator(generator, "lengths", checkpoint.digest(), BARE, ["a"], torch.ones(1, 8)).save(file)
+    TrainedGenerator(
+        generator, "lengths", checkpoint.digest(), BARE, ["positive-red-blue"], torch.ones(1, 8)
+    ).save(file)
     monkeypatch.setattr(describer, "open_encoder", lambda name, model: Lengths())
     sizes = ["--requests", "3", "--prompt", "9", "--new", "2", "--rounds", "1", "--dtype", "float32"]
     command = ["bench", "descriptions", "--model", str(checkpoint.directory), "--generator", str(file)]

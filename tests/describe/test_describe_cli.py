@@ -58,3 +58,19 @@ def test_a_generator_is_trained_used_and_evaluated(
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {row["level"] for row in rows} == {"L1", "L3"}
     assert {"base", "matched", "shuffled", "junk", "static expert"} <= {row["condition"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["L1", "sst2"], "there is no level 'sst2': choose of L1, L2, L3"),
+        (["L1", "--expert", "sst2"], "--describe evaluates a generator alone"),
+    ],
+)
+def test_what_an_evaluation_cannot_be_asked_is_told_first(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "g.safetensors"
+    file.write_bytes(b"is not read")
+    assert main(["eval", *words, "--describe", str(file)]) == 1
+    assert said in capsys.readouterr().err

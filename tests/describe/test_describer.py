@@ -110,6 +110,18 @@ def test_files_that_are_no_generator_are_told(trained: TrainedGenerator, tmp_pat
     Expert({"model.layers.0.mlp.up_proj": torch.ones(3)}).save(path)
     with pytest.raises(ZweaveError, match="the file's format is 'zweave-expert-1'"):
         TrainedGenerator.load(path)
+    for fault in (
+        {"known_tasks": []},
+        {"known_tasks": ["good"]},
+        {"known": torch.ones(2, 3)},
+        {"training": {"far": "x"}},
+    ):
+        replace(trained, **fault).save(path)
+        with pytest.raises(ZweaveError, match="is not a whole generator"):
+            TrainedGenerator.load(path)
+    replace(trained, known=torch.full_like(trained.known, float("nan"))).save(path)
+    with pytest.raises(ZweaveError, match="holds NaN or infinity"):
+        TrainedGenerator.load(path)
     broken = replace(trained, known=torch.full_like(trained.known, 1.0))
     torch.nn.init.constant_(broken.generator.parts[0].norm.bias, float("nan"))
     broken.save(path)

@@ -60,6 +60,7 @@ def test_every_level_has_its_conditions(evaluation: DescribeEvaluation, monkeypa
 
     monkeypatch.setattr(RowModel, "scored", watched)
     found = evaluation.level("L2", silent)
+    assert not evaluation.model.prompts
     names = [one.condition for one in found]
     assert names[:2] == ["base", "described in the prompt"]
     assert {"matched", "shuffled", "junk", "nearest description", "mean expert"} <= set(names)

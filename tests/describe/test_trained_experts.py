@@ -9,7 +9,7 @@ import torch
 from zweave.describe.describer import Describer
 from zweave.describe.encoders import Encoder
 from zweave.describe.generator_file import TrainedGenerator
-from zweave.describe.trained_experts import TrainedExperts
+from zweave.describe.trained_experts import TrainedExperts, load_static
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
 
@@ -69,6 +69,10 @@ def test_known_tasks_are_mixed_by_how_alike_they_are_described(
 def test_what_cannot_be_compared_is_told(folder: Path, trained: TrainedGenerator, tmp_path: Path):
     with pytest.raises(ZweaveError, match="trained for other weights"):
         TrainedExperts.load(folder, "0" * 64)
+    path = folder / "good.safetensors"
+    assert load_static(path, trained.base_digest).training["task"] == "hidden:good"
+    with pytest.raises(ZweaveError, match="no expert of zweave train-describe --static for this model"):
+        load_static(path, "0" * 64)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZweaveError, match="holds no experts of hidden tasks: run zweave bench hidden-tasks"):
         TrainedExperts.load(tmp_path / "empty", trained.base_digest)

@@ -14,8 +14,8 @@ from zweave.checkpoint import resolve_model
 from zweave.decomposition import decompose
 from zweave.describe.encoders import Encoder, open_encoder
 from zweave.describe.tasks import hidden_tasks
+from zweave.describe.trained_experts import TrainedExperts
 from zweave.errors import ZweaveError
-from zweave.experts import Expert
 from zweave.io.progress import Report as Progress
 from zweave.io.progress import progress_bar
 
@@ -89,18 +89,23 @@ def _lora_key(adapter: TrainedAdapter) -> Key:
 
 def _experts(args: argparse.Namespace) -> Subjects:
     """Of a folder that `zweave bench hidden-tasks` wrote."""
-    hidden = {f"hidden:{task.name}": task for task in hidden_tasks()}
-    loaded = [Expert.load(path) for path in sorted(args.experts.glob("*.safetensors"))]
-    experts = [expert for expert in loaded if expert.training.get("task") in hidden]
-    if len(experts) < LEAST:
+    hidden = {task.name: task for task in hidden_tasks()}
+    checkpoint = resolve_model(args.model)
+    trained = TrainedExperts.load(args.experts, checkpoint.digest()).experts
+    tasks = [hidden[name] for name in trained if name in hidden]
+    if len(tasks) < LEAST:
         raise ZweaveError(
-            f"{args.experts} holds {len(experts)} experts of hidden tasks, {LEAST} are needed: run zweave bench "
+            f"{args.experts} holds {len(tasks)} experts of hidden tasks, {LEAST} are needed: run zweave bench "
             "hidden-tasks"
         )
-    decomposition = decompose(resolve_model(args.model))
+    experts = [trained[task.name] for task in tasks]
+    decomposition = decompose(checkpoint)
     sigma = {name: decomposition.sigma(name) for name in decomposition.names}
-    deltas = [torch.cat([sigma[name] * (expert.z[name] - 1) for name in sigma]) for expert in experts]
-    tasks = [hidden[expert.training["task"]] for expert in experts]
+    # An expert that begins at a higher layer leaves those below it as they are.
+    deltas = [
+        torch.cat([part * (expert.z.get(name, torch.ones(())) - 1) for name, part in sigma.items()])
+        for expert in experts
+    ]
     keys = [(" ".join(task.sources), task.attribute, frozenset(task.labels)) for task in tasks]
     described = [expert.description for expert in experts]
     return Subjects(described, keys, {"expert, sigma (z - 1)": delta_cosines(torch.stack(deltas))})

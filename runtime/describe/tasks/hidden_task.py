@@ -122,9 +122,10 @@ def chosen_tasks(
     attributes: Sequence[str] | None = None,
     words: Sequence[Sequence[str]] | None = None,
 ) -> tuple[HiddenTask, ...]:
-    """Those of some attributes, and of some pairs of label words in both orders; ZweaveError for unknown names.
+    """Those of some attributes, and of some pairs of label words in both orders.
 
     words: leaves out the tasks without label words.
+    Raises ZweaveError for unknown names, and if there is no such task.
     """
     known = {task.attribute for task in tasks}
     if unknown := [name for name in attributes or () if name not in known]:
@@ -134,12 +135,17 @@ def chosen_tasks(
             f"there is no pair of words {unknown[0]!r}: choose of {', '.join(map('-'.join, PAIRS))}"
         )
     pairs = [frozenset(f" {word}" for word in pair) for pair in words or ()]
-    return tuple(
+    chosen = tuple(
         task
         for task in tasks
         if (attributes is None or task.attribute in attributes)
         and (words is None or frozenset(task.labels) in pairs)
     )
+    if not chosen:
+        raise ZweaveError(
+            "no hidden task has these attributes and these words: an operation is answered by a number"
+        )
+    return chosen
 
 
 def in_one_order(tasks: Sequence[HiddenTask]) -> tuple[HiddenTask, ...]:

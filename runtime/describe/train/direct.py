@@ -1,7 +1,5 @@
 """Experts learnt directly, many side by side: each row of a pass under its own z."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -13,7 +11,7 @@ from torch import Tensor
 from ...experts.flat_layout import FlatLayout
 from ...tasks.task import Sample, Task, balanced
 from ...train.recipe import rate_at
-from ...train.state_file import load_state, save_state
+from ...train.state_file import digest_of, load_state, save_state
 from .rows import Row, RowModel
 
 # Rows of a pass; more are several passes, whose gradients are added up.
@@ -60,8 +58,12 @@ class DirectTraining:
         self.flat = torch.nn.Parameter(torch.ones(len(tasks), self._layout.width))
         self._optimizer = torch.optim.AdamW([self.flat], lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         self._path, self.step = state, 0
-        key = json.dumps([[task.name for task in tasks], asdict(recipe)])
-        self._digest = hashlib.sha256(key.encode()).hexdigest()
+        told = [
+            [task.name, [(s.prompt, s.answer) for s in some]]
+            for task, some in zip(tasks, samples, strict=True)
+        ]
+        self._digest = digest_of(model.key, self._layout.width, asdict(recipe), told)
+        model.remember(zip(tasks, samples, strict=True))
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
             self.flat.data.copy_(saved["flat"])

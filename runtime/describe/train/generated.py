@@ -1,7 +1,5 @@
 """A generator that learns end to end: descriptions in, answers to texts out, each row under the z made for it."""
 
-import hashlib
-import json
 import math
 import random
 from collections import Counter
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import ZweaveError
 from ...tasks.task import Sample, Task
 from ...train.recipe import rate_at
-from ...train.state_file import load_state, save_state
+from ...train.state_file import digest_of, load_state, save_state
 from ..encoders import Encoder
 from ..generator import Generator, change
 from ..tasks import HiddenTask
@@ -107,6 +105,7 @@ class GeneratorTraining:
     sigma: [R] of each adapted matrix.
     static: takes one text for every description, so that one expert is learnt for all tasks.
     state: file that an unfinished training is gone on from, to the same bits.
+    reading: how the reader learnt to read, as JSON has it: a state is of one reader.
     """
 
     def __init__(
@@ -119,6 +118,7 @@ class GeneratorTraining:
         recipe: GeneratorRecipe,
         state: Path | None = None,
         static: bool = False,
+        reading: object = None,
     ) -> None:
         if not learnt:
             raise ZweaveError("there is no task to learn from")
@@ -132,9 +132,17 @@ class GeneratorTraining:
         codes = [one for name, one in generator.parts.named_parameters() if not name.endswith("basis")]
         groups = [{"params": basis, "share": 1.0}, {"params": codes, "share": recipe.code}]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        names = [one.task.name for one in learnt]
-        key = json.dumps([names, encoder.name, asdict(generator.config), asdict(recipe), static])
-        self._digest = hashlib.sha256(key.encode()).hexdigest()
+        samples = [[sample for pool in one.pools for sample in pool] for one in learnt]
+        self._digest = digest_of(
+            model.key,
+            [encoder.name, asdict(generator.config), generator.ranks, reading],
+            [asdict(recipe), static],
+            [
+                [one.task.name, [(s.prompt, s.answer) for s in some]]
+                for one, some in zip(learnt, samples, strict=True)
+            ],
+        )
+        model.remember((one.task, some) for one, some in zip(learnt, samples, strict=True))
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
             generator.load_state_dict(saved["generator"])

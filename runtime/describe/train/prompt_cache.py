@@ -42,6 +42,10 @@ class PromptCache:
     def __len__(self) -> int:
         return len(self._known)
 
+    def clear(self) -> None:
+        """Forgets all prompts."""
+        self._known.clear()
+
     def enter(self, states: Tensor) -> None:
         """Sets what the next pass of `upper` starts from: [rows, hidden]."""
         self._entering.states = states

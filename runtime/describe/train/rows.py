@@ -1,6 +1,6 @@
 """Rows of a step: a text and an answer, each under an expert of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,7 @@ class RowModel:
 
     ranks: R of each adapted matrix.
     first_layer: that experts change; what lies below it is computed once, too.
+    digest: of the base weights.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class RowModel:
         experts: RowExperts,
         ranks: Mapping[str, int],
         first_layer: int = 0,
+        digest: str = "",
     ) -> None:
-        self.model, self.tokenizer, self.ranks = model, tokenizer, dict(ranks)
+        self.model, self.tokenizer, self.ranks, self._digest = model, tokenizer, dict(ranks), digest
         self.first_layer, self._experts = first_layer, experts
-        self._prompts = PromptCache(model, first_layer)
+        self.prompts = PromptCache(model, first_layer)
 
     @classmethod
     def open(cls, model: str, dtype: torch.dtype, first_layer: int = 0) -> "RowModel":
@@ -71,39 +73,55 @@ class RowModel:
             )
         module = load_model(checkpoint, dtype).requires_grad_(False)
         experts, ranks = adapt_rows(module, decompose(checkpoint).factors, first_layer)
-        return cls(module, Tokenizer(checkpoint.directory), experts, ranks, first_layer)
+        return cls(module, Tokenizer(checkpoint.directory), experts, ranks, first_layer, checkpoint.digest())
+
+    @property
+    def key(self) -> str:
+        """What its numbers follow from: the weights, their dtype, and the first layer that experts change."""
+        return f"{self._digest} {next(self.model.parameters()).dtype} {self.first_layer}"
+
+    def remember(self, samples: Iterable[tuple[Task, Sequence[Sample]]]) -> None:
+        """Computes prompts before they are asked for, in one order: whoever goes on later has the same bits."""
+        self._experts.z = {}
+        for task, some in samples:
+            asked = [self._asked(task, sample) for sample in some]
+            self.prompts.of([prompt for prompt, _, _ in asked], [rest for _, rest, _ in asked])
 
     def scored(self, rows: Sequence[Row], z: Mapping[str, Tensor]) -> Scored:
         """One pass over the rows' last headers and answers.
 
         z: [slots, R] float32 of each adapted matrix.
         """
-        ids = [prompt_ids(self.tokenizer, row.sample.prompt) for row in rows]
-        starts = [self.tokenizer.after_prompt_start(one) for one in ids]
-        answers = [target_tokens(self.tokenizer, row.task, [row.sample.answer])[0] for row in rows]
-        following = [[*one[at:], *answer[:-1]] for one, at, answer in zip(ids, starts, answers, strict=True)]
+        asked = [self._asked(row.task, row.sample) for row in rows]
         self._experts.z = {}
-        prompts = self._prompts.of([one[:at] for one, at in zip(ids, starts, strict=True)], following)
+        prompts = self.prompts.of([prompt for prompt, _, _ in asked], [rest for _, rest, _ in asked])
         tree, leaves, cache = joined(prompts)
         nodes: list[int] = []
         targets: list[int] = []
         owner: list[int] = []
         slots: list[int] = []
-        for index, (row, rest, answer, leaf) in enumerate(zip(rows, following, answers, leaves, strict=True)):
+        for index, (row, (_, rest, answer), leaf) in enumerate(zip(rows, asked, leaves, strict=True)):
             tree.add(rest, leaf)
             slots += [row.slot] * len(rest)
             nodes += range(len(tree) - len(answer), len(tree))
             targets += answer
             owner += [index] * len(answer)
-        self._prompts.enter(torch.cat([prompt.entering for prompt in prompts]))
+        self.prompts.enter(torch.cat([prompt.entering for prompt in prompts]))
         self._set(z, slots, [slots[node - cache.length] for node in nodes])
-        hidden = joint_hidden_states([Part(self._prompts.upper, tree, nodes, cache)])[0]
+        hidden = joint_hidden_states([Part(self.prompts.upper, tree, nodes, cache)])[0]
         log_policy = self.model.get_submodule("lm_head")(hidden).float().log_softmax(-1)
         target, rows_of = torch.tensor(targets), torch.tensor(owner)
         log_probs = log_policy.gather(1, target[:, None])[:, 0]
         misses = (log_policy.argmax(-1) != target).float()
         zero = torch.zeros(len(rows))
         return Scored(zero.index_add(0, rows_of, log_probs), zero.index_add(0, rows_of, misses) == 0)
+
+    def _asked(self, task: Task, sample: Sample) -> tuple[list[int], list[int], list[int]]:
+        """Token ids of a prompt up to where experts begin, of what follows, and of the answer."""
+        ids = prompt_ids(self.tokenizer, sample.prompt)
+        start = self.tokenizer.after_prompt_start(ids)
+        answer = target_tokens(self.tokenizer, task, [sample.answer])[0]
+        return ids[:start], [*ids[start:], *answer[:-1]], list(answer)
 
     def _set(self, z: Mapping[str, Tensor], slots: list[int], wanted: list[int]) -> None:
         self._experts.z = z

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...checkpoint.checkpoint import resolve_model
 from ...decomposition.decomposition import decompose
+from ...errors import ZweaveError
 from ...io.atomic_write import write_text
 from ...io.cache_dir import disk_errors
 from ..describer import Describer
@@ -48,7 +49,8 @@ class GeneratorRun:
     one_order: whether the first word of a pair always means yes.
     static: writes the expert of a training that no description is told in: a control.
     split: seed of the levels: what is trained on and what is held out.
-    out: the generator's file; its log and its state lie beside it.
+    out: the generator's file, NAME.safetensors; its log and its state lie beside it.
+    Raises ZweaveError for a file of another name.
     """
 
     model: str
@@ -67,6 +69,10 @@ class GeneratorRun:
     static: bool = False
     split: int = 0
     recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+
+    def __post_init__(self) -> None:
+        if self.out.suffix != ".safetensors":
+            raise ZweaveError(f"{self.out}: give the generator a name that ends in .safetensors")
 
     @property
     def state(self) -> Path:
@@ -122,7 +128,17 @@ class GeneratorRun:
         if not self.state.exists() and not self.static:
             read_descriptions(generator.reader, encoder, seen, self.reading)
         return (
-            GeneratorTraining(model, generator, encoder, learnt, sigma, self.recipe, self.state, self.static),
+            GeneratorTraining(
+                model,
+                generator,
+                encoder,
+                learnt,
+                sigma,
+                self.recipe,
+                self.state,
+                self.static,
+                asdict(self.reading),
+            ),
             learnt,
         )
 

@@ -28,6 +28,7 @@ def chats() -> list[Task]:
 @pytest.fixture(scope="module")
 def row_model(
     tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], RowModel]:
+) -> Callable[..., RowModel]:
+    """`row_model(first_layer=0)`: anew, with no prompt computed."""
     directory = str(tiny_model("llama"))
-    return lambda: RowModel.open(directory, torch.float32)
+    return lambda first_layer=0: RowModel.open(directory, torch.float32, first_layer)

@@ -16,7 +16,7 @@ QUICK = DirectRecipe(steps=10, rows=4, lr=0.05)
 
 
 @pytest.fixture(scope="module")
-def model(row_model: Callable[[], RowModel]) -> RowModel:
+def model(row_model: Callable[..., RowModel]) -> RowModel:
     return row_model()
 
 
@@ -54,27 +54,35 @@ def test_an_expert_is_what_it_is_alone(model: RowModel, chats: list[Task]):
     torch.testing.assert_close(together.flat[0], alone.flat[0], rtol=0, atol=1e-3)
 
 
-def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, chats: list[Task], tmp_path: Path):
+def test_an_interrupted_training_ends_in_the_same_bits(
+    model: RowModel, row_model: Callable[..., RowModel], chats: list[Task], tmp_path: Path
+):
     whole = begun(model, chats, QUICK)
     while not whole.is_done:
         whole.advance()
     cut = begun(model, chats, QUICK, tmp_path / "cut.state")
     for _ in range(7):
         cut.advance()
-    resumed = begun(model, chats, QUICK, tmp_path / "cut.state")
+    resumed = begun(row_model(), chats, QUICK, tmp_path / "cut.state")
     assert resumed.step == 5
     while not resumed.is_done:
         resumed.advance()
     assert torch.equal(whole.flat, resumed.flat)
 
 
-def test_the_state_of_another_training_is_named(model: RowModel, chats: list[Task], tmp_path: Path):
+def test_the_state_of_another_training_is_named(
+    model: RowModel, row_model: Callable[..., RowModel], chats: list[Task], tmp_path: Path
+):
     path = tmp_path / "a.state"
     training = begun(model, chats, QUICK, path)
     for _ in range(5):
         training.advance()
     with pytest.raises(ZweaveError, match="is of another training"):
         begun(model, chats, replace(QUICK, seed=1), path)
+    with pytest.raises(ZweaveError, match="is of another training"):
+        begun(row_model(1), chats, QUICK, path)
+    with pytest.raises(ZweaveError, match="is of another training"):
+        DirectTraining(model, chats, [task.read(None).train[:2] for task in chats], QUICK, path)
     path.write_bytes(b"no state")
     with pytest.raises(ZweaveError, match="cannot be gone on from"):
         begun(model, chats, QUICK, path)

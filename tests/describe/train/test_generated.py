@@ -12,6 +12,7 @@ from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.token_states import TokenStates
 from zweave.describe.train.generated import GeneratorRecipe, GeneratorTraining, Learnt
 from zweave.describe.train.rows import Row, RowModel
+from zweave.describe.train.run import GeneratorRun
 from zweave.errors import ZweaveError
 from zweave.tasks.task import Task
 
@@ -41,7 +42,7 @@ class Lengths:
 
 
 @pytest.fixture(scope="module")
-def model(row_model: Callable[[], RowModel]) -> RowModel:
+def model(row_model: Callable[..., RowModel]) -> RowModel:
     return row_model()
 
 
@@ -132,7 +133,9 @@ def test_parts_are_told_of_other_tasks_with_that_attribute_or_those_words(
     assert lower != upper and not training.generator.parts[1].basis.eq(0).all()
 
 
-def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, learnt: list[Learnt], tmp_path: Path):
+def test_an_interrupted_training_ends_in_the_same_bits(
+    model: RowModel, row_model: Callable[..., RowModel], learnt: list[Learnt], tmp_path: Path
+):
     whole = begun(model, learnt, QUICK)
     while not whole.is_done:
         whole.advance()
@@ -141,7 +144,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(model: RowModel, learnt: 
         cut.advance()
     cut.save()
     cut.advance()
-    resumed = begun(model, learnt, QUICK, tmp_path / "cut.state")
+    resumed = begun(row_model(), learnt, QUICK, tmp_path / "cut.state")
     assert resumed.step == 5
     while not resumed.is_done:
         resumed.advance()
@@ -163,7 +166,9 @@ def test_the_basis_learns_and_the_codes_by_their_share_and_the_reader_stays(
     assert sorted({name.split(".")[2] for name in changed}) == learning
 
 
-def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tmp_path: Path):
+def test_what_cannot_be_learnt_is_told(
+    model: RowModel, row_model: Callable[..., RowModel], learnt: list[Learnt], tmp_path: Path
+):
     with pytest.raises(ZweaveError, match="no task to learn from"):
         begun(model, [], QUICK)
     with pytest.raises(ZweaveError, match="steps must be at least 1"):
@@ -176,3 +181,9 @@ def test_what_cannot_be_learnt_is_told(model: RowModel, learnt: list[Learnt], tm
     training.save()
     with pytest.raises(ZweaveError, match="is of another training"):
         begun(model, learnt, replace(QUICK, seed=3), tmp_path / "a.state")
+    fewer = [replace(one, pools=[pool[:1] for pool in one.pools]) for one in learnt]
+    for other, some in ((row_model(1), learnt), (model, fewer)):
+        with pytest.raises(ZweaveError, match="is of another training"):
+            begun(other, some, QUICK, tmp_path / "a.state")
+    with pytest.raises(ZweaveError, match=r"x\.state: give the generator a name that ends in \.safetensors"):
+        GeneratorRun("m", "float32", None, tmp_path / "x.state")

@@ -113,3 +113,5 @@ def test_tasks_are_chosen_by_attribute_and_words():
         chosen_tasks(hidden_tasks(), ("colour",))
     with pytest.raises(ZweaveError, match="no pair of words 'no-yes': choose of yes-no, "):
         chosen_tasks(hidden_tasks(), None, (("no", "yes"),))
+    with pytest.raises(ZweaveError, match="no hidden task has these attributes and these words"):
+        chosen_tasks(hidden_tasks(), ("sum",), (("yes", "no"),))

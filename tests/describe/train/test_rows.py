@@ -17,7 +17,7 @@ from zweave.train.objective import label_log_probs
 
 
 @pytest.fixture(scope="module")
-def model(row_model: Callable[[], RowModel]) -> RowModel:
+def model(row_model: Callable[..., RowModel]) -> RowModel:
     return row_model()
 
 
@@ -86,16 +86,16 @@ def test_gradients_match_finite_differences(model: RowModel, chats: list[Task]):
         torch.testing.assert_close((ends[0] - ends[1]) / 2e-2, slope, rtol=2e-2, atol=2e-3)
 
 
-def test_a_prompt_is_computed_once(row_model: Callable[[], RowModel], chats: list[Task]):
+def test_a_prompt_is_computed_once(row_model: Callable[..., RowModel], chats: list[Task]):
     model = row_model()
     labelled = rows_of(chats[:1], 1)
     model.scored(labelled, {})
-    assert len(model._prompts) == 4
+    assert len(model.prompts) == 4
     model.scored(labelled, {})
-    assert len(model._prompts) == 4
+    assert len(model.prompts) == 4
     # Before answers of several tokens again: their states below the experts' layers are kept, too.
     model.scored(rows_of(chats, 1), {})
-    assert len(model._prompts) == 8
+    assert len(model.prompts) == 8
 
 
 def test_layers_below_the_experts_are_computed_once(
