@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from .errors import ZweaveError
     from .experts.expert import Expert
     from .request import Delta, Description, Request, ResponseFormat, Result, Sampling, TokenLogprob
-
-    __version__: str
+    from .version import __version__
 
 __all__ = [
     "AsyncEngine",
@@ -30,6 +29,7 @@ __all__ = [
     "Sampling",
     "TokenLogprob",
     "ZweaveError",
+    "__version__",
 ]
 
 _MODULES = {
@@ -38,13 +38,12 @@ _MODULES = {
     "Engine": "engine.engine",
     "Expert": "experts.expert",
     "ZweaveError": "errors",
+    "__version__": "version",
 }
 
 
 def __getattr__(name: str) -> object:
     """Imports a public name at its first use: the command line can then be interrupted while torch loads."""
-    if name == "__version__":
-        return import_module("importlib.metadata").version("zweave")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"zweave.{_MODULES.get(name, 'request')}"), name)

@@ -32,7 +32,7 @@ LAYERS = (
     ("zweave.io",),
     ("zweave.kernels",),
     ("zweave.validation", "zweave.device", "zweave.step_turns"),
-    ("zweave.errors", "zweave.names", "zweave._moved"),
+    ("zweave.errors", "zweave.names", "zweave.version", "zweave._moved"),
 )
 LEVEL = {part: len(LAYERS) - index for index, parts in enumerate(LAYERS) for part in parts}
 # The kernels stand alone: whoever wants the ops gets no runtime with them.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from .. import __version__
 from ..options.file_options import check_input, check_named_expert, check_output, destination
+from ..version import __version__
 
 # Each is a module of `arguments`, whose `add_arguments(parser)` also names what runs it.
 COMMANDS = {

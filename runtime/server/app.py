@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from .. import __version__
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
+from ..version import __version__
 from . import errors
 from .routes import chat, completions, expert_z, experts, health, models, playground, rescale, tokenize
 from .served import Served
