@@ -246,7 +246,12 @@ def test_what_an_adapter_says_of_itself_is_kept(
     entries = engine.bank.load_adapters(tmp_path / "many")
     said = ("scope", "first_layer", "description", "invocation_tokens", "prompt_template")
     for entry, lora in zip(entries, loras.values(), strict=True):
-        assert [getattr(entry, name) for name in said] == [getattr(lora, name) for name in said]
+        wanted = [getattr(lora, name) for name in said]
+        assert (
+            [getattr(entry, name) for name in said]
+            == [getattr(entry.read(), name) for name in said]
+            == wanted
+        )
     assert len({entry.digest for entry in entries}) == 3
     with pytest.raises(ZweaveError, match=r"does not hold the tokens that activate 'activated': \[7, 9\]"):
         engine.check(Request([20, 21], expert="activated"))
