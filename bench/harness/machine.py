@@ -59,3 +59,9 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return run.stdout.strip()
+
+
+def clean_commit() -> str | None:
+    """The checkout's commit; None if files differ from it or it is unknown, so that it does not say what was run."""
+    found = commit()
+    return None if found == "unknown" or found.endswith("+") else found

@@ -169,8 +169,13 @@ def _of_pattern(pattern: Mapping[str, float], module: str, default: float) -> fl
             return value
         if not re.fullmatch(r"[\w.\\^$-]*", key):
             raise ZweaveError(f"the pattern {shortened(key)} is an expression: give names of modules")
-        if re.fullmatch(rf"(?:.*\.)?(?:{key})", module):
-            return value
+        try:
+            if re.fullmatch(rf"(?:.*\.)?(?:{key})", module):
+                return value
+        except re.error:
+            raise ZweaveError(
+                f"the pattern {shortened(key)} is no valid expression: give names of modules"
+            ) from None
     return default
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..planner.delta_formats import STATED_ERROR, IntegerFormat
 from .expert import Expert
+from .slot_rows import adapted_scale
 from .support import support_of
 
 
@@ -19,7 +20,7 @@ class Certificate:
     support: number of leading components that hold all that differ from 1.
     kept: number of leading components that are kept.
     error: spectral norm of what is dropped over that of the matrix: max |sigma (z - 1)| / sigma_1 over the dropped
-        components, which is exact as U and V are orthonormal.
+        components, which is exact as U and V are orthonormal. z is renormalised if the expert asks for that.
     change: the same maximum over the kept components.
     """
 
@@ -39,11 +40,12 @@ def certify(expert: Expert, sigmas: Mapping[str, Tensor], kept: Mapping[str, int
 
     sigmas: matrix -> singular values [R].
     kept: matrix -> number of leading components that are kept, 0 for a matrix that is missing.
+    Raises ZweaveError as `adapted_scale` does: the expert could not be served.
     """
     found = []
     for module, z in expert.z.items():
         sigma = sigmas[module].double().numpy()
-        delta = np.abs(sigma * (z.double().numpy() - 1))
+        delta = np.abs(adapted_scale(module, sigma, z, expert.renormalise) - sigma)
         dropped = delta[kept.get(module, 0) :]
         change = delta[: kept.get(module, 0)].max(initial=0.0)
         found.append(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adapters.compression.compressed import CompressedLoras
 from ..adapters.compression.compressed_file import load_compressed
-from ..adapters.lora import Lora
+from ..adapters.lora import Lora, LoraPair
 from ..adapters.peft_directory import read_peft
 from ..checkpoint.module_name import layer_of
 from ..errors import ZweaveError
@@ -68,6 +68,19 @@ class LoraEntry:
         return FlatZ.of({}, layout, out)
 
     def read(self) -> Lora:
+        """The LoRA by itself: of a shared basis its own share, in the matrices that it changes; as `read_basis`."""
+        basis = self.read_basis()
+        if self.scales is None:
+            return basis
+        shares = zip(basis.pairs.items(), self.scales, strict=True)
+        pairs = {
+            module: LoraPair(pair.a, pair.b * scales[: pair.rank], pair.scaling)
+            for (module, pair), scales in shares
+            if scales.any()
+        }
+        return Lora(pairs, self.scope, self.invocation_tokens, self.description, self.prompt_template)
+
+    def read_basis(self) -> Lora:
         """Its basis; ZweaveError if its directory or file is gone or was changed."""
         lora = self.source()
         if self.path is not None and lora.digest != self.basis:

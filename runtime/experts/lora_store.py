@@ -83,7 +83,7 @@ class LoraStore:
         """Makes a LoRA's basis ready to be written, beside steps; ZweaveError if its file is gone or was changed."""
         assert self.pool is not None
         with self._turns.beside():
-            self._packed_of(self.pool, lora, lora.read)
+            self._packed_of(self.pool, lora, lora.read_basis)
 
     def place(self, parts: Sequence[Part]) -> bool:
         """Makes the LoRAs of a mixture resident; False if slots hold too much of the room."""
@@ -91,7 +91,7 @@ class LoraStore:
         if pool is None:
             return True
         missing = [
-            self._packed_of(pool, lora, lora.read)
+            self._packed_of(pool, lora, lora.read_basis)
             for basis, lora in loras.items()
             if not pool.is_resident(basis)
         ]

@@ -73,6 +73,7 @@ def project(lora: Lora, decomposition: Decomposition, report: Report = silent) -
         first_layer=lora.first_layer,
         description=lora.description,
         training={"projected_from": lora.digest, "kept": whole.share},
+        prompt_template=lora.prompt_template,
     )
     return expert, kept
 

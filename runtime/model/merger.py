@@ -76,7 +76,8 @@ class Merger:
         self._bank = bank
         self._decoder = decoder
         self.policy = policy
-        self._tokens: dict[tuple[int, str], int] = {}
+        # Of the mixture that a slot holds: its digest, and its tokens so far.
+        self._tokens: dict[int, tuple[str, int]] = {}
         self._merged: dict[int, _Merged] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="zweave-merge")
         self._step = 0
@@ -98,9 +99,11 @@ class Merger:
             if current in self._merged:
                 self._merged[current].used = self._step
                 continue
-            key = (current, self._bank.digest_of(current))
-            self._tokens[key] = self._tokens.get(key, 0) + tokens
-            if self.policy.max_slots and self._tokens[key] >= self.policy.tokens_worthwhile:
+            digest, seen = self._bank.digest_of(current), 0
+            if current in self._tokens and self._tokens[current][0] == digest:
+                seen = self._tokens[current][1]
+            self._tokens[current] = (digest, seen + tokens)
+            if self.policy.max_slots and seen + tokens >= self.policy.tokens_worthwhile:
                 self._begin(current)
 
     def _begin(self, slot: int) -> None:
@@ -112,7 +115,7 @@ class Merger:
         digest = self._bank.digest_of(slot)
         scales = {module: self._bank.tables.columns(module)[slot].clone() for module in self.policy.modules}
         self._merged[slot] = _Merged(digest, self._step, self._pool.submit(self._make, scales))
-        self._tokens = {key: count for key, count in self._tokens.items() if key[0] != slot}
+        self._tokens.pop(slot, None)
 
     @torch.inference_mode()
     def _make(self, scales: dict[str, Tensor]) -> dict[str, Packed]:

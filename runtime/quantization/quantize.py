@@ -92,8 +92,11 @@ def _make(
     target.mkdir(parents=True, exist_ok=True)
     shapes = checkpoint.adapted_shapes()
     if force:
-        for module in shapes:
-            matrix_file(target, module).unlink(missing_ok=True)
+        # The index first: an entry without one is not opened, and what this run leaves unfinished is made whole later.
+        index_file(target).unlink(missing_ok=True)
+        stale = [*target.glob(divergence_file(target, "*").name), *(matrix_file(target, m) for m in shapes)]
+        for path in stale:
+            path.unlink(missing_ok=True)
     errors: dict[str, float] = {}
     for layer, modules in _by_layer(shapes):
         report("quantising layers", layer, checkpoint.config.num_layers)

@@ -201,13 +201,13 @@ def test_the_engines_thread_reads_no_lora(
     engine.bank._loras._packed = ByteCache(1, 1024)
     assert [entry.name for entry in engine.bank.unread(Mixture.parse("one"))] == ["one"]
     engine.bank._loras._packed = ByteCache(1 << 30, 1024)
-    readers, read = [], LoraEntry.read
+    readers, read = [], LoraEntry.read_basis
 
     def watched(entry: LoraEntry, *rest: Callable[[], None]) -> Lora:
         readers.append(threading.current_thread())
         return read(entry, *rest)
 
-    monkeypatch.setattr(LoraEntry, "read", watched)
+    monkeypatch.setattr(LoraEntry, "read_basis", watched)
 
     async def main() -> tuple[list[int], threading.Thread]:
         served = AsyncEngine(engine)
@@ -252,7 +252,7 @@ def test_a_resident_lora_is_not_read_again(
     engine = tiny_engine(prefix_cache=False)
     engine.load_expert("one", directory)
     engine.bank._loras._packed = ByteCache(1, 1024)
-    monkeypatch.delattr(LoraEntry, "read")
+    monkeypatch.delattr(LoraEntry, "read_basis")
     assert answers(engine, ["one"], PROMPTS[:1]) == [greedy(merged, PROMPTS[0])]
 
 

@@ -98,6 +98,8 @@ def test_scalings(plain: Path, fields: dict[str, Any], scaling: float) -> None:
         ({"lora_alpha": None}, "lora_alpha must be a number"),
         ({"rank_pattern": ["q"]}, "rank_pattern must be an object of numbers"),
         ({"alpha_pattern": {"(q|k)+_proj": 2}}, "is an expression"),
+        ({"rank_pattern": {"\\": 8}}, "is no valid expression"),
+        ({"alpha_pattern": {"\\1": 2}}, "is no valid expression"),
         ({"alora_invocation_tokens": [-1]}, "must be a list of token ids"),
     ],
 )

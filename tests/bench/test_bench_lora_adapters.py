@@ -10,6 +10,7 @@ from zweave.adapters.peft_directory import read_peft
 from zweave.bench.learning.lora.accuracy import means
 from zweave.bench.learning.lora.adapters import AdapterFolder, trained_adapters
 from zweave.bench.learning.lora.generated_tasks import ANSWERS, ATTRIBUTES, generated_tasks
+from zweave.bench.learning.lora.kept_answers import KeptAnswers
 from zweave.bench.learning.lora.ways import WAYS
 from zweave.cli.main import main
 from zweave.errors import ZweaveError
@@ -124,6 +125,7 @@ def test_finished_adapters_are_kept(
 def test_a_batch_of_ours_answers_as_peft(
     make: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("zweave.bench.harness.machine.commit", lambda: "abc")
     assert make("lora-adapters", *STEPS) == 0
     capsys.readouterr()
     few = ("--samples", "6", "--generated-samples", "4")
@@ -143,6 +145,23 @@ def test_a_batch_of_ours_answers_as_peft(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == [*rows.values()]
     assert make("lora-accuracy", "--seeds", "7", "--generated", "0") == 1
     assert "make them with zweave bench lora-adapters" in capsys.readouterr().err
+
+
+def test_answers_are_kept_of_what_a_commit_and_an_instruction_set_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answers(commit: str, isa: str) -> list[list[str]]:
+        monkeypatch.setattr("zweave.bench.harness.machine.commit", lambda: commit)
+        monkeypatch.setattr("zweave.bench.learning.lora.kept_answers.cpu_isa", lambda: isa, raising=False)
+        return KeptAnswers(tmp_path, [], "float32").get("exact", lambda: [[str(asked.append(commit))]])
+
+    for commit, isa, times in (
+        ("abc", "avx2", 1), ("abc", "avx2", 1), ("abc", "amx", 2), ("def", "amx", 3), ("abc", "avx2", 3),
+        ("abc+", "avx2", 4), ("abc+", "avx2", 5), ("unknown", "avx2", 6), ("unknown", "avx2", 7),
+    ):  # fmt: skip
+        assert answers(commit, isa) == [["None"]] and len(asked) == times, (commit, isa)
 
 
 def test_means_are_of_the_adapters_of_a_group() -> None:

@@ -9,6 +9,7 @@ from zweave.checkpoint import Checkpoint
 from zweave.decomposition import decompose
 from zweave.errors import ZweaveError
 from zweave.experts.projection import Kept, by_kind, project, project_pair, total
+from zweave.text.prompt_template import PromptTemplate
 
 
 def values(*shape: int, seed: int = 0) -> Tensor:
@@ -24,14 +25,17 @@ def test_a_lora_of_an_experts_own_components_gives_back_the_expert(tiny_model) -
         wanted[module] = torch.ones_like(sigma)
         wanted[module][:5] += change
         pairs[module] = LoraPair(vt[:5].clone(), u[:, :5] * sigma[:5] * change / 0.25, 0.25)
-    expert, kept = project(Lora(pairs, scope="after_prompt", description="mine"), decomposition)
+    words = PromptTemplate("Say {text}", "So")
+    lora = Lora(pairs, scope="after_prompt", description="mine", prompt_template=words)
+    expert, kept = project(lora, decomposition)
     assert expert.z.keys() == wanted.keys()
     for module, z in expert.z.items():
         torch.testing.assert_close(z, wanted[module], rtol=1e-4, atol=1e-4)
     assert [entry.share for entry in kept] == pytest.approx([1, 1, 1], abs=1e-5)
-    assert (expert.scope, expert.description, expert.base_digest) == (
+    assert (expert.scope, expert.description, expert.prompt_template, expert.base_digest) == (
         "after_prompt",
         "mine",
+        words,
         decomposition.digest,
     )
 

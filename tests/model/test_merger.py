@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from zweave.kernels import LinearMode
 from zweave.planner import MatrixPlan
 
 
-def serve(engine: Engine, experts: list[str | None], tokens: int = 6) -> list[dict[int, float]]:
+def serve(engine: Engine, experts: list[Any], tokens: int = 6) -> list[dict[int, float]]:
     """Log-probabilities of each request's first token."""
     requests = [
         Request([5, 6, 7, 8 + i], expert=name, max_tokens=tokens, ignore_eos=True, logprobs=20)
@@ -106,6 +107,21 @@ def test_a_slot_given_to_another_mixture_loses_its_weights(engines: Callable[...
     (got,), (expected,) = serve(engine, [second]), serve(plain, [second])
     assert got == pytest.approx(expected, abs=1e-3)
     assert engine._runner._merger.slots == [] and not merged_slots(engine)
+
+
+def test_a_slots_tokens_are_those_of_the_mixture_that_holds_it(engines: Callable[..., Engine]) -> None:
+    size = engines(merge_memory=1)._runner._merger.policy.bytes_each
+    engine = engines(merge_memory=size, slots=1)
+    merge_after(engine, 15)
+    merger, (first, second) = engine._runner._merger, names(engine)[:2]
+    for weight in range(1, 6):
+        serve(engine, [{first: weight / 8}])
+    # Each had less than 15 tokens, all together more; what is kept does not grow with the mixtures seen.
+    assert len(merger._tokens) == 1 and not merger._merged
+    serve(engine, [second])
+    serve(engine, [second])
+    settle(engine)
+    assert merger.slots == [1] and not merger._tokens
 
 
 def test_a_bounded_error_opens_the_cheaper_mode(tiny_engine: Callable[..., Engine]) -> None:

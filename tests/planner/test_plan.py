@@ -345,6 +345,20 @@ def test_certificates_are_the_spectral_norm_of_what_is_dropped() -> None:
     assert whole.error == 0
 
 
+def test_certificates_of_renormalised_experts_are_of_what_is_served() -> None:
+    weight = torch.randn(40, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, sigma, vt = torch.linalg.svd(weight, full_matrices=False)
+    z = torch.ones(24)
+    z[:3] = torch.tensor([1.5, 0.75, 1.25])
+    (found,) = certify(Expert(z={Q: z}, renormalise=True), {Q: sigma}, {Q: 10})
+    served = z.double() * sigma.sum() / (sigma * z).sum()
+    # Three components are adapted, and the factor changes all of them.
+    assert (found.support, found.kept) == (24, 10)
+    for part, told in ((slice(10, None), found.error), (slice(0, 10), found.change)):
+        changed = (u[:, part] * (sigma * (served - 1))[part]) @ vt[part]
+        assert told == pytest.approx(spectral_norm(changed) / spectral_norm(weight), rel=1e-10)
+
+
 def spectral_norm(matrix: torch.Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix, 2))
 

@@ -12,6 +12,8 @@ from zweave.checkpoint import Checkpoint
 from zweave.checkpoint.module_name import module_name
 from zweave.cli.main import main
 from zweave.decomposition import decompose
+from zweave.decomposition.refit.quantized_model import QuantizedModel
+from zweave.decomposition.refit.refit import refit
 from zweave.errors import ZweaveError
 from zweave.experts import Expert
 from zweave.io.progress import silent
@@ -81,6 +83,33 @@ def test_again_and_after_an_end_it_gives_the_same_bytes(
     assert contents(first.directory) == written and kept.stat().st_mtime_ns == before
     quantize_model(checkpoint, {}, text, force=True, progress=silent)
     assert contents(first.directory) == written and kept.stat().st_mtime_ns > before
+
+
+def test_what_was_killed_while_made_anew_is_not_opened_and_made_whole_later(
+    checkpoint: Checkpoint, text: Path, random_expert: Callable[..., Expert], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = random_expert(checkpoint.adapted_shapes(), 1, base_digest=checkpoint.digest())
+    found, _ = quantize_model(checkpoint, {"e": expert}, text, progress=silent)
+    written = contents(found.directory)
+    made: list[object] = []
+
+    def killed(*arguments: Any) -> Any:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(None)
+        return refit(*arguments)
+
+    monkeypatch.setattr(made_by, "refit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(checkpoint, {}, text, force=True, progress=silent)
+    monkeypatch.undo()
+    monkeypatch.setenv("ZWEAVE_CACHE", str(found.directory.parents[2]))
+    # Nothing that tells of the matrices before.
+    assert len(contents(found.directory)) == 3 and not [*found.directory.glob("*.json")]
+    with pytest.raises(ZweaveError, match="no refit factors"):
+        QuantizedModel.open(checkpoint)
+    quantize_model(checkpoint, {"e": expert}, text, progress=silent)
+    assert contents(found.directory) == written
 
 
 @pytest.mark.parametrize("renormalise", [False, True])

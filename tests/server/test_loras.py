@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zweave import Engine, Request
+from zweave.adapters.compression.compress import compress
+from zweave.adapters.compression.compressed_file import save_compressed
+from zweave.adapters.lora import Lora, LoraPair
 
 ADMIN = {"Authorization": "Bearer admin"}
 BODY = {"prompt": list(range(3, 40)), "max_tokens": 8, "temperature": 0, "ignore_eos": True}
@@ -196,3 +200,29 @@ def test_the_norms_of_a_lora_are_what_the_playground_draws(
     column = told["matrices"].index("v_proj")
     assert told["kind"] == "lora" and told["values"][1][column] == pytest.approx(float(norm), rel=1e-5)
     assert sum(value is not None for row in told["values"] for value in row) == told["layers"] == 2
+
+
+def test_the_norms_of_a_compressed_lora_are_its_own_and_not_its_basis(
+    start_server: Any, tmp_path: Path
+) -> None:
+    module, shape = "model.layers.1.self_attn.q_proj", (32, 32)
+    generator = torch.Generator().manual_seed(0)
+    pair = LoraPair(torch.randn(2, 32, generator=generator), torch.randn(32, 2, generator=generator), 1.0)
+    elsewhere = {"model.layers.0.self_attn.q_proj": pair}
+    loras = {
+        "weak": Lora({module: pair}),
+        "strong": Lora({module: replace(pair, scaling=8.0)}),
+        "other": Lora(elsewhere),
+    }
+    shapes = {module: shape, **dict.fromkeys(elsewhere, shape)}
+    save_compressed(compress(loras, shapes, rank=4), tmp_path / "many")
+    server = start_server()
+    server.engine.load_adapters(tmp_path / "many")
+    told = {name: server.http().get(f"/v1/experts/{name}/z").json() for name in loras}
+    column = told["weak"]["matrices"].index("q_proj")
+    norm = float(torch.linalg.matrix_norm(pair.b @ pair.a))
+    wanted = {"weak": [None, norm], "strong": [None, 8 * norm], "other": [norm, None]}
+    for name, norms in wanted.items():
+        found = [row[column] for row in told[name]["values"]]
+        assert [value is None for value in found] == [value is None for value in norms], name
+        assert [*filter(None, found)] == pytest.approx([*filter(None, norms)], rel=1e-4), name

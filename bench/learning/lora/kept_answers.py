@@ -7,13 +7,16 @@ from pathlib import Path
 
 from zweave.adapters.peft_directory import read_peft
 from zweave.io.atomic_write import write_text
+from zweave.kernels import cpu_isa
 
-from ...harness.machine import commit
+from ...harness.machine import clean_commit
 from .ways import Answers, Asked
 
 
 class KeptAnswers:
-    """Those of this commit to some questions, by the way in which they were answered.
+    """Those of this commit and instruction set to some questions, by the way in which they were answered.
+
+    None are kept of a checkout with changes, or of an installed package: nothing tells one from another.
 
     folder: of the adapters.
     dtype: that the model ran in.
@@ -25,10 +28,14 @@ class KeptAnswers:
             for one in asked
         ]
         self._folder = folder
-        self._key = hashlib.sha256(json.dumps([commit(), dtype, questions]).encode()).hexdigest()[:16]
+        self._is_keeping = (known := clean_commit()) is not None
+        content = json.dumps([known, cpu_isa(), dtype, questions])
+        self._key = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def get(self, way: str, answer: Callable[[], Answers]) -> Answers:
-        """The answers in this way, which are made if there are none."""
+        """The answers in this way, which are made if none are kept."""
+        if not self._is_keeping:
+            return answer()
         file = self._folder / f"answers-{way}-{self._key}.json"
         if not file.is_file():
             write_text(file, json.dumps(answer()))

@@ -23,6 +23,7 @@ from zweave.kernels import PAGE
 from zweave.request import Request
 from zweave.tasks import Sample, answer_limit, prompt_ids
 
+from ...harness.machine import clean_commit
 from .adapters import TrainedAdapter
 
 
@@ -88,10 +89,11 @@ def compressed(rank: int) -> Way:
 
 def _compressed_file(args: argparse.Namespace, asked: Sequence[Asked], rank: int, progress: Progress) -> Path:
     loras = {one.name: read_peft(one.directory) for one in asked}
-    content = " ".join(f"{name} {lora.digest}" for name, lora in loras.items())
+    known = clean_commit()
+    content = " ".join([str(known), *(f"{name} {lora.digest}" for name, lora in loras.items())])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     file = asked[0].directory.parent / f"compressed-{rank}-{key}.safetensors"
-    if not file.is_file():
+    if known is None or not file.is_file():
         checkpoint = resolve_model(args.model)
         digest = checkpoint.digest()
         found = compress(loras, checkpoint.adapted_shapes(), rank=rank, base_digest=digest, report=progress)

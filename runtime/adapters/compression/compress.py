@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import torch
+
 from ...errors import ZweaveError
 from ...io.progress import Report, silent
 from ...names import CompressionVariant
@@ -10,6 +12,9 @@ from ..peft_directory import MAX_RANK
 from .bases import Plan, modules_of
 from .clusters import fit_clusters
 from .compressed import CompressedLora, CompressedLoras
+
+# Coefficients are kept in float32, which holds nothing below.
+_LEAST_NORM = torch.finfo(torch.float32).tiny
 
 
 def compress(
@@ -60,7 +65,8 @@ def compress(
 def _check(name: str, lora: Lora, shapes: Mapping[str, tuple[int, int]]) -> None:
     try:
         lora.check(shapes)
-        if not any(pair.a.any() and pair.b.any() and pair.scaling for pair in lora.pairs.values()):
+        # The norm of the product: B A may be zero where neither of them is.
+        if all(pair.norm < _LEAST_NORM for pair in lora.pairs.values()):
             raise ZweaveError("the adapter changes nothing: leave it out")
     except ZweaveError as error:
         raise ZweaveError(f"{name}: {error}") from None

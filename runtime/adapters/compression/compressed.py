@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from ...errors import ZweaveError
 from ...names import CompressionVariant, Scope
+from ...text.prompt_template import PromptTemplate
 from ..lora import Lora, LoraPair
 from .compressed_matrix import CompressedMatrix, DiagonalMatrix
 
@@ -93,6 +94,7 @@ class CompressedLoras:
             adapter.scope,
             adapter.invocation_tokens,
             adapter.description,
+            PromptTemplate.from_json(adapter.prompt_template) if adapter.prompt_template else None,
         )
 
     def basis(self, cluster: int) -> Lora:

@@ -100,11 +100,17 @@ def test_a_file_gives_back_what_was_written(compressed: CompressedLoras, tmp_pat
 
 def test_what_cannot_be_compressed_is_told_in_one_line() -> None:
     nothing = Lora({Q: LoraPair(values(2, 8, seed=0), torch.zeros(8, 2), 1.0)})
+    ends = torch.zeros(2, 8)
+    ends[0] = 1.0
+    product = Lora({Q: LoraPair(ends, ends.flip(0).T.contiguous(), 1.0)})
+    least = Lora({Q: replace(lora(1).pairs[Q], scaling=1e-200)})
     other = Lora({Q: LoraPair(values(2, 9, seed=0), values(8, 2, seed=1), 1.0)})
     huge = Lora({Q: LoraPair(values(2, 8, seed=0) * 1e25, values(8, 2, seed=1) * 1e25, 1.0)})
     cases: list[tuple[dict[str, Lora], dict[str, int], str]] = [
         ({"a": huge}, {}, "an adapter is too large for float32: leave it out"),
         ({"a": nothing}, {}, "a: the adapter changes nothing: leave it out"),
+        ({"b": lora(1), "a": product}, {}, "a: the adapter changes nothing: leave it out"),
+        ({"b": lora(1), "a": least}, {}, "a: the adapter changes nothing: leave it out"),
         ({"a": other}, {}, f"a: {Q}: the adapter is for a matrix of 8 x 9 and the model's is 8 x 8"),
         ({"a": lora(1)}, {"rank": 0}, "the rank of a basis is from 1 to 4096, not 0"),
         ({"a": lora(1)}, {"rank": 10**9}, "the rank of a basis is from 1 to 4096, not 1000000000"),

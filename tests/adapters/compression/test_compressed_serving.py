@@ -15,6 +15,7 @@ from zweave.adapters.lora import Lora, LoraPair
 from zweave.checkpoint import Checkpoint
 from zweave.engine import Engine
 from zweave.errors import ZweaveError
+from zweave.evaluation import ExpertMethod
 from zweave.experts import Expert
 from zweave.experts.mixture import Mixture
 from zweave.request import Request
@@ -197,6 +198,22 @@ def test_an_answer_in_bfloat16_does_not_depend_on_the_batch(
         assert alone.token_ids == tokens
 
 
+@pytest.mark.parametrize("variant", ["diagonal", "full"])
+def test_an_adapter_is_read_as_the_lora_that_it_stands_for(
+    variant: str, file: Callable[..., Path], tiny_engine: Callable[..., Engine]
+) -> None:
+    engine, path = tiny_engine(), file(variant)
+    entries, compressed = engine.bank.load_adapters(path), load_compressed(path)
+    for index, entry in enumerate(entries):
+        wanted, found = compressed.lora(index).pairs, entry.read().pairs
+        assert found.keys() == wanted.keys()
+        for module, pair in wanted.items():
+            torch.testing.assert_close(found[module].b @ found[module].a, pair.b @ pair.a)
+        numbers = sum(pair.a.numel() + pair.b.numel() for pair in wanted.values())
+        assert ExpertMethod("", engine, entry.name).parameters == numbers
+    assert len(entries[1].read().pairs) < len(entries[0].read().pairs)
+
+
 def test_a_file_that_is_loaded_again_serves_no_stale_keys(
     file: Callable[..., Path], tiny_engine: Callable[..., Engine]
 ) -> None:
@@ -229,7 +246,12 @@ def test_what_an_adapter_says_of_itself_is_kept(
     entries = engine.bank.load_adapters(tmp_path / "many")
     said = ("scope", "first_layer", "description", "invocation_tokens", "prompt_template")
     for entry, lora in zip(entries, loras.values(), strict=True):
-        assert [getattr(entry, name) for name in said] == [getattr(lora, name) for name in said]
+        wanted = [getattr(lora, name) for name in said]
+        assert (
+            [getattr(entry, name) for name in said]
+            == [getattr(entry.read(), name) for name in said]
+            == wanted
+        )
     assert len({entry.digest for entry in entries}) == 3
     with pytest.raises(ZweaveError, match=r"does not hold the tokens that activate 'activated': \[7, 9\]"):
         engine.check(Request([20, 21], expert="activated"))
