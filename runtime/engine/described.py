@@ -10,10 +10,9 @@ from ..describe.describer import Described, Describer
 from ..describe.description import Description
 from ..errors import ZweaveError
 from ..experts.bank import Bank
+from ..experts.mixture import DESCRIBED
 from ..request import Request
 
-# Of the names that described experts are registered under.
-DESCRIBED = "described/"
 # Descriptions whose experts stay registered.
 _KEPT = 256
 

@@ -16,7 +16,7 @@ from ..describe.description import Description
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
 from ..experts.expert import Expert
-from ..experts.mixture import ExpertChoice, Mixture
+from ..experts.mixture import ExpertChoice, Mixture, check_new_name
 from ..request import Delta, Request, Result
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
@@ -97,6 +97,7 @@ class Engine:
             PEFT has saved one to (docs/lora.md).
         Raises ZweaveError if there is none, or it is not for this model.
         """
+        check_new_name(name)
         if isinstance(expert, Mapping):
             expert = Expert({module: z.detach().float() for module, z in expert.items()})
         self.bank.load(name, name if expert is None else expert)

@@ -7,10 +7,9 @@ import time
 from fastapi import Request as HttpRequest
 
 from ..engine.async_engine import AsyncEngine
-from ..engine.described import DESCRIBED
 from ..engine.engine import Engine
-from ..errors import ZweaveError
-from ..experts.mixture import ExpertChoice, Mixture
+from ..errors import ZweaveError, shortened
+from ..experts.mixture import DESCRIBED, ExpertChoice, Mixture
 from ..experts.resolved_mixture import Entry
 from ..request import Request
 from .answers.admission import Admission
@@ -68,18 +67,27 @@ class Served:
         choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
         if choice == "auto" and self.engine.dispatcher is None:
             raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
-        if choice != "auto":
-            await self.find(Mixture.parse(choice))
+        mixture = None if choice == "auto" else Mixture.parse(choice)
+        self.check_told(*(mixture.names if mixture else ()))
+        await self.find(mixture)
         return choice
 
     async def choices(self, body: GenerationBody) -> Choices:
         """The expert and the fallback that a body asks for; ApiError as `choose` raises it."""
+        if body.template is not None:
+            self.check_told(body.template)
         fallback = None if body.fallback is None else await self.choose(body.fallback)
         return Choices(await self.choose(body.model, body.expert), fallback)
 
     def entries(self) -> list[Entry]:
         """The loaded experts; what clients describe is their own."""
         return [entry for entry in self.engine.bank.entries() if not entry.name.startswith(DESCRIBED)]
+
+    def check_told(self, *names: str) -> None:
+        """Raises ApiError 404 for the name of a described expert, whether there is one or not: no client gives it."""
+        for name in names:
+            if name.startswith(DESCRIBED):
+                raise ApiError(404, f"there is no expert {shortened(name)}: GET /v1/experts lists them")
 
     async def _described(self, text: str) -> str:
         """The name of a description's expert."""

@@ -14,6 +14,7 @@ from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks.hidden_task import BARE
 from zweave.describe.token_states import TokenStates
 from zweave.dispatch import FixedDispatcher
+from zweave.errors import ZweaveError
 
 TEXT = "Say yes if it is good."
 
@@ -61,6 +62,45 @@ def test_clients_do_not_see_what_others_describe(describing: Any):
     http = describing.http()
     for path in ("/v1/models", "/v1/experts"):
         assert "described/" not in http.get(path).text and TEXT not in http.get(path).text
+
+
+def test_the_name_of_what_others_describe_is_nobodys(describing: Any):
+    """Of an expert that is there and of one that is not alike: so no answer tells that there is one."""
+    choice = asked(describing, f"describe:{TEXT}").json()["choices"][0]
+    http, known, none = describing.http(), choice["zweave"]["expert"], "described/0"
+    assert known in describing.engine.experts()
+    for name in (known, none):
+        bodies = [
+            {"model": name},
+            {"model": f"a:0.5+{name}:0.5"},
+            {"model": "base", "expert": name},
+            {"model": "auto", "fallback": name},
+            {"model": "base", "template": name},
+        ]
+        found = [http.post("/v1/completions", json={"prompt": "x", **body}) for body in bodies]
+        found += [
+            http.post("/v1/requests/x/rescale", json={"model": name}),
+            http.get(f"/v1/experts/{name}/z"),
+        ]
+        for answer in found:
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"].endswith(": GET /v1/experts lists them")
+    assert "described/" not in asked(describing, "xyz").text + asked(describing, known[10:]).text
+
+
+def test_nobody_loads_under_such_a_name(start_server: Any, tmp_path: Path):
+    engine = (server := start_server(admin_key="admin", experts=tmp_path)).engine
+    (tmp_path / "described").mkdir()
+    engine.bank.expert("a").save(tmp_path / "described/x.safetensors")
+    body = (tmp_path / "described/x.safetensors").read_bytes()
+    http = server.http(headers={"Authorization": "Bearer admin"})
+    sent = http.post("/v1/experts", params={"name": "described/x"}, content=body)
+    path = {"lora_name": "described/x", "lora_path": "described/x.safetensors"}
+    for answer in (sent, http.post("/v1/load_lora_adapter", json=path)):
+        assert answer.status_code == 400 and "under described/ are reserved" in answer.text
+    with pytest.raises(ZweaveError, match="under described/ are reserved"):
+        engine.load_expert("described/x", engine.bank.expert("a"))
+    assert "described/" not in http.get("/v1/models").text
 
 
 def test_what_cannot_be_described_is_told(describing: Any, server: Any):
