@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from ..errors import ZweaveError
@@ -29,6 +29,8 @@ class AsyncEngine:
         self._closed = False
         # Held while commands are added and while the engine closes, so that none is added to a closed one.
         self._lock = threading.Lock()
+        # One at a time: more would only wait for each other, in threads that others need.
+        self._describing = ThreadPoolExecutor(1, "zweave-describe")
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(started,), name="zweave-engine", daemon=True)
         self._thread.start()
@@ -81,19 +83,32 @@ class AsyncEngine:
                 self._streams.pop(stream.request_id, None)
                 self.engine.cancel(stream.request_id)
 
-        # A LoRA's file is read here: the engine's thread would hold up all others.
+        # Descriptions become experts and a LoRA's file is read here: the engine's thread would hold up all others.
+        request = await self.named(request)
         if unread := self.engine.bank.unread(request.mixture):
             with suppress(ZweaveError):  # which the engine says of the request
                 await asyncio.to_thread(self.engine.bank.prepare, unread)
         stream = DeltaStream(request.n, asyncio.get_running_loop(), lambda: self._submit(cancel))
         if not self._submit(add):
-            raise ZweaveError("the engine is closed: make a new AsyncEngine")
+            raise _closed()
         try:
             await stream.accepted
         except BaseException:
             stream.close()
             raise
         return stream
+
+    async def named(self, request: Request) -> Request:
+        """As `Engine.named`, beside the engine's thread, and one after the other."""
+
+        def name() -> Request:
+            if self._closed:
+                raise _closed()
+            return self.engine.named(request)
+
+        if not request.is_described:
+            return request
+        return await asyncio.get_running_loop().run_in_executor(self._describing, name)
 
     async def close(self) -> None:
         """Stops the thread after the step in flight; unfinished requests end with an error."""
@@ -152,6 +167,10 @@ class AsyncEngine:
             self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()
+
+
+def _closed() -> ZweaveError:
+    return ZweaveError("the engine is closed: make a new AsyncEngine")
 
 
 def _deliver(items: Iterable[tuple[DeltaStream, Delta | BaseException | None]]) -> None:

@@ -136,6 +136,13 @@ class Engine:
         """
         return self._described.name_of(Description(text))
 
+    def named(self, request: Request) -> Request:
+        """The request with the names of its descriptions' experts in their place, which are loaded.
+
+        Raises ZweaveError as `describe` does.
+        """
+        return self._described.named(request)
+
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""
         self.bank.unload(name)
@@ -393,7 +400,7 @@ class Engine:
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model, the loaded experts and the dispatcher."""
         if isinstance(request, Request):
-            request = self._described.named(request)
+            request = self.named(request)
         sequence = self._input_processor.process(request)
         if request.is_auto and self._dispatcher_of(request) is None:
             self.check_expert("auto")

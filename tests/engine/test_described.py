@@ -1,5 +1,7 @@
 """Requests that describe their expert: as under the expert itself, each its own, and told where it cannot be."""
 
+import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks.hidden_task import BARE
 from zweave.describe.token_states import TokenStates
 from zweave.dispatch import FixedDispatcher
-from zweave.engine import Engine, described
+from zweave.engine import AsyncEngine, Engine, described
 from zweave.errors import ZweaveError
 from zweave.request import Description, Request
 
@@ -106,3 +108,61 @@ def test_what_is_far_from_all_that_it_knows_is_refused(engine: Engine):
     with pytest.raises(ZweaveError, match=r"far from all .* \(nearest: a, cosine 0.00\)"):
         engine.generate(asked(Description("aa")))
     assert engine.generate(asked(None))[0].error is None
+
+
+class Waiting(Lengths):
+    """An encoder that takes until it may end, or 5 s.
+
+    begun: set when it has been asked.
+    ended: whether it was told to end each time.
+    """
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.ended: list[bool] = []
+
+    def encode(self, texts: list[str]) -> TokenStates:
+        self.begun.set()
+        self.ended.append(self.may_end.wait(5))
+        return super().encode(texts)
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"expert": Description("yes if so")},
+        {"expert": "auto", "dispatcher": FixedDispatcher(None), "fallback": Description("yes if so")},
+    ],
+    ids=["expert", "fallback"],
+)
+def test_others_are_answered_while_an_expert_is_made(engine: Engine, who: dict[str, object]):
+    encoder = engine._described._describer._encoder = Waiting()
+    request = replace(asked(None)[0], **who)
+
+    async def main() -> object:
+        async with AsyncEngine(engine) as serving:
+            described = asyncio.create_task(serving.generate(request))
+            await asyncio.to_thread(encoder.begun.wait)
+            await serving.generate(asked(None)[0])
+            encoder.may_end.set()
+            return await described
+
+    answer = asyncio.run(main())
+    assert encoder.ended == [True]
+    assert answer.logprobs == engine.generate(asked(Description("yes if so")))[0].logprobs
+
+
+def test_a_closed_engine_makes_no_expert(engine: Engine):
+    encoder = engine._described._describer._encoder = Waiting()
+
+    async def main() -> list[object]:
+        serving = AsyncEngine(engine)
+        tasks = [asyncio.create_task(serving.generate(one)) for one in asked(*map(Description, "ab"))]
+        await asyncio.to_thread(encoder.begun.wait)
+        await serving.close()
+        encoder.may_end.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    errors = asyncio.run(main())
+    assert [str(error).partition(":")[0] for error in errors] == ["the engine is closed"] * 2
+    assert encoder.ended == [True]
