@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,3 +168,49 @@ def test_a_closed_engine_makes_no_expert(engine: Engine):
     errors = asyncio.run(main())
     assert [str(error).partition(":")[0] for error in errors] == ["the engine is closed"] * 2
     assert encoder.ended == [True]
+
+
+def test_one_expert_is_made_at_a_time(engine: Engine):
+    class Alone(Lengths):
+        """Notes whether another thread is in it."""
+
+        def __init__(self) -> None:
+            self.lock, self.found = threading.Lock(), []
+
+        def encode(self, texts: list[str]) -> TokenStates:
+            self.found.append(self.lock.acquire(blocking=False))
+            time.sleep(0.05)
+            self.lock.release()
+            return super().encode(texts)
+
+    encoder = engine._described._describer._encoder = Alone()
+    with ThreadPoolExecutor(4) as pool:
+        made = [
+            pool.submit(make, text) for make in (engine.describe, engine.load_description) for text in "ab"
+        ]
+    assert [future.exception() for future in made] == [None] * 4
+    assert encoder.found == [True] * 2
+
+
+def test_what_a_generator_makes_is_not_named_as_of_the_one_before(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old = engine._described._describer
+    key, digest = old.key, old.trained.digest
+    other = TrainedGenerator.load(tmp_path / "g.safetensors")
+    other.generator.parts[0].basis.data.neg_()
+    other.save(tmp_path / "other.safetensors")
+    loading = threading.Thread(target=engine.load_generator, args=(tmp_path / "other.safetensors",))
+
+    def key_while_loading(description: Description) -> str:
+        if loading.ident is None:
+            loading.start()
+            loading.join(0.3)
+        return key(description)
+
+    monkeypatch.setattr(old, "key", key_while_loading)
+    first = engine.load_description("a")
+    loading.join()
+    second = engine.load_description("a")
+    made = [engine.bank.expert(name).training["generator"] for name in (first, second)]
+    assert made[0] == digest != made[1]
