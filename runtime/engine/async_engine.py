@@ -6,11 +6,15 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
+from ..describe.description import Description
 from ..errors import ZweaveError
 from ..request import Delta, Request, Result
 from .delta_stream import DeltaStream
 from .engine import Engine
+
+T = TypeVar("T")
 
 
 class AsyncEngine:
@@ -100,15 +104,11 @@ class AsyncEngine:
 
     async def named(self, request: Request) -> Request:
         """As `Engine.named`, beside the engine's thread, and one after the other."""
+        return await self._describe(lambda: self.engine.named(request)) if request.is_described else request
 
-        def name() -> Request:
-            if self._closed:
-                raise _closed()
-            return self.engine.named(request)
-
-        if not request.is_described:
-            return request
-        return await asyncio.get_running_loop().run_in_executor(self._describing, name)
+    async def name_of(self, description: Description) -> str:
+        """As `Engine.load_description`, in the same way."""
+        return await self._describe(lambda: self.engine.load_description(description.text))
 
     async def close(self) -> None:
         """Stops the thread after the step in flight; unfinished requests end with an error."""
@@ -125,6 +125,16 @@ class AsyncEngine:
             if not self._closed:
                 self._commands.put(command)
             return not self._closed
+
+    async def _describe(self, make: Callable[[], T]) -> T:
+        """What a call makes of descriptions, after those before it; ZweaveError if the engine is closed by then."""
+
+        def unless_closed() -> T:
+            if self._closed:
+                raise _closed()
+            return make()
+
+        return await asyncio.get_running_loop().run_in_executor(self._describing, unless_closed)
 
     def _close(self) -> None:
         self._closing = True

@@ -6,6 +6,7 @@ import time
 
 from fastapi import Request as HttpRequest
 
+from ..describe.description import Description
 from ..engine.async_engine import AsyncEngine
 from ..engine.engine import Engine
 from ..errors import ZweaveError, shortened
@@ -60,10 +61,13 @@ class Served:
             message = message.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
         return message
 
-    async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
-        """The expert that a body asks for, loaded if it is described or in the directory; ApiError 404 for none."""
+    async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice | Description:
+        """The expert that a body asks for, loaded if it is in the directory; ApiError 404 for none.
+
+        One that is described is made when the request is admitted.
+        """
         if model.startswith(DESCRIBE) and expert is None:
-            return await self._described(model.removeprefix(DESCRIBE))
+            return self._description(model.removeprefix(DESCRIBE))
         choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
         if choice == "auto" and self.engine.dispatcher is None:
             raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
@@ -89,16 +93,12 @@ class Served:
             if name.startswith(DESCRIBED):
                 raise ApiError(404, f"there is no expert {shortened(name)}: GET /v1/experts lists them")
 
-    async def _described(self, text: str) -> str:
-        """The name of a description's expert."""
+    def _description(self, text: str) -> Description:
         if not self.engine.has_generator:
             raise ApiError(
                 404, "this server makes no experts of descriptions: start it with --generator FILE"
             )
-        try:
-            return await asyncio.to_thread(self.engine.load_description, text)
-        except ZweaveError as error:
-            raise ApiError(400, str(error)) from None
+        return Description(text)
 
     def registered(self, mixture: Mixture | None) -> list[Entry]:
         """The experts of a mixture as they are loaded now; none if one is not."""
@@ -146,6 +146,6 @@ def kind_of(request: Request) -> str:
     """How a request names its expert, for the metrics."""
     if request.is_auto:
         return "auto"
-    if request.mixture is None:
+    if request.expert is None:
         return "base"
-    return "expert" if isinstance(request.expert, str) else "mixture"
+    return "expert" if isinstance(request.expert, str | Description) else "mixture"

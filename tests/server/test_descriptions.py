@@ -1,6 +1,10 @@
 """Experts that clients describe in place of naming them."""
 
+import json
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +39,24 @@ def asked(server: Any, model: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def describing(start_server: Any, tiny_model: Callable[..., Path]) -> Any:
-    server = start_server()
+def start_describing(start_server: Any, tiny_model: Callable[..., Path]) -> Callable[..., Any]:
+    """`start_describing(**settings)`: a server with a random generator."""
+    model = str(tiny_model("llama", vocab_size=96))
+    return lambda **settings: _with_generator(start_server(**settings), model)
+
+
+@pytest.fixture(scope="module")
+def describing(start_describing: Callable[..., Any]) -> Any:
+    return start_describing()
+
+
+def _with_generator(server: Any, directory: str) -> Any:
     model = server.engine.model
     ranks = {name: min(shape) for name, shape in model.config.adapted_shapes().items()}
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(4, task=16, code=8), ranks).eval()
     torch.nn.init.normal_(generator.parts[0].basis)
-    digest = resolve_model(str(tiny_model("llama", vocab_size=96))).digest()
+    digest = resolve_model(directory).digest()
     trained = TrainedGenerator(generator, "lengths", digest, BARE, ["a"], torch.ones(1, 4))
     server.engine._described._describer = Describer(trained, Lengths())
     return server
@@ -132,3 +146,64 @@ def test_a_description_answers_where_the_dispatcher_finds_no_expert(describing: 
 def test_a_server_says_whether_it_describes(describing: Any, server: Any):
     kinds = [one.http().get("/v1/models").json()["data"][0]["zweave"] for one in (describing, server)]
     assert kinds == [{"kind": "base", "describes": True}, {"kind": "base"}]
+
+
+class Waiting(Lengths):
+    """An encoder that takes until it may end, or 10 s, and counts the texts."""
+
+    def __init__(self) -> None:
+        self.may_end, self.count = threading.Event(), 0
+
+    def encode(self, texts: Sequence[str]) -> TokenStates:
+        self.count += 1
+        self.may_end.wait(10)
+        return super().encode(texts)
+
+
+def test_descriptions_are_admitted_as_other_requests_are_and_hold_up_none(start_describing: Any):
+    many = 36  # more than there are threads that others share
+    server = start_describing(max_waiting=many, admin_key="admin")
+    encoder = server.engine._described._describer._encoder = Waiting()
+    http = server.http(headers={"Authorization": "Bearer admin"})
+    body = {"prompt": "x", "max_tokens": 1, "response_format": {"regex": "[a-z]+"}}
+
+    def ask(number: int) -> Any:
+        return http.post("/v1/completions", json=body | {"model": f"describe:{number}"})
+
+    with ThreadPoolExecutor(many) as pool:
+        answers = pool.map(ask, range(many))
+        end = time.monotonic() + 8
+        while server.in_work() < many and time.monotonic() < end:
+            time.sleep(0.02)
+        assert ask(many).status_code == 429
+        assert http.delete("/v1/experts/none").status_code == 404
+        assert encoder.count == 1
+        encoder.may_end.set()
+        assert [answer.status_code for answer in answers] == [200] * many
+    assert encoder.count == many
+
+
+def test_nothing_is_made_for_a_body_that_is_refused(start_describing: Any):
+    server = start_describing()
+    encoder = server.engine._described._describer._encoder = Waiting()
+    http, model = server.http(), {"model": f"describe:{TEXT}"}
+    bodies = [{"prompt": []}, {"prompt": "x", "logprobs": 99}, {"prompt": "x", "max_tokens": -1}]
+    told = [http.post("/v1/completions", json=model | body).status_code for body in bodies]
+    assert told == [400] * len(bodies)
+    assert http.post("/v1/requests/none/rescale", json=model).status_code == 404
+    assert encoder.count == 0
+
+
+def test_an_answer_goes_on_under_what_is_described(start_describing: Any):
+    server = start_describing()
+    http, model, gate = server.http(), {"model": f"describe:{TEXT}"}, server.hold()
+    body = {"prompt": "x", "max_tokens": 4, "ignore_eos": True, "stream": True}
+    gate.release()
+    with http.stream("POST", "/v1/completions", json=body) as stream:
+        lines = (line for line in stream.iter_lines() if line.startswith("data: {"))
+        first = json.loads(next(lines).removeprefix("data: "))
+        told = server.http().post(f"/v1/requests/{first['id']}/rescale", json=model)
+        gate.release(10000)
+        assert len([*lines]) > 0
+    assert told.status_code == 200
+    assert told.json()["expert"] == server.engine.load_description(TEXT)
