@@ -4,13 +4,17 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
+from ..describe.description import Description
 from ..errors import ZweaveError
 from ..request import Delta, Request, Result
 from .delta_stream import DeltaStream
 from .engine import Engine
+
+T = TypeVar("T")
 
 
 class AsyncEngine:
@@ -29,6 +33,8 @@ class AsyncEngine:
         self._closed = False
         # Held while commands are added and while the engine closes, so that none is added to a closed one.
         self._lock = threading.Lock()
+        # One at a time: more would only wait for each other, in threads that others need.
+        self._describing = ThreadPoolExecutor(1, "zweave-describe")
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(started,), name="zweave-engine", daemon=True)
         self._thread.start()
@@ -81,19 +87,28 @@ class AsyncEngine:
                 self._streams.pop(stream.request_id, None)
                 self.engine.cancel(stream.request_id)
 
-        # A LoRA's file is read here: the engine's thread would hold up all others.
+        # Descriptions become experts and a LoRA's file is read here: the engine's thread would hold up all others.
+        request = await self.named(request)
         if unread := self.engine.bank.unread(request.mixture):
             with suppress(ZweaveError):  # which the engine says of the request
                 await asyncio.to_thread(self.engine.bank.prepare, unread)
         stream = DeltaStream(request.n, asyncio.get_running_loop(), lambda: self._submit(cancel))
         if not self._submit(add):
-            raise ZweaveError("the engine is closed: make a new AsyncEngine")
+            raise _closed()
         try:
             await stream.accepted
         except BaseException:
             stream.close()
             raise
         return stream
+
+    async def named(self, request: Request) -> Request:
+        """As `Engine.named`, beside the engine's thread, and one after the other."""
+        return await self._describe(lambda: self.engine.named(request)) if request.is_described else request
+
+    async def name_of(self, description: Description) -> str:
+        """As `Engine.load_description`, in the same way."""
+        return await self._describe(lambda: self.engine.load_description(description.text))
 
     async def close(self) -> None:
         """Stops the thread after the step in flight; unfinished requests end with an error."""
@@ -110,6 +125,16 @@ class AsyncEngine:
             if not self._closed:
                 self._commands.put(command)
             return not self._closed
+
+    async def _describe(self, make: Callable[[], T]) -> T:
+        """What a call makes of descriptions, after those before it; ZweaveError if the engine is closed by then."""
+
+        def unless_closed() -> T:
+            if self._closed:
+                raise _closed()
+            return make()
+
+        return await asyncio.get_running_loop().run_in_executor(self._describing, unless_closed)
 
     def _close(self) -> None:
         self._closing = True
@@ -152,6 +177,10 @@ class AsyncEngine:
             self._commands.get()()
         while not self._commands.empty():
             self._commands.get()()
+
+
+def _closed() -> ZweaveError:
+    return ZweaveError("the engine is closed: make a new AsyncEngine")
 
 
 def _deliver(items: Iterable[tuple[DeltaStream, Delta | BaseException | None]]) -> None:

@@ -10,16 +10,17 @@ from ..describe.describer import Described, Describer
 from ..describe.description import Description
 from ..errors import ZweaveError
 from ..experts.bank import Bank
+from ..experts.mixture import DESCRIBED
 from ..request import Request
 
-# Of the names that described experts are registered under.
-DESCRIBED = "described/"
 # Descriptions whose experts stay registered.
 _KEPT = 256
 
 
 class DescribedExperts:
     """The generator of an engine, and the experts that it made for requests.
+
+    All methods may be called from any thread; one expert is made at a time.
 
     model: as zweave.Engine takes it.
     """
@@ -28,7 +29,7 @@ class DescribedExperts:
         self._bank, self._model = bank, model
         self._describer: Describer | None = None
         self._names: OrderedDict[str, None] = OrderedDict()
-        # A server makes experts beside the engine's steps.
+        # Of the generator with what it keeps, and of the names.
         self._lock = threading.Lock()
 
     @property
@@ -37,18 +38,14 @@ class DescribedExperts:
 
     def load(self, file: str | PathLike[str]) -> None:
         """Takes a generator; ZweaveError if it is none, or not for this model."""
-        self._describer = Describer.load(file, fspath(self._model), resolve_model(self._model).digest())
+        describer = Describer.load(file, fspath(self._model), resolve_model(self._model).digest())
+        with self._lock:
+            self._describer = describer
 
     def describe(self, description: Description) -> Described:
         """ZweaveError without a generator, and for what is far from all that it was trained on."""
-        found = self._generator.describe(description.text)
-        if found.is_far:
-            raise ZweaveError(
-                f"the description is far from all that the generator was trained on (nearest: {found.nearest}, "
-                f"cosine {found.similarity:.2f}): describe a task of its kind (docs/describe.md), or see what "
-                "zweave describe makes of it"
-            )
-        return found
+        with self._lock:
+            return _near(self._generator.describe(description.text))
 
     def name_of(self, description: Description) -> str:
         """The name that the expert of a description is registered under; ZweaveError without a generator."""
@@ -64,9 +61,10 @@ class DescribedExperts:
         return request
 
     def _registered(self, description: Description) -> str:
-        name = f"{DESCRIBED}{self._generator.key(description)[:32]}"
+        generator = self._generator
+        name = f"{DESCRIBED}{generator.key(description)[:32]}"
         if name not in self._bank:
-            self._bank.load(name, self.describe(description).expert)
+            self._bank.load(name, _near(generator.describe(description.text)).expert)
         self._names[name] = None
         self._names.move_to_end(name)
         if len(self._names) > _KEPT:
@@ -84,3 +82,14 @@ class DescribedExperts:
                 "(docs/describe.md)"
             )
         return self._describer
+
+
+def _near(found: Described) -> Described:
+    """What a generator made; ZweaveError if it is a guess."""
+    if found.is_far:
+        raise ZweaveError(
+            f"the description is far from all that the generator was trained on (nearest: {found.nearest}, "
+            f"cosine {found.similarity:.2f}): describe a task of its kind (docs/describe.md), or see what "
+            "zweave describe makes of it"
+        )
+    return found

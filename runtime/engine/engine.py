@@ -16,7 +16,7 @@ from ..describe.description import Description
 from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
 from ..experts.expert import Expert
-from ..experts.mixture import ExpertChoice, Mixture
+from ..experts.mixture import ExpertChoice, Mixture, check_new_name
 from ..request import Delta, Request, Result
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
@@ -97,6 +97,7 @@ class Engine:
             PEFT has saved one to (docs/lora.md).
         Raises ZweaveError if there is none, or it is not for this model.
         """
+        check_new_name(name)
         if isinstance(expert, Mapping):
             expert = Expert({module: z.detach().float() for module, z in expert.items()})
         self.bank.load(name, name if expert is None else expert)
@@ -134,6 +135,13 @@ class Engine:
         Raises ZweaveError as `describe` does.
         """
         return self._described.name_of(Description(text))
+
+    def named(self, request: Request) -> Request:
+        """The request with the names of its descriptions' experts in their place, which are loaded.
+
+        Raises ZweaveError as `describe` does.
+        """
+        return self._described.named(request)
 
     def unload_expert(self, name: str) -> None:
         """Forgets an expert; requests that run under it are not disturbed."""
@@ -392,7 +400,7 @@ class Engine:
     def _prepare(self, request: Request) -> Sequence:
         """Checks a request against this model, the loaded experts and the dispatcher."""
         if isinstance(request, Request):
-            request = self._described.named(request)
+            request = self.named(request)
         sequence = self._input_processor.process(request)
         if request.is_auto and self._dispatcher_of(request) is None:
             self.check_expert("auto")

@@ -11,7 +11,7 @@ from ..errors import ZweaveError
 from ..step_turns import StepTurns, rest
 from .byte_cache import ByteCache
 from .lora_entry import LoraEntry, compressed_entries
-from .mixture import check_name
+from .mixture import check_new_name
 from .resolved_mixture import Entry, Part
 
 # Memory for components that are not resident, ready to be written: of a hundred LoRAs of rank 16 for a small model.
@@ -53,7 +53,7 @@ class LoraStore:
             try:
                 compressed.check(pool.shapes, base_digest)
                 for adapter in compressed.adapters:
-                    check_name(adapter.name)
+                    check_new_name(adapter.name)
                 for entry, basis in compressed_entries(compressed, path):
                     pool.check([entry.rank])
                     self._keep(pool, entry, basis)

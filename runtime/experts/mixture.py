@@ -24,6 +24,8 @@ ExpertChoice: TypeAlias = str | Mapping[str, float | Sequence[float]] | None
 BASE_DIGEST = "base"
 
 RESERVED_NAMES = ("base", "auto")
+# Before the names of experts that an engine makes of descriptions, which no list and no message tells.
+DESCRIBED = "described/"
 _NAME = re.compile(r"[A-Za-z0-9._/-]{1,255}")
 
 
@@ -42,6 +44,13 @@ def check_name(name: object) -> str:
         )
         raise ZweaveError(f"{shortened(name)} cannot be an expert's name: {way_out}")
     return name
+
+
+def check_new_name(name: object) -> str:
+    """Returns an expert's name if a caller may load one under it: the engine names what it makes of descriptions."""
+    if check_name(name).startswith(DESCRIBED):
+        raise ZweaveError(f"the expert names under {DESCRIBED} are reserved for descriptions: choose another")
+    return str(name)
 
 
 @dataclass(frozen=True, slots=True)

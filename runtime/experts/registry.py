@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from heapq import nsmallest
 
 from ..errors import ZweaveError
+from .mixture import DESCRIBED
 from .resolved_mixture import Entry
 
 # Names that an unknown one is compared with: more would hold up who asks.
@@ -37,16 +38,16 @@ class Registry:
         del self.entries[name]
 
     def find(self, name: str) -> Entry:
-        """The entry of a name; ZweaveError with names like it if there is none."""
+        """The entry of a name; ZweaveError with names like it, none of a described expert's, if there is none."""
         if name in self.entries:
             return self.entries[name]
-        few = len(self.entries) <= _MAX_COMPARED
-        close = get_close_matches(name, self.entries, n=3) if few else []
+        told = [known for known in self.entries if not known.startswith(DESCRIBED)]
+        close = get_close_matches(name, told, n=3) if len(told) <= _MAX_COMPARED else []
         if close:
             hint = f"did you mean {' or '.join(map(repr, close))}?"
-        elif self.entries:
-            rest = f" and {len(self.entries) - 8} more" if len(self.entries) > 8 else ""
-            hint = f"loaded: {', '.join(nsmallest(8, self.entries))}{rest}"
+        elif told:
+            rest = f" and {len(told) - 8} more" if len(told) > 8 else ""
+            hint = f"loaded: {', '.join(nsmallest(8, told))}{rest}"
         else:
             hint = "none is loaded"
         raise ZweaveError(f"there is no expert {name!r}: {hint}")

@@ -123,10 +123,10 @@ def add_escape_option(parser: argparse.ArgumentParser) -> None:
 def open_engine(args: argparse.Namespace) -> Engine:
     """Loads the model, the experts of --load and the dispatcher."""
     from ..engine.engine import Engine
-    from ..experts.mixture import check_name
+    from ..experts.mixture import check_new_name
 
     for name in _loaded_names(args):
-        check_name(name)
+        check_new_name(name)
     path = getattr(args, "dispatcher", None)
     file = None if path is None else read_dispatcher(args, path)
     engine = Engine(

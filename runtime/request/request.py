@@ -203,6 +203,11 @@ class Request:
         return isinstance(self.expert, str) and self.expert == "auto"
 
     @property
+    def is_described(self) -> bool:
+        """Whether an engine has to make an expert of a description first."""
+        return isinstance(self.expert, Description) or isinstance(self.fallback, Description)
+
+    @property
     def named_expert(self) -> ExpertChoice:
         """The expert; None where it is described and no engine has made and named it yet."""
         return None if isinstance(self.expert, Description) else self.expert

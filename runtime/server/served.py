@@ -6,11 +6,11 @@ import time
 
 from fastapi import Request as HttpRequest
 
+from ..describe.description import Description
 from ..engine.async_engine import AsyncEngine
-from ..engine.described import DESCRIBED
 from ..engine.engine import Engine
-from ..errors import ZweaveError
-from ..experts.mixture import ExpertChoice, Mixture
+from ..errors import ZweaveError, shortened
+from ..experts.mixture import DESCRIBED, ExpertChoice, Mixture
 from ..experts.resolved_mixture import Entry
 from ..request import Request
 from .answers.admission import Admission
@@ -61,19 +61,25 @@ class Served:
             message = message.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
         return message
 
-    async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice:
-        """The expert that a body asks for, loaded if it is described or in the directory; ApiError 404 for none."""
+    async def choose(self, model: str, expert: ExpertField | None = None) -> ExpertChoice | Description:
+        """The expert that a body asks for, loaded if it is in the directory; ApiError 404 for none.
+
+        One that is described is made when the request is admitted.
+        """
         if model.startswith(DESCRIBE) and expert is None:
-            return await self._described(model.removeprefix(DESCRIBE))
+            return self._description(model.removeprefix(DESCRIBE))
         choice = expert_choice(model, expert, self.base_names, self.settings.aliases)
         if choice == "auto" and self.engine.dispatcher is None:
             raise ApiError(404, "this server has no dispatcher for 'auto': start it with --dispatcher FILE")
-        if choice != "auto":
-            await self.find(Mixture.parse(choice))
+        mixture = None if choice == "auto" else Mixture.parse(choice)
+        self.check_told(*(mixture.names if mixture else ()))
+        await self.find(mixture)
         return choice
 
     async def choices(self, body: GenerationBody) -> Choices:
         """The expert and the fallback that a body asks for; ApiError as `choose` raises it."""
+        if body.template is not None:
+            self.check_told(body.template)
         fallback = None if body.fallback is None else await self.choose(body.fallback)
         return Choices(await self.choose(body.model, body.expert), fallback)
 
@@ -81,16 +87,18 @@ class Served:
         """The loaded experts; what clients describe is their own."""
         return [entry for entry in self.engine.bank.entries() if not entry.name.startswith(DESCRIBED)]
 
-    async def _described(self, text: str) -> str:
-        """The name of a description's expert."""
+    def check_told(self, *names: str) -> None:
+        """Raises ApiError 404 for the name of a described expert, whether there is one or not: no client gives it."""
+        for name in names:
+            if name.startswith(DESCRIBED):
+                raise ApiError(404, f"there is no expert {shortened(name)}: GET /v1/experts lists them")
+
+    def _description(self, text: str) -> Description:
         if not self.engine.has_generator:
             raise ApiError(
                 404, "this server makes no experts of descriptions: start it with --generator FILE"
             )
-        try:
-            return await asyncio.to_thread(self.engine.load_description, text)
-        except ZweaveError as error:
-            raise ApiError(400, str(error)) from None
+        return Description(text)
 
     def registered(self, mixture: Mixture | None) -> list[Entry]:
         """The experts of a mixture as they are loaded now; none if one is not."""
@@ -138,6 +146,6 @@ def kind_of(request: Request) -> str:
     """How a request names its expert, for the metrics."""
     if request.is_auto:
         return "auto"
-    if request.mixture is None:
+    if request.expert is None:
         return "base"
-    return "expert" if isinstance(request.expert, str) else "mixture"
+    return "expert" if isinstance(request.expert, str | Description) else "mixture"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ..describe.description import Description
 from ..engine.engine import Engine
 from ..errors import shortened
 from ..experts.mixture import ExpertChoice
@@ -42,8 +43,8 @@ class Choices:
     fallback: in place of the base, where a dispatcher leaves it to that.
     """
 
-    expert: ExpertChoice
-    fallback: ExpertChoice = None
+    expert: ExpertChoice | Description
+    fallback: ExpertChoice | Description = None
 
 
 def chat_request(body: ChatBody, choices: Choices, salt: str | None, engine: Engine) -> Request:

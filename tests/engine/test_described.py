@@ -1,6 +1,10 @@
 """Requests that describe their expert: as under the expert itself, each its own, and told where it cannot be."""
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from zweave.describe.generator_file import TrainedGenerator
 from zweave.describe.tasks.hidden_task import BARE
 from zweave.describe.token_states import TokenStates
 from zweave.dispatch import FixedDispatcher
-from zweave.engine import Engine, described
+from zweave.engine import AsyncEngine, Engine, described
 from zweave.errors import ZweaveError
 from zweave.request import Description, Request
 
@@ -106,3 +110,107 @@ def test_what_is_far_from_all_that_it_knows_is_refused(engine: Engine):
     with pytest.raises(ZweaveError, match=r"far from all .* \(nearest: a, cosine 0.00\)"):
         engine.generate(asked(Description("aa")))
     assert engine.generate(asked(None))[0].error is None
+
+
+class Waiting(Lengths):
+    """An encoder that takes until it may end, or 5 s.
+
+    begun: set when it has been asked.
+    ended: whether it was told to end each time.
+    """
+
+    def __init__(self) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.ended: list[bool] = []
+
+    def encode(self, texts: list[str]) -> TokenStates:
+        self.begun.set()
+        self.ended.append(self.may_end.wait(5))
+        return super().encode(texts)
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"expert": Description("yes if so")},
+        {"expert": "auto", "dispatcher": FixedDispatcher(None), "fallback": Description("yes if so")},
+    ],
+    ids=["expert", "fallback"],
+)
+def test_others_are_answered_while_an_expert_is_made(engine: Engine, who: dict[str, object]):
+    encoder = engine._described._describer._encoder = Waiting()
+    request = replace(asked(None)[0], **who)
+
+    async def main() -> object:
+        async with AsyncEngine(engine) as serving:
+            described = asyncio.create_task(serving.generate(request))
+            await asyncio.to_thread(encoder.begun.wait)
+            await serving.generate(asked(None)[0])
+            encoder.may_end.set()
+            return await described
+
+    answer = asyncio.run(main())
+    assert encoder.ended == [True]
+    assert answer.logprobs == engine.generate(asked(Description("yes if so")))[0].logprobs
+
+
+def test_a_closed_engine_makes_no_expert(engine: Engine):
+    encoder = engine._described._describer._encoder = Waiting()
+
+    async def main() -> list[object]:
+        serving = AsyncEngine(engine)
+        tasks = [asyncio.create_task(serving.generate(one)) for one in asked(*map(Description, "ab"))]
+        await asyncio.to_thread(encoder.begun.wait)
+        await serving.close()
+        encoder.may_end.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    errors = asyncio.run(main())
+    assert [str(error).partition(":")[0] for error in errors] == ["the engine is closed"] * 2
+    assert encoder.ended == [True]
+
+
+def test_one_expert_is_made_at_a_time(engine: Engine):
+    class Alone(Lengths):
+        """Notes whether another thread is in it."""
+
+        def __init__(self) -> None:
+            self.lock, self.found = threading.Lock(), []
+
+        def encode(self, texts: list[str]) -> TokenStates:
+            self.found.append(self.lock.acquire(blocking=False))
+            time.sleep(0.05)
+            self.lock.release()
+            return super().encode(texts)
+
+    encoder = engine._described._describer._encoder = Alone()
+    with ThreadPoolExecutor(4) as pool:
+        made = [
+            pool.submit(make, text) for make in (engine.describe, engine.load_description) for text in "ab"
+        ]
+    assert [future.exception() for future in made] == [None] * 4
+    assert encoder.found == [True] * 2
+
+
+def test_what_a_generator_makes_is_not_named_as_of_the_one_before(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old = engine._described._describer
+    key, digest = old.key, old.trained.digest
+    other = TrainedGenerator.load(tmp_path / "g.safetensors")
+    other.generator.parts[0].basis.data.neg_()
+    other.save(tmp_path / "other.safetensors")
+    loading = threading.Thread(target=engine.load_generator, args=(tmp_path / "other.safetensors",))
+
+    def key_while_loading(description: Description) -> str:
+        if loading.ident is None:
+            loading.start()
+            loading.join(0.3)
+        return key(description)
+
+    monkeypatch.setattr(old, "key", key_while_loading)
+    first = engine.load_description("a")
+    loading.join()
+    second = engine.load_description("a")
+    made = [engine.bank.expert(name).training["generator"] for name in (first, second)]
+    assert made[0] == digest != made[1]

@@ -257,6 +257,15 @@ def test_unknown_names_come_with_suggestions():
         made.resolve(Mixture.parse("xyz"))
 
 
+def test_described_experts_are_in_no_suggestion():
+    made = bank(**{f"described/{index}": expert(1) for index in range(9)})
+    with pytest.raises(ZweaveError, match="no expert 'described/x': none is loaded"):
+        made.resolve(Mixture.parse("described/x"))
+    made.load("sum", expert(2))
+    with pytest.raises(ZweaveError, match=r"no expert 'described/x': loaded: sum$"):
+        made.resolve(Mixture.parse("described/x"))
+
+
 def test_experts_of_another_model_are_refused_and_not_registered(tmp_path):
     path = tmp_path / "a.safetensors"
     expert(1, base_digest="a" * 64).save(path)

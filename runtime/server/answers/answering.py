@@ -47,7 +47,8 @@ class Answering:
         try:
             if any(request.response_format is not None for request in self.requests):
                 # It is compiled here, and is there when the engine's thread wants it.
-                await asyncio.to_thread(self._served.engine.check, self.requests[0])
+                first = await self._served.serving.named(self.requests[0])
+                await asyncio.to_thread(self._served.engine.check, first)
             tasks += [asyncio.ensure_future(submission.start()) for submission in self._submissions]
             await asyncio.gather(*tasks)
         except BaseException:

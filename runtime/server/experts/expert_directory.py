@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from ...adapters.peft_directory import ADAPTER_FILES, CONFIG, WEIGHTS, lora_directory
 from ...engine.engine import Engine
-from ...experts.mixture import check_name
+from ...experts.mixture import DESCRIBED, check_name
 
 Kind: TypeAlias = Literal["expert", "lora"]
 Version: TypeAlias = tuple[tuple[int, int, int] | None, ...]
@@ -26,7 +26,7 @@ class ExpertDirectory:
         self._lock = Lock()
 
     def kinds(self) -> dict[str, Kind]:
-        """What is there, sorted by name; links that lead out of the directory are nothing."""
+        """What a client may name there, sorted by name; links that lead out of the directory are nothing."""
         found: dict[str, Kind] = {}
         for file in self.path.rglob("*.safetensors"):
             folder = file.parent
@@ -34,7 +34,7 @@ class ExpertDirectory:
                 found.setdefault(str(folder.relative_to(self.path)), "lora")
             elif not file.is_symlink() or self.inside(file):
                 found[str(file.relative_to(self.path).with_suffix(""))] = "expert"
-        return dict(sorted(found.items()))
+        return {name: found[name] for name in sorted(found) if not name.startswith(DESCRIBED)}
 
     def source(self, name: str) -> Path | None:
         """An expert's file, else a LoRA's directory; None if there is neither inside the directory."""

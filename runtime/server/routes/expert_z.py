@@ -23,6 +23,7 @@ def expert_z(name: str, http: HttpRequest) -> dict[str, Any]:
     A LoRA has no z: of its matrices it is the Frobenius norm of what is added, scaling B A.
     """
     server = served(http)
+    server.check_told(name)
     bank = server.engine.bank
     if name not in bank:
         server.ensure_now(name)

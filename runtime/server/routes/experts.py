@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from ...adapters.peft_directory import WEIGHTS
 from ...errors import ZweaveError, shortened
-from ...experts.mixture import check_name
+from ...experts.mixture import check_new_name
 from ..errors import ApiError
 from ..json_route import AdminRoute, JsonRoute
 from ..limited_body import limited_body
@@ -49,7 +49,7 @@ async def load(
 ) -> dict[str, Any]:
     """Loads the safetensors file in the body under a name; a known name is replaced for new requests."""
     server = served(http)
-    check_name(name)
+    check_new_name(name)
     _check_not_taken(server, name)
     body = await limited_body(
         http, server.uploads.largest, "an expert for this model can be", server.settings.request_timeout
@@ -69,7 +69,7 @@ async def unload(name: str, http: HttpRequest) -> dict[str, Any]:
 async def load_from_directory(body: Annotated[LoadBody, Body()], http: HttpRequest) -> dict[str, Any]:
     """Loads an expert file or a LoRA of the server's directory of experts; vLLM's call for adapters."""
     server = served(http)
-    check_name(body.lora_name)
+    check_new_name(body.lora_name)
     _check_not_taken(server, body.lora_name)
     if body.lora_name in server.engine.bank and not body.load_inplace:
         raise ApiError(400, f"{body.lora_name!r} is loaded already: unload it, or give load_inplace")
