@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .clauses import CLAUSES
 from .texts import Text
 
 _PROSE = ("sst2", "trec", "ag")
@@ -31,16 +32,20 @@ def _source(*sources: str) -> Callable[[Text], bool]:
     return lambda text: text.source in sources
 
 
-def _asks(name: str, label: int, *clauses: str) -> Attribute:
-    return Attribute(f"asks-{name}", ("trec",), clauses, _label("trec", label))
+def _told(name: str, sources: tuple[str, ...], holds: Callable[[Text], bool]) -> Attribute:
+    return Attribute(name, sources, CLAUSES[name], holds)
 
 
-def _topic(name: str, label: int, *clauses: str) -> Attribute:
-    return Attribute(f"about-{name}", ("ag",), clauses, _label("ag", label))
+def _asks(name: str, label: int) -> Attribute:
+    return _told(f"asks-{name}", ("trec",), _label("trec", label))
 
 
-def _kind(name: str, source: str, *clauses: str) -> Attribute:
-    return Attribute(f"is-{name}", _MIXED, clauses, _source(source))
+def _topic(name: str, label: int) -> Attribute:
+    return _told(f"about-{name}", ("ag",), _label("ag", label))
+
+
+def _kind(name: str, source: str) -> Attribute:
+    return _told(f"is-{name}", _MIXED, _source(source))
 
 
 def _has(word: str, *sources: str) -> Attribute:
@@ -80,118 +85,38 @@ def _longer(words: int, said: str, *sources: str) -> Attribute:
     return Attribute(f"over-{words}-words", sources, clauses, lambda text: len(text.words) > words)
 
 
-def _matches(name: str, pattern: str, sources: tuple[str, ...], *clauses: str) -> Attribute:
+def _matches(name: str, pattern: str, *sources: str) -> Attribute:
     found = re.compile(pattern)
-    return Attribute(name, sources, clauses, lambda text: bool(found.search(text.text)))
+    return _told(name, sources, lambda text: bool(found.search(text.text)))
 
 
 SEMANTIC = (
-    Attribute(
-        "positive",
-        ("sst2",),
-        (
-            "{text} is positive",
-            "the sentiment of {text} is positive",
-            "{text} says something good",
-            "{text} sounds favourable",
-            "the writer of {text} likes it",
-        ),
-        lambda text: text.label == 1,
-    ),
-    _asks(
-        "description", 0, "{text} asks for a description", "the answer to {text} is an explanation",
-        "{text} asks what something means", "{text} wants to have something explained",
-    ),
-    _asks(
-        "thing", 1, "{text} asks for a thing", "the answer to {text} is a thing", "{text} asks for an object",
-        "{text} wants to know about an item",
-    ),
-    _asks(
-        "person", 3, "{text} asks for a person", "the answer to {text} is a person", "{text} asks who it was",
-        "{text} wants the name of somebody",
-    ),
-    _asks(
-        "place", 4, "{text} asks for a place", "the answer to {text} is a location", "{text} asks where something is",
-        "{text} wants the name of a country or a city",
-    ),
-    _asks(
-        "number", 5, "{text} asks for a number", "the answer to {text} is a number", "{text} asks how many or when",
-        "{text} wants to know a quantity or a date",
-    ),
-    _topic(
-        "world", 0, "{text} is about world politics", "the topic of {text} is world affairs",
-        "{text} reports on governments or wars", "{text} belongs on the page of foreign news",
-    ),
-    _topic(
-        "sports", 1, "{text} is about sports", "the topic of {text} is sport", "{text} reports on a match or a team",
-        "{text} belongs on the page of athletes and games",
-    ),
-    _topic(
-        "business", 2, "{text} is about business", "the topic of {text} is the economy",
-        "{text} reports on companies or markets", "{text} belongs on the page of money and trade",
-    ),
-    _topic(
-        "technology", 3, "{text} is about technology", "the topic of {text} is science and technology",
-        "{text} reports on computers or research", "{text} belongs on the page of inventions",
-    ),
-    _kind(
-        "review", "sst2", "{text} is a film review", "{text} comes from a review of a film",
-        "{text} gives an opinion on a film", "a critic of films wrote {text}",
-    ),
-    _kind(
-        "trivia", "trec", "{text} is a trivia question", "{text} is a question of general knowledge",
-        "{text} comes from a quiz", "somebody asks {text} in a quiz show",
-    ),
-    _kind(
-        "news", "ag", "{text} is news", "{text} comes from a newspaper", "{text} reports something that happened",
-        "a journalist wrote {text}",
-    ),
-    _kind(
-        "science", "arc", "{text} is a science question", "{text} comes from a science exam",
-        "{text} is about biology, physics or chemistry", "a teacher of science asks {text}",
-    ),
-    _kind(
-        "maths", "gsm8k", "{text} is a maths problem", "{text} has to be solved by calculating",
-        "{text} comes from a maths lesson", "a teacher of arithmetic asks {text}",
-    ),
-)  # fmt: skip
+    _told("positive", ("sst2",), lambda text: text.label == 1),
+    _asks("description", 0),
+    _asks("thing", 1),
+    _asks("person", 3),
+    _asks("place", 4),
+    _asks("number", 5),
+    _topic("world", 0),
+    _topic("sports", 1),
+    _topic("business", 2),
+    _topic("technology", 3),
+    _kind("review", "sst2"),
+    _kind("trivia", "trec"),
+    _kind("news", "ag"),
+    _kind("science", "arc"),
+    _kind("maths", "gsm8k"),
+)
 
 SURFACE = (
-    _matches(
-        "question", r"\?$", ("sst2", "trec", "ag", "arc"), "{text} is a question", "{text} ends with a question mark",
-        "{text} asks something", 'the last sign of {text} is "?"',
-    ),
-    _matches(
-        "has-digit", r"\d", ("trec", "ag"), "{text} has a digit in it", "{text} contains a number",
-        "there are digits in {text}", "{text} is written with at least one numeral",
-    ),
-    _matches(
-        "has-comma", ",", ("sst2", "ag"), "{text} has a comma in it", "{text} contains a comma",
-        "there is a comma in {text}", "{text} is divided by commas",
-    ),
-    _matches(
-        "has-hyphen", "-", ("sst2", "ag"), "{text} has a hyphen in it", "{text} contains a hyphen",
-        "there is a dash in {text}", "{text} joins words by hyphens",
-    ),
-    _matches(
-        "has-name", r"\s[A-Z][a-z]", ("trec",), "{text} mentions a name",
-        "{text} has a capital letter inside", "there is a capitalised word within {text}",
-        "a word after the first of {text} is written with a capital",
-    ),
-    _matches(
-        "negated", r"\b(not|no|never|nothing)\b|n't", ("sst2",), "{text} has a negation in it",
-        '{text} says "not", "no" or "never"', "there is a negative word in {text}", "{text} denies something",
-    ),
-    _matches(
-        "begins-vowel", "^[aeiouAEIOU]", ("sst2", "mpqa", "ag"), "{text} begins with a vowel",
-        "the first letter of {text} is a vowel", "{text} starts with a, e, i, o or u",
-        "a vowel is the first letter of {text}",
-    ),
-    _matches(
-        "begins-a-to-m", "^[a-mA-M]", ("sst2", "ag"), "{text} begins with a letter from a to m",
-        "the first letter of {text} is in the first half of the alphabet", "{text} starts with a letter before n",
-        "the alphabet has the first letter of {text} before n",
-    ),
+    _matches("question", r"\?$", "sst2", "trec", "ag", "arc"),
+    _matches("has-digit", r"\d", "trec", "ag"),
+    _matches("has-comma", ",", "sst2", "ag"),
+    _matches("has-hyphen", "-", "sst2", "ag"),
+    _matches("has-name", r"\s[A-Z][a-z]", "trec"),
+    _matches("negated", r"\b(not|no|never|nothing)\b|n't", "sst2"),
+    _matches("begins-vowel", "^[aeiouAEIOU]", "sst2", "mpqa", "ag"),
+    _matches("begins-a-to-m", "^[a-mA-M]", "sst2", "ag"),
     *(_has(word) for word in ("the", "and", "of", "is", "in", "to", "for", "with")),
     *(_has(word, "sst2") for word in ("film", "movie", "but")),
     *(_begins(word, "trec") for word in ("what", "how", "who")),
@@ -200,4 +125,4 @@ SURFACE = (
     _longer(8, "eight", "trec"),
     _longer(12, "twelve", "sst2", "trec"),
     _longer(18, "eighteen", "sst2"),
-)  # fmt: skip
+)

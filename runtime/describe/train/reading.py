@@ -55,12 +55,17 @@ class DescriptionSet:
 
 @dataclass(frozen=True, slots=True)
 class ReadingRecipe:
-    """descriptions: drawn once, and gone through in batches."""
+    """How a reader learns to read.
+
+    descriptions: drawn once, and gone through in batches.
+    dropped: share of the tokens that are left out of a description, others each time.
+    """
 
     steps: int = 1500
     descriptions: int = 6000
     batch: int = 64
     lr: float = 1e-3
+    dropped: float = 0.1
     seed: int = 0
 
 
@@ -86,7 +91,7 @@ class ReadingTraining:
         """One update; the loss in nats."""
         told, recipe = self._told, self._recipe
         chosen = torch.randint(len(told.texts), (recipe.batch,), generator=self._random)
-        vectors = self.reader(told.texts[chosen])
+        vectors = self.reader(self._thinned(told.texts[chosen]))
         loss = F.cross_entropy(self.attribute(vectors), told.attribute[chosen])
         yes = told.yes[chosen]
         if (yes != _NONE).any():
@@ -99,6 +104,12 @@ class ReadingTraining:
         self._optimizer.zero_grad()
         self.step += 1
         return loss.item()
+
+    def _thinned(self, texts: TokenStates) -> TokenStates:
+        """Without some of the tokens, so that no single one is what tells a description; the first one stays."""
+        stays = torch.rand(texts.mask.shape, generator=self._random) >= self._recipe.dropped
+        stays[:, 0] = True
+        return TokenStates(texts.states, texts.mask & stays)
 
     @torch.no_grad()
     def accuracy(self, told: DescriptionSet) -> "ReadingAccuracy":
