@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoint.checkpoint import resolve_model
 from ..describe.describer import Describer
-from ..describe.evaluate import LEVELS, Condition, DescribeEvaluation
+from ..describe.evaluate import Condition, DescribeEvaluation, check_level
 from ..describe.train.rows import RowModel
 from ..describe.trained_experts import TrainedExperts, load_static
 from ..errors import ZweaveError
@@ -20,8 +20,8 @@ from ..options.task_options import data_folder
 
 
 def run_describe(args: argparse.Namespace) -> int:
-    if unknown := [name for name in args.tasks if name not in LEVELS]:
-        raise ZweaveError(f"there is no level {unknown[0]!r}: choose of {', '.join(LEVELS)}")
+    for name in args.tasks:
+        check_level(name)
     if args.expert or args.dispatch or args.kv_reuse:
         raise ZweaveError(
             "--describe evaluates a generator alone: leave out --expert, --dispatch and --kv-reuse"

@@ -30,6 +30,12 @@ Shares = Mapping[str, float]
 Report = Callable[[str, int, int], None]
 
 
+def check_level(name: str) -> None:
+    """ZweaveError if it is none of LEVELS."""
+    if name not in LEVELS:
+        raise ZweaveError(f"there is no level {name!r}: choose of {', '.join(LEVELS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """Accuracy under one condition at one level: the mean over tasks, each counted once.
@@ -85,8 +91,7 @@ class DescribeEvaluation:
         tasks = chosen_tasks(hidden_tasks(), training.get("attributes"), training.get("words"))
         split = split_levels(tasks, training.get("split", 0))
         parts = dict(zip(LEVELS, (split.seen, split.combinations, split.attributes), strict=True))
-        if level not in parts:
-            raise ZweaveError(f"there is no level {level!r}: choose of {', '.join(LEVELS)}")
+        check_level(level)
         found = parts[level]
         return in_one_order(found) if training.get("one_order") else found
 
