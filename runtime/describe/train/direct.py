@@ -12,7 +12,7 @@ from ...experts.flat_layout import FlatLayout
 from ...tasks.task import Sample, Task, balanced
 from ...train.recipe import rate_at
 from ...train.state_file import digest_of, load_state, save_state
-from .rows import Row, RowModel
+from .rows import Row, RowModel, told
 
 # Rows of a pass; more are several passes, whose gradients are added up.
 PASS = 32
@@ -58,12 +58,9 @@ class DirectTraining:
         self.flat = torch.nn.Parameter(torch.ones(len(tasks), self._layout.width))
         self._optimizer = torch.optim.AdamW([self.flat], lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         self._path, self.step = state, 0
-        told = [
-            [task.name, [(s.prompt, s.answer) for s in some]]
-            for task, some in zip(tasks, samples, strict=True)
-        ]
-        self._digest = digest_of(model.key, self._layout.width, asdict(recipe), told)
-        model.remember(zip(tasks, samples, strict=True))
+        asked = list(zip(tasks, samples, strict=True))
+        self._digest = digest_of(model.key, self._layout.width, asdict(recipe), told(asked))
+        model.remember(asked)
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
             self.flat.data.copy_(saved["flat"])

@@ -19,7 +19,7 @@ from ..generator import Generator, change
 from ..tasks import HiddenTask
 from ..token_states import TokenStates
 from .direct import PASS
-from .rows import Row, RowModel
+from .rows import Row, RowModel, told
 
 ANY_TASK = "Do whatever is asked."
 
@@ -132,17 +132,14 @@ class GeneratorTraining:
         codes = [one for name, one in generator.parts.named_parameters() if not name.endswith("basis")]
         groups = [{"params": basis, "share": 1.0}, {"params": codes, "share": recipe.code}]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        samples = [[sample for pool in one.pools for sample in pool] for one in learnt]
+        asked = [(one.task, [sample for pool in one.pools for sample in pool]) for one in learnt]
         self._digest = digest_of(
             model.key,
             [encoder.name, asdict(generator.config), generator.ranks, reading],
             [asdict(recipe), static],
-            [
-                [one.task.name, [(s.prompt, s.answer) for s in some]]
-                for one, some in zip(learnt, samples, strict=True)
-            ],
+            told(asked),
         )
-        model.remember((one.task, some) for one, some in zip(learnt, samples, strict=True))
+        model.remember(asked)
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
             generator.load_state_dict(saved["generator"])

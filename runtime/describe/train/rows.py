@@ -30,6 +30,11 @@ class Row:
     slot: int
 
 
+def told(samples: Iterable[tuple[Task, Sequence[Sample]]]) -> list[object]:
+    """What samples tell a training, as JSON has it: a state is of one."""
+    return [[task.name, [(sample.prompt, sample.answer) for sample in some]] for task, some in samples]
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What a pass says of its rows.
