@@ -13,10 +13,10 @@ from ..decomposition.decomposition import Decomposition, decompose
 from ..describe.describer import Describer
 from ..describe.generator import change
 from ..describe.trained_experts import load_static
-from ..dispatch.everyday import everyday_prompts
 from ..evaluation.answer_effect import AnswerEffect
 from ..experts.expert import Expert
 from ..options.engine_options import stderr
+from ..tasks.everyday import everyday_prompts
 
 # Everyday prompts on which the effect on answers is measured, evenly over their kinds.
 _PROMPTS = 16

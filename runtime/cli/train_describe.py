@@ -2,9 +2,11 @@
 
 import argparse
 
-from ..describe.train.generated import GeneratorRecipe, GeneratorStep
+from ..describe.train.generated import GeneratorStep
+from ..describe.train.generator_recipe import GeneratorRecipe
 from ..describe.train.reading import ReadingRecipe
 from ..describe.train.run import GeneratorRun
+from ..device import parse_device
 from ..options.engine_options import stderr
 from ..options.task_options import data_folder
 from .train import default_dtype
@@ -14,12 +16,12 @@ _SHOWN = 10
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = GeneratorRecipe(
-        steps=args.steps, descriptions=args.descriptions, rows=args.rows, lr=args.lr, seed=args.seed
-    )
+    parse_device(args.device)
+    names = ("steps", "descriptions", "rows", "lr", "opening", "policy", "kl", "seed")
+    recipe = GeneratorRecipe(**{name: getattr(args, name) for name in names})
     job = GeneratorRun(
         model=args.model,
-        dtype=args.dtype or default_dtype("cpu"),
+        dtype=args.dtype or default_dtype(args.device),
         data=data_folder(args),
         out=args.out,
         encoder=args.encoder,
@@ -28,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
         first_layer=args.first_layer,
         upper_layer=args.upper_layer,
         reading=ReadingRecipe(args.reading_steps, 4 * args.reading_steps, seed=args.seed),
+        warm_start=args.warm_start,
+        device=args.device,
         listed=args.listed,
         texts=args.texts,
         one_order=args.one_order,

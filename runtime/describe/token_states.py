@@ -28,6 +28,9 @@ class TokenStates:
         length = int(mask.sum(1).max()) if len(mask) else 0
         return TokenStates(self.states[chosen, :length], mask[:, :length])
 
+    def to(self, device: torch.device) -> "TokenStates":
+        return TokenStates(self.states.to(device), self.mask.to(device))
+
     def mean(self) -> Tensor:
         """[texts, width], each of length 1: what a text is about, hardly in which order it says so."""
         total = (self.states * self.mask[..., None]).sum(1)

@@ -13,8 +13,8 @@ from ..engine.engine import Engine
 from ..errors import ZweaveError
 from ..evaluation.baselines import logistic_regression
 from ..tasks import Sample, Task, balanced_shots, prompt_ids, prompts
+from ..tasks.everyday import everyday_prompts
 from .early_classifier import OTHER, EarlyClassifier
-from .everyday import everyday_prompts
 from .open_set import OpenSet
 
 _HELD_OUT = 4  # every fourth everyday prompt is for validation

@@ -28,7 +28,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path, digest: str) -> dict[str, Any]:
     """The state; ZweaveError for a file that is none, or of a training with another digest."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["digest"]
     # A file that is no state fails in any way that torch can.
     except Exception as error:

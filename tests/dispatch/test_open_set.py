@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from zweave.dispatch.early_classifier import OTHER, EarlyClassifier
-from zweave.dispatch.everyday import everyday_prompts
 from zweave.dispatch.open_set import DIRECTIONS, OpenSet
 from zweave.errors import ZweaveError
+from zweave.tasks.everyday import everyday_prompts
 
 HIDDEN = 24
 

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from ...names import DEFAULT_MODEL
-from ...options.arguments import positive_number, positive_whole, whole
+from ...options.arguments import number_from_zero, positive_number, positive_whole, whole
 from ...options.file_options import add_overwrite_option
 from ...options.task_options import add_data_option
 from ..parser import Deferred
@@ -71,10 +71,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lr", type=positive_number, default=2e-3, help="largest learning rate (%(default)s)"
     )
+    parser.add_argument(
+        "--opening",
+        type=whole,
+        default=400,
+        metavar="STEPS",
+        help="at the beginning, in which two parts have half of the descriptions under the same words (%(default)s)",
+    )
+    parser.add_argument(
+        "--policy",
+        type=number_from_zero,
+        default=0.0,
+        metavar="SHARE",
+        help="of the loss that is the missed reward 1 - p(answer), the exact policy gradient, in place of the "
+        "cross-entropy (%(default)s)",
+    )
+    parser.add_argument(
+        "--kl",
+        type=number_from_zero,
+        default=0.0,
+        metavar="WEIGHT",
+        help="of the KL to the base model on everyday prompts (%(default)s)",
+    )
+    parser.add_argument(
+        "--warm-start",
+        type=Path,
+        metavar="DIR",
+        help="of experts of single tasks to begin near (zweave bench hidden-tasks)",
+    )
     parser.add_argument("--seed", type=whole, default=0, help="(%(default)s)")
     parser.add_argument(
         "--split", type=whole, default=0, help="seed of which tasks are held out (%(default)s)"
     )
     parser.add_argument("--minutes", type=positive_number, help="stop after so long, to go on later")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="(as zweave train)")
-    parser.set_defaults(run=Deferred("train_describe", outputs=("--out",)))
+    parser.set_defaults(run=Deferred("train_describe", ("--warm-start",), ("--out",)))

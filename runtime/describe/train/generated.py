@@ -9,60 +9,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import ZweaveError
+from ...tasks.everyday import everyday_prompts
 from ...tasks.task import Sample, Task
-from ...train.recipe import rate_at
+from ...text.chatml import chat
 from ...train.state_file import digest_of, load_state, save_state
 from ..encoders import Encoder
 from ..generator import Generator, change
 from ..tasks import HiddenTask
 from ..token_states import TokenStates
 from .direct import PASS
+from .generator_recipe import GeneratorRecipe
 from .rows import Row, RowModel, told
 
 ANY_TASK = "Do whatever is asked."
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorRecipe:
-    """How a generator is learnt: cross-entropy of the answers over the whole vocabulary.
-
-    descriptions: of a step, each of another task, each worded anew.
-    rows: samples of each, the labels equally often.
-    code: of the learning rate, the share that what makes the codes has.
-    opening: steps at the beginning in which two parts have half of their descriptions under the same words. What the
-        lower part writes is worth something if the upper one reads it, and the other way round: with all words evenly
-        neither gets a gradient to begin with.
-    weight: of the mean relative change of the matrices, squared.
-    seed: of the tasks, wordings, samples and first weights; what a step draws follows from it and the step alone.
-    """
-
-    steps: int = 1500
-    descriptions: int = 16
-    rows: int = 2
-    lr: float = 2e-3
-    warmup: int = 20
-    decay: float = 0.4
-    clip: float = 1.0
-    code: float = 0.25
-    opening: int = 400
-    weight: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "descriptions", "rows", "warmup"):
-            if getattr(self, name) < 1:
-                raise ZweaveError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (self.lr > 0 and self.clip > 0 and 0 <= self.decay <= 1 and self.weight >= 0):
-            raise ZweaveError("lr and clip must be positive, decay between 0 and 1, weight at least 0")
-        if self.opening < 0:
-            raise ZweaveError(f"opening must be at least 0, not {self.opening}")
-        if not 0 <= self.code <= 1:
-            raise ZweaveError(f"code is a share of the learning rate from 0 to 1, not {self.code}")
-
-    def lr_at(self, step: int) -> float:
-        return self.lr * rate_at(step, self.steps, self.warmup, self.decay)
+# Prompts of a step on which experts are held to the base.
+_EVERYDAY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +47,8 @@ class Learnt:
 class GeneratorStep:
     """The record of one step.
 
-    loss: nats an answer.
+    loss: nats an answer, whatever the recipe makes of them.
+    divergence: KL(expert || base) on everyday prompts, nats; 0 where the recipe does not ask for it.
     accuracy: share of the rows whose answer is greedily said, before the update.
     change: mean relative change of the matrices, squared.
     """
@@ -91,6 +56,7 @@ class GeneratorStep:
     step: int
     loss: float
     accuracy: float
+    divergence: float
     change: float
     lr: float
     gradient_norm: float
@@ -105,7 +71,7 @@ class GeneratorTraining:
     sigma: [R] of each adapted matrix.
     static: takes one text for every description, so that one expert is learnt for all tasks.
     state: file that an unfinished training is gone on from, to the same bits.
-    reading: how the reader learnt to read, as JSON has it: a state is of one reader.
+    begun: what the generator has learnt before, as JSON has it: a state is of one beginning.
     """
 
     def __init__(
@@ -118,12 +84,12 @@ class GeneratorTraining:
         recipe: GeneratorRecipe,
         state: Path | None = None,
         static: bool = False,
-        reading: object = None,
+        begun: object = None,
     ) -> None:
         if not learnt:
             raise ZweaveError("there is no task to learn from")
         self.model, self.generator, self.recipe, self.step = model, generator, recipe, 0
-        self.encoder, self._learnt, self._sigma, self._path = encoder, learnt, sigma, state
+        self.encoder, self._learnt, self._path = encoder, learnt, state
         self._static = static
         words = Counter(one.hidden.labels for one in learnt).most_common(1)[0][0]
         self._under_same_words = [one for one in learnt if one.hidden.labels == words]
@@ -133,13 +99,17 @@ class GeneratorTraining:
         groups = [{"params": basis, "share": 1.0}, {"params": codes, "share": recipe.code}]
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
         asked = [(one.task, [sample for pool in one.pools for sample in pool]) for one in learnt]
+        # The others stay for evaluations.
+        self._everyday = [chat(text) for text in everyday_prompts()[1::2]] if recipe.kl else []
         self._digest = digest_of(
             model.key,
-            [encoder.name, asdict(generator.config), generator.ranks, reading],
+            [encoder.name, asdict(generator.config), generator.ranks, begun],
             [asdict(recipe), static],
-            told(asked),
+            [told(asked), self._everyday],
         )
-        model.remember(asked)
+        model.remember(asked, self._everyday)
+        generator.to(model.device)
+        self._sigma = {name: part.to(model.device) for name, part in sigma.items()}
         if state is not None and state.exists():
             saved = load_state(state, self._digest)
             generator.load_state_dict(saved["generator"])
@@ -154,18 +124,14 @@ class GeneratorTraining:
         """One update; ZweaveError if its gradient is not finite."""
         recipe, step = self.recipe, self.step
         drawn, texts = self._draw(step)
-        made = self.generator(*texts)
+        made = self.generator(*(states.to(self.model.device) for states in texts))
         # The gradient stops here, and goes on when all passes have added to it.
         z = {name: part.detach().requires_grad_() for name, part in made.items()}
-        rows, loss, right = self._rows(drawn, step), 0.0, 0
-        for start in range(0, len(rows), PASS):
-            scored = self.model.scored(rows[start : start + PASS], z)
-            (-scored.log_probs.sum() / len(rows)).backward()
-            loss -= scored.log_probs.sum().item()
-            right += int(scored.is_greedy.sum())
+        loss, accuracy = self._answer(self._rows(drawn, step), z)
+        diverged = self._hold(len(drawn), z) if recipe.kl else 0.0
         moved = change(made, self._sigma).mean()
         grads = [torch.zeros_like(part) if part.grad is None else part.grad for part in z.values()]
-        torch.autograd.backward([*made.values(), recipe.weight * moved], [*grads, torch.ones(())])
+        torch.autograd.backward([*made.values(), recipe.weight * moved], [*grads, torch.ones_like(moved)])
         norm = nn.utils.clip_grad_norm_(self.generator.parameters(), recipe.clip).item()
         if not math.isfinite(norm):
             raise ZweaveError(f"the gradient of step {step + 1} is not finite: lower the learning rate")
@@ -174,8 +140,7 @@ class GeneratorTraining:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.step += 1
-        count = len(rows)
-        return GeneratorStep(step, loss / count, right / count, moved.item(), recipe.lr_at(step), norm)
+        return GeneratorStep(step, loss, accuracy, diverged, moved.item(), recipe.lr_at(step), norm)
 
     def save(self) -> None:
         """Writes the state, where the training has a file for it."""
@@ -203,6 +168,28 @@ class GeneratorTraining:
         lower = [rng.choice([t for t in tasks if t.attribute == one.hidden.attribute]) for one in drawn]
         upper = [rng.choice([t for t in tasks if t.labels == one.hidden.labels]) for one in drawn]
         return drawn, [self.encoder.encode([task.describe(rng) for task in some]) for some in (lower, upper)]
+
+    def _answer(self, rows: Sequence[Row], z: Mapping[str, Tensor]) -> tuple[float, float]:
+        """Adds the gradient of what the answers cost; nats an answer, and the share that is greedily said."""
+        loss, right = 0.0, 0
+        for start in range(0, len(rows), PASS):
+            scored = self.model.scored(rows[start : start + PASS], z)
+            (self.recipe.cost(scored.log_probs).sum() / len(rows)).backward()
+            loss -= scored.log_probs.sum().item()
+            right += int(scored.is_greedy.sum())
+        return loss / len(rows), right / len(rows)
+
+    def _hold(self, experts: int, z: Mapping[str, Tensor]) -> float:
+        """Adds the gradient of KL(expert || base) of the first token of answers to everyday prompts; its mean."""
+        rng = random.Random(f"everyday {self.recipe.seed} {self.step}")
+        prompts = rng.sample(self._everyday, _EVERYDAY)
+        slots = [rng.randrange(experts) for _ in prompts]
+        with torch.no_grad():
+            base = self.model.first_tokens(prompts, slots, {})
+        own = self.model.first_tokens(prompts, slots, z)
+        divergence = F.kl_div(base, own, reduction="batchmean", log_target=True)
+        (self.recipe.kl * divergence).backward()
+        return divergence.item()
 
     def _rows(self, drawn: Sequence[Learnt], step: int) -> list[Row]:
         rng = random.Random(f"rows {self.recipe.seed} {step}")

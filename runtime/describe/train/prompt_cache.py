@@ -66,7 +66,7 @@ class PromptCache:
         self.enter(entering)
         hidden_states(self.upper, tree, leaves[-1:], cache, extend=True)
         for (ids, rest), leaf in zip(keys, leaves, strict=True):
-            path = torch.tensor(tree.path(leaf))
+            path = torch.tensor(tree.path(leaf), device=entering.device)
             own = path[: len(ids)]
             states = torch.stack([torch.stack([k[own], v[own]]) for k, v in cache.layers])
             self._known[ids, rest] = CachedPrompt(ids, states, entering[path[len(ids) :]])

@@ -10,10 +10,13 @@ import torch
 
 from zweave.describe.generator import Generator, GeneratorConfig
 from zweave.describe.token_states import TokenStates
-from zweave.describe.train.generated import GeneratorRecipe, GeneratorTraining, Learnt
+from zweave.describe.train import generated
+from zweave.describe.train.generated import GeneratorTraining, Learnt
+from zweave.describe.train.generator_recipe import GeneratorRecipe
 from zweave.describe.train.rows import Row, RowModel
 from zweave.describe.train.run import GeneratorRun
 from zweave.errors import ZweaveError
+from zweave.tasks.everyday import everyday_prompts
 from zweave.tasks.task import Task
 
 QUICK = GeneratorRecipe(steps=8, descriptions=2, rows=4, lr=0.02, warmup=1)
@@ -44,6 +47,11 @@ class Lengths:
 @pytest.fixture(scope="module")
 def model(row_model: Callable[..., RowModel]) -> RowModel:
     return row_model()
+
+
+@pytest.fixture
+def few_everyday_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "everyday_prompts", lambda: everyday_prompts()[:20])
 
 
 @pytest.fixture
@@ -133,18 +141,25 @@ def test_parts_are_told_of_other_tasks_with_that_attribute_or_those_words(
     assert lower != upper and not training.generator.parts[1].basis.eq(0).all()
 
 
+@pytest.mark.parametrize(
+    "recipe", [QUICK, replace(QUICK, policy=0.5, kl=0.1)], ids=["plain", "policy and kl"]
+)
 def test_an_interrupted_training_ends_in_the_same_bits(
-    model: RowModel, row_model: Callable[..., RowModel], learnt: list[Learnt], tmp_path: Path
+    model: RowModel,
+    row_model: Callable[..., RowModel],
+    learnt: list[Learnt],
+    tmp_path: Path,
+    recipe: GeneratorRecipe,
 ):
-    whole = begun(model, learnt, QUICK)
+    whole = begun(model, learnt, recipe)
     while not whole.is_done:
         whole.advance()
-    cut = begun(model, learnt, QUICK, tmp_path / "cut.state")
+    cut = begun(model, learnt, recipe, tmp_path / "cut.state")
     for _ in range(5):
         cut.advance()
     cut.save()
     cut.advance()
-    resumed = begun(row_model(), learnt, QUICK, tmp_path / "cut.state")
+    resumed = begun(row_model(), learnt, recipe, tmp_path / "cut.state")
     assert resumed.step == 5
     while not resumed.is_done:
         resumed.advance()
@@ -175,7 +190,7 @@ def test_what_cannot_be_learnt_is_told(
         replace(QUICK, steps=0)
     with pytest.raises(ZweaveError, match="opening must be at least 0, not -1"):
         replace(QUICK, opening=-1)
-    with pytest.raises(ZweaveError, match="code is a share of the learning rate from 0 to 1, not 2"):
+    with pytest.raises(ZweaveError, match="code is a share from 0 to 1, not 2"):
         replace(QUICK, code=2)
     training = begun(model, learnt, QUICK, tmp_path / "a.state")
     training.save()
@@ -187,3 +202,64 @@ def test_what_cannot_be_learnt_is_told(
             begun(other, some, QUICK, tmp_path / "a.state")
     with pytest.raises(ZweaveError, match=r"x\.state: give the generator a name that ends in \.safetensors"):
         GeneratorRun("m", "float32", None, tmp_path / "x.state")
+    with pytest.raises(ZweaveError, match="hears no description begins at the base: leave out --warm-start"):
+        GeneratorRun("m", "float32", None, tmp_path / "x.safetensors", static=True, warm_start=tmp_path)
+
+
+def test_the_policy_gradient_is_that_of_all_answers():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    right = torch.tensor([2, 0, 6])
+    log_policy = logits.log_softmax(-1)
+    recipe = GeneratorRecipe(policy=1.0)
+    (found,) = torch.autograd.grad(recipe.cost(log_policy.gather(1, right[:, None])[:, 0]).sum(), logits)
+    # Every answer is weighed by its probability and its reward: sum p(a) r(a) grad log p(a).
+    reward = torch.nn.functional.one_hot(right, 7).double()
+    log_policy = logits.log_softmax(-1)
+    (wanted,) = torch.autograd.grad((log_policy.exp().detach() * reward * log_policy).sum(), logits)
+    torch.testing.assert_close(found, -wanted)
+    log_probs = torch.tensor([-0.5, -2.0])
+    torch.testing.assert_close(GeneratorRecipe().cost(log_probs), -log_probs)
+    torch.testing.assert_close(
+        GeneratorRecipe(policy=0.25).cost(log_probs), -0.75 * log_probs + 0.25 * (1 - log_probs.exp())
+    )
+
+
+@pytest.mark.usefixtures("few_everyday_prompts")
+def test_experts_are_held_to_the_base_where_nothing_is_asked(model: RowModel, learnt: list[Learnt]):
+    def divergences(kl: float) -> list[float]:
+        training = begun(model, learnt, replace(QUICK, kl=kl, weight=0.0))
+        with torch.no_grad():
+            training.generator.parts[0].basis.normal_(std=3.0)
+        return [training.advance().divergence for _ in range(8)]
+
+    free, held = divergences(1e-9), divergences(100.0)
+    assert free[0] == pytest.approx(held[0]) and free[0] > 0
+    assert sum(held[4:]) < 0.8 * sum(free[4:])
+    assert divergences(0.0) == [0.0] * 8
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [({"policy": 1.5}, "policy is a share from 0 to 1, not 1.5"), ({"kl": -1.0}, "kl must be at least 0")],
+)
+def test_a_recipe_that_cannot_be_is_refused(wrong: dict[str, float], said: str):
+    with pytest.raises(ZweaveError, match=said):
+        GeneratorRecipe(**wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_learns_the_same(
+    model: RowModel, learnt: list[Learnt], tiny_model: Callable[..., Path], tmp_path: Path
+):
+    recipe = replace(QUICK, kl=0.1)
+    there = RowModel.open(str(tiny_model("llama")), torch.float32, device="cuda")
+    here, training = begun(model, learnt, recipe), begun(there, learnt, recipe, tmp_path / "a.state")
+    for _ in range(4):
+        step, other = here.advance(), training.advance()
+        assert other.loss == pytest.approx(step.loss, rel=1e-2)
+        assert other.divergence == pytest.approx(step.divergence, rel=5e-2, abs=1e-5)
+    training.save()
+    assert begun(there, learnt, recipe, tmp_path / "a.state").step == 4
+    with pytest.raises(ZweaveError, match="is of another training"):
+        begun(model, learnt, recipe, tmp_path / "a.state")

@@ -12,6 +12,7 @@ from zweave.describe.train.rows import Row, RowModel
 from zweave.errors import ZweaveError
 from zweave.tasks.render import target_tokens
 from zweave.tasks.task import Task
+from zweave.text.chatml import chat
 from zweave.train import Recipe, open_policy
 from zweave.train.objective import label_log_probs
 
@@ -114,3 +115,19 @@ def test_layers_below_the_experts_are_computed_once(
 def test_a_layer_that_is_not_there_is_told(tiny_model: Callable[..., Path]):
     with pytest.raises(ZweaveError, match="first_layer 9: the model has layers 0 to"):
         RowModel.open(str(tiny_model("llama")), torch.float32, first_layer=9)
+
+
+def test_first_tokens_are_those_of_the_model_with_merged_weights(
+    model: RowModel, tiny_model: Callable[..., Path]
+):
+    z, prompts, slots = random_z(model, 2), [chat("x y"), chat("zz", "So"), chat("x y")], [0, 1, 1]
+    found = model.first_tokens(prompts, slots, z)
+    policy = open_policy(str(tiny_model("llama")), Recipe(scope="after_prompt"), torch.float32)
+    for row, prompt, slot in zip(found, prompts, slots, strict=True):
+        policy.adapter.load_state(
+            {"z": [part[slot] for part in z.values()], "kept": [torch.ones(1) for _ in z]}
+        )
+        tree = policy.prefill([prompt])
+        with torch.no_grad():
+            logits = policy.logits(policy.hidden(tree, [len(tree.tree) - 1]))[0]
+        torch.testing.assert_close(row, logits.float().log_softmax(-1), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Everyday prompts of many kinds, written for zweave: examples of what belongs to none of a dispatcher's tasks."""
+"""Everyday prompts of many kinds, written for zweave: examples of what belongs to none of the tasks."""
 
 import json
 from importlib.resources import files
