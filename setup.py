@@ -62,7 +62,8 @@ setup(
         "zweave": [
             "py.typed",
             "experts/data/*",
-            "dispatch/data/*",
+            "describe/data/*",
+            "tasks/data/*",
             "quantization/data/*",
             "server/playground/*",
         ],

@@ -5,13 +5,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import ZweaveError
 from ..experts.expert import Expert
+from .bundled import generator_file
 from .description import Description
 from .encoders import Encoder, open_encoder
 from .generator_file import TrainedGenerator
@@ -28,7 +28,7 @@ class Described:
     expert: acts after the prompt; its words are those that the generator was trained on.
     nearest: the known task whose descriptions are most like it.
     similarity: the cosine to them.
-    is_far: whether that is less than of nearly all descriptions of known tasks, so that the expert is a guess.
+    is_far: whether an everyday prompt could be as near, so that the expert is a guess.
     """
 
     expert: Expert
@@ -58,13 +58,15 @@ class Describer:
     def load(cls, path: str | PathLike[str], model: str, base_digest: str) -> "Describer":
         """Reads a generator for a model; ZweaveError if it is none, or for other weights.
 
+        path: a file, or the name of one that comes with zweave.
         model: as zweave.Engine takes it.
         """
-        trained = TrainedGenerator.load(Path(path))
+        path = generator_file(path)
+        trained = TrainedGenerator.load(path)
         if trained.base_digest != base_digest:
             raise ZweaveError(
                 f"{path}: the generator was trained for other weights (base {trained.base_digest[:12]!r}, the model's "
-                f"is {base_digest[:12]!r})"
+                f"is {base_digest[:12]!r}): give one of zweave train-describe for this model"
             )
         return cls(trained, open_encoder(trained.encoder, model))
 

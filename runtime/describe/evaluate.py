@@ -15,7 +15,7 @@ from ..tasks.task import Sample, Task, balanced_shots
 from ..text.chatml import chat, parse_chat
 from .describer import Describer
 from .tasks import HiddenTask, as_task, hidden_tasks, split_levels
-from .tasks.hidden_task import LISTED, chosen_tasks, in_one_order
+from .tasks.hidden_task import chosen_tasks, in_one_order
 from .train.direct import PASS
 from .train.rows import Row, RowModel
 from .trained_experts import TrainedExperts
@@ -96,8 +96,8 @@ class DescribeEvaluation:
         return in_one_order(found) if training.get("one_order") else found
 
     def _shares(self, hidden: HiddenTask, rng: random.Random, wrong: Sequence[HiddenTask]) -> Shares:
-        template = self.describer.trained.template
-        task = as_task(hidden, listed=template == LISTED)
+        trained = self.describer.trained
+        task = as_task(hidden, listed=trained.training.get("listed", False))
         samples = balanced_shots(task.samples("test", self.data), task.labels, self.seed, self.samples)
         described = [hidden.describe(rng, held_out=True) for _ in range(_WORDINGS)]
         texts = {

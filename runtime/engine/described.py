@@ -37,7 +37,7 @@ class DescribedExperts:
         return self._describer is not None
 
     def load(self, file: str | PathLike[str]) -> None:
-        """Takes a generator; ZweaveError if it is none, or not for this model."""
+        """Takes a generator, by its file or name; ZweaveError if it is none, or not for this model."""
         describer = Describer.load(file, fspath(self._model), resolve_model(self._model).digest())
         with self._lock:
             self._describer = describer

@@ -17,6 +17,7 @@ from ..dispatcher import Dispatcher
 from ..errors import ZweaveError
 from ..experts.expert import Expert
 from ..experts.mixture import ExpertChoice, Mixture, check_new_name
+from ..names import DEFAULT_MODEL
 from ..request import Delta, Request, Result
 from ..scheduler.chunk import Chunk
 from ..scheduler.sequence import Sequence
@@ -110,10 +111,11 @@ class Engine:
         """
         return [entry.name for entry in self.bank.load_adapters(file)]
 
-    def load_generator(self, file: str | PathLike[str]) -> None:
+    def load_generator(self, file: str | PathLike[str] = DEFAULT_MODEL) -> None:
         """Has descriptions made into experts by a generator (docs/describe.md), in place of any before.
 
-        Raises ZweaveError if the file is none, or not for this model.
+        file: by default the one that comes with zweave, which is for the default model.
+        Raises ZweaveError if there is none, or it is not for this model.
         """
         self._described.load(file)
 

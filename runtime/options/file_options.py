@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..describe.bundled import generator_file
 from ..errors import ZweaveError
 from ..names import BUNDLED_EXPERTS
 
@@ -38,6 +39,14 @@ def check_named_expert(option: str, text: str) -> None:
         raise ZweaveError(f"{option} takes NAME=PATH, not {text!r}")
     if path not in BUNDLED_EXPERTS:
         check_input(option, path)
+
+
+def generator(text: str) -> Path:
+    """The file of a generator, or of one that comes with zweave; the type of an option."""
+    try:
+        return generator_file(text)
+    except ZweaveError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_output(

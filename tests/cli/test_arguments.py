@@ -90,7 +90,7 @@ def test_what_the_options_offer_is_what_there_is() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_what_runs_it(name: str) -> None:
     lines = {"expert": [["diff", "a", "b"]], "bench": [["mix"]], "train": [["t"]], "eval": [["t"]]}
-    lines |= {"describe": [["x", "--generator", "g", "-o", "e"]], "train-describe": [["--out", "g"]]}
+    lines |= {"describe": [["x", "-o", "e"]], "train-describe": [["--out", "g"]]}
     lines |= {"decompose": [["m"]], "quantize": [["m"]], "pull": [["m"]], "vllm-export": [["e"]]}
     for words in lines.get(name, [[]]):
         args = make_parser([name]).parse_args([name, *words])

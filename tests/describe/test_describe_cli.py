@@ -1,13 +1,16 @@
 """`zweave train-describe`, `zweave describe` and `zweave eval --describe` from end to end."""
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zweave.cli.main import main
+from zweave.describe.generator_file import TrainedGenerator
 from zweave.experts import Expert
 
 pytest.importorskip("transformers")
@@ -30,6 +33,8 @@ def test_a_generator_is_trained_used_and_evaluated(
     assert "written" in capsys.readouterr().out and not out.with_suffix(".state").exists()
     lines = [json.loads(line) for line in out.with_suffix(".log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(12))
+    if importlib.util.find_spec("matplotlib"):
+        assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert main([*train, "--steps", "12"]) == 1
     assert "is there already" in capsys.readouterr().err
 
@@ -45,7 +50,23 @@ def test_a_generator_is_trained_used_and_evaluated(
     assert main([*describe, "-o", str(expert), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["nearest"] and -1 <= said["similarity"] <= 1.001 and said["change"] > 0
-    assert Expert.load(expert).description.startswith("Say red")
+    made = Expert.load(expert)
+    assert made.description.startswith("Say red") and made.prompt_template is not None
+    # " blue" is the longest answer, a token a character here, and an end token follows.
+    assert made.prompt_template.max_tokens == 6
+
+    known = tmp_path / "known"
+    known.mkdir()
+    task = TrainedGenerator.load(out).known_tasks[0]
+    replace(made, training={"task": f"hidden:{task}"}).save(known / "own.safetensors")
+    more = [*train, "--steps", "2", "--out", str(tmp_path / "h.safetensors"), "--warm-start", str(known)]
+    assert main([*more, "--policy", "0.5", "--kl", "0.1", "--opening", "0"]) == 0
+    assert "written" in capsys.readouterr().out
+    record = TrainedGenerator.load(tmp_path / "h.safetensors").training
+    assert [record[name] for name in ("warm_start", "policy", "kl", "opening")] == [True, 0.5, 0.1, 0]
+    first = json.loads((tmp_path / "h.log.jsonl").read_text().splitlines()[0])
+    # From its first step on it makes what it has begun near.
+    assert first["divergence"] > 0 and first["change"] > 0
 
     static = tmp_path / "s.safetensors"
     assert main([*train, "--steps", "12", "--static", "--out", str(static)]) == 0

@@ -89,7 +89,7 @@ def test_without_a_generator_it_is_told(tiny_model: Callable[..., Path]):
         engine.generate(asked(Description("yes if so")))
     with pytest.raises(ZweaveError, match="no generator"):
         engine.describe("yes if so")
-    with pytest.raises(ZweaveError, match="there is no such file"):
+    with pytest.raises(ZweaveError, match="there is no generator"):
         engine.load_generator("/nowhere.safetensors")
 
 

@@ -1,21 +1,25 @@
 """`zweave describe`: makes an expert of a sentence that says what to do with a text.
 
-`zweave describe "Say red if the text is positive and blue if not." --generator FILE -o red.safetensors`; the generator
-is one of `zweave train-describe` (docs/describe.md).
+`zweave describe "Say yes for a good review and no for a bad one." -o good.safetensors`; the generator is the one that
+comes with zweave for its default model, or one of `zweave train-describe` (docs/describe.md).
 """
 
 import argparse
 from pathlib import Path
 
 from ...names import DEFAULT_MODEL
-from ...options.file_options import add_overwrite_option
+from ...options.file_options import add_overwrite_option, generator
 from ..parser import Deferred
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="DESCRIPTION", help="what to do with a text")
     parser.add_argument(
-        "--generator", type=Path, required=True, metavar="FILE", help="of zweave train-describe"
+        "--generator",
+        type=generator,
+        default=DEFAULT_MODEL,
+        metavar="FILE",
+        help="of zweave train-describe, or the one that comes with zweave (%(default)s)",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the expert to write")
     add_overwrite_option(parser)
@@ -32,4 +36,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tell how far it is from the expert of train-describe --static",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.set_defaults(run=Deferred("describe", ("--generator", "--static"), ("--out",)))
+    parser.set_defaults(run=Deferred("describe", ("--static",), ("--out",)))

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     add_data_option(parser)
     add_engine_options(parser)
-    parser.set_defaults(run=Deferred("eval", ("--dispatch", "--describe")))
+    parser.set_defaults(run=Deferred("eval", ("--dispatch",)))
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:

@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 
 from ...options.arguments import positive_whole
+from ...options.file_options import generator
 
 
 def add_describe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--describe",
-        type=Path,
+        type=generator,
         metavar="FILE",
         help="instead: a generator on held-out descriptions of hidden tasks, beside controls; the TASKs are then the "
         "levels L1, L2 and L3 (docs/describe.md)",

@@ -6,6 +6,7 @@ from pathlib import Path
 from ...names import DEFAULT_MODEL
 from ...options.arguments import positive_number, positive_whole
 from ...options.engine_options import add_dispatcher_option, add_engine_options
+from ...options.file_options import generator
 from ..parser import Deferred
 
 
@@ -70,11 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--generator",
-        type=Path,
+        type=generator,
         metavar="FILE",
-        help='makes the expert of "describe:TEXT" in place of a model\'s name: whoever may ask may describe '
-        "(docs/describe.md)",
+        help='makes the expert of "describe:TEXT" in place of a model\'s name: whoever may ask may describe; a file, '
+        f"or {DEFAULT_MODEL} for the one that comes with zweave (docs/describe.md)",
     )
     add_dispatcher_option(parser)
     add_engine_options(parser, model=False)
-    parser.set_defaults(run=Deferred("serve", ("--dispatcher", "--generator")))
+    parser.set_defaults(run=Deferred("serve", ("--dispatcher",)))
