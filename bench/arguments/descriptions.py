@@ -7,22 +7,15 @@ ones that are known, and under as many new ones.
 
 import argparse
 
-from zweave.names import DEFAULT_MODEL
 from zweave.options.arguments import positive_whole
-from zweave.options.file_options import generator
+from zweave.options.file_options import add_generator_option
 
 from ..harness.options import add_model, add_pace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument(
-        "--generator",
-        type=generator,
-        default=DEFAULT_MODEL,
-        metavar="FILE",
-        help="of zweave train-describe (%(default)s)",
-    )
+    add_generator_option(parser)
     for name, value in (("requests", 64), ("prompt", 64), ("new", 16)):
         parser.add_argument(f"--{name}", type=positive_whole, default=value, help="(%(default)s)")
     add_pace(parser, rounds=9)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..describe.bundled import generator_file
 from ..errors import ZweaveError
-from ..names import BUNDLED_EXPERTS
+from ..names import BUNDLED_EXPERTS, DEFAULT_MODEL
 
 # Arguments that name a model, whose directory holds files that are read.
 _MODELS = ("model", "from_model", "to_model")
@@ -47,6 +47,16 @@ def generator(text: str) -> Path:
         return generator_file(text)
     except ZweaveError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_generator_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--generator",
+        type=generator,
+        default=DEFAULT_MODEL,
+        metavar="FILE",
+        help="of zweave train-describe, or the one that comes with zweave (%(default)s)",
+    )
 
 
 def check_output(

@@ -8,19 +8,13 @@ import argparse
 from pathlib import Path
 
 from ...names import DEFAULT_MODEL
-from ...options.file_options import add_overwrite_option, generator
+from ...options.file_options import add_generator_option, add_overwrite_option
 from ..parser import Deferred
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="DESCRIPTION", help="what to do with a text")
-    parser.add_argument(
-        "--generator",
-        type=generator,
-        default=DEFAULT_MODEL,
-        metavar="FILE",
-        help="of zweave train-describe, or the one that comes with zweave (%(default)s)",
-    )
+    add_generator_option(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the expert to write")
     add_overwrite_option(parser)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="pulled name or directory (%(default)s)")
