@@ -224,8 +224,9 @@ def test_refuses(embedded, name) -> None:
 
 def test_the_library_needs_no_torch(built, library) -> None:
     assert library.shim_instruction_set().decode() == cpu_isa()
-    needed = subprocess.run(["ldd", built / "example"], capture_output=True, text=True, check=True).stdout
-    assert not any(name in needed for name in ("torch", "c10", "python"))
+    listed = subprocess.run(["ldd", built / "example"], capture_output=True, text=True, check=True).stdout
+    needed = [line.split()[0] for line in listed.splitlines()]  # the addresses may hold "c10", too
+    assert needed and not any(word in name for name in needed for word in ("torch", "c10", "python"))
 
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512_vnni", "avx512", "amx"])
