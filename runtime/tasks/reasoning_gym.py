@@ -1,6 +1,7 @@
 """Tasks of the generators of reasoning-gym (optional): `gym:NAME`."""
 
 import importlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,15 @@ def gym_task(name: str) -> Task:
     )
 
 
+def gym_problems(name: str, size: int, seed: int, **settings: int) -> Sequence[dict[str, Any]]:
+    """Problems of a generator: "question", "answer" and "metadata" of each.
+
+    settings: the generator's own.
+    Raises ZweaveError without the package, and for settings that the generator refuses.
+    """
+    return _dataset(_package(), name, size, seed, **settings)
+
+
 def _package() -> ModuleType:
     try:
         gym = importlib.import_module("reasoning_gym")
@@ -44,9 +54,9 @@ def _package() -> ModuleType:
     return gym
 
 
-def _dataset(gym: ModuleType, name: str, size: int, seed: int) -> Any:
+def _dataset(gym: ModuleType, name: str, size: int, seed: int, **settings: int) -> Any:
     try:
-        return gym.create_dataset(name, size=size, seed=seed)
+        return gym.create_dataset(name, size=size, seed=seed, **settings)
     # A generator may refuse its settings in any way.
     except Exception as error:
         raise ZweaveError(f"reasoning-gym's generator {name} fails: {one_line(error)}") from None

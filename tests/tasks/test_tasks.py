@@ -15,6 +15,7 @@ import pytest
 from zweave.errors import ZweaveError
 from zweave.tasks import BUILT_IN, Sample, Splits, Task, balanced, prompts, resolve_task
 from zweave.tasks.exact_match import final_number, same_number
+from zweave.tasks.reasoning_gym import gym_problems
 
 SPLITS = ("train", "validation", "test")
 ONLY_TEST = {"humaneval"}
@@ -473,9 +474,9 @@ def test_gym_tasks_read_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         def score_answer(self, answer: str, entry: dict[str, str]) -> float:
             return 1.0 if answer == entry["answer"] else 0.9
 
-    def create(name: str, size: int, seed: int) -> Doubles:
+    def create(name: str, size: int, seed: int, by: int = 2) -> Doubles:
         numbers = range(seed * size // 2, seed * size // 2 + size)
-        return Doubles({"question": f"2 x {i}?", "answer": f"{2 * i}"} for i in numbers)
+        return Doubles({"question": f"{by} x {i}?", "answer": f"{by * i}"} for i in numbers)
 
     factory = SimpleNamespace(DATASETS={"doubles": None})
     gym = SimpleNamespace(create_dataset=create, factory=factory, __path__=[])
@@ -483,6 +484,7 @@ def test_gym_tasks_read_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym.factory", factory)
     task = resolve_task("gym:doubles")
     check_disjoint(task, Path())
+    assert gym_problems("doubles", 2, seed=3, by=5)[1] == {"question": "5 x 4?", "answer": "20"}
     sample = task.samples("train")[0]
     assert sample.prompt.startswith(prompts.chat("2 x")[:20])
     assert task.reward(sample, f" {sample.answer}\n") == 1 and task.reward(sample, "1") == -1

@@ -7,7 +7,7 @@ import torch
 
 from zweave.describe.encoders import open_encoder
 from zweave.describe.generator import GeneratorConfig
-from zweave.describe.tasks import hidden_tasks, split_levels
+from zweave.describe.tasks import chosen_tasks, hidden_tasks, split_levels
 from zweave.describe.train.reading import DescriptionSet, ReadingRecipe, ReadingTraining
 from zweave.io.progress import Report as Progress
 from zweave.io.progress import progress_bar
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> Report:
 
 def _rows(name: str, recipe: ReadingRecipe, args: argparse.Namespace, progress: Progress) -> list[Row]:
     encoder = open_encoder(name, args.model)
-    seen = split_levels(hidden_tasks()).seen
+    seen = split_levels(chosen_tasks(hidden_tasks())).seen
     attributes = sorted({task.attribute for task in seen})
 
     def drawn(kind: str, count: int, held_out: bool = False) -> DescriptionSet:

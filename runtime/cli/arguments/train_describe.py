@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attributes",
         type=lambda text: tuple(text.split(",")),
         metavar="NAME,...",
-        help="of the hidden tasks to learn, such as positive,asks-person (all)",
+        help="of the hidden tasks to learn, such as positive,asks-person (all that need no optional package)",
     )
     parser.add_argument(
         "--words",

@@ -15,6 +15,7 @@ from ...text.prompt_template import PromptTemplate
 from .attributes import SEMANTIC, SURFACE, Attribute
 from .label_words import LABEL_WORDS, PAIRS
 from .numbers import NUMBERS, OPERATIONS, Operation
+from .strings import STRINGS
 from .texts import Half, Text, texts
 from .wordings import labelled, numeric
 
@@ -111,7 +112,7 @@ class NumberTask:
 @lru_cache(maxsize=1)
 def hidden_tasks() -> tuple[HiddenTask, ...]:
     """All of them: each attribute under each pair of label words in both orders, and each operation."""
-    attributes = (*SEMANTIC, *SURFACE, *NUMBERS)
+    attributes = (*SEMANTIC, *SURFACE, *NUMBERS, *STRINGS)
     orders = [order for pair in PAIRS for order in (pair, pair[::-1])]
     under_labels = [LabelTask(attribute, *order) for attribute, order in product(attributes, orders)]
     return (*under_labels, *map(NumberTask, OPERATIONS))
@@ -124,6 +125,7 @@ def chosen_tasks(
 ) -> tuple[HiddenTask, ...]:
     """Those of some attributes, and of some pairs of label words in both orders.
 
+    attributes: None for all whose texts need no optional package, so that all means the same on all machines.
     words: leaves out the tasks without label words.
     Raises ZweaveError for unknown names, and if there is no such task.
     """
@@ -134,11 +136,12 @@ def chosen_tasks(
         raise ZweaveError(
             f"there is no pair of words {unknown[0]!r}: choose of {', '.join(map('-'.join, PAIRS))}"
         )
+    optional = {attribute.name for attribute in STRINGS}
     pairs = [frozenset(f" {word}" for word in pair) for pair in words or ()]
     chosen = tuple(
         task
         for task in tasks
-        if (attributes is None or task.attribute in attributes)
+        if (task.attribute not in optional if attributes is None else task.attribute in attributes)
         and (words is None or frozenset(task.labels) in pairs)
     )
     if not chosen:

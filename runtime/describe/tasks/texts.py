@@ -1,4 +1,4 @@
-"""The texts that hidden tasks are about, from the user's own task files, and pairs of numbers."""
+"""The texts that hidden tasks are about: from the user's own task files, pairs of numbers, and pairs of strings."""
 
 import random
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ from ...tasks.classification import label_first, news, tab_separated
 from ...tasks.exact_match import problems
 from ...tasks.files import task_file
 from ...tasks.multiple_choice import choices
+from ...tasks.reasoning_gym import gym_problems
 
 # Long texts cost keys and values and say no more about a task.
 MOST_WORDS = 40
@@ -70,6 +71,12 @@ def _numbers(_: Path | None) -> _Found:
     return [(f"{a} ? {b}", -1) for a in range(10, 100) for b in range(10, 100) if a != b]
 
 
+def _strings(_: Path | None) -> _Found:
+    # Longer ones are many tokens, of which the model sees no pattern.
+    problems = gym_problems("isomorphic_strings", 4000, seed=0, min_string_length=2, max_string_length=4)
+    return [(" ".join(found["metadata"]["words"]), int(found["answer"] == "True")) for found in problems]
+
+
 # Of each source the texts to train on and the held-out ones.
 SOURCES: dict[str, tuple[_Reader, _Reader]] = {
     "sst2": _files("sst2_train.tsv", "sst2_test.tsv", tab_separated),
@@ -79,6 +86,7 @@ SOURCES: dict[str, tuple[_Reader, _Reader]] = {
     "arc": _files("ARC-Easy_train.json", "ARC-Easy_test.json", _questions),
     "gsm8k": _halves(_maths),
     "numbers": _halves(_numbers),
+    "strings": _halves(_strings),
 }
 
 
@@ -86,8 +94,8 @@ SOURCES: dict[str, tuple[_Reader, _Reader]] = {
 def texts(source: str, half: Half, data: Path | None) -> tuple[Text, ...]:
     """The texts of a source in a fixed order; no text stands in both halves.
 
-    data: directory of the task files; "numbers" needs none.
-    Raises ZweaveError for a file that is missing or malformed.
+    data: directory of the task files; "numbers" needs none, and "strings" the package reasoning-gym.
+    Raises ZweaveError for a file that is missing or malformed, and without the package.
     """
     train, test = SOURCES[source]
     held_out = _kept(source, test(data))

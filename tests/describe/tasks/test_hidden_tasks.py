@@ -3,22 +3,25 @@
 import os
 import random
 import re
+import sys
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from zweave.describe.tasks import HiddenTask, as_task, hidden_tasks, split_levels
+from zweave.describe.tasks import HiddenTask, as_task, chosen_tasks, hidden_tasks, split_levels
 from zweave.describe.tasks.attributes import SEMANTIC, SURFACE
 from zweave.describe.tasks.hidden_task import BARE, LISTED, LabelTask, NumberTask, in_one_order
 from zweave.describe.tasks.label_words import LABEL_WORDS, PAIRS
 from zweave.describe.tasks.numbers import NUMBERS, OPERATIONS
+from zweave.describe.tasks.strings import STRINGS
 from zweave.describe.tasks.texts import SOURCES, Text, texts
 from zweave.describe.tasks.wordings import LABELLED, LABELLED_HELD_OUT, NUMERIC, NUMERIC_HELD_OUT
 from zweave.errors import ZweaveError
 
-ATTRIBUTES = {attribute.name: attribute for attribute in (*SEMANTIC, *SURFACE, *NUMBERS)}
+EVERY = (*SEMANTIC, *SURFACE, *NUMBERS, *STRINGS)
+ATTRIBUTES = {attribute.name: attribute for attribute in EVERY}
 TASKS = {task.name: task for task in hidden_tasks()}
 
 
@@ -32,7 +35,7 @@ def data() -> Path:
 
 def test_there_are_enough_tasks_and_no_two_have_the_same_name():
     assert len(TASKS) == len(hidden_tasks()) >= 400
-    assert len(ATTRIBUTES) == len((*SEMANTIC, *SURFACE, *NUMBERS))
+    assert len(ATTRIBUTES) == len(EVERY)
     assert len(set(LABEL_WORDS)) == 2 * len(PAIRS)
 
 
@@ -57,6 +60,8 @@ def test_there_are_enough_tasks_and_no_two_have_the_same_name():
         ("negated-yes-no", Text("sst2", "a notable north", 0), " no"),
         ("first-larger-yes-no", Text("numbers", "23 ? 45"), " no"),
         ("sum-even-yes-no", Text("numbers", "23 ? 45"), " yes"),
+        ("same-pattern-yes-no", Text("strings", "egg add", 1), " yes"),
+        ("same-pattern-yes-no", Text("strings", "egg abc", 0), " no"),
         ("sum", Text("numbers", "23 ? 45"), " 68"),
         ("difference", Text("numbers", "23 ? 45"), " 22"),
         ("first-units", Text("numbers", "23 ? 45"), " 3"),
@@ -151,9 +156,33 @@ def test_missing_texts_are_told(tmp_path: Path):
         texts("sst2", "train", tmp_path)
 
 
+def test_strings_need_reasoning_gym(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    texts.cache_clear()
+    with pytest.raises(ZweaveError, match="pip install reasoning-gym"):
+        texts("strings", "train", None)
+
+
+def test_all_tasks_are_those_that_need_no_package():
+    every = _names(chosen_tasks(hidden_tasks()))
+    assert set(TASKS) - every == {name for name in TASKS if name.startswith("same-pattern-")}
+    assert len(chosen_tasks(hidden_tasks(), ["same-pattern"])) == 2 * len(PAIRS)
+
+
+def test_strings_are_those_of_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    train, test = (texts("strings", half, None) for half in ("train", "test"))
+    assert len(train) > 2000 and len(test) == 1000
+    assert not {text.text for text in train} & {text.text for text in test}
+    for text in (*train, *test):
+        first, second = text.text.split()
+        pairs = set(zip(first, second, strict=True))
+        assert text.label == (len(pairs) == len(set(first)) == len(set(second))), text
+
+
 @pytest.mark.slow
 def test_halves_share_no_text(data: Path):
-    for source in SOURCES:
+    for source in set(SOURCES) - {"strings"}:
         train, test = ({text.text for text in texts(source, half, data)} for half in ("train", "test"))
         assert len(train) >= 300 and len(test) >= 250
         assert not train & test
@@ -161,7 +190,7 @@ def test_halves_share_no_text(data: Path):
 
 @pytest.mark.slow
 def test_every_task_has_both_answers_in_both_halves(data: Path):
-    for attribute in ATTRIBUTES.values():
+    for attribute in (*SEMANTIC, *SURFACE, *NUMBERS):
         for half in ("train", "test"):
             found = [attribute.holds(t) for source in attribute.sources for t in texts(source, half, data)]
             assert min(sum(found), len(found) - sum(found)) >= 20, (attribute.name, half)
