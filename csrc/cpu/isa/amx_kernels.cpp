@@ -11,6 +11,8 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,amx-tile,amx-bf16")
+// g++ has read the whole file when it comes to the pragma, so that __AVX512BF16__ is not defined.
+#define ZWEAVE_BF16
 #include "cpu/simd/avx512_simd.h"
 
 // Made of what stands above.

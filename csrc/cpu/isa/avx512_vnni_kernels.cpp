@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <string_view>
 
 // GCC 12 takes the deliberately undefined operands of its own intrinsics for mistakes (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -17,6 +18,7 @@
 #include "cpu/isa/table.h"
 
 namespace zweave {
+static_assert(std::string_view(kTable.name) == "avx512_vnni");
 const Kernels& kernels_avx512_vnni() { return kTable; }
 }  // namespace zweave
 #endif

@@ -1,5 +1,5 @@
-// Vectors of 16 floats; products of bytes by vpdpbusd, of bf16 pairs by vdpbf16ps. Where the processor has no
-// instructions for bf16, pairs are split into halves that are multiplied in float32.
+// Vectors of 16 floats; products of bytes by vpdpbusd, of bf16 pairs by vdpbf16ps. Without ZWEAVE_BF16, for
+// processors that have no instructions for bf16, pairs are split into halves that are multiplied in float32.
 #pragma once
 
 #include <immintrin.h>
@@ -13,7 +13,7 @@ namespace zweave {
 namespace {
 
 struct Simd {
-#ifdef __AVX512BF16__
+#ifdef ZWEAVE_BF16
   static constexpr const char* name = "avx512";
 #else
   static constexpr const char* name = "avx512_vnni";
@@ -47,7 +47,7 @@ struct Simd {
   static void store(float* at, F x) { _mm512_storeu_ps(at, x); }
   static void store(float* at, F x, int64_t n) { _mm512_mask_storeu_ps(at, first(n), x); }
   static __m256i narrow(F x) {
-#ifdef __AVX512BF16__
+#ifdef ZWEAVE_BF16
     const __m256bh y = _mm512_cvtneps_pbh(x);
     __m256i bits;
     std::memcpy(&bits, &y, sizeof(bits));
@@ -91,7 +91,7 @@ struct Simd {
   static Pair broadcast_last(const bf16* at) { return _mm512_set1_epi32(at->bits); }
   static F multiply_add(F sum, F w, F x) { return fma(w, x, sum); }
   static F multiply_add(F sum, Pair w, Pair x) {
-#ifdef __AVX512BF16__
+#ifdef ZWEAVE_BF16
     return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x);
 #else
     return fma(odd(w), odd(x), fma(even(w), even(x), sum));
@@ -156,8 +156,12 @@ struct Simd {
     return _mm512_set1_epi32(four);
   }
   static I whole(int32_t x) { return _mm512_set1_epi32(x); }
-  static I dot(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
-  static I dot_nibbles(I sum, Bytes w, Bytes x) { return dot(sum, w, x); }
+  // As assembly, since GCC 12 copies and spills the sums of a tile of more than four rows around the intrinsic.
+  static I dot(I sum, Bytes w, Bytes x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+    return sum;
+  }
+  static I dot_nibbles(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
   static I settle_nibbles(I sum) { return sum; }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static I to_whole(F x) { return _mm512_cvtps_epi32(x); }
