@@ -51,7 +51,7 @@ inline __attribute__((always_inline)) void count_units(const int8_t* x, int64_t 
                                                        Counts<rows, panels>& count) {
   constexpr int vectors = panels * kPanelVectors;
   constexpr int64_t step = IntegerStream<storage>::step;
-#pragma GCC unroll 8
+#pragma GCC unroll Simd::integer_unroll
   for (int64_t unit = 0; unit < units; ++unit, stream.at += step, x += kUnit) {
     for (int64_t line = 0; line < step; line += kLine) prefetch_line<panels>(ahead);
     Simd::Bytes weight[2][vectors];

@@ -20,6 +20,7 @@ struct Simd {
   static constexpr int tile_panels = 1;
   static constexpr int streamed_rows = 2;
   static constexpr int integer_rows = 4;
+  static constexpr int integer_unroll = 1;
   static constexpr int grid_rows = 2;
   static constexpr int byte_offset = 0;
   static constexpr int mix_rows = 2;

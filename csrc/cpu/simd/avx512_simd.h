@@ -24,6 +24,7 @@ struct Simd {
   static constexpr int tile_panels = 2;
   static constexpr int streamed_rows = 4;
   static constexpr int integer_rows = 6;
+  static constexpr int integer_unroll = 8;  // all steps of a block
   static constexpr int grid_rows = 4;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
@@ -156,7 +157,7 @@ struct Simd {
     return _mm512_set1_epi32(four);
   }
   static I whole(int32_t x) { return _mm512_set1_epi32(x); }
-  // As assembly, since GCC 12 copies and spills the sums of a tile of more than four rows around the intrinsic.
+  // As assembly: around the intrinsic GCC 12 copies and spills the sums of tall tiles.
   static I dot(I sum, Bytes w, Bytes x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;

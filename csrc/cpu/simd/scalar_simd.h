@@ -22,6 +22,7 @@ struct Simd {
   static constexpr int streamed_rows = 4;
   // Rows of the register tile of a product with integer weights, and what `bytes` adds to the weights.
   static constexpr int integer_rows = 4;
+  static constexpr int integer_unroll = 1;
   static constexpr int byte_offset = 0;
   // The same of a product with a grid, whose rows are of two bytes.
   static constexpr int grid_rows = 2;
