@@ -20,6 +20,9 @@ Changes: TypeAlias = Mapping[str, Tensor]
 # Mean over all tokens, in nats. In bfloat16 our engine stays below .01; transformers, whose residual stream is
 # rounded too, comes to .1 under a random expert. Answers under another expert, or none, give 1 to 10.
 REGRET_LIMITS = {torch.bfloat16: 0.2, torch.float32: 0.01}
+# In few bits what a random expert changes, and llama.cpp's activations, are rounded whatever the dtype is: .15 as
+# int4 deltas, .23 as refit factors.
+FEW_BITS_LIMIT = 0.3
 
 
 def load_transformers(directory: Path, dtype: torch.dtype, attention: str = "sdpa") -> Any:

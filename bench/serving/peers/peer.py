@@ -16,7 +16,7 @@ from zweave.model.held_weights import HeldWeights
 
 from ...harness.harness import Provider
 from ..fixtures import Answers, Fixtures
-from ..reference_model import REGRET_LIMITS, Changes
+from ..reference_model import FEW_BITS_LIMIT, REGRET_LIMITS, Changes
 from ..workload import Workload
 from .llama import LLAMA_WORKER, LlamaFiles, llama_python
 from .lora_files import compressed_changes, lora_changes, write_compressed, write_lora
@@ -96,8 +96,7 @@ def peer_provider(
     **labels: object,
 ) -> Provider:
     """The provider of a peer, whose process ends with the stack; ZweaveError if there is none for the model."""
-    # In few bits our experts, and llama.cpp's activations, are rounded whatever the bench's dtype is.
-    limit = max(REGRET_LIMITS.values()) if peer.weights else REGRET_LIMITS[fixtures.torch_dtype]
+    limit = FEW_BITS_LIMIT if peer.weights else REGRET_LIMITS[fixtures.torch_dtype]
     if peer.kind == "llama.cpp":
         python, model = llama_python(), files.llama(peer.weights)
         paths = files.paths(peer)
