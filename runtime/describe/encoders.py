@@ -11,6 +11,7 @@ from torch import nn
 from ..checkpoint.checkpoint import resolve_model
 from ..errors import ZweaveError
 from ..text.tokenizer import Tokenizer
+from .packed_linear import pack_linears
 from .token_states import TokenStates
 
 # Descriptions that are longer are cut: MiniLM was trained on no more.
@@ -54,6 +55,7 @@ class MiniLm:
         logging.disable_progress_bar()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(Path(folder), local_files_only=True)
         self._model = AutoModel.from_pretrained(Path(folder), local_files_only=True).eval()
+        pack_linears(self._model)
 
     @property
     def width(self) -> int:
