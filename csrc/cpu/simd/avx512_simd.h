@@ -158,6 +158,7 @@ struct Simd {
   }
   static I whole(int32_t x) { return _mm512_set1_epi32(x); }
   // As assembly: around the intrinsic GCC 12 copies and spills the sums of tall tiles.
+  // Nibbles have low ones.
   static I dot(I sum, Bytes w, Bytes x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;

@@ -20,7 +20,8 @@ struct Simd {
   // Up to this many rows a product is bound by memory alone: it reads one panel at a time and prefetches
   // nothing, since the hardware prefetcher is fastest on a single stream.
   static constexpr int streamed_rows = 4;
-  // Rows of the register tile of a product with integer weights, and what `bytes` adds to the weights.
+  // Of a product with integer weights: rows of the register tile, steps of its loop that are unrolled, and
+  // what `bytes` adds to the weights.
   static constexpr int integer_rows = 4;
   static constexpr int integer_unroll = 1;
   static constexpr int byte_offset = 0;

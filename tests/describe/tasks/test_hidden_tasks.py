@@ -174,6 +174,8 @@ def test_strings_are_those_of_reasoning_gym():
     train, test = (texts("strings", half, None) for half in ("train", "test"))
     assert len(train) > 2000 and len(test) == 1000
     assert not {text.text for text in train} & {text.text for text in test}
+    for half in (train, test):
+        assert {text.label for text in half} == {0, 1}
     for text in (*train, *test):
         first, second = text.text.split()
         pairs = set(zip(first, second, strict=True))
