@@ -42,7 +42,7 @@ def test_agrees_with_float64(M: int, N: int, kind: str, dtype: torch.dtype) -> N
         y = linear(x, weight, bias, out_dtype=torch.float32)
         magnitude = (x.double().abs() @ grid.values().double().abs().T).amax()
         # Rows of bfloat16 may be rounded to two bytes.
-        limit = 1e-6 if dtype == torch.float32 else 2e-5
+        limit = 1e-6 if dtype == torch.float32 else 4e-5
         assert (y - wanted - bias.double()).abs().max() < limit * magnitude
         for row in range(0, tokens, 6):
             assert torch.equal(
@@ -65,7 +65,7 @@ def test_rows_of_extreme_values(kind: str, dtype: torch.dtype) -> None:
     assert (y[0] == 0).all() and (y[1].abs() < 1e-30).all() and not y[3:5].isfinite().any()
     for row in (2, 5):
         magnitude = x[row].double().abs() @ grid.values().double().abs().T
-        assert ((y[row] - x[row].double() @ grid.values().double().T).abs() < 2e-5 * magnitude).all()
+        assert ((y[row] - x[row].double() @ grid.values().double().T).abs() < 4e-5 * magnitude).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

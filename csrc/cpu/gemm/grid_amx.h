@@ -37,7 +37,8 @@ inline void scale_group(const Term<bf16>& term, int64_t row_begin, const TileBlo
     const float x_sum = prepared.groups(row_begin + block.row + row)[group].sum;
 #pragma GCC unroll 2
     for (int p = 0; p < panels; ++p) {
-      numbers.add(Simd::load(part + row * kTileOutputs + p * kPanel), x_sum, p, to + p * kPanel);
+      const Simd::F products = Simd::load(part + row * kTileOutputs + p * kPanel);
+      Simd::store(to + p * kPanel, numbers.add(products, x_sum, p, Simd::load(to + p * kPanel)));
     }
   }
 }

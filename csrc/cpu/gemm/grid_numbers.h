@@ -23,9 +23,12 @@ inline __attribute__((always_inline)) void load_numbers(const char* at, int64_t 
   }
 }
 
-template <Storage storage, int panels>
+// The weights of a group: scale * (code - offset) + minimum, `offset` being what the codes that are
+// multiplied have too much.
+template <Storage storage, int panels, int offset = 0>
 struct GridNumbers {
   using Layout = GridLayout<storage>;
+  static_assert(!(Layout::has_minimum && offset));
 
   Simd::F scale[panels * kPanelVectors], minimum[panels * kPanelVectors];
 
@@ -34,15 +37,18 @@ struct GridNumbers {
     load_numbers<Layout::has_halves, panels>(weights + Layout::scales(group), panel_bytes, scale);
     if constexpr (Layout::has_minimum) {
       load_numbers<Layout::has_halves, panels>(weights + Layout::minima(group), panel_bytes, minimum);
+    } else if constexpr (offset) {
+#pragma GCC unroll 32
+      for (int v = 0; v < panels * kPanelVectors; ++v) minimum[v] = Simd::mul(scale[v], Simd::set1(-offset));
     }
   }
 
-  // to += scale * part + minimum * x_sum, of a vector of outputs: the sums of code * x and of x over the
-  // group.
-  void add(Simd::F part, float x_sum, int v, float* to) const {
-    Simd::F sum = Simd::fma(scale[v], part, Simd::load(to));
-    if constexpr (Layout::has_minimum) sum = Simd::fma(minimum[v], Simd::set1(x_sum), sum);
-    Simd::store(to, sum);
+  // sum + scale * part + minimum * x_sum, of a vector of outputs: part and x_sum are the sums of code * x and
+  // of x over the group.
+  Simd::F add(Simd::F part, float x_sum, int v, Simd::F sum) const {
+    sum = Simd::fma(scale[v], part, sum);
+    if constexpr (Layout::has_minimum || offset) sum = Simd::fma(minimum[v], Simd::set1(x_sum), sum);
+    return sum;
   }
 };
 

@@ -17,7 +17,8 @@ namespace zweave {
 namespace {
 
 constexpr int kGroupVectors = int(kGroup) / Simd::width;
-constexpr float kRadix = 255, kLargestWhole = 127 * 255 + 127;
+constexpr int kRadixBits = 7;
+constexpr float kRadix = 1 << kRadixBits, kLargestWhole = 127 * kRadix + kRadix / 2 - 1;
 
 // The sums of the groups of rows, which minima are multiplied by.
 template <class T>
@@ -28,14 +29,14 @@ void sum_groups(const Term<T>& term, int64_t row_begin, int64_t row_end) {
     for (int64_t group = 0; group < term.inputs / kGroup; ++group, x += kGroup) {
       Simd::F sum = Simd::load(x);
       for (int i = Simd::width; i < kGroup; i += Simd::width) sum = Simd::add(sum, Simd::load(x + i));
-      rows.groups(row)[group] = {1, Simd::reduce_add(sum)};
+      rows.groups(row)[group].sum = Simd::reduce_add(sum);
     }
   }
 }
 
 // A group, to its bytes and numbers. One that holds NaN or infinity gets NaN for its scale.
 template <class T>
-inline void split_group(const T* x, int8_t* wholes, GroupNumbers& numbers) {
+inline void split_group(const T* x, RowGroup& to) {
   Simd::F value[kGroupVectors], largest = Simd::set1(0), zeros = Simd::set1(0);
 #pragma GCC unroll 4
   for (int i = 0; i < kGroupVectors; ++i) {
@@ -47,9 +48,8 @@ inline void split_group(const T* x, int8_t* wholes, GroupNumbers& numbers) {
   const float peak = Simd::reduce_max(largest) + Simd::reduce_add(zeros);
   const bool small = peak < kSmallestPeak;
   if (small || !(peak < std::numeric_limits<float>::infinity())) {
-    std::memset(wholes, 0, 2 * kGroup);
-    const float scale = small ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-    numbers = {scale, scale};
+    std::memset(to.wholes, 0, 2 * kGroup);
+    to.scale = to.sum = small ? 0.0f : std::numeric_limits<float>::quiet_NaN();
     return;
   }
   const Simd::F inverse = Simd::set1(kLargestWhole / peak);
@@ -63,8 +63,9 @@ inline void split_group(const T* x, int8_t* wholes, GroupNumbers& numbers) {
     low[i] = Simd::to_whole(Simd::fma(upper, Simd::set1(-kRadix), whole));
     sum = Simd::add(sum, whole);
   }
-  Simd::store_wholes(wholes, high, low);
-  numbers = {peak / kLargestWhole, peak / kLargestWhole * Simd::reduce_add(sum)};
+  Simd::store_wholes(to.wholes, high, low);
+  to.scale = peak / kLargestWhole;
+  to.sum = to.scale * Simd::reduce_add(sum);
 }
 
 template <class T>
@@ -72,9 +73,8 @@ void split_rows(const Term<T>& term, int64_t row_begin, int64_t row_end) {
   const PreparedRows rows(term.prepared, term.inputs);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T* x = term.x + row * term.x_stride;
-    int8_t* to = rows.wholes(row);
-    for (int64_t group = 0; group < term.inputs / kGroup; ++group, x += kGroup, to += 2 * kGroup) {
-      split_group(x, to, rows.groups(row)[group]);
+    for (int64_t group = 0; group < term.inputs / kGroup; ++group, x += kGroup) {
+      split_group(x, rows.groups(row)[group]);
     }
   }
 }

@@ -10,23 +10,41 @@
 namespace zweave {
 namespace {
 
-// The sums of a group over one of the bytes.
+// The sums of a group. In two passes over its codes, with the high bytes and then with the low ones, one sum
+// takes both; in one pass each byte has a sum of its own, which few rows have the registers for.
 template <int bits, int rows, int panels>
-struct ByteSums {
-  Counts<rows, panels> sum;
+struct WholeSums {
+  static constexpr int passes = rows < Simd::two_pass_rows ? 1 : 2, bytes = 2 / passes;
 
-  void clear() {
+  Counts<rows, panels> sum[bytes];
+
+  template <class Change>
+  inline __attribute__((always_inline)) void each(Change change) {
+#pragma GCC unroll 2
+    for (int byte = 0; byte < bytes; ++byte) {
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 32
-      for (int v = 0; v < panels * kPanelVectors; ++v) sum[r][v] = Simd::whole(0);
+        for (int v = 0; v < panels * kPanelVectors; ++v) change(sum[byte][r][v]);
+      }
     }
   }
-  void add(int r, int v, Simd::Bytes codes, Simd::Bytes x) {
-    sum[r][v] = bits == 4 ? Simd::dot_nibbles(sum[r][v], codes, x) : Simd::dot(sum[r][v], codes, x);
+  void clear() {
+    each([](Simd::I& part) { part = Simd::whole(0); });
   }
-  Simd::F settled(int r, int v) const {
-    return Simd::to_float(bits == 4 ? Simd::settle_nibbles(sum[r][v]) : sum[r][v]);
+  // From the first pass to the second.
+  void shift() {
+    each([](Simd::I& part) { part = Simd::shift_left<kRadixBits>(part); });
+  }
+  void add(int byte, int r, int v, Simd::Bytes codes, Simd::Bytes x) {
+    Simd::I& part = sum[byte][r][v];
+    part = bits == 4 ? Simd::dot_nibbles(part, codes, x) : Simd::dot(part, codes, x);
+  }
+  Simd::F whole(int r, int v) const {
+    const auto settled = [&](int byte) {
+      return Simd::to_float(bits == 4 ? Simd::settle_nibbles(sum[byte][r][v]) : sum[byte][r][v]);
+    };
+    return bytes == 1 ? settled(0) : Simd::fma(settled(0), Simd::set1(kRadix), settled(bytes - 1));
   }
 };
 
@@ -38,52 +56,61 @@ void grid_tile(const Term<bf16>& term, int64_t row, int64_t panel, int64_t begin
   using Codes = IntegerStream<Layout::bits == 8 ? Storage::int8 : Storage::int4>;
   constexpr int vectors = panels * kPanelVectors;
   // What is taken off the codes that are multiplied.
-  constexpr float offset = Layout::bits == 8 ? Simd::byte_offset : Layout::origin;
+  constexpr int offset = Layout::bits == 8 ? Simd::byte_offset : Layout::origin;
   const int64_t bytes = term.weights.panel_bytes;
   const char* weights = term.weights.panels + panel * bytes;
   Ahead ahead = fetch.ahead(weights + Layout::codes(begin), fetch.next,
                             (Layout::codes(end) - Layout::codes(begin)) / kLine, bytes);
   const PreparedRows prepared(term.prepared, term.inputs);
   const int64_t stride = prepared.stride();
-  for (int64_t group = begin; group < end; ++group) {
-    ByteSums<Layout::bits, rows, panels> high, low;
-    high.clear();
-    low.clear();
-    Codes stream{weights + Layout::codes(group), bytes};
-    const int8_t* x = prepared.wholes(row) + group * 2 * kGroup;
-    for (int64_t unit = 0; unit < kGroup / kUnit; ++unit, stream.at += Codes::step, x += 2 * kUnit) {
-      for (int64_t line = 0; line < Codes::step; line += kLine) prefetch_line<panels>(ahead);
-      Simd::Bytes codes[2][vectors];
-#pragma GCC unroll 32
-      for (int v = 0; v < vectors; ++v) stream.load(v, codes[0][v], codes[1][v]);
+  Sums<rows, panels> total;
+  load_sums<rows, panels>(sums, kTileOutputs, total);
+  const RowGroup* of_rows = prepared.groups(row) + begin;
+  for (int64_t group = begin; group < end; ++group, ++of_rows) {
+    WholeSums<Layout::bits, rows, panels> whole;
+    whole.clear();
 #pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r) {
-          const int8_t* at = x + r * stride + half * kUnit;
-          const Simd::Bytes upper = Simd::broadcast(at), lower = Simd::broadcast(at + 4);
+    for (int pass = 0; pass < whole.passes; ++pass) {
+      if (pass) {
+        whole.shift();
+        // Codes are read again: GCC would keep all in registers, and the sums in memory.
+        asm volatile("" ::: "memory");
+      }
+      Codes stream{weights + Layout::codes(group), bytes};
+      const int8_t* x = of_rows->wholes + pass * 4;
+#pragma GCC unroll Simd::integer_unroll
+      for (int64_t unit = 0; unit < kGroup / kUnit; ++unit, stream.at += Codes::step, x += 2 * kUnit) {
+        for (int64_t line = 0; pass == 0 && line < Codes::step; line += kLine) prefetch_line<panels>(ahead);
+        Simd::Bytes codes[2][vectors];
 #pragma GCC unroll 32
-          for (int v = 0; v < vectors; ++v) {
-            high.add(r, v, codes[half][v], upper);
-            low.add(r, v, codes[half][v], lower);
+        for (int v = 0; v < vectors; ++v) stream.load(v, codes[0][v], codes[1][v]);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+#pragma GCC unroll 16
+          for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
+            for (int byte = 0; byte < whole.bytes; ++byte) {
+              const Simd::Bytes value = Simd::broadcast(x + r * stride + half * kUnit + byte * 4);
+#pragma GCC unroll 32
+              for (int v = 0; v < vectors; ++v) whole.add(byte, r, v, codes[half][v], value);
+            }
           }
         }
       }
     }
     prefetch_line<panels>(ahead);
-    const GridNumbers<storage, panels> numbers(weights, bytes, group);
+    const GridNumbers<storage, panels, offset> numbers(weights, bytes, group);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const GroupNumbers& of_row = prepared.groups(row + r)[group];
-      const Simd::F scale = Simd::set1(of_row.scale), less = Simd::set1(-offset * of_row.sum);
+      const RowGroup& of_row = *reinterpret_cast<const RowGroup*>(of_rows->wholes + r * stride);
+      const Simd::F scale = Simd::set1(of_row.scale);
 #pragma GCC unroll 32
       for (int v = 0; v < vectors; ++v) {
-        const Simd::F whole = Simd::fma(high.settled(r, v), Simd::set1(kRadix), low.settled(r, v));
-        const Simd::F part = offset ? Simd::fma(scale, whole, less) : Simd::mul(scale, whole);
-        numbers.add(part, of_row.sum, v, sums + r * kTileOutputs + v * Simd::width);
+        total[r][v] = numbers.add(Simd::mul(scale, whole.whole(r, v)), of_row.sum, v, total[r][v]);
       }
     }
   }
+  store_sums<rows, panels>(total, sums, kTileOutputs);
 }
 
 }  // namespace

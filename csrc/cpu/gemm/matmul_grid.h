@@ -73,7 +73,8 @@ void grid_tile(const Term<float>& term, int64_t row, int64_t panel, int64_t begi
       const float x_sum = prepared.groups(row + r)[group].sum;
 #pragma GCC unroll 32
       for (int v = 0; v < panels * kPanelVectors; ++v) {
-        numbers.add(part[r][v], x_sum, v, sums + r * kTileOutputs + v * Simd::width);
+        float* at = sums + r * kTileOutputs + v * Simd::width;
+        Simd::store(at, numbers.add(part[r][v], x_sum, v, Simd::load(at)));
       }
     }
   }

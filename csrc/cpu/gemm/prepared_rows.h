@@ -20,10 +20,11 @@ constexpr int64_t kGroup = 32;
 // Values none of which is larger become zero: the inverse of their scale might not be finite.
 constexpr float kSmallestPeak = 1e-30f;
 
-// Of a group of a row.
-struct GroupNumbers {
-  float scale;  // what a whole number 1 stands for
-  float sum;    // of the values
+// A group of a row.
+struct RowGroup {
+  int8_t wholes[2 * kGroup];  // its values as whole numbers
+  float scale;                // what 1 stands for
+  float sum;                  // of the values
 };
 
 struct PreparedRows {
@@ -35,8 +36,7 @@ struct PreparedRows {
   // In bytes: whole cache lines, and never a multiple of 2 KiB.
   int64_t stride() const {
     constexpr int64_t groups = kBlock / kGroup;
-    constexpr int64_t bytes =
-        kBlock + sizeof(float) + sizeof(int32_t) + 2 * kBlock + groups * sizeof(GroupNumbers);
+    constexpr int64_t bytes = kBlock + sizeof(float) + sizeof(int32_t) + groups * sizeof(RowGroup);
     return row_stride<char>(divide_up(blocks * bytes, 64) * 64);
   }
   // Of all rows.
@@ -49,12 +49,7 @@ struct PreparedRows {
   }
   // Of the values of each block.
   int32_t* sums(int64_t row) const { return reinterpret_cast<int32_t*>(scales(row) + blocks); }
-  // The numbers of each group.
-  GroupNumbers* groups(int64_t row) const { return reinterpret_cast<GroupNumbers*>(sums(row) + blocks); }
-  // The whole numbers of the groups, 2 kGroup bytes each.
-  int8_t* wholes(int64_t row) const {
-    return reinterpret_cast<int8_t*>(groups(row) + blocks * (kBlock / kGroup));
-  }
+  RowGroup* groups(int64_t row) const { return reinterpret_cast<RowGroup*>(sums(row) + blocks); }
 };
 
 }  // namespace zweave

@@ -22,6 +22,7 @@ struct Simd {
   static constexpr int integer_rows = 4;
   static constexpr int integer_unroll = 1;
   static constexpr int grid_rows = 2;
+  static constexpr int two_pass_rows = grid_rows + 1;  // a pass is for both bytes
   static constexpr int byte_offset = 0;
   static constexpr int mix_rows = 2;
   static constexpr int mix_vectors = 4;
@@ -154,6 +155,10 @@ struct Simd {
   // Nibbles times bytes, of which eight sums of two stay below 2^15: they are added up in halves.
   static I dot_nibbles(I sum, Bytes w, Bytes x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
   static I settle_nibbles(I sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+  template <int bits>
+  static I shift_left(I x) {
+    return _mm256_slli_epi32(x, bits);
+  }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static I to_whole(F x) { return _mm256_cvtps_epi32(x); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }

@@ -25,7 +25,8 @@ struct Simd {
   static constexpr int streamed_rows = 4;
   static constexpr int integer_rows = 6;
   static constexpr int integer_unroll = 8;  // all steps of a block
-  static constexpr int grid_rows = 4;
+  static constexpr int grid_rows = 6;
+  static constexpr int two_pass_rows = 4;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
   static constexpr int mix_vectors = 4;
@@ -163,8 +164,12 @@ struct Simd {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;
   }
-  static I dot_nibbles(I sum, Bytes w, Bytes x) { return _mm512_dpbusd_epi32(sum, w, x); }
+  static I dot_nibbles(I sum, Bytes w, Bytes x) { return dot(sum, w, x); }
   static I settle_nibbles(I sum) { return sum; }
+  template <int bits>
+  static I shift_left(I x) {
+    return _mm512_slli_epi32(x, bits);
+  }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static I to_whole(F x) { return _mm512_cvtps_epi32(x); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }

@@ -25,8 +25,10 @@ struct Simd {
   static constexpr int integer_rows = 4;
   static constexpr int integer_unroll = 1;
   static constexpr int byte_offset = 0;
-  // The same of a product with a grid, whose rows are of two bytes.
+  // Of a product with a grid, whose rows are of two bytes: rows of the register tile, and from how many on it
+  // passes over a group for each byte alone.
   static constexpr int grid_rows = 2;
+  static constexpr int two_pass_rows = 2;
   // Register tile of a mix.
   static constexpr int mix_rows = 1;
   static constexpr int mix_vectors = 2;
@@ -212,6 +214,11 @@ struct Simd {
   // A sum of up to eight products by `dot_nibbles`, begun at zero, and its numbers.
   static I dot_nibbles(I sum, Bytes w, Bytes x) { return dot(sum, w, x); }
   static I settle_nibbles(I sum) { return sum; }
+  template <int bits>
+  static I shift_left(I x) {
+    for (int i = 0; i < width; ++i) x.lane[i] *= 1 << bits;
+    return x;
+  }
   static F to_float(I x) {
     return each([&](int i) { return float(x.lane[i]); });
   }
