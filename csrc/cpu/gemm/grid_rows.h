@@ -1,10 +1,11 @@
 // Rows of activations as whole numbers of two bytes: what products with weights on a grid multiply.
 //
-//     x = scale * (255 * high + low)      high and low from -127 to 127
+//     x = scale * (128 high + low)      high from -127 to 127, low from -64 to 64
 //
-// 65,025 steps between the largest magnitude of a group and its negative: finer than bf16, which x comes in,
-// for all but values that are 2^-7 of the group's largest or less. Both bytes of four inputs lie side by
-// side, the four in the order 0, 2, 1, 3, in which a line has their codes.
+// 32,639 steps between the largest magnitude of a group and its negative: finer than bf16, which x comes in,
+// for all but values that are 2^-6 of the group's largest or less. A sum over the high bytes becomes one over
+// the whole numbers by a shift. Both bytes of four inputs lie side by side, the four in the order 0, 2, 1, 3,
+// in which a line has their codes.
 #pragma once
 
 #include <cstring>

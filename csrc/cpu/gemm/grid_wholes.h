@@ -73,8 +73,8 @@ void grid_tile(const Term<bf16>& term, int64_t row, int64_t panel, int64_t begin
     for (int pass = 0; pass < whole.passes; ++pass) {
       if (pass) {
         whole.shift();
-        // Codes are read again: GCC would keep all in registers, and the sums in memory.
-        asm volatile("" ::: "memory");
+        // GCC would keep all codes in registers, of which the tallest tile needs every one for its sums.
+        if constexpr (rows == Simd::grid_rows) asm volatile("" ::: "memory");
       }
       Codes stream{weights + Layout::codes(group), bytes};
       const int8_t* x = of_rows->wholes + pass * 4;

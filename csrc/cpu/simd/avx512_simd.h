@@ -26,7 +26,7 @@ struct Simd {
   static constexpr int integer_rows = 6;
   static constexpr int integer_unroll = 8;  // all steps of a block
   static constexpr int grid_rows = 6;
-  static constexpr int two_pass_rows = 4;
+  static constexpr int two_pass_rows = 5;
   static constexpr int byte_offset = 128;
   static constexpr int mix_rows = 4;
   static constexpr int mix_vectors = 4;
@@ -159,7 +159,6 @@ struct Simd {
   }
   static I whole(int32_t x) { return _mm512_set1_epi32(x); }
   // As assembly: around the intrinsic GCC 12 copies and spills the sums of tall tiles.
-  // Nibbles have low ones.
   static I dot(I sum, Bytes w, Bytes x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
     return sum;
