@@ -83,10 +83,10 @@ template <class T>
 void compute(const TypedKernels<T>& kernel, LinearMode mode, const LinearOperands<T>& a, int64_t tokens,
              int threads) {
   run_products(kernel, build_linear(mode, a), tokens, [&](const auto& run) {
-    Team::Barrier barrier;
     const int wanted = omp_in_parallel() ? 1 : threads > 0 ? threads : omp_get_max_threads();
+    Team::Shared shared(wanted);
 #pragma omp parallel num_threads(wanted)
-    run(Team(omp_get_thread_num(), omp_get_num_threads(), barrier));
+    run(Team(omp_get_thread_num(), omp_get_num_threads(), shared));
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <deque>
 #include <utility>
 #include <vector>
@@ -11,6 +12,9 @@
 #include "cpu/threads/team.h"
 
 namespace zweave {
+
+// The least cost of a part of a thread's share: some two microseconds.
+constexpr int64_t kPartCost = 6000;
 
 // Some rows of a product.
 template <class T>
@@ -33,7 +37,7 @@ struct Job {
   }
 };
 
-// The panels of all jobs, laid end to end, are dealt to threads in stretches of equal cost.
+// The panels of all jobs, laid end to end, are shared by the threads in stretches of equal cost.
 template <class T>
 class Phase {
  public:
@@ -73,28 +77,27 @@ class Phase {
   // The first weights that a thread will read here, or null.
   const void* first_weight(const Team& team) const {
     const void* first = nullptr;
-    each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t) {
+    const Share share = share_of(team.rank, team.size);
+    each_stretch(share.begin, share.end, [&](const Job<T>& job, int64_t begin, int64_t) {
       const Weights& weights = job.product.terms[0].weights;
       if (!first) first = weights.panels + begin * weights.panel_bytes;
     });
     return first;
   }
 
-  // Computes a thread's share. next: what the thread reads afterwards, to be prefetched.
+  // Computes what falls to a thread. next: what the thread reads afterwards, to be prefetched.
   void run(const TypedKernels<T>& kernel, const Team& team, const void* next) const {
     std::vector<bool> ready(prepared_.size());
-    each_stretch(team, [&](const Job<T>& job, int64_t begin, int64_t end) {
-      Matmul<T> product = job.product;
-      product.next = next;
-      for (int64_t i = 0; i < product.num_terms; ++i) {
-        if (job.prepared[i] < 0) continue;
-        // Every thread makes its own: fetching another's from its cache takes longer.
-        Term<T>& term = product.terms[i];
-        term.prepared += team.rank * PreparedRows(nullptr, term.inputs).bytes(rows_);
-        if (!ready[job.prepared[i]]) kernel.prepare_rows(term, job.row_begin, job.row_end);
-        ready[job.prepared[i]] = true;
-      }
-      kernel.matmul(product, job.row_begin, job.row_end, begin, end);
+    const int parts = num_parts(team.size);
+    team.deal(parts, [&](int owner, int part) {
+      const Share share = share_of(owner, team.size);
+      const bool is_last = part + 1 == parts;
+      const int64_t left = share.end - share.begin,
+                    end = is_last ? share.end : share.end - (left >> (part + 1));
+      const void* after = owner == team.rank && is_last ? next : nullptr;
+      each_stretch(share.end - (left >> part), end, [&](const Job<T>& job, int64_t begin, int64_t end) {
+        multiply(kernel, team.rank, job, begin, end, after, ready);
+      });
     });
   }
 
@@ -127,17 +130,46 @@ class Phase {
     return index;
   }
 
-  // A panel belongs to the thread in whose share its first unit of cost lies.
+  // Panels [begin, end) of a job. ready: what the thread has prepared in this phase.
+  void multiply(const TypedKernels<T>& kernel, int rank, const Job<T>& job, int64_t begin, int64_t end,
+                const void* next, std::vector<bool>& ready) const {
+    Matmul<T> product = job.product;
+    product.next = next;
+    for (int64_t i = 0; i < product.num_terms; ++i) {
+      if (job.prepared[i] < 0) continue;
+      // Every thread makes its own: fetching another's from its cache takes longer.
+      Term<T>& term = product.terms[i];
+      term.prepared += rank * PreparedRows(nullptr, term.inputs).bytes(rows_);
+      if (!ready[job.prepared[i]]) kernel.prepare_rows(term, job.row_begin, job.row_end);
+      ready[job.prepared[i]] = true;
+    }
+    kernel.matmul(product, job.row_begin, job.row_end, begin, end);
+  }
+
+  // A stretch of cost.
+  struct Share {
+    int64_t begin, end;
+  };
+
+  // Of a share: half of what is left each time, so that threads of unequal speed end together. Few rows are
+  // bound by memory, for which the threads' speed matters less than long streams.
+  int num_parts(int size) const {
+    if (rows_ < kMemoryBoundRows) return 1;
+    return std::max<int>(1, std::bit_width(uint64_t(total_ / size / kPartCost)));
+  }
+
+  Share share_of(int rank, int size) const { return {total_ * rank / size, total_ * (rank + 1) / size}; }
+
+  // The panels whose first unit of cost lies in [low, high), in twos, as most tiles have them.
   template <class Body>
-  void each_stretch(const Team& team, Body body) const {
-    const int64_t low = total_ * team.rank / team.size, high = total_ * (team.rank + 1) / team.size;
+  void each_stretch(int64_t low, int64_t high, Body body) const {
     int64_t at = 0;
     for (const Job<T>& job : jobs_) {
-      const int64_t cost = job.cost(), panels = job.panels();
-      const int64_t begin = std::clamp<int64_t>(divide_up(low - at, cost), 0, panels);
-      const int64_t end = std::clamp<int64_t>(divide_up(high - at, cost), 0, panels);
+      const int64_t cost = 2 * job.cost(), panels = job.panels();
+      const int64_t begin = std::clamp<int64_t>(2 * divide_up(low - at, cost), 0, panels);
+      const int64_t end = std::clamp<int64_t>(2 * divide_up(high - at, cost), 0, panels);
       if (begin < end) body(job, begin, end);
-      at += cost * panels;
+      at += job.cost() * panels;
     }
   }
 

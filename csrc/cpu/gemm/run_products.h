@@ -21,8 +21,8 @@ void run_phases(const TypedKernels<T>& kernel, const Phase<T> (&phases)[2], Wake
     phases[1].run(kernel, team, nullptr);
   };
   if (phases[0].cost() + phases[1].cost() >= kWorthWaking) return wake(run);
-  Team::Barrier barrier;
-  run(Team(0, 1, barrier));
+  Team::Shared shared(1);
+  run(Team(0, 1, shared));
 }
 
 // Computes `rows` rows.

@@ -5,29 +5,38 @@
 #include <atomic>
 #include <cstdint>
 #include <thread>
+#include <vector>
 
 namespace zweave {
 
-// One thread of a team, and the barrier that all of them share.
+// One thread of a team, and what all of them share.
 class Team {
  public:
-  struct Barrier {
+  struct Shared {
+    explicit Shared(int threads) : taken(threads) {}
+
+    struct Taken {
+      alignas(64) std::atomic<int> parts[2]{};  // after an even number of rounds and after an odd one
+    };
     alignas(64) std::atomic<int> waiting{0};
     alignas(64) std::atomic<int> round{0};
+    std::vector<Taken> taken;  // of each thread's share
   };
 
-  Team(int rank, int size, Barrier& barrier) : rank(rank), size(size), barrier_(barrier) {}
+  Team(int rank, int size, Shared& shared) : rank(rank), size(size), shared_(shared) {}
 
   // Returns when every thread of the team has called it; what they wrote before is seen by all.
   void wait() const {
     if (size == 1) return;
-    const int round = barrier_.round.load(std::memory_order_relaxed);
-    if (barrier_.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-      barrier_.waiting.store(0, std::memory_order_relaxed);
-      barrier_.round.store(round + 1, std::memory_order_release);
+    const int round = shared_.round.load(std::memory_order_relaxed);
+    // Nobody has taken of these since the round before.
+    shared_.taken[rank].parts[(round + 1) & 1].store(0, std::memory_order_relaxed);
+    if (shared_.waiting.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+      shared_.waiting.store(0, std::memory_order_relaxed);
+      shared_.round.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; barrier_.round.load(std::memory_order_acquire) == round; ++spins) {
+    for (int spins = 0; shared_.round.load(std::memory_order_acquire) == round; ++spins) {
       // A thread that is not running must get the processor that the others wait on.
       if (spins > kSpins) {
         std::this_thread::yield();
@@ -44,6 +53,19 @@ class Team {
     if (begin < end) body(begin, end);
   }
 
+  // Calls body(owner, part) for each of `parts` parts of every thread's share, on one of the threads: on its
+  // owner, or on another that is done with its own, since on a shared machine one processor may lag behind.
+  // Once between two calls of `wait`.
+  template <class Body>
+  void deal(int parts, Body body) const {
+    const int now = shared_.round.load(std::memory_order_relaxed) & 1;
+    for (int i = 0; i < size; ++i) {
+      const int owner = (rank + i) % size;
+      std::atomic<int>& taken = shared_.taken[owner].parts[now];
+      for (int part; (part = taken.fetch_add(1, std::memory_order_relaxed)) < parts;) body(owner, part);
+    }
+  }
+
   const int rank, size;
 
  private:
@@ -55,7 +77,7 @@ class Team {
 #endif
   }
 
-  Barrier& barrier_;
+  Shared& shared_;
 };
 
 }  // namespace zweave
