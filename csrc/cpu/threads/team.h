@@ -58,6 +58,10 @@ class Team {
   // Once between two calls of `wait`.
   template <class Body>
   void deal(int parts, Body body) const {
+    if (size == 1) {
+      for (int part = 0; part < parts; ++part) body(rank, part);
+      return;
+    }
     const int now = shared_.round.load(std::memory_order_relaxed) & 1;
     for (int i = 0; i < size; ++i) {
       const int owner = (rank + i) % size;
