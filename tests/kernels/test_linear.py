@@ -85,12 +85,14 @@ def test_a_row_has_the_same_bits_in_every_batch(in_features, dtype) -> None:
 
 
 @DTYPES
+@pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("tokens", [1, 3, 40, 200])
 def test_a_row_has_the_same_bits_with_any_number_of_threads(tokens, dtype, threads) -> None:
+    """Threads take from one another's share; every output is written, and only once it is whole."""
     x, weight, bias = operands(tokens, 1000, 300, dtype)
     w = pack(weight)
     results = []
-    for count in (1, 2, 3, 5):
+    for count in (1, 2, 3, 5, 5, 5):
         threads(count)
         results.append(linear(x, w, bias))
     assert all(torch.equal(result, results[0]) for result in results)

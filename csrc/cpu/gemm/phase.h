@@ -24,16 +24,18 @@ struct Job {
   int64_t prepared[3];  // of each term: index of the phase's Prepared, or -1
 
   int64_t panels() const { return divide_up(product.outputs, kPanel); }
-  // Time of a panel, in inputs times rows. Integers are read in half the time and multiplied in half the
-  // time.
+  // Time of a panel, in plain inputs times rows. Few rows take the time of reading the weights; more multiply
+  // integers in half the time.
   int64_t cost() const {
+    const int64_t rows = row_end - row_begin;
     int64_t inputs = 1;
     for (int64_t i = 0; i < product.num_terms; ++i) {
       const Term<T>& term = product.terms[i];
-      inputs += term.weights.storage == Storage::plain ? term.inputs : divide_up(term.inputs, 2);
+      const int64_t bits = bits_of<T>(term.weights.storage), plain = bits_of<T>(Storage::plain);
+      inputs += rows < kMemoryBoundRows ? term.inputs * bits / plain : term.inputs / (bits < plain ? 2 : 1);
     }
     inputs += product.num_pages * kPanel;
-    return inputs * std::max(kMemoryBoundRows, row_end - row_begin);
+    return inputs * std::max(kMemoryBoundRows, rows);
   }
 };
 

@@ -50,6 +50,12 @@ enum class Storage : uint8_t { plain, int8, int4, grid4, grid4_minimum, grid4_wi
 constexpr int nibble_of(int pair) { return pair % 2 * 2 + pair / 2; }
 
 constexpr bool is_integer(Storage storage) { return storage == Storage::int8 || storage == Storage::int4; }
+// Bits of a weight of a T's product, without its share of scales and minima.
+template <class T>
+constexpr int64_t bits_of(Storage storage) {
+  if (storage == Storage::plain) return 8 * int64_t(sizeof(T));
+  return storage == Storage::int8 || storage == Storage::grid8 ? 8 : 4;
+}
 // Whether a product reads something of its rows that has to be worked out first.
 constexpr bool wants_prepared(Storage storage) { return storage != Storage::plain; }
 
