@@ -162,14 +162,15 @@ class Phase {
 
   Share share_of(int rank, int size) const { return {total_ * rank / size, total_ * (rank + 1) / size}; }
 
-  // The panels whose first unit of cost lies in [low, high), in twos, as most tiles have them.
+  // The panels whose first unit of cost lies in [low, high), of many rows in twos, as most tiles have them.
   template <class Body>
   void each_stretch(int64_t low, int64_t high, Body body) const {
+    const int64_t together = rows_ < kMemoryBoundRows ? 1 : 2;
     int64_t at = 0;
     for (const Job<T>& job : jobs_) {
-      const int64_t cost = 2 * job.cost(), panels = job.panels();
-      const int64_t begin = std::clamp<int64_t>(2 * divide_up(low - at, cost), 0, panels);
-      const int64_t end = std::clamp<int64_t>(2 * divide_up(high - at, cost), 0, panels);
+      const int64_t cost = together * job.cost(), panels = job.panels();
+      const int64_t begin = std::clamp<int64_t>(together * divide_up(low - at, cost), 0, panels);
+      const int64_t end = std::clamp<int64_t>(together * divide_up(high - at, cost), 0, panels);
       if (begin < end) body(job, begin, end);
       at += job.cost() * panels;
     }
