@@ -88,7 +88,7 @@ def test_a_row_has_the_same_bits_in_every_batch(in_features, dtype) -> None:
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("tokens", [1, 3, 40, 200])
 def test_a_row_has_the_same_bits_with_any_number_of_threads(tokens, dtype, threads) -> None:
-    """Threads take from one another's share; every output is written, and only once it is whole."""
+    """Threads take from one another's share; an output that none wrote would be NaN, which equals nothing."""
     x, weight, bias = operands(tokens, 1000, 300, dtype)
     w = pack(weight)
     results = []

@@ -24,8 +24,8 @@ struct CentredLayout {
   static constexpr int64_t block_groups = 2;
   static constexpr int64_t group_bytes = kGroup * kPanel * bits / 8, block_bytes = 2 * group_bytes + 64;
 
-  // 32 bytes of scales a group lie before either, those of the same block excepted; a tile asks for both once
-  // a group.
+  // group / 2 * block_bytes, and for the second group of a block group_bytes or 32 more: written in few
+  // instructions, since a tile asks for both once a group.
   static constexpr int64_t codes(int64_t group) { return group * group_bytes + (group & ~1) * 32; }
   static constexpr int64_t scales(int64_t group) { return ((group | 1) + 1) * group_bytes + group * 32; }
   static constexpr int64_t bytes(int64_t groups) { return divide_up(groups, 2) * block_bytes; }
